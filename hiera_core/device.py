@@ -1,0 +1,62 @@
+"""Where and in which number format to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import DeviceError, UsageError, near
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """`auto` (CUDA, then MPS, then CPU), or the one asked for; never silently another.
+
+    Raises:
+        UsageError: no such name.
+        DeviceError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        hint = near(kind, ("cpu", "cuda", "mps")) or "use auto, cpu, cuda or mps"
+        raise UsageError(f"unknown device {name!r}", hint)
+    if (kind == "cuda" and not _has_cuda()) or (kind == "mps" and not _has_mps()):
+        raise DeviceError(f"device {name!r} is not available here", "use --device cpu")
+    return torch.device(name)
+
+
+def select_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: fp16 on CUDA, bf16 on a CPU with native instructions for it, else fp32."""
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if device.type == "cpu" and has_native_bf16() else torch.float32
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype {name!r}", f"use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def has_native_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16 or AMX); emulation is slower than fp32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it; the CPU allocator only a message."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "not enough memory" in text
+        or "out of memory" in text
+    )
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,97 @@
+"""Parameter names of the four Hieras. Renaming is all it takes: no transposes, no reshapes.
+
+`reference` is hiera-transformer's naming and ours. timm's and transformers' are translated by the
+tables below; each row is (theirs, ours), a prefix or an infix of the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
+
+from .errors import CheckpointError
+
+Dialect = Literal["reference", "timm", "transformers"]
+T = TypeVar("T")
+
+TIMM = (
+    ("head.norm.", "norm."),
+    ("head.fc.", "head.projection."),
+)
+TRANSFORMERS = (
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("pooler.layernorm.", "norm."),
+    ("classifier.", "head.projection."),
+    ("multiscale_fusion.multi_scale_fusion_heads.", "multi_scale_fusion_heads."),
+    ("decoder.decoder_embeddings.", "decoder_embed."),
+    ("decoder.mask_token", "mask_token"),
+    ("decoder.decoder_position_embeddings", "decoder_pos_embed"),
+    ("decoder.decoder_block.layers.", "decoder_blocks."),
+    ("decoder.decoder_norm.", "decoder_norm."),
+    ("decoder.decoder_pred.", "decoder_pred."),
+)
+TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
+_STAGE = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
+
+
+def detect(names: Iterable[str]) -> Dialect:
+    """Which Hiera wrote these names.
+
+    Raises:
+        CheckpointError: no Hiera did.
+    """
+    names = [name.removeprefix("hiera.") for name in names]
+    if any(name.startswith("encoder.stages.") for name in names):
+        return "transformers"
+    if any(name.startswith(("head.fc.", "head.norm.")) for name in names):
+        return "timm"
+    if "patch_embed.proj.weight" in names and any(name.startswith("blocks.0.") for name in names):
+        return "reference"
+    found = ", ".join(sorted(names)[:3]) or "no tensors"
+    raise CheckpointError(
+        f"this is not a Hiera checkpoint (it holds {found}, ...)",
+        "give a file of hiera-transformer, timm or transformers",
+    )
+
+
+def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Dialect]:
+    """Any dialect to the reference's names, and which one it was."""
+    dialect = detect(state)
+    if dialect == "reference":
+        return dict(state), dialect
+    if dialect == "timm":
+        return {_rename(name, TIMM): value for name, value in state.items()}, dialect
+    renamed = _from_transformers({n.removeprefix("hiera."): v for n, v in state.items()})
+    return renamed, dialect
+
+
+def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
+    depths: dict[int, int] = {}
+    for name in state:
+        if match := _STAGE.match(name):
+            stage, layer = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), layer + 1)
+    starts = {stage: sum(depths.get(s, 0) for s in range(stage)) for stage in depths}
+    renamed = {}
+    for name, value in state.items():
+        if match := _STAGE.match(name):
+            block = starts[int(match[1])] + int(match[2])
+            name = f"blocks.{block}.{_rename(match[3], TRANSFORMERS_BLOCK)}"
+        else:
+            name = _rename(name, TRANSFORMERS)
+            if name.startswith("decoder_blocks."):
+                head, number, rest = name.split(".", 2)
+                name = f"{head}.{number}.{_rename(rest, TRANSFORMERS_BLOCK)}"
+        renamed[name] = value
+    if "decoder_pos_embed" in renamed:  # an autoencoder's last norm has a name of its own
+        renamed = {_rename(name, (("norm.", "encoder_norm."),)): v for name, v in renamed.items()}
+    return renamed
+
+
+def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
+    for theirs, ours in table:
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name

@@ -1,0 +1,160 @@
+"""Models by name: `create_model`, and the 20 functions of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import labels, pretrained, weights, zoo
+from .backbone import FeatureBackbone
+from .errors import near
+from .mae import MaskedAutoencoderHiera
+from .model import Hiera, HieraEncoder
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    strict: bool = True,
+    features_only: bool = False,
+    **config: Any,
+) -> HieraEncoder | FeatureBackbone:
+    """A model from the zoo, the hub or a file.
+
+    Args:
+        name: a zoo name (`hiera_base_224`), one with its checkpoint (`hiera_base_224.mae_in1k`), or
+            a hub repository, folder or file, which always brings its weights.
+        pretrained: load weights; otherwise they are newly initialised.
+        checkpoint: which: a tag of the model, a hub repository, URL, folder or file. The last four
+            load even without `pretrained`.
+        strict: every parameter must be in the checkpoint (but for a replaced head).
+        features_only: return stage maps, channels first (see `FeatureBackbone`).
+        config: constructor arguments that differ from the zoo's, e.g. `num_classes=10`.
+
+    Raises:
+        UsageError: unknown model or checkpoint.
+        CheckpointError, HubError: see `weights.read`.
+    """
+    base, tag = zoo.split_tag(name)
+    if base not in zoo.models():
+        if not _names_weights(name):
+            zoo.get(name)  # raises, with near names
+        model = from_checkpoint(weights.read(name), strict=strict, **config)
+    else:
+        row, choice = zoo.get(base), str(checkpoint or tag or "") or None
+        if choice is None or choice in row.checkpoints or not _names_weights(choice):
+            if pretrained or choice is not None and choice not in row.checkpoints:
+                model = from_zoo(row, weights.read_zoo(row, choice), strict=strict, **config)
+            else:
+                model = from_zoo(row, **config)
+        else:
+            model = from_zoo(row, weights.read(choice), strict=strict, **config)
+    return FeatureBackbone(model) if features_only else model
+
+
+def list_models() -> list[str]:
+    """Names of all models."""
+    return zoo.names()
+
+
+def from_zoo(
+    row: zoo.Model,
+    checkpoint: weights.Checkpoint | None = None,
+    strict: bool = True,
+    **config: Any,
+) -> HieraEncoder:
+    """Build a zoo row, with a checkpoint's weights or newly initialised."""
+    cls = MaskedAutoencoderHiera if row.autoencoder else Hiera
+    model: HieraEncoder
+    if checkpoint is None:
+        model, card = cls(**{**row.config, **config}), {}
+    else:
+        model = pretrained.build(
+            cls, row.config, checkpoint, overrides=config, name=row.name, strict=strict
+        )
+        card = checkpoint.card
+    model.card = {**card_of(row, None if checkpoint is None else checkpoint.source), **card}
+    return model
+
+
+def from_checkpoint(
+    checkpoint: weights.Checkpoint, strict: bool = True, **config: Any
+) -> HieraEncoder:
+    """Build the model that a checkpoint was saved from."""
+    cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
+    arguments = pretrained.architecture(checkpoint)
+    model = pretrained.build(cls, arguments, checkpoint, overrides=config, strict=strict)
+    row = weights.identify(checkpoint.state)
+    known = card_of(row, checkpoint.source) if row else {"source": checkpoint.source}
+    model.card = {**known, **checkpoint.card}
+    return model
+
+
+def card_of(row: zoo.Model, source: str | None = None) -> dict[str, Any]:
+    """What a model carries besides its weights: name, preprocessing, licence, origin."""
+    card: dict[str, Any] = {"model": row.name, "preprocessing": row.preprocessing}
+    if source is not None:
+        card |= {"source": source}
+    if source is not None and source.startswith(row.name + "."):
+        card |= {"licence": row.licence}
+    return card
+
+
+def class_names_of(model: nn.Module) -> list[str] | None:
+    """Names of a classifier's classes, where they are known."""
+    head = getattr(model, "head", None)
+    if not hasattr(head, "projection"):
+        return None
+    count: int = head.projection.out_features  # type: ignore[union-attr, assignment]
+    known = getattr(model, "card", {}).get("classes")
+    names = labels.for_classes(count, known)
+    return None if names is None else list(names)
+
+
+def _names_weights(text: str) -> bool:
+    """Whether a name means a place (path, URL, hub repository), not a row or a tag."""
+    return "/" in text or "\\" in text or Path(text).exists()
+
+
+def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
+    def build(
+        pretrained: bool = False,
+        checkpoint: str | None = row.default,
+        strict: bool = True,
+        **config: Any,
+    ) -> HieraEncoder:
+        if pretrained:
+            loaded = weights.read_zoo(row, checkpoint)
+            return from_zoo(row, loaded, strict=strict, **config)
+        return from_zoo(row, **config)
+
+    build.__name__ = build.__qualname__ = row.name
+    build.__doc__ = f"""{row.name}: see the model table in the README.
+
+    Args:
+        pretrained: load the released weights.
+        checkpoint: which of them: {", ".join(row.checkpoints)}.
+        strict: every parameter must be in the checkpoint (but for a replaced head).
+        config: constructor arguments that differ, e.g. `num_classes=10`.
+    """
+    build.checkpoints = {  # type: ignore[attr-defined]
+        tag: weights.hub.url_of(w.file) for tag, w in row.checkpoints.items()
+    }
+    build.default = row.default  # type: ignore[attr-defined]
+    return build
+
+
+functions: dict[str, Callable[..., HieraEncoder]] = {
+    row.name: _zoo_function(row) for row in zoo.models().values()
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in functions:
+        return functions[name]
+    hint = near(name, functions)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r} {hint}".rstrip())

@@ -1,0 +1,177 @@
+"""Checkpoint files: read without running code, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import CheckpointError, OutputError
+
+# Where the weights sit in a saved dictionary: the reference's, then common trainers'.
+STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
+SAFETENSORS_MAX_HEADER = 100 << 20
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows.
+
+    The content decides, not the file's ending. Pickles are read with `weights_only`: nothing in
+    the file runs.
+
+    Raises:
+        CheckpointError: damaged, unsafe, or no dictionary of plain dense tensors.
+    """
+    try:
+        tensors = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds Python objects or code, not only tensors; nothing of it was run",
+            "get it as .safetensors, or from a source that saves plain tensors",
+        ) from error
+    except MemoryError:
+        raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # readers raise many types on damaged files
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({_first_line(error)})", "fetch it again"
+        ) from error
+    return _check_dense(path, tensors)
+
+
+def is_safetensors(path: Path) -> bool:
+    """A length, then a JSON header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return len(start) == 9 and start[8:] == b"{" and 0 < length < SAFETENSORS_MAX_HEADER
+
+
+def check_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise CheckpointError naming the first tensors that hold NaN or infinity."""
+    bad = [name for name, t in state.items() if t.is_floating_point() and not _finite(t)]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise CheckpointError(
+            f"{source} has NaN or infinite weights in {', '.join(bad[:3])}{more}",
+            "the training run that wrote it diverged, or the file is damaged: use another one",
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`, whole, when the block ends well: fsync, then rename.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors, with the metadata that transformers and the hub expect."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # how it reports a full disk
+            raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    # Only the zip format can be mapped; the old one is read into memory.
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    for key in STATE_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors",
+            "save a state dict",
+        )
+    return loaded
+
+
+def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor", "save a state dict"
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: {name!r} is not a plain dense tensor", "save it dense and unquantised"
+            )
+    return {name.removeprefix("module."): t.detach() for name, t in tensors.items()}  # from DDP
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """A sum is finite if all terms are; only a sum that is not (or overflows) needs a look."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+

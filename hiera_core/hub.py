@@ -1,0 +1,207 @@
+"""Fetching weights: the hub through huggingface_hub, .pth files by URL, and the caches of both.
+
+huggingface_hub does the hub's work, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what
+they mean everywhere. URLs land in torch.hub's cache, where the reference package puts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import HubError, OutputError
+
+log = logging.getLogger("hiera")
+
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
+WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # a mirror of it
+CURES = (
+    "give a local file with --checkpoint, fill the cache on a machine with network (HF_HOME), or "
+    "set a mirror with HF_ENDPOINT"
+)
+LICENCE_NOTE = "released Hiera weights are under CC BY-NC 4.0: no commercial use"
+TIMEOUT_S = 30
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Local files of one checkpoint."""
+
+    weights: Path
+    config: Path | None = None  # config.json
+    card: Path | None = None  # hiera.json
+
+
+def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched:
+    """A hub repository's weights and configuration, from the cache or the hub.
+
+    Args:
+        repo: `owner/name`.
+        cached_only: look no further than the cache.
+        options: `revision`, `token`, `cache_dir`, `force_download` as in hf_hub_download.
+
+    Raises:
+        HubError: offline, missing, gated, interrupted, or damaged on the way.
+    """
+    options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
+    weights = None
+    for name in WEIGHT_NAMES:
+        weights = weights or _hub_file(repo, name, options)
+    if weights is None:
+        raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", CURES)
+    config = _hub_file(repo, "config.json", options)
+    return Fetched(weights, config, _hub_file(repo, "hiera.json", options))
+
+
+def is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def url_of(file: str) -> str:
+    """The address of a released .pth file, on the reference's server or its mirror."""
+    return urllib.parse.urljoin(os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/", file)
+
+
+def cached_url(url: str) -> Path | None:
+    """The file that torch.hub (and so the reference) has downloaded from `url` before."""
+    path = _url_cache() / _file_name(url)
+    return path if path.is_file() else None
+
+
+def from_url(url: str, sha256: str | None = None) -> Fetched:
+    """Download a file to torch.hub's cache, or find it there. Interrupted downloads resume.
+
+    Raises:
+        HubError: offline, not found, interrupted, or not the recorded bytes.
+        OutputError: no room on the disk.
+    """
+    if path := cached_url(url):
+        return Fetched(path)
+    if is_offline():
+        raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", CURES)
+    target = _url_cache() / _file_name(url)
+    partial = target.with_name(target.name + ".partial")
+    log.info("downloading %s (%s)", url, LICENCE_NOTE)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, partial)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise HubError(f"{url} could not be fetched ({reason})", CURES) from error
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written ({error.strerror or error})") from error
+    if sha256 and _sha256(partial) != sha256:
+        partial.unlink()
+        raise HubError(f"{url} sent other bytes than recorded (SHA-256 differs)", "try again")
+    partial.replace(target)
+    return Fetched(target)
+
+
+def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
+    """One file of a repository; None when the repository has no such file."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    where = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
+    cached = isinstance(try_to_load_from_cache(repo, name, **where), str)
+    is_weights = name in WEIGHT_NAMES
+    if is_weights and not cached and not options["local_files_only"] and not is_offline():
+        log.info("fetching %s from the hub (%s)", repo, LICENCE_NOTE)
+    try:
+        path = Path(hf_hub_download(repo, name, **options))
+    except LocalEntryNotFoundError as error:
+        if not is_weights:
+            return None  # optional, and the weights are here
+        raise _hub_error(repo, error) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # network libraries raise many types
+        raise _hub_error(repo, error) from error
+    if is_weights and not cached:
+        _verify_blob(path, repo)
+    return path
+
+
+def _hub_error(repo: str, error: Exception) -> HubError:
+    from huggingface_hub import errors
+
+    cause = error.__cause__ or error
+    if isinstance(error, errors.GatedRepoError):
+        reason, cure = "access is gated", "accept its terms on the hub and set HF_TOKEN"
+    elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        reason, cure = "no such repository or revision", f"check the name; {CURES}"
+    elif is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
+        reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", CURES
+    elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+        reason, cure = "no room on the disk", "free some space or move HF_HOME"
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        reason, cure = f"not in the cache, and the hub does not answer ({_brief(cause)})", CURES
+    else:
+        reason, cure = _brief(cause), CURES
+    return HubError(f"{repo} could not be fetched: {reason}", cure)
+
+
+def _verify_blob(path: Path, repo: str) -> None:
+    """The cache names a large file by its SHA-256; a fresh download must match its name."""
+    blob = path.resolve()
+    if len(blob.name) != 64 or _sha256(blob) == blob.name:
+        return
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+    raise HubError(f"{repo}: {path.name} arrived damaged (SHA-256 differs)", "try again")
+
+
+def _download(url: str, partial: Path) -> None:
+    """Fetch to `partial`, going on where an earlier attempt broke off; progress on stderr."""
+    from tqdm import tqdm
+
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        return  # nothing left to fetch
+    with response:
+        if have and response.status != 206:  # the server starts over
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem)
+        with partial.open("ab" if have else "wb") as file, bar:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and partial.stat().st_size != total:
+        raise ConnectionError("the connection broke off; call again to resume")
+
+
+def _url_cache() -> Path:
+    import torch.hub
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _file_name(url: str) -> str:
+    return Path(urllib.parse.urlparse(url).path).name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _brief(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

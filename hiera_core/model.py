@@ -1,0 +1,393 @@
+"""Hiera, the hierarchical vision transformer (Ryali et al. 2023, arXiv 2306.00989).
+
+Read from the top: the classifier, the encoder it shares with the masked autoencoder, the block.
+Letters in shape comments: b batch, n tokens, w windows (mask units), k kept windows, t tokens of a
+window, c channels. Tokens are in window-major order between embedding and output: see tokens.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Implementation, MaskUnitAttention, pool_tokens
+from .config import BlockRow, HieraConfig
+from .errors import UsageError
+from .layers import DropPath, Head, Mlp, PatchEmbed
+from .pretrained import PretrainedMixin
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class Visible(NamedTuple):
+    """Which mask units the encoder sees, in the two forms it needs."""
+
+    mask: torch.Tensor  # [b, w] bool in grid order, True = visible
+    keep: torch.Tensor  # [b, k] window numbers, ascending
+
+
+class HieraEncoder(nn.Module, PretrainedMixin):
+    """Patch embedding, position embedding and the blocks: what all Hieras share."""
+
+    config_class: ClassVar[type[HieraConfig]] = HieraConfig
+
+    def __init__(self, *args: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__()
+        self._config = cfg = self.config_class.of(args, kwargs, config)
+        self.layout = cfg.layout
+        self.rows = cfg.block_rows()
+        self.norm_layer = norm_factory(cfg.norm_layer)
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(
+            cfg.in_chans, cfg.embed_dim, cfg.patch_kernel, cfg.patch_stride, cfg.patch_padding
+        )
+        if cfg.sep_pos_embed:
+            frames, *space = cfg.tokens
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(space), cfg.embed_dim))
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, frames, cfg.embed_dim))
+        else:
+            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
+
+        # On the CPU also while the model is built on the meta device: these are plain numbers.
+        rates = torch.linspace(0, cfg.drop_path_rate, len(self.rows), device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            HieraBlock.from_row(row, cfg.mlp_ratio, rate, self.norm_layer)
+            for row, rate in zip(self.rows, rates, strict=True)
+        )
+
+    # What the reference calls these ------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, ready for JSON."""
+        return self._config.to_json()
+
+    @property
+    def tokens_spatial_shape(self) -> list[int]:
+        return list(self.layout.grid)
+
+    @property
+    def mask_spatial_shape(self) -> list[int]:
+        return list(self.layout.unit_grid)
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """Number of the last block of each stage."""
+        return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
+
+    @property
+    def q_pool(self) -> int:
+        return self._config.q_pool
+
+    def reduction(self, stage: int) -> tuple[int, ...]:
+        """Pixels (frames) a cell of the stage's map stands for, along each dimension."""
+        pools = min(stage, self.q_pool)
+        pairs = zip(self._config.patch_stride, self._config.q_stride, strict=True)
+        return tuple(patch * q**pools for patch, q in pairs)
+
+    def no_weight_decay(self) -> list[str]:
+        """Parameters that optimisers should not decay, besides the one-dimensional ones."""
+        if self._config.sep_pos_embed:
+            return ["pos_embed_spatial", "pos_embed_temporal"]
+        return ["pos_embed"]
+
+    # Switches -----------------------------------------------------------------------------------
+
+    def set_attention(self, implementation: Implementation) -> None:
+        """`fused` (one kernel, the default) or `eager` (explicit softmax) in every block."""
+        if implementation not in ("fused", "eager"):
+            raise UsageError(f"unknown attention {implementation!r}", "use 'fused' or 'eager'")
+        for module in self.modules():
+            if isinstance(module, MaskUnitAttention):
+                module.implementation = implementation
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of storing its activations."""
+        self.grad_checkpointing = enable
+
+    # Masks ---------------------------------------------------------------------------------------
+
+    def get_random_mask(self, x: torch.Tensor, mask_ratio: float) -> torch.Tensor:
+        """A random [b, mask units] bool mask, True = visible; same seed, same mask as the
+        reference. int(units * (1 - mask_ratio)) units stay visible."""
+        return self.random_visible(x, mask_ratio).mask
+
+    def random_visible(self, x: torch.Tensor, mask_ratio: float) -> Visible:
+        windows = self.layout.windows
+        kept = int(windows * (1 - mask_ratio))
+        noise = torch.rand(x.shape[0], windows, device=x.device)
+        units = noise.argsort(dim=1)[:, :kept]
+        mask = torch.zeros_like(noise, dtype=torch.bool).scatter(1, units, True)
+        return Visible(mask, self._windows_of(units))
+
+    def visible_from_mask(self, mask: torch.Tensor) -> Visible:
+        """Convert a boolean mask, once. Counting it synchronises a GPU: the core uses `keep`.
+
+        Raises:
+            UsageError: wrong shape, rows that keep different numbers of units, or none at all.
+        """
+        mask = mask.bool()
+        if mask.dim() != 2 or mask.shape[1] != self.layout.windows:
+            raise UsageError(
+                f"mask has shape {tuple(mask.shape)}",
+                f"expected [batch, {self.layout.windows}], True = visible",
+            )
+        counts = mask.sum(1)
+        kept = int(counts[0])
+        if kept == 0 or bool((counts != kept).any()):
+            raise UsageError(
+                f"mask rows keep {counts.tolist()} units", "keep the same number, at least one"
+            )
+        units = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :kept]
+        return Visible(mask, self._windows_of(units))
+
+    def _windows_of(self, units: torch.Tensor) -> torch.Tensor:
+        """Mask units, numbered in grid order, to their windows in ascending order."""
+        if not self.layout.maskable:
+            raise UsageError(
+                f"mask units {self.layout.unit} of this model cannot be masked",
+                "mask units must be a power of q_stride that survives every pool",
+            )
+        if self.layout.aligned_levels != self.layout.levels:  # windows are numbered otherwise
+            units = self.layout.unit_of_window(units.device).argsort()[units]
+        return units.sort(dim=1).values
+
+    # Forward --------------------------------------------------------------------------------------
+
+    def get_pos_embed(self) -> torch.Tensor:
+        """Position embedding in grid order, [1, n, c]."""
+        if not self._config.sep_pos_embed:
+            return self.pos_embed
+        frames, *space = self.layout.grid
+        spatial = self.pos_embed_spatial.repeat(1, frames, 1)
+        return spatial + self.pos_embed_temporal.repeat_interleave(math.prod(space), dim=1)
+
+    def encode(
+        self, x: torch.Tensor, visible: Visible | None = None, collect: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Images to tokens. [b, chans, *size] -> ([b, (w t), c], the same at each stage's end).
+
+        With `visible`, only k of the w windows go through the blocks. Stage ends are kept only if
+        `collect`, since holding them costs memory.
+        """
+        self._check_input(x)
+        unit_grid = self.layout.unit_grid
+        mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
+        x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
+        if visible is not None:
+            x = gather_windows(x, visible.keep, self.layout.windows)
+        ends = []
+        for block, last in zip(self.blocks, self._last_of_stage, strict=True):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if collect and last:
+                ends.append(x)
+        return x, ends
+
+    @property
+    def _last_of_stage(self) -> list[bool]:
+        stages = [row.stage for row in self.rows] + [-1]
+        return [a != b for a, b in zip(stages, stages[1:], strict=False)]
+
+    def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
+        """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""
+        arrange = self.layout.to_units if masked else self.layout.to_grid
+        return [arrange(x, min(stage, self.q_pool)) for stage, x in enumerate(ends)]
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        expected = (self._config.in_chans, *self._config.input_size)
+        if tuple(x.shape[1:]) != expected:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}",
+                f"expected [batch, {', '.join(map(str, expected))}]; build the model with another "
+                "input_size or in_chans for other inputs",
+            )
+
+
+class Hiera(HieraEncoder):
+    """The classifier. Arguments: see `HieraConfig`; names, order and defaults are the reference's.
+
+    Forward gives class probabilities in evaluation, logits in training.
+    """
+
+    def __init__(self, *args: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, config=config, **kwargs)
+        self.num_features = self.rows[-1].dim_out
+        self.norm = self.norm_layer(self.num_features)
+        self.head = self._make_head(self._config.num_classes)
+        self.init_weights()
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        return_intermediates: bool = False,
+    ) -> Any:
+        """Classify a batch.
+
+        Args:
+            x: [b, chans, *size].
+            mask: [b, mask units] bool, True = visible, the same number visible in every row.
+            return_intermediates: also return every stage's map, channels last.
+
+        Returns:
+            Probabilities (logits in training) [b, classes]. With a mask, the unnormalised tokens of
+            the visible units in the reference's order [b, n, c]. With `return_intermediates`, a
+            pair of that and a list of [b, *grid, c] (masked: [b, k, *unit, c]).
+
+        Raises:
+            UsageError: the input or the mask does not fit the model.
+        """
+        x = x[0] if isinstance(x, list) else x  # SlowFast's training passes a list of one
+        visible = None if mask is None else self.visible_from_mask(mask)
+        x, ends = self.encode(x, visible, collect=return_intermediates)
+        if visible is None:
+            out = self.head(self.pool(x))
+        else:
+            out = self.layout.reference_order(x, self.q_pool)
+        if not return_intermediates:
+            return out
+        return out, self.stage_maps(ends, masked=visible is not None)
+
+    def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, chans, *size] -> logits [b, classes] in either mode."""
+        x = self.pool(self.encode(x)[0])
+        return self.head.forward_logits(x) if isinstance(self.head, Head) else x
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean over tokens, normalised. [b, n, c] -> [b, c]"""
+        return self.norm(x.mean(dim=1))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a newly initialised one; 0 removes it."""
+        self._config = type(self._config)(**{**vars(self._config), "num_classes": num_classes})
+        parameter = next(self.parameters())
+        self.head = self._make_head(num_classes)
+        self._init_head()
+        self.head.to(parameter.device, parameter.dtype)
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        return Head(self.num_features, num_classes, dropout_rate=self._config.head_dropout)
+
+    def init_weights(self) -> None:
+        """The reference's initialisation, in its order: same seed, same weights."""
+        if self.patch_embed.proj.weight.is_meta:
+            return  # values come from a checkpoint
+        for name in self.no_weight_decay():
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
+        self.apply(_init_module)
+        self._scale_head()
+
+    def _init_head(self) -> None:
+        self.head.apply(_init_module)
+        self._scale_head()
+
+    @torch.no_grad()
+    def _scale_head(self) -> None:
+        if isinstance(self.head, Head):
+            for parameter in self.head.projection.parameters():
+                parameter.mul_(self._config.head_init_scale)
+
+
+class HieraBlock(nn.Module):
+    """Attention (which may pool and widen) and MLP, each with a residual.
+
+    Args: as `MaskUnitAttention`, and mlp_ratio (hidden / dim_out), drop_path (probability),
+        norm_layer and act_layer (called with a width, and with nothing).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        norm_layer: NormLayer = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        q_stride: int = 1,
+        window_size: int = 0,
+        use_mask_unit_attn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.dim_out = dim, dim_out
+        self.norm1 = norm_layer(dim)
+        self.attn = MaskUnitAttention(
+            dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn
+        )
+        self.norm2 = norm_layer(dim_out)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        if dim != dim_out:
+            self.proj = nn.Linear(dim, dim_out)
+
+    @classmethod
+    def from_row(
+        cls, row: BlockRow, mlp_ratio: float, drop_path: float, norm_layer: NormLayer
+    ) -> HieraBlock:
+        return cls(
+            row.dim,
+            row.dim_out,
+            row.heads,
+            mlp_ratio,
+            drop_path,
+            norm_layer,
+            q_stride=row.q_stride,
+            window_size=row.window_size,
+            use_mask_unit_attn=row.use_mask_unit_attn,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, n, dim] -> [b, n / q_stride, dim_out], window-major."""
+        x_norm = self.norm1(x)
+        x = self.shortcut(x, x_norm) + self.drop_path(self.attn(x_norm))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def shortcut(self, x: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
+        """The residual, widened (from the normalised input, as released) and pooled to match."""
+        if self.dim != self.dim_out:
+            x = self.proj(x_norm)
+        if self.attn.q_stride > 1:
+            x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
+        return x
+
+
+def gather_windows(x: torch.Tensor, keep: torch.Tensor, windows: int) -> torch.Tensor:
+    """Drop the windows that are not in `keep`. b (w t) c, b k -> b (k t) c"""
+    batch, _, channels = x.shape
+    x = x.view(batch, windows, -1)
+    x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+    return x.view(batch, -1, channels)
+
+
+def norm_factory(norm: str | NormLayer) -> NormLayer:
+    """A name in torch.nn, with Hiera's eps of 1e-6, or a callable as it is."""
+    if callable(norm):
+        return norm
+    return partial(getattr(nn, norm), eps=1e-6)
+
+
+def _init_module(module: nn.Module) -> None:
+    """Truncated normal 0.02 for weights, 0.02 for Linear and norm biases (reference's code)."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.bias, 0.02)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.constant_(module.bias, 0.02)
+        nn.init.constant_(module.weight, 1.0)
+
+
+Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

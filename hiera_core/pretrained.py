@@ -1,0 +1,113 @@
+"""Building a model class from a checkpoint, and saving it: `from_pretrained`, `save_pretrained`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+
+from . import files, weights
+from .errors import CheckpointError
+
+M = TypeVar("M", bound=torch.nn.Module)
+CARD_NAME = "hiera.json"  # what config.json has no place for: an extra key breaks the reference
+
+
+class PretrainedMixin(
+    PyTorchModelHubMixin,
+    library_name="hiera",
+    paper_url="https://arxiv.org/abs/2306.00989",
+    tags=["hiera"],
+):
+    """hub loading, saving and pushing; stricter than the hub's own mixin, and whole or nothing."""
+
+    card: dict[str, Any]  # classes, preprocessing and provenance, as hiera.json holds them
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, source: str | Path, *, strict: bool = True, **options: Any
+    ) -> Self:
+        """Build the model of a hub repository, folder or file, in any dialect.
+
+        Args:
+            source: `facebook/hiera_base_224.mae_in1k_ft_in1k`, a folder, a file or a URL.
+            strict: every parameter must be there (but for a replaced head).
+            options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the
+                hub; the rest overrides constructor arguments, e.g. `num_classes`.
+
+        Raises:
+            CheckpointError: it does not fit, or its architecture cannot be told.
+            HubError: it cannot be fetched.
+        """
+        for_hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        fetch = {k: options.pop(k) for k in for_hub if k in options}
+        checkpoint = weights.read(source, **fetch)
+        config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
+        return build(cls, config, checkpoint, overrides=options, strict=strict)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by `save_pretrained` and `push_to_hub`."""
+        state = self.state_dict()  # type: ignore[attr-defined]
+        files.write_safetensors(save_directory / "model.safetensors", state)
+        files.write_json(save_directory / "config.json", self.config)  # type: ignore[attr-defined]
+        if card := getattr(self, "card", None):
+            files.write_json(save_directory / CARD_NAME, card)
+
+
+def architecture(checkpoint: weights.Checkpoint, classifier: bool = False) -> dict[str, Any]:
+    """Constructor arguments of a checkpoint's model: from its config, else from its shapes.
+
+    With `classifier`, an autoencoder's are turned into those of its classifier: no decoder, and
+    one more pool.
+
+    Raises:
+        CheckpointError: it has no config and looks like no model of the zoo.
+    """
+    config, row = checkpoint.config, weights.identify(checkpoint.state)
+    if config is None and row is not None:
+        config = row.config
+    if config is None:
+        raise CheckpointError(
+            f"{checkpoint.source} has no config.json and the shapes of no released model",
+            "name its architecture with --model, or keep the config.json it was saved with",
+        )
+    if classifier and checkpoint.is_autoencoder:
+        kept = {k: v for k, v in config.items() if not k.startswith("decoder_")}
+        config = {**kept, "q_pool": len(kept["stages"]) - 1}
+    return config
+
+
+def build(
+    cls: type[M],
+    config: dict[str, Any],
+    checkpoint: weights.Checkpoint,
+    *,
+    overrides: dict[str, Any] | None = None,
+    name: str | None = None,
+    strict: bool = True,
+) -> M:
+    """A model with a checkpoint's weights.
+
+    Without memory or time for an initialisation that would be overwritten: the model is built on
+    the meta device and takes the (memory-mapped) tensors themselves. Only where the checkpoint
+    leaves parameters open is it built for real.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit; see `weights.fit`.
+    """
+    arguments = {**config, **(overrides or {})}
+    if checkpoint.num_classes and "num_classes" not in (overrides or {}):
+        arguments["num_classes"] = checkpoint.num_classes
+    name = name or f"this {cls.__name__}"
+    with torch.device("meta"):
+        model = cls(**arguments)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    found = weights.fit(checkpoint, expected, name=name, strict=strict)
+    if found.missing:
+        model = cls(**arguments)
+        model.load_state_dict(found.state, strict=False)
+        return model
+    model.load_state_dict(found.state, strict=True, assign=True)
+    return model.to(torch.float32)

@@ -1,0 +1,259 @@
+"""From a name, hub repository, URL or file to a checked state dict in the reference's names."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import dialects, files, hub, zoo
+from .errors import CheckpointError, HubError, UsageError, near
+
+log = logging.getLogger("hiera")
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HEAD = ("head.projection.weight", "head.projection.bias")
+PATCH_WEIGHT = "patch_embed.proj.weight"
+
+
+@dataclass
+class Checkpoint:
+    """Weights as read, before they meet a model."""
+
+    source: str
+    state: dict[str, torch.Tensor]  # in the reference's names
+    dialect: dialects.Dialect
+    config: dict[str, Any] | None = None  # constructor arguments, where config.json has them
+    card: dict[str, Any] = field(default_factory=dict)  # hiera.json: classes, preprocessing, ...
+
+    @property
+    def num_classes(self) -> int | None:
+        head = self.state.get(HEAD[0])
+        return None if head is None else head.shape[0]
+
+    @property
+    def is_autoencoder(self) -> bool:
+        return "decoder_pos_embed" in self.state
+
+
+def read(source: str | Path, **options: Any) -> Checkpoint:
+    """Read a checkpoint from anywhere, in any dialect.
+
+    Args:
+        source: a file, a folder with model.safetensors (and config.json), an http(s) URL, or a hub
+            repository `owner/name`.
+        options: for hub repositories, as `hub.from_hub`.
+
+    Raises:
+        CheckpointError: no such file; damaged, unsafe or foreign content; NaN weights.
+        HubError: it cannot be fetched.
+    """
+    return _load(_locate(source, options), str(source))
+
+
+def read_zoo(row: zoo.Model, tag: str | None = None) -> Checkpoint:
+    """Read a released checkpoint: from the hub's cache, torch.hub's, the hub, or its .pth URL.
+
+    Raises:
+        UsageError: the model has no such checkpoint.
+        HubError: it is nowhere to be had.
+    """
+    tag = tag or row.default
+    if tag not in row.checkpoints:
+        hint = near(tag, row.checkpoints) or f"it has {', '.join(row.checkpoints)}"
+        raise UsageError(f"{row.name} has no checkpoint {tag!r}", hint)
+    where = row.checkpoints[tag]
+    return _load(_fetch_released(where), f"{row.name}.{tag}")
+
+
+def identify(state: Mapping[str, torch.Tensor]) -> zoo.Model | None:
+    """The zoo's model with these shapes, if there is one."""
+    if PATCH_WEIGHT not in state:
+        return None
+    pattern = re.compile(r"blocks\.(\d+)\.attn\.proj\.bias")
+    matches = ((pattern.fullmatch(name), t) for name, t in state.items())
+    dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]  # type: ignore[misc]
+    kernel = tuple(state[PATCH_WEIGHT].shape[2:])
+    for row in zoo.models().values():
+        fits = zoo.block_dims(row.config) == dims
+        fits &= row.autoencoder == ("decoder_pos_embed" in state)
+        if fits and row.config.get("patch_kernel", (7, 7)) == kernel:
+            return row
+    return None
+
+
+@dataclass
+class Fit:
+    """What of a checkpoint goes into a model, and what does not."""
+
+    state: dict[str, torch.Tensor]
+    dropped: list[str]
+    missing: list[str]
+
+
+def fit(
+    checkpoint: Checkpoint, expected: Mapping[str, torch.Size], *, name: str, strict: bool = True
+) -> Fit:
+    """Match a checkpoint with the parameters of a model.
+
+    May be dropped, with a line in the log: a decoder that the model has no place for (the
+    classifier's norm and head then stay newly initialised, as in the reference), and a head for
+    another number of classes. With `strict=False` anything may be missing or left over; shapes
+    must agree all the same. A patch embedding for other channels is adapted as timm does it.
+
+    Raises:
+        CheckpointError: it does not fit; names the first parameters and the model that would.
+    """
+    state, dropped, may_miss = dict(checkpoint.state), [], []
+    if checkpoint.is_autoencoder and "decoder_pos_embed" not in expected:
+        dropped += [n for n in state if n not in expected]
+        may_miss += [n for n in expected if n.startswith(("norm.", "head."))]
+    if checkpoint.num_classes and expected.get(HEAD[0]) != state[HEAD[0]].shape:
+        dropped += [n for n in HEAD if n in state]
+        may_miss += [n for n in HEAD if n in expected]
+    for key in dropped:
+        state.pop(key, None)
+    if PATCH_WEIGHT in state and PATCH_WEIGHT in expected:
+        state[PATCH_WEIGHT] = _adapt_channels(state[PATCH_WEIGHT], expected[PATCH_WEIGHT][1])
+
+    missing = [n for n in expected if n not in state]
+    unexpected = [n for n in state if n not in expected]
+    other = [n for n in state if n in expected and state[n].shape != expected[n]]
+    if other or (strict and (unexpected or set(missing) - set(may_miss))):
+        raise _misfit(checkpoint, expected, name, other, missing, unexpected)
+    _report(name, dropped + unexpected, missing)
+    kept = {n: t for n, t in state.items() if n in expected}
+    return Fit(kept, dropped + unexpected, missing)
+
+
+def _locate(source: str | Path, options: dict[str, Any]) -> hub.Fetched:
+    text, path = str(source), Path(source)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return hub.Fetched(path, *_beside(path))
+    if text.startswith(("http://", "https://")):
+        return hub.from_url(text)
+    if HUB_ID.fullmatch(text) and not text.startswith(".") and path.suffix not in _FILE_ENDINGS:
+        return hub.from_hub(text, **options)
+    raise CheckpointError(
+        f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
+    )
+
+
+_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def _in_folder(folder: Path) -> hub.Fetched:
+    names = [folder / name for name in hub.WEIGHT_NAMES]
+    others = sorted(p for p in folder.iterdir() if p.suffix in _FILE_ENDINGS)
+    for path in names + (others if len(others) == 1 else []):
+        if path.is_file():
+            return hub.Fetched(path, *_beside(path))
+    raise CheckpointError(
+        f"{folder} holds no {' or '.join(hub.WEIGHT_NAMES)}", "name the file itself"
+    )
+
+
+def _beside(path: Path) -> tuple[Path | None, Path | None]:
+    """config.json and hiera.json belong to a folder's model.safetensors, not to stray files."""
+    if path.name not in hub.WEIGHT_NAMES:
+        return None, None
+    found = [path.with_name(name) for name in ("config.json", "hiera.json")]
+    config, card = (p if p.is_file() else None for p in found)
+    return config, card
+
+
+def _fetch_released(where: zoo.Weights) -> hub.Fetched:
+    url = hub.url_of(where.file)
+    try:
+        return hub.from_hub(where.hub, cached_only=True)
+    except HubError:
+        if path := hub.cached_url(url):
+            return hub.Fetched(path)
+    try:
+        return hub.from_hub(where.hub)
+    except HubError as error:
+        if hub.is_offline():
+            raise
+        log.info("%s; trying %s", error.message, url)
+        try:
+            return hub.from_url(url, where.sha256)
+        except HubError as second:
+            raise HubError(f"{error.message}; {second.message}", hub.CURES) from second
+
+
+def _load(fetched: hub.Fetched, source: str) -> Checkpoint:
+    raw = files.read_tensors(fetched.weights)
+    state, dialect = dialects.to_reference(raw)
+    files.check_finite(state, source)
+    config = files.read_json(fetched.config) if fetched.config else None
+    card = files.read_json(fetched.card) if fetched.card else {}
+    if config is not None and "id2label" in config and "classes" not in card:
+        labels = {int(k): str(v) for k, v in config["id2label"].items()}  # transformers
+        card = {**card, "classes": [labels.get(i, str(i)) for i in range(len(labels))]}
+    if dialect != "reference" or (config is not None and "stages" not in config):
+        config = None  # another library's; the shapes tell which model it is
+    return Checkpoint(source, state, dialect, config, card)
+
+
+def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Patch weights [dim, chans, *kernel] for other input channels: one channel takes the sum,
+    more repeat what is there, scaled so that activations keep their size (timm's rule)."""
+    have = weight.shape[1]
+    if have == channels:
+        return weight
+    log.info("patch embedding adapted from %d to %d input channels", have, channels)
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = [1, -(-channels // have)] + [1] * (weight.dim() - 2)
+    return weight.repeat(repeats)[:, :channels] * (have / channels)
+
+
+def _misfit(
+    checkpoint: Checkpoint,
+    expected: Mapping[str, torch.Size],
+    name: str,
+    other: list[str],
+    missing: list[str],
+    unexpected: list[str],
+) -> CheckpointError:
+    parts = []
+    if other:
+        key = other[0]
+        have, want = tuple(checkpoint.state[key].shape), tuple(expected[key])
+        parts.append(f"{key} is {have} where {want} is expected{_more(other)}")
+    if missing:
+        parts.append(f"{missing[0]} is missing{_more(missing)}")
+    if unexpected:
+        parts.append(f"{unexpected[0]} has no place{_more(unexpected)}")
+    row = identify(checkpoint.state)
+    if row is not None and row.name != name:
+        hint = f"these are weights of {row.name}: use --model {row.name}"
+    elif any(n.startswith(("pos_embed", "decoder_pos_embed")) for n in other):
+        hint = "it was made for another input size: build the model with that input_size"
+    else:
+        hint = "give the model it was made for"
+    return CheckpointError(f"{checkpoint.source} does not fit {name}: {'; '.join(parts)}", hint)
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _report(name: str, dropped: list[str], missing: list[str]) -> None:
+    if dropped:
+        log.warning("%s: %s not used", name, _groups(dropped))
+    if missing:
+        log.warning("%s: %s newly initialised (not in the checkpoint)", name, _groups(missing))
+
+
+def _groups(names: list[str]) -> str:
+    """`decoder_blocks.0.norm1.weight, ...` -> `decoder_blocks (96), ...`"""
+    heads = [n.split(".")[0] for n in names]
+    return ", ".join(f"{h} ({heads.count(h)})" for h in dict.fromkeys(heads))

@@ -1,0 +1,121 @@
+"""The zoo: every model and checkpoint as a row of zoo.yaml. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UsageError, near
+
+DEFAULT_IMAGE_MODEL = "hiera_base_224"
+DEFAULT_VIDEO_MODEL = "hiera_base_16x224"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where one checkpoint lies: a file name below the weights' base URL, and a hub repository."""
+
+    file: str
+    hub: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row: everything that is known of a model without building it."""
+
+    name: str
+    kind: str  # "image" or "video"
+    autoencoder: bool
+    config: dict[str, Any]  # constructor arguments
+    preprocessing: dict[str, Any]
+    classes: str  # which label set, see labels.py
+    checkpoints: dict[str, Weights]
+    licence: str  # of the weights
+    params: int  # count
+    gmacs: float | None = None  # 1e9 multiply-adds for one input
+    top1: float | None = None  # percent
+    speed: float | None = None  # inputs/s, A100 fp16, as published
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def default(self) -> str:
+        """The checkpoint tag used when none is named."""
+        return next(iter(self.checkpoints))
+
+
+@functools.cache
+def models() -> dict[str, Model]:
+    """All rows by name, in the table's order."""
+    table = yaml.load(Path(__file__).with_name("zoo.yaml").read_text(), Loader=_loader())
+    return {name: _row(name, row, table) for name, row in table["models"].items()}
+
+
+def names() -> list[str]:
+    return list(models())
+
+
+def get(name: str) -> Model:
+    """The row called `name`.
+
+    Raises:
+        UsageError: no such model; the hint names the nearest ones.
+    """
+    rows = models()
+    if name not in rows:
+        hint = near(name, rows) or "`hiera models` lists them"
+        raise UsageError(f"unknown model {name!r}", hint)
+    return rows[name]
+
+
+def split_tag(name: str) -> tuple[str, str | None]:
+    """`hiera_base_224.mae_in1k` -> (`hiera_base_224`, `mae_in1k`)."""
+    base, dot, tag = name.partition(".")
+    return (base, tag) if dot else (name, None)
+
+
+def block_dims(config: dict[str, Any]) -> list[int]:
+    """Output width of every encoder block: what a checkpoint's shapes tell of a model."""
+    dim, dims = config["embed_dim"], []
+    for stage, depth in enumerate(config["stages"]):
+        if stage:
+            dim = int(dim * config.get("dim_mul", 2.0))
+        dims += [dim] * depth
+    return dims
+
+
+def _row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Model:
+    row = dict(row)
+    size, kind = row.pop("size"), row.pop("input")
+    autoencoder = row.pop("autoencoder", False)
+    source = table["inputs"][kind]
+    config = {**table["sizes"][size], **source["config"]}
+    if autoencoder:
+        config["q_pool"] = 2  # the decoder predicts 32 px patches; classifiers pool once more
+    weights = table["checkpoints"][f"{kind}_autoencoder" if autoencoder else kind]
+    base = name.removeprefix("mae_")
+    checkpoints = {
+        tag: Weights(w["file"].format(base=base), w["hub"].format(base=base), w.get("sha256"))
+        for tag, w in weights.items()
+    }
+    return Model(
+        name=name,
+        kind=kind,
+        autoencoder=autoencoder,
+        config={k: tuple(v) if isinstance(v, list) else v for k, v in config.items()},
+        preprocessing=source["preprocessing"],
+        classes=source["classes"],
+        checkpoints=checkpoints,
+        licence=table["licence"]["weights"],
+        params=row.pop("params", 0),
+        **row,
+    )
+
+
+def _loader() -> Any:
+    """libyaml's loader where PyYAML has it: the table is read at every start."""
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

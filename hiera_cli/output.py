@@ -1,0 +1,273 @@
+"""The one object that prints: records to a stream or file, as they come, in any format."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from hiera_core.errors import OutputError, UsageError
+from hiera_core.records import Record
+
+from .errors import say
+from .options import Format
+
+PARTIAL = ".partial"
+
+
+class TableWriter:
+    """For people: the input's name, then its classes."""
+
+    def __init__(self, stream: IO[str], topk: int) -> None:
+        self.stream = stream
+        self.bold, self.plain = ("\x1b[1m", "\x1b[0m") if stream.isatty() else ("", "")
+
+    def write(self, record: Record) -> None:
+        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
+        failed = "  error" if record.error else ""
+        print(f"{self.bold}{record.input}{self.plain}{failed}{notes}", file=self.stream)
+        for guess in record.topk:
+            label = guess.label if guess.label is not None else "class"
+            print(f"  {guess.prob:6.1%}  {label} ({guess.id})", file=self.stream)
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """One JSON object a line."""
+
+    def __init__(self, stream: IO[str], topk: int) -> None:
+        self.stream = stream
+
+    def write(self, record: Record) -> None:
+        self.stream.write(json.dumps(record.to_json()) + "\n")
+
+    def close(self) -> None: ...
+
+
+class JsonWriter:
+    """One JSON array, still written record by record."""
+
+    def __init__(self, stream: IO[str], topk: int) -> None:
+        self.stream, self.lead = stream, "[\n"
+
+    def write(self, record: Record) -> None:
+        self.stream.write(f"{self.lead}  {json.dumps(record.to_json())}")
+        self.lead = ",\n"
+
+    def close(self) -> None:
+        self.stream.write("[]\n" if self.lead == "[\n" else "\n]\n")
+
+
+class CsvWriter:
+    """One row an input, three columns a class."""
+
+    def __init__(self, stream: IO[str], topk: int) -> None:
+        columns = ["input", "index", "status", "kind", "model"]
+        for rank in range(1, topk + 1):
+            columns += [f"top{rank}_id", f"top{rank}_label", f"top{rank}_prob"]
+        columns += ["notes", "error_type", "error_message", "error_hint"]
+        self.writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        self.writer.writeheader()
+
+    def write(self, record: Record) -> None:
+        values = record.to_json()
+        row: dict[str, Any] = {k: values[k] for k in ("input", "index", "status", "kind", "model")}
+        for rank, guess in enumerate(record.topk, start=1):
+            row[f"top{rank}_id"] = guess.id
+            row[f"top{rank}_label"] = guess.label or ""
+            row[f"top{rank}_prob"] = guess.prob
+        row["notes"] = "; ".join(record.notes)
+        row |= {f"error_{k}": v for k, v in (values["error"] or {}).items()}
+        self.writer.writerow(row)
+
+    def close(self) -> None: ...
+
+
+WRITERS = {
+    Format.table: TableWriter,
+    Format.json: JsonWriter,
+    Format.jsonl: JsonlWriter,
+    Format.csv: CsvWriter,
+}
+
+
+class Output:
+    """Results to stdout or a file, messages and progress to stderr.
+
+    A file is written as NAME.partial and gets its name when it is whole, so an interrupted run
+    leaves what it has done, marked as such.
+
+    Raises:
+        UsageError: the file exists, its folder is missing or read-only, nothing to resume.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        format: Format,
+        *,
+        topk: int,
+        overwrite: bool = False,
+        resume: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.path, self.quiet = path, quiet
+        self.partial = None if path is None else path.with_name(path.name + PARTIAL)
+        self.format = _resolve(format, path)
+        self.topk, self.resume = topk, resume
+        self.ok = self.failed = self.done = 0
+        if resume and (path is None or self.format is not Format.jsonl):
+            raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
+        if path is not None:
+            _check_writable(path, overwrite)
+
+    def __enter__(self) -> Output:
+        stream: IO[str] = sys.stdout
+        if self.partial is not None:
+            if self.resume:
+                self.done = _whole_lines(self.partial)
+            stream = self._open(self.partial)
+        self.stream = stream
+        self.writer = WRITERS[self.format](stream, self.topk)
+        self._progress = contextlib.ExitStack()
+        self._advance = self._progress.enter_context(_progress(self._shows_progress()))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.close()
+        if kind is None:
+            self.writer.close()
+        if not (kind is not None and issubclass(kind, BrokenPipeError)):
+            self.stream.flush()
+        if self.partial is not None and self.path is not None:
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            if kind is None:
+                self.partial.replace(self.path)
+
+    def record(self, record: Record) -> None:
+        """Write one record, at once; say on stderr what went wrong with it."""
+        try:
+            self.writer.write(record)
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = self.partial or "standard output"
+            raise OutputError(f"{name} cannot be written ({error.strerror})") from error
+        if record.error is not None:
+            self.failed += 1
+            say(f"{record.input}: {record.error}")
+        else:
+            self.ok += 1
+        self._advance(self.ok, self.failed)
+
+    def closing_line(self) -> None:
+        """`n ok, m failed`, where there was more than one input or anything failed."""
+        if self.failed or (self.ok > 1 and not self.quiet):
+            where = f" -> {self.path}" if self.path else ""
+            say(f"{self.ok} ok, {self.failed} failed{where}")
+
+    def _shows_progress(self) -> bool:
+        """On a terminal that shows no results itself: those are progress enough."""
+        busy = self.path is None and sys.stdout.isatty()
+        return sys.stderr.isatty() and not busy and not self.quiet
+
+    def _open(self, path: Path) -> IO[str]:
+        try:
+            return path.open(
+                "a" if self.resume else "w", encoding="utf-8", errors="surrogateescape", newline=""
+            )
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _resolve(format: Format, path: Path | None) -> Format:
+    if format is not Format.auto:
+        return format
+    if path is None:
+        return Format.table if sys.stdout.isatty() else Format.jsonl
+    endings = {".json": Format.json, ".jsonl": Format.jsonl, ".csv": Format.csv}
+    if path.suffix.lower() in endings:
+        return endings[path.suffix.lower()]
+    return Format.table if path.suffix.lower() == ".txt" else Format.jsonl
+
+
+def _check_writable(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UsageError(f"output {str(path)!r} is a folder", "name a file in it")
+    if path.exists() and not overwrite:
+        raise UsageError(f"output {str(path)!r} exists", "--overwrite replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder {str(path.parent)!r} to write to", "make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"folder {str(path.parent)!r} is read-only", "write elsewhere")
+
+
+def _whole_lines(partial: Path) -> int:
+    """How many records an interrupted run has finished; a torn last line is cut off."""
+    if not partial.exists():
+        return 0
+    content = partial.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    with partial.open("rb+") as file:
+        file.truncate(len(whole))
+    return whole.count(b"\n")
+
+
+@contextlib.contextmanager
+def _progress(show: bool) -> Iterator[Any]:
+    """A counter on stderr: done, failed, rate."""
+    if not show:
+        yield lambda ok, failed: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed} done, {task.fields[failed]} failed, {task.fields[rate]}/s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, failed=0, rate="-")
+
+        def advance(ok: int, failed: int) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:.1f}" if speed else "-"
+            bar.update(task, completed=ok + failed, failed=failed, rate=rate)
+
+        yield advance
+
+
+def write_rows(rows: list[dict[str, Any]], columns: list[str], format: Format) -> str:
+    """Rows of a listing (not records) as text in a format."""
+    if format is Format.json:
+        return json.dumps(rows, indent=2) + "\n"
+    if format is Format.jsonl:
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    if format is Format.csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+    cells = [columns] + [[_cell(row[c]) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -46,21 +46,38 @@ def root(
 
 
 def main() -> None:
-    """Run the command line and exit with its code (see errors.py)."""
+    """The console script: run, then exit with the code (see errors.py)."""
     _prepare_streams()
     signal.signal(signal.SIGTERM, errors.on_sigterm)
-    logging.basicConfig(format="hiera: %(message)s", stream=sys.stderr, level=logging.WARNING)
-    debug = "--debug" in sys.argv
-    if debug:  # also after the command's name
-        sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
+    _leave(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out one command line and give its exit code. All errors end here, in one line."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]  # also after the command's name
+    log = logging.getLogger("hiera")
+    if not any(isinstance(handler, _Say) for handler in log.handlers):
+        log.addHandler(_Say())
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our line says it all
     try:
-        code = typer.main.get_command(app).main(prog_name="hiera", standalone_mode=False)
+        command = typer.main.get_command(app)
+        code = command.main(arguments, prog_name="hiera", standalone_mode=False)
         sys.stdout.flush()
-    except BaseException as error:  # the last resort: everything ends in one line and a code
-        if debug and not isinstance(error, SystemExit):
+    except SystemExit as error:
+        code = error.code
+    except BaseException as error:  # the last resort
+        if debug:
             raise
-        code = error.code if isinstance(error, SystemExit) else errors.exit_code_of(error)
-    _leave(code if isinstance(code, int) else errors.OK)
+        return errors.exit_code_of(error)
+    return code if isinstance(code, int) else errors.OK
+
+
+class _Say(logging.Handler):
+    """The library's log, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.say(record.getMessage())
 
 
 def _prepare_streams() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -73,10 +74,8 @@ def exit_code_of(error: BaseException) -> int:
 def say(text: str) -> None:
     """One line on stderr, whatever the text holds."""
     line = " ".join(text.split())
-    try:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone, and the reader
         print(f"hiera: {line}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # the terminal is gone, and with it the reader
 
 
 def _close_stdout() -> None:

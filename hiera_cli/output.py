@@ -8,9 +8,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from hiera_core.errors import OutputError, UsageError
 from hiera_core.records import Record
@@ -19,6 +19,13 @@ from .errors import say
 from .options import Format
 
 PARTIAL = ".partial"
+
+
+class Writer(Protocol):
+    """Puts records on a stream in one format."""
+
+    def write(self, record: Record) -> None: ...
+    def close(self) -> None: ...
 
 
 class TableWriter:
@@ -90,7 +97,7 @@ class CsvWriter:
     def close(self) -> None: ...
 
 
-WRITERS = {
+WRITERS: dict[Format, Callable[[IO[str], int], Writer]] = {
     Format.table: TableWriter,
     Format.json: JsonWriter,
     Format.jsonl: JsonlWriter,

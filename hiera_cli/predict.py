@@ -8,6 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from hiera_core import hub, zoo
+from hiera_core import inputs as sources
+from hiera_core.labels import from_file
+
 from . import options
 from .errors import OK, SOME_FAILED, say
 from .options import OnError, auto_or_count
@@ -61,16 +65,12 @@ def predict(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers)
     out = Output(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
-    from hiera_core import inputs as sources
-    from hiera_core import zoo
-
     sources.check(inputs)
-    _check_model_name(model, zoo)
-
-    from hiera_core.labels import from_file
+    names = from_file(labels) if labels else None
+    if model is not None and not hub.is_place(model):
+        zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
     from hiera_core.predictor import Predictor
 
-    names = from_file(labels) if labels else None
     built = _model(model, checkpoint, random_init)
     predictor = Predictor(
         built,
@@ -95,17 +95,8 @@ def predict(
     return SOME_FAILED if out.failed else OK
 
 
-def _check_model_name(model: str | None, zoo: Any) -> None:
-    """A mistyped name is found before torch is imported."""
-    if model is not None and "/" not in model and "\\" not in model:
-        from pathlib import Path
-
-        if not Path(model).exists():
-            zoo.get(zoo.split_tag(model)[0])
-
-
 def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
-    from hiera_core import factory, weights, zoo
+    from hiera_core import factory, weights
 
     if random_init:
         say("--random-init: weights are random, the outputs mean nothing")

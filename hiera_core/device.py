@@ -16,6 +16,7 @@ def select_device(name: str = "auto") -> torch.device:
         UsageError: no such name.
         DeviceError: this machine has no such device.
     """
+    name = str(name)
     if name == "auto":
         name = "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
     kind = name.partition(":")[0]
@@ -39,7 +40,7 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_native_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself (AVX512-BF16 or AMX); emulation is slower than fp32."""
+    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX); emulation is slower."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from . import labels, pretrained, weights, zoo
+from . import hub, labels, pretrained, weights, zoo
 from .backbone import FeatureBackbone
 from .errors import near
 from .mae import MaskedAutoencoderHiera
@@ -40,19 +40,16 @@ def create_model(
         CheckpointError, HubError: see `weights.read`.
     """
     base, tag = zoo.split_tag(name)
-    if base not in zoo.models():
-        if not _names_weights(name):
-            zoo.get(name)  # raises, with near names
+    if base not in zoo.models() and hub.is_place(name):
         model = from_checkpoint(weights.read(name), strict=strict, **config)
     else:
-        row, choice = zoo.get(base), str(checkpoint or tag or "") or None
-        if choice is None or choice in row.checkpoints or not _names_weights(choice):
-            if pretrained or choice is not None and choice not in row.checkpoints:
-                model = from_zoo(row, weights.read_zoo(row, choice), strict=strict, **config)
-            else:
-                model = from_zoo(row, **config)
-        else:
-            model = from_zoo(row, weights.read(choice), strict=strict, **config)
+        row, loaded = zoo.get(base), None
+        choice = tag if checkpoint is None else str(checkpoint)
+        if choice is not None and choice not in row.checkpoints and hub.is_place(choice):
+            loaded = weights.read(choice)
+        elif pretrained or choice not in (None, *row.checkpoints):
+            loaded = weights.read_zoo(row, choice)
+        model = from_zoo(row, loaded, strict=strict, **config)
     return FeatureBackbone(model) if features_only else model
 
 
@@ -109,15 +106,10 @@ def class_names_of(model: nn.Module) -> list[str] | None:
     head = getattr(model, "head", None)
     if not hasattr(head, "projection"):
         return None
-    count: int = head.projection.out_features  # type: ignore[union-attr, assignment]
+    count: int = head.projection.out_features  # type: ignore[union-attr]
     known = getattr(model, "card", {}).get("classes")
     names = labels.for_classes(count, known)
     return None if names is None else list(names)
-
-
-def _names_weights(text: str) -> bool:
-    """Whether a name means a place (path, URL, hub repository), not a row or a tag."""
-    return "/" in text or "\\" in text or Path(text).exists()
 
 
 def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
@@ -142,7 +134,7 @@ def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
         config: constructor arguments that differ, e.g. `num_classes=10`.
     """
     build.checkpoints = {  # type: ignore[attr-defined]
-        tag: weights.hub.url_of(w.file) for tag, w in row.checkpoints.items()
+        tag: hub.url_of(w.file) for tag, w in row.checkpoints.items()
     }
     build.default = row.default  # type: ignore[attr-defined]
     return build

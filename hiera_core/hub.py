@@ -21,6 +21,7 @@ from .errors import HubError, OutputError
 log = logging.getLogger("hiera")
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # a mirror of it
 CURES = (
@@ -39,6 +40,11 @@ class Fetched:
     weights: Path
     config: Path | None = None  # config.json
     card: Path | None = None  # hiera.json
+
+
+def is_place(text: str) -> bool:
+    """Whether a text names a place (path, URL, hub repository), not a model or a tag."""
+    return "/" in text or "\\" in text or text.endswith(FILE_ENDINGS) or Path(text).exists()
 
 
 def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched:
@@ -70,7 +76,7 @@ def is_offline() -> bool:
 
 def url_of(file: str) -> str:
     """The address of a released .pth file, on the reference's server or its mirror."""
-    return urllib.parse.urljoin(os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/", file)
+    return os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/" + file
 
 
 def cached_url(url: str) -> Path | None:
@@ -92,7 +98,6 @@ def from_url(url: str, sha256: str | None = None) -> Fetched:
         raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", CURES)
     target = _url_cache() / _file_name(url)
     partial = target.with_name(target.name + ".partial")
-    log.info("downloading %s (%s)", url, LICENCE_NOTE)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(url, partial)
@@ -116,9 +121,9 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     where = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
     cached = isinstance(try_to_load_from_cache(repo, name, **where), str)
     is_weights = name in WEIGHT_NAMES
-    if is_weights and not cached and not options["local_files_only"] and not is_offline():
-        log.info("fetching %s from the hub (%s)", repo, LICENCE_NOTE)
     try:
+        if is_weights and not cached and not options["local_files_only"] and not is_offline():
+            _probe(repo, name, options)
         path = Path(hf_hub_download(repo, name, **options))
     except LocalEntryNotFoundError as error:
         if not is_weights:
@@ -133,6 +138,19 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     return path
 
 
+def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
+    """Ask once whether the hub answers: the download itself would retry for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    url = hf_hub_url(repo, name, revision=options.get("revision"))
+    try:
+        get_hf_file_metadata(url, token=options.get("token"))
+    except HfHubHTTPError:
+        return  # it answers; what it says is the download's business
+    log.info("fetching %s from the hub (%s)", repo, LICENCE_NOTE)
+
+
 def _hub_error(repo: str, error: Exception) -> HubError:
     from huggingface_hub import errors
 
@@ -145,10 +163,10 @@ def _hub_error(repo: str, error: Exception) -> HubError:
         reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", CURES
     elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         reason, cure = "no room on the disk", "free some space or move HF_HOME"
-    elif isinstance(error, errors.LocalEntryNotFoundError):
-        reason, cure = f"not in the cache, and the hub does not answer ({_brief(cause)})", CURES
+    elif isinstance(error, errors.HfHubHTTPError):
+        reason, cure = _brief(error), CURES
     else:
-        reason, cure = _brief(cause), CURES
+        reason, cure = f"the hub does not answer ({_brief(cause)})", CURES
     return HubError(f"{repo} could not be fetched: {reason}", cure)
 
 
@@ -174,6 +192,7 @@ def _download(url: str, partial: Path) -> None:
         if error.code != 416:
             raise
         return  # nothing left to fetch
+    log.info("downloading %s (%s)", url, LICENCE_NOTE)
     with response:
         if have and response.status != 206:  # the server starts over
             have = 0

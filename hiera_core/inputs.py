@@ -19,10 +19,44 @@ from .errors import InputError, UsageError
 
 # In a folder these endings count as inputs; a file that is named is tried whatever its ending.
 PICTURE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
-    ".ico .qoi".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+        ".jp2",
+        ".mpo",
+        ".ico",
+        ".qoi",
+    ]
 )
-VIDEO_ENDINGS = frozenset(".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .wmv .flv .3gp".split())
+VIDEO_ENDINGS = frozenset(
+    [
+        ".mp4",
+        ".mkv",
+        ".webm",
+        ".mov",
+        ".avi",
+        ".m4v",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".wmv",
+        ".flv",
+        ".3gp",
+    ]
+)
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n",

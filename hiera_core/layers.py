@@ -11,7 +11,7 @@ from torch import nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def conv_nd(dims: int) -> type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]:
+def conv_nd(dims: int) -> Callable[..., nn.Module]:
     """The convolution for so many spatial dimensions."""
     return CONVOLUTIONS[dims - 1]
 
@@ -47,9 +47,7 @@ class PatchEmbed(nn.Module):
 class Mlp(nn.Module):
     """Linear, activation, linear."""
 
-    def __init__(
-        self, dim: int, hidden: int, act_layer: Callable[[], nn.Module] = nn.GELU
-    ) -> None:
+    def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = act_layer()

@@ -127,9 +127,8 @@ class MaskedAutoencoderHiera(HieraEncoder):
 
     def deleted_tokens(self, visible: Visible) -> DeletedTokens:
         """Where the tokens of masked units lie, in grid order."""
-        batch, kept = visible.keep.shape
-        seen = torch.zeros(batch, self.layout.windows, dtype=torch.uint8, device=visible.keep.device)
-        seen = seen.scatter(1, visible.keep, 1)
+        kept = visible.keep.shape[1]
+        seen = torch.zeros_like(visible.mask, dtype=torch.uint8).scatter(1, visible.keep, 1)
         # The stable sort puts the unseen windows first, in ascending order. -> b (w - k)
         windows = seen.argsort(dim=1, stable=True)[:, : self.layout.windows - kept]
         cells = self.layout.cell_of_token(self.q_pool, windows.device)  # w u
@@ -206,7 +205,7 @@ def normalise_patches(patches: torch.Tensor) -> torch.Tensor:
 def check_mask_ratio(mask_ratio: float, windows: int) -> None:
     """Raise UsageError unless the ratio leaves visible and masked units, of so many."""
     if not 0.0 < mask_ratio < 1.0:  # also false for nan
-        raise UsageError(f"mask ratio {mask_ratio} is outside (0, 1)", "0.6 is usual, 0.9 for video")
+        raise UsageError(f"mask ratio {mask_ratio} is outside (0, 1)", "use 0.6, or 0.9 for video")
     kept = int(windows * (1 - mask_ratio))
     if kept in (0, windows):
         what = "visible" if kept == 0 else "masked"

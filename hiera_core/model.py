@@ -8,6 +8,7 @@ window, c channels. Tokens are in window-major order between embedding and outpu
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -197,7 +198,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     @property
     def _last_of_stage(self) -> list[bool]:
         stages = [row.stage for row in self.rows] + [-1]
-        return [a != b for a, b in zip(stages, stages[1:], strict=False)]
+        return [a != b for a, b in itertools.pairwise(stages)]
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""

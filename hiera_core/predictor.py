@@ -137,7 +137,7 @@ class Predictor:
 
     def _classify(self, batch: list[_Decoded]) -> Iterator[Record]:
         good = [d.pixels for d in batch if d.pixels is not None]
-        rows = iter(self._in_parts(np.stack(good)) if good else [])
+        rows = iter(self._in_parts(np.stack(good)) if good else torch.empty(0))
         for decoded in batch:
             if decoded.pixels is not None:
                 self._fill(decoded.record, next(rows))

@@ -122,7 +122,7 @@ class TokenLayout:
         return x.reshape(batch, *self.grid_after(pools), channels)
 
     def to_units(self, x: torch.Tensor, pools: int = 0) -> torch.Tensor:
-        """Kept windows to their own small grids, for a maskable layout. b (k t) c -> b k *unit c."""
+        """Kept windows to small grids, if the layout is maskable. b (k t) c -> b k *unit c."""
         dims, levels = len(self.grid), (self.aligned_levels or 0) - pools
         unit, batch, channels = self.unit_after(pools), x.shape[0], x.shape[-1]
         # b k (y2 x2 y3 x3) c -> b k (y3 y2) (x3 x2) c
@@ -137,7 +137,8 @@ class TokenLayout:
         batch, kept, channels = x.shape[0], x.shape[1], x.shape[-1]
         # b k (y3 y2) (x3 x2) c -> b k (y2 x2 y3 x3) c
         x = x.reshape(batch, kept, *(s for s in self.stride for _ in range(levels)), channels)
-        order = [2 + dim * levels + level for level in reversed(range(levels)) for dim in range(dims)]
+        finest_first = reversed(range(levels))
+        order = [2 + dim * levels + level for level in finest_first for dim in range(dims)]
         return x.permute(0, 1, *order, x.dim() - 1).reshape(batch, kept, -1, channels)
 
     def reference_order(self, x: torch.Tensor, pools: int = 0) -> torch.Tensor:

@@ -77,7 +77,7 @@ def identify(state: Mapping[str, torch.Tensor]) -> zoo.Model | None:
         return None
     pattern = re.compile(r"blocks\.(\d+)\.attn\.proj\.bias")
     matches = ((pattern.fullmatch(name), t) for name, t in state.items())
-    dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]  # type: ignore[misc]
+    dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]
     kernel = tuple(state[PATCH_WEIGHT].shape[2:])
     for row in zoo.models().values():
         fits = zoo.block_dims(row.config) == dims
@@ -139,19 +139,16 @@ def _locate(source: str | Path, options: dict[str, Any]) -> hub.Fetched:
         return hub.Fetched(path, *_beside(path))
     if text.startswith(("http://", "https://")):
         return hub.from_url(text)
-    if HUB_ID.fullmatch(text) and not text.startswith(".") and path.suffix not in _FILE_ENDINGS:
+    if HUB_ID.fullmatch(text) and not text.startswith(".") and path.suffix not in hub.FILE_ENDINGS:
         return hub.from_hub(text, **options)
     raise CheckpointError(
         f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
     )
 
 
-_FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
-
-
 def _in_folder(folder: Path) -> hub.Fetched:
     names = [folder / name for name in hub.WEIGHT_NAMES]
-    others = sorted(p for p in folder.iterdir() if p.suffix in _FILE_ENDINGS)
+    others = sorted(p for p in folder.iterdir() if p.suffix in hub.FILE_ENDINGS)
     for path in names + (others if len(others) == 1 else []):
         if path.is_file():
             return hub.Fetched(path, *_beside(path))
@@ -181,7 +178,7 @@ def _fetch_released(where: zoo.Weights) -> hub.Fetched:
     except HubError as error:
         if hub.is_offline():
             raise
-        log.info("%s; trying %s", error.message, url)
+        log.debug("%s; trying %s", error.message, url)
         try:
             return hub.from_url(url, where.sha256)
         except HubError as second:

@@ -20,7 +20,20 @@ from ..errors import InputError
 
 # Content decides, and only these are opened. Pillow's other readers are old, call programs, or
 # (TGA) take any bytes for a picture.
-FORMATS = "JPEG MPO PNG WEBP GIF BMP TIFF PPM AVIF JPEG2000 ICO QOI".split()
+FORMATS = [
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    "QOI",
+]
 MAX_PIXELS = 178_956_970  # 179 M, where Pillow too calls a picture a decompression bomb
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
@@ -72,8 +85,8 @@ class ImageTransform:
             grow = max(width / new_w, height / new_h)
             new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
-        box = (left * w / new_w, top * h / new_h, (left + width) * w / new_w, (top + height) * h / new_h)
-        box = (box[0], box[1], min(box[2], w), min(box[3], h))
+        x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized picture
+        box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
         filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
         small = image.resize((width, height), filters[self.interpolation], box=box)
         return np.array(small)
@@ -150,7 +163,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         return _deep_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:  # type: ignore[index]
+        if rgba.getchannel("A").getextrema()[0] < 255:
             notes.append("transparency composited on white")
         canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
         return Image.alpha_composite(canvas, rgba).convert("RGB")

@@ -187,7 +187,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         for name in (*self.no_weight_decay(), "mask_token", "decoder_pos_embed"):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
         self.apply(_init_module)
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.xavier_uniform_(self.get_parameter("patch_embed.proj.weight").data.flatten(1))
 
 
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from . import files, weights
 from .errors import CheckpointError
 
-M = TypeVar("M")
+M = TypeVar("M", bound=torch.nn.Module)
 CARD_NAME = "hiera.json"  # what config.json has no place for: an extra key breaks the reference
 
 
@@ -45,7 +45,7 @@ class PretrainedMixin(
         fetch = {k: options.pop(k) for k in for_hub if k in options}
         checkpoint = weights.read(source, **fetch)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
-        return build(cls, config, checkpoint, overrides=options, strict=strict)
+        return build(cls, config, checkpoint, overrides=options, strict=strict)  # type: ignore[type-var]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained` and `push_to_hub`."""

@@ -163,7 +163,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         return _deep_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] < 255:
+        if rgba.getchannel("A").getextrema() != (255, 255):
             notes.append("transparency composited on white")
         canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
         return Image.alpha_composite(canvas, rgba).convert("RGB")

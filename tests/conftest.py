@@ -1,0 +1,157 @@
+"""What several test modules share: weights worth comparing, small models, real pictures, a hub."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# A real Hiera, narrow and shallow: 4 stages, all kinds of blocks, in milliseconds.
+SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
+PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
+
+
+@torch.no_grad()
+def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights that make a difference: position embeddings, biases and norms away from their
+    initial values, and a head that gives class probabilities far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        width = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
+        parameter.copy_(torch.empty_like(parameter).uniform_(-width, width, generator=generator))
+        if parameter.dim() == 1 and "norm" in name and name.endswith("weight"):
+            parameter.add_(1.0)
+    return model
+
+
+def assert_close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Max abs difference, relative to the reference's scale where values exceed 1."""
+    assert ours.shape == reference.shape
+    scale = max(1.0, reference.abs().max().item())
+    difference = (ours - reference).abs().max().item()
+    assert difference <= tolerance * scale, f"{difference} > {tolerance} x {scale}"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real photographs."""
+    import skimage.data
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in PICTURES:
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved small classifier: model.safetensors, config.json."""
+    import hiera_core
+
+    folder = tmp_path_factory.mktemp("small")
+    model = draw_weights(hiera_core.Hiera(**SMALL))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process -> (exit code, stdout, stderr)."""
+    from hiera_cli.app import run
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def run_process(
+    *arguments: object, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m hiera_cli` as a user would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as downloading needs: files of repositories, with their metadata."""
+
+    repositories: dict[str, dict[str, bytes]] = {}
+    plain: dict[str, bytes] = {}  # files outside repositories, by path
+    log: list[str] = []
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        self.log.append(f"{self.command} {self.path}")
+        repo, _, file = self.path.lstrip("/").partition("/resolve/main/")
+        if self.path in self.plain:
+            return self._send(self.plain[self.path], with_body, {})
+        if repo not in self.repositories:
+            return self._missing("RepoNotFound", 404)
+        if file not in self.repositories[repo]:
+            return self._missing("EntryNotFound", 404)
+        content = self.repositories[repo][file]
+        etag = hashlib.sha256(content).hexdigest()
+        self._send(content, with_body, {"ETag": f'"{etag}"', "X-Repo-Commit": "c" * 40})
+
+    def _send(self, content: bytes, with_body: bool, headers: dict[str, str]) -> None:
+        start = 0
+        if asked := self.headers.get("Range"):
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content[start:])
+
+    def _missing(self, code: str, status: int) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def hub() -> Iterator[type[HubHandler]]:
+    """A local hub on `handler.url`; fill `handler.repositories` and read `handler.log`."""
+
+    class Handler(HubHandler):
+        repositories: dict[str, dict[str, bytes]] = {}
+        plain: dict[str, bytes] = {}
+        log: list[str] = []
+        url = ""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Handler.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield Handler
+    server.shutdown()
+    server.server_close()
+    thread.join()

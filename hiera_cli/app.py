@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -48,6 +49,8 @@ def root(
 def main() -> None:
     """The console script: run, then exit with the code (see errors.py)."""
     _prepare_streams()
+    if "--debug" not in sys.argv:
+        warnings.simplefilter("ignore")  # other libraries': stderr is for our one-line messages
     signal.signal(signal.SIGTERM, errors.on_sigterm)
     _leave(run(sys.argv[1:]))
 

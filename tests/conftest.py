@@ -77,9 +77,7 @@ def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
     return call
 
 
-def run_process(
-    *arguments: object, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m hiera_cli` as a user would, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
@@ -90,12 +88,21 @@ def run_process(
     )
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
+class Hub(http.server.ThreadingHTTPServer):
     """As much of the hub as downloading needs: files of repositories, with their metadata."""
 
-    repositories: dict[str, dict[str, bytes]] = {}
-    plain: dict[str, bytes] = {}  # files outside repositories, by path
-    log: list[str] = []
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.plain: dict[str, bytes] = {}  # files outside repositories, by path
+        self.cut: int | None = None  # break connections off after so many bytes
+        self.gated = False
+        self.log: list[str] = []
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    server: Hub
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -104,17 +111,21 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        self.log.append(f"{self.command} {self.path}")
+        hub = self.server
+        hub.log.append(f"{self.command} {self.path}")
         repo, _, file = self.path.lstrip("/").partition("/resolve/main/")
-        if self.path in self.plain:
-            return self._send(self.plain[self.path], with_body, {})
-        if repo not in self.repositories:
-            return self._missing("RepoNotFound", 404)
-        if file not in self.repositories[repo]:
-            return self._missing("EntryNotFound", 404)
-        content = self.repositories[repo][file]
-        etag = hashlib.sha256(content).hexdigest()
-        self._send(content, with_body, {"ETag": f'"{etag}"', "X-Repo-Commit": "c" * 40})
+        files = hub.repositories.get(repo)
+        if self.path in hub.plain:
+            self._send(hub.plain[self.path], with_body, {})
+        elif files is None:
+            self._refuse(404, "RepoNotFound")
+        elif hub.gated:
+            self._refuse(403, "GatedRepo")
+        elif file not in files:
+            self._refuse(404, "EntryNotFound")
+        else:
+            etag = hashlib.sha256(files[file]).hexdigest()
+            self._send(files[file], with_body, {"ETag": f'"{etag}"', "X-Repo-Commit": "c" * 40})
 
     def _send(self, content: bytes, with_body: bool, headers: dict[str, str]) -> None:
         start = 0
@@ -126,9 +137,9 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if with_body:
-            self.wfile.write(content[start:])
+            self.wfile.write(content[start:][: self.server.cut])
 
-    def _missing(self, code: str, status: int) -> None:
+    def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
@@ -138,20 +149,11 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[type[HubHandler]]:
-    """A local hub on `handler.url`; fill `handler.repositories` and read `handler.log`."""
-
-    class Handler(HubHandler):
-        repositories: dict[str, dict[str, bytes]] = {}
-        plain: dict[str, bytes] = {}
-        log: list[str] = []
-        url = ""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Handler.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub() -> Iterator[Hub]:
+    """A local hub at `hub.url`; fill `hub.repositories`, read `hub.log`."""
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -35,6 +35,7 @@ FORMATS = [
     "QOI",
 ]
 MAX_PIXELS = 178_956_970  # 179 M, where Pillow too calls a picture a decompression bomb
+MAX_WHOLE_RESIZE = 4  # long side, in short sides, up to which a picture is resized as a whole
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
 
@@ -76,8 +77,8 @@ class ImageTransform:
     def crop(self, image: Image.Image) -> np.ndarray:
         """Resize and centre-crop. -> uint8 [height, width, 3]
 
-        Only the pixels that the crop needs are resampled, so a 20000x1 picture costs no more than
-        any other; the result is that of resizing all of it, as torchvision does.
+        Of a very long picture only the pixels that the crop needs are resampled, so that 20000x1
+        costs no more than any other; the result is the same but for rounding.
         """
         (height, width), (w, h) = self.size, image.size
         new_w, new_h = _scaled(w, h, self.resize)
@@ -85,11 +86,13 @@ class ImageTransform:
             grow = max(width / new_w, height / new_h)
             new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
+            resized = image.resize((new_w, new_h), resampling)
+            return np.array(resized.crop((left, top, left + width, top + height)))
         x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized picture
         box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
-        filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-        small = image.resize((width, height), filters[self.interpolation], box=box)
-        return np.array(small)
+        return np.array(image.resize((width, height), resampling, box=box))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [b, height, width, 3] -> float32 [b, 3, height, width], on the same device."""

@@ -1,0 +1,208 @@
+"""Pictures: the reference's preprocessing, every mode and format, every kind of damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hiera_core import zoo
+from hiera_core.errors import InputError
+from hiera_core.preprocess.image import ImageTransform, open_image, trusted_sizes
+
+from .conftest import PICTURES
+
+TRANSFORM = ImageTransform.from_card(None, (224, 224))
+GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))  # dark left, bright right, 64 wide
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def photo(size: tuple[int, int] = (64, 48)) -> Image.Image:
+    import skimage.data
+
+    return Image.fromarray(skimage.data.astronaut()).resize(size)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_preprocessing_is_the_reference_s(pictures: Path, name: str) -> None:
+    """torchvision's transforms, as in the reference's evaluation."""
+    from torchvision import transforms
+
+    recipe = transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    expected = recipe(Image.open(pictures / f"{name}.png").convert("RGB"))
+    image, notes = open_image(pictures / f"{name}.png")
+    x = TRANSFORM.normalise(torch.from_numpy(TRANSFORM.crop(image)[None]))[0]
+    assert notes == [] and x.shape == (3, 224, 224)
+    assert (x - expected).abs().max() < 1e-6
+
+
+def test_only_the_crop_is_resampled_of_a_long_picture() -> None:
+    """The short cut gives what resizing all of it gives, up to rounding."""
+    from torchvision.transforms import functional
+
+    long = photo((400, 60)).resize((2000, 300))
+    whole = functional.center_crop(functional.resize(long, 256, 3), 224)  # 3 = bicubic
+    difference = np.abs(TRANSFORM.crop(long).astype(int) - np.asarray(whole))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def test_other_sizes_scale_the_recipe() -> None:
+    card = zoo.get("hiera_base_224").preprocessing
+    assert ImageTransform.from_card(card, (448, 448)).resize == 512
+    wide = ImageTransform.from_card(card, (224, 448))
+    assert wide.crop(photo((640, 480))).shape == (224, 448, 3)
+    assert wide.crop(photo((100, 900))).shape == (224, 448, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000), (3, 4000), (223, 225)])
+def test_extreme_shapes_cost_no_more(size: tuple[int, int]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = TRANSFORM.crop(Image.new("RGB", size, (200, 100, 50)))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert pixels.shape == (224, 224, 3)
+    assert (pixels == [200, 100, 50]).all()
+    assert grown < 100_000, "kilobytes"
+
+
+@pytest.mark.parametrize("scale", ["uint8", "uint16", "int32", "float"])
+def test_deep_pictures_keep_their_greys(scale: str) -> None:
+    """Pillow alone turns a 16-bit gradient into white."""
+    factor = {"uint8": 255, "uint16": 65535, "int32": 2**31 - 1, "float": 1.0}[scale]
+    dtype = {"float": "float32"}.get(scale, scale)
+    data = encoded(Image.fromarray((GRADIENT * factor).astype(dtype)), "TIFF")
+    image, notes = open_image(data)
+    grey = np.asarray(image)[..., 0] / 255
+    assert np.abs(grey - GRADIENT).max() < 0.01
+    assert bool(notes) == (scale != "uint8")
+
+
+def test_16_bit_png() -> None:
+    data = encoded(Image.fromarray((GRADIENT * 65535).astype("uint16")), "PNG")
+    assert np.abs(np.asarray(open_image(data)[0])[..., 1] / 255 - GRADIENT).max() < 0.01
+
+
+MODES = {"1": "PNG", "L": "PNG", "P": "PNG", "CMYK": "TIFF", "YCbCr": "JPEG"}
+
+
+@pytest.mark.parametrize(("mode", "format"), MODES.items())
+def test_colour_modes(mode: str, format: str) -> None:
+    image, _ = open_image(encoded(photo().convert(mode), format))
+    assert image.mode == "RGB" and image.size == (64, 48)
+    if mode not in ("1", "L"):
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(photo())).mean() < 20
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_white(mode: str) -> None:
+    picture = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 20, 40))
+    image, notes = open_image(encoded(picture.convert(mode), "PNG"))
+    assert image.getpixel((30, 20)) == (255, 255, 255)
+    assert image.getpixel((10, 20)) == (0, 0, 0)
+    assert notes == ["transparency composited on white"]
+
+
+def test_exif_orientation() -> None:
+    upright = photo()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right to see it upright
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    image, notes = open_image(encoded(stored, "JPEG", exif=exif, quality=95))
+    assert image.size == upright.size and notes == []
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).mean() < 6
+    broken = encoded(stored, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert open_image(broken)[0].size == stored.size
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (30, 30), c) for c in ("red", "green", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    image, notes = open_image(data)
+    assert image.getpixel((5, 5)) == (255, 0, 0)
+    assert notes == ["first of 3 frames"]
+
+
+def test_content_decides_not_the_ending(tmp_path: Path) -> None:
+    path = tmp_path / "really_a_png.jpg"
+    path.write_bytes(encoded(photo(), "PNG"))
+    assert open_image(path)[0].size == (64, 48)
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(InputError, match="not a picture"):
+        open_image(path)  # PostScript would run a program
+
+
+def test_bombs_are_refused_by_their_header() -> None:
+    bomb = encoded(Image.new("1", (15000, 15000)), "PNG")
+    with trusted_sizes(), pytest.raises(InputError, match="15000x15000 pixels are more"):
+        open_image(bomb)
+    with trusted_sizes():
+        image, _ = open_image(encoded(Image.new("1", (11000, 11000)), "PNG"))
+    assert image.size == (11000, 11000), "below the limit, without Pillow's warning"
+    with pytest.raises(InputError, match="max-pixels"):
+        open_image(encoded(photo(), "PNG"), max_pixels=100)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_truncation_is_never_silent(format: str) -> None:
+    """An error, or the whole picture's very pixels: never a half-grey one."""
+    options = {"lossless": True} if format == "WEBP" else {}
+    whole = encoded(photo(), format, **options)
+    expected = np.asarray(open_image(whole)[0])
+    errors = 0
+    for size in np.linspace(0, len(whole) - 1, 64).astype(int):
+        try:
+            image, _ = open_image(whole[:size])
+        except InputError as error:
+            errors += 1
+            assert error.message and error.hint
+        else:
+            assert np.array_equal(np.asarray(image), expected), f"cut to {size}"
+    assert errors > 50
+
+
+def test_flipped_bytes_end_in_a_picture_or_an_input_error() -> None:
+    rng = np.random.default_rng(0)
+    for format in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
+        whole = np.frombuffer(encoded(photo(), format), np.uint8)
+        for flips in (1, 3, 30, 300):
+            data = whole.copy()
+            data[rng.integers(0, len(data), flips)] ^= rng.integers(1, 255, flips, np.uint8)
+            try:
+                assert open_image(data.tobytes())[0].mode == "RGB"
+            except InputError as error:
+                assert error.message
+
+
+def test_missing_folder_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        open_image(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match="directory"):
+        open_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(InputError, match="empty file"):
+        open_image(tmp_path / "empty.jpg")
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(encoded(photo(), "JPEG"))
+    secret.chmod(0)
+    if not os.access(secret, os.R_OK):  # root may read anything
+        with pytest.raises(InputError, match="permission denied"):
+            open_image(secret)

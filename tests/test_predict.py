@@ -1,0 +1,391 @@
+"""`hiera predict` and the pipeline behind it, on real pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hiera as reference
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hiera_core
+from hiera_core import inputs
+from hiera_core.device import has_native_bf16, select_device, select_dtype
+from hiera_core.errors import DeviceError, UsageError
+
+from .conftest import PICTURES, SMALL, assert_close, draw_weights, run_process
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """Good and bad files, in this order: good, cut, text, good, empty, good."""
+    folder = tmp_path_factory.mktemp("mixed")
+    whole = (pictures / "coffee.png").read_bytes()
+    (folder / "0.png").write_bytes(whole)
+    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "2.png").write_text("not a picture")
+    (folder / "3.png").write_bytes((pictures / "rocket.png").read_bytes())
+    (folder / "4.png").touch()
+    (folder / "5.png").write_bytes((pictures / "chelsea.png").read_bytes())
+    return folder
+
+
+# Numbers ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_reference_s_classes_and_probabilities(
+    hiera: Command, pictures: Path, tmp_path: Path
+) -> None:
+    """A reference-written checkpoint, the reference's recipe, real pictures."""
+    from torchvision import transforms
+
+    model = draw_weights(reference.hiera_base_224()).eval()
+    torch.save({"model_state": model.state_dict()}, tmp_path / "base.pth")
+    recipe = transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    paths = [pictures / f"{name}.png" for name in PICTURES]
+    options = ("--checkpoint", tmp_path / "base.pth", "--dtype", "fp32", "-f", "jsonl")
+    code, out, _ = hiera("predict", *paths, *options)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [r["input"] for r in records] == [str(p) for p in paths]
+    for path, record in zip(paths, records, strict=True):
+        probs, ids = model(recipe(Image.open(path))[None])[0].topk(5)
+        assert [guess["id"] for guess in record["topk"]] == ids.tolist()
+        assert_close(torch.tensor([g["prob"] for g in record["topk"]]), probs, 1e-4)
+        assert record["model"] == "hiera_base_224"
+
+
+def test_labels_are_torchvision_s() -> None:
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models.video import MViT_V2_S_Weights
+
+    from hiera_core import labels
+
+    images = labels.class_names("imagenet1k")
+    assert list(images) == ResNet50_Weights.DEFAULT.meta["categories"]
+    assert images[207] == "golden retriever"
+    videos = labels.class_names("kinetics400")
+    assert list(videos) == MViT_V2_S_Weights.DEFAULT.meta["categories"]
+    assert videos[363] == "training dog"
+    assert labels._from_public_api("imagenet1k") == list(images)
+
+
+def test_alone_and_in_a_batch(small_folder: Path, pictures: Path) -> None:
+    paths = [str(p) for p in sorted(pictures.iterdir())] * 4
+    together = hiera_core.predict(paths, str(small_folder), batch_size=16, dtype="fp32", topk=10)
+    for path, record in zip(paths, together, strict=True):
+        alone = hiera_core.predict(path, str(small_folder), dtype="fp32", topk=10)
+        for guess, other in zip(alone["topk"], record["topk"], strict=True):
+            assert guess["id"] == other["id"]
+            assert guess["prob"] == pytest.approx(other["prob"], abs=1e-5)
+
+
+# Streams and records ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 100])
+def test_each_input_once_in_order(
+    hiera: Command, small_folder: Path, mixed: Path, batch: int
+) -> None:
+    code, out, err = hiera("predict", mixed, "-m", small_folder, "-b", batch, "-j", 3)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [Path(r["input"]).name for r in records] == [f"{i}.png" for i in range(6)]
+    assert [r["index"] for r in records] == list(range(6))
+    assert [r["status"] for r in records] == ["ok", "error", "error", "ok", "error", "ok"]
+    bad = records[1]
+    assert bad["topk"] == [] and bad["error"]["type"] == "InputError" and bad["error"]["hint"]
+    lines = err.splitlines()
+    assert sum(line.startswith(f"hiera: {mixed}") for line in lines) == 3
+    assert lines[-1] == "hiera: 3 ok, 3 failed"
+
+
+def test_good_results_do_not_depend_on_bad_neighbours(small_folder: Path, mixed: Path) -> None:
+    predictor = hiera_core.Predictor(str(small_folder), dtype="fp32", batch_size=4)
+    everything = list(predictor(inputs.expand([str(mixed)])))
+    good = [r for r in everything if r.status == "ok"]
+    clean = list(predictor(inputs.expand([r.input for r in good])))
+    for record, alone in zip(good, clean, strict=True):
+        assert [g.id for g in record.topk] == [g.id for g in alone.topk]
+        assert [g.prob for g in record.topk] == pytest.approx(
+            [g.prob for g in alone.topk], abs=1e-6
+        )
+
+
+def test_formats(hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+    arguments = ("predict", mixed / "0.png", mixed / "1.png", "-m", small_folder, "-k", 3)
+    _, lines, _ = hiera(*arguments, "-f", "jsonl")
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert list(records[0]) == [
+        "input",
+        "index",
+        "status",
+        "kind",
+        "model",
+        "topk",
+        "notes",
+        "error",
+    ]
+
+    _, out, _ = hiera(*arguments, "-f", "json")
+    assert json.loads(out) == records
+    _, out, _ = hiera(*arguments, "-f", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert rows[0]["top1_id"] == str(records[0]["topk"][0]["id"]) and "top3_prob" in rows[0]
+    assert rows[1]["status"] == "error" and rows[1]["error_message"]
+    _, out, _ = hiera(*arguments, "-f", "table")
+    assert out.startswith(f"{mixed / '0.png'}\n") and out.count("%") == 3
+
+    for ending in ("json", "jsonl", "csv"):
+        target = tmp_path / f"out.{ending}"
+        code, out, _ = hiera(*arguments, "-o", target)
+        assert code == 1 and out == "" and target.stat().st_size > 100
+        assert not target.with_name(target.name + ".partial").exists()
+    assert [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()] == records
+
+
+def test_class_names_from_a_file(hiera: Command, small_folder: Path, mixed: Path) -> None:
+    names = mixed.parent / "names.txt"
+    names.write_text("\n".join(f"kind {i}" for i in range(10)))
+    _, out, _ = hiera("predict", mixed / "0.png", "-m", small_folder, "--labels", names)
+    guess = json.loads(out)["topk"][0]
+    assert guess["label"] == f"kind {guess['id']}"
+    code, _, err = hiera("predict", mixed / "0.png", "-m", small_folder, "--labels", "gone.txt")
+    assert code == 2 and "gone.txt" in err
+
+
+def test_on_error_stop(hiera: Command, small_folder: Path, mixed: Path) -> None:
+    code, out, _ = hiera("predict", mixed, "-m", small_folder, "--on-error", "stop")
+    assert code == 1
+    assert [json.loads(x)["status"] for x in out.splitlines()] == ["ok", "error"]
+
+
+def test_output_files_are_never_lost(
+    hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text("precious")
+    arguments = ("predict", mixed / "0.png", "-m", small_folder)
+    code, _, err = hiera(*arguments, "-o", target)
+    assert code == 2 and "--overwrite" in err and target.read_text() == "precious"
+    code, _, _ = hiera(*arguments, "-o", target, "--overwrite")
+    assert code == 0 and "topk" in target.read_text()
+    code, _, err = hiera(*arguments, "-o", tmp_path / "no" / "out.jsonl")
+    assert code == 2 and "no folder" in err
+    code, _, err = hiera(*arguments, "-o", tmp_path)
+    assert code == 2 and "is a folder" in err
+
+
+def test_resume_goes_on_where_it_broke_off(
+    hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
+    arguments = ("predict", mixed, "-m", small_folder)
+    _, whole, _ = hiera(*arguments)
+    target = tmp_path / "out.jsonl"
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "out.jsonl.partial").write_text("".join(lines[:2]) + lines[2][:20])
+    code, _, _ = hiera(*arguments, "-o", target, "--resume")
+    assert code == 1 and target.read_text() == whole
+    code, _, err = hiera(*arguments, "-o", tmp_path / "out.csv", "--resume")
+    assert code == 2 and "jsonl" in err
+
+
+# Faults -----------------------------------------------------------------------------------------
+
+
+def test_usage_errors_are_one_line(hiera: Command, pictures: Path, small_folder: Path) -> None:
+    picture = pictures / "coffee.png"
+    for arguments, message in [
+        (["predct"], "predict"),
+        (["predict"], "INPUTS"),
+        (["predict", picture, "-m", "hiera_bas_224"], "did you mean hiera_base_224"),
+        (["predict", picture, "--topk", "0"], "topk"),
+        (["predict", picture, "--tpok", "3"], "--topk"),
+        (["predict", picture, "-b", "many"], "neither auto nor a positive number"),
+        (["predict", picture, "--dtype", "fp8"], "fp8"),
+        (["predict", "@gone.txt"], "gone.txt"),
+        (["predict", pictures / "*.gif"], "nothing matches"),
+        (["predict", picture, "-m", "mae_hiera_tiny_224", "--random-init"], "autoencoder"),
+        (["predict", picture, "-m", "hiera_base_16x224", "--random-init"], "image model"),
+    ]:
+        code, out, err = hiera(*arguments)
+        assert (code, out) == (2, ""), arguments
+        lines = [line for line in err.splitlines() if "--random-init" not in line]
+        assert len(lines) == 1 and message in lines[0], err
+
+
+def test_no_cuda_is_never_a_silent_cpu(hiera: Command, pictures: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    code, _, err = hiera("predict", pictures / "coffee.png", "--device", "cuda", "--random-init")
+    assert code == 5 and "--device cpu" in err
+    with pytest.raises(DeviceError):
+        select_device("cuda")
+    with pytest.raises(UsageError, match="cuda"):
+        select_device("cud")
+
+
+def test_dtypes() -> None:
+    cpu = torch.device("cpu")
+    assert select_dtype("auto", cpu) == (torch.bfloat16 if has_native_bf16() else torch.float32)
+    assert select_dtype("auto", torch.device("cuda")) == torch.float16
+    assert select_dtype("bf16", cpu) == torch.bfloat16
+
+
+def test_out_of_memory_halves_the_batch(
+    small_folder: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = hiera_core.Predictor(str(small_folder), batch_size=8)
+    sizes, whole = [], predictor.probabilities
+
+    def limited(pixels: np.ndarray) -> torch.Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(pixels)
+
+    predictor.probabilities = limited  # type: ignore[method-assign]
+    records = list(predictor(inputs.expand([str(pictures)] * 2)))
+    assert len(records) == 8 and all(r.status == "ok" for r in records)
+    assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
+
+    def exhausted(pixels: np.ndarray) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    predictor.probabilities = exhausted  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="no memory left"):
+        list(predictor(inputs.expand([str(pictures)])))
+
+
+def test_overflow_is_an_error_not_a_class(pictures: Path) -> None:
+    model = draw_weights(hiera_core.Hiera(**SMALL))
+    with torch.no_grad():
+        model.norm.weight[0] = float("inf")
+    record = hiera_core.predict(str(pictures / "coffee.png"), model)
+    assert record["status"] == "error" and record["topk"] == []
+    assert "bf16" in record["error"]["hint"]
+
+
+def test_bf16_runs_and_agrees(small_folder: Path, pictures: Path) -> None:
+    exact = hiera_core.predict(str(pictures), str(small_folder), dtype="fp32")
+    rough = hiera_core.predict(str(pictures), str(small_folder), dtype="bf16")
+    for a, b in zip(exact, rough, strict=True):
+        assert a["topk"][0]["prob"] == pytest.approx(b["topk"][0]["prob"], abs=0.05)
+
+
+def test_random_init_says_so(hiera: Command, pictures: Path) -> None:
+    code, _, err = hiera(
+        "predict", pictures / "rocket.png", "-m", "hiera_tiny_224", "--random-init"
+    )
+    assert code == 0 and "the outputs mean nothing" in err
+
+
+def test_config_file(hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(f"model: {small_folder}\ntopk: 2\nformat: jsonl\n")
+    _, out, _ = hiera("predict", mixed / "0.png", "--config", path)
+    assert len(json.loads(out)["topk"]) == 2
+    _, out, _ = hiera("predict", mixed / "0.png", "--config", path, "-k", 4)
+    assert len(json.loads(out)["topk"]) == 4, "the command line wins"
+    path.write_text("topkk: 2\n")
+    code, _, err = hiera("predict", mixed / "0.png", "--config", path)
+    assert code == 2 and "topkk" in err and "did you mean topk" in err
+
+
+def test_closed_pipe_is_quiet(small_folder: Path, mixed: Path) -> None:
+    command = f"{sys.executable} -m hiera_cli predict {mixed}/0.png {mixed}/3.png {mixed}/5.png"
+    script = f"{command} -m {small_folder} -b 1 | head -n 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_what_is_done(
+    small_folder: Path, mixed: Path, tmp_path: Path, signum: int, code: int
+) -> None:
+    target = tmp_path / "out.jsonl"
+    (tmp_path / "list.txt").write_text(f"{mixed / '0.png'}\n" * 20_000)
+    arguments = ("predict", f"@{tmp_path}/list.txt", "-m", small_folder, "-o", target, "-b", "4")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / "out.jsonl.partial"
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code and "Traceback" not in err
+    assert not target.exists()
+    records = [json.loads(line) for line in partial.read_text().splitlines()]
+    assert records and all(r["status"] == "ok" for r in records)
+
+
+def test_names_that_are_not_utf8(small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(raw)).write_bytes((mixed / "0.png").read_bytes())
+    for format in ("jsonl", "table", "csv"):
+        done = subprocess.run(
+            [sys.executable, "-m", "hiera_cli", "predict", raw, "-m", small_folder, "-f", format],
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        if format == "jsonl":
+            assert os.fsencode(json.loads(done.stdout)["input"]) == raw
+        else:
+            assert raw in done.stdout
+
+
+def test_unexpected_errors_are_one_line_unless_debug(
+    hiera: Command, monkeypatch: pytest.MonkeyPatch, pictures: Path
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(inputs, "check", broken)
+    code, _, err = hiera("predict", pictures / "coffee.png")
+    assert code == 1 and err.count("\n") == 1 and "--debug" in err
+    with pytest.raises(ZeroDivisionError):
+        hiera("predict", pictures / "coffee.png", "--debug")
+
+
+def test_models_command(hiera: Command) -> None:
+    code, out, _ = hiera("models", "-f", "json")
+    rows = json.loads(out)
+    assert code == 0 and len(rows) == 20
+    assert rows[2]["name"] == "hiera_base_224" and rows[2]["licence"] == "CC-BY-NC-4.0"
+    _, out, _ = hiera("models", "tiny", "-f", "table")
+    assert "hiera_tiny_224" in out and "hiera_base" not in out and "CC BY-NC" in out
+    code, _, err = hiera("models", "hiera_bsae_224")
+    assert code == 2 and "did you mean" in err
+
+
+def test_version_and_completion() -> None:
+    done = run_process("--version")
+    assert done.stdout.strip() == f"hiera {hiera_core.__version__}"
+    done = run_process(_HIERA_COMPLETE="complete_bash", COMP_WORDS="hiera mod", COMP_CWORD="1")
+    assert "models" in done.stdout

@@ -1,0 +1,383 @@
+"""Checkpoints: every source and dialect, strictness, damage, code in pickles."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hiera as reference
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import hiera_core
+from hiera_core import dialects, files, weights
+from hiera_core.errors import CheckpointError, HubError, OutputError, UsageError
+
+from .conftest import SMALL, Hub, assert_close, draw_weights, run_process
+
+Command = Callable[..., tuple[int, str, str]]
+TINY = {"embed_dim": 96, "stages": (1, 2, 7, 2)}
+
+
+@pytest.fixture(scope="module")
+def tiny_pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """hiera_tiny_224 as the reference's authors publish it."""
+    path = tmp_path_factory.mktemp("tiny") / "hiera_tiny_224.pth"
+    torch.save({"model_state": draw_weights(reference.hiera_tiny_224()).state_dict()}, path)
+    return path
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_folders_load_in_the_reference_and_back(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    ours = draw_weights(hiera_core.Hiera(**SMALL)).eval()
+    ours.save_pretrained(tmp_path / "ours", config=ours.config)
+    assert_close(ours(x), reference.Hiera.from_pretrained(tmp_path / "ours").eval()(x))
+
+    theirs = draw_weights(reference.Hiera(**SMALL), seed=1).eval()
+    theirs.save_pretrained(tmp_path / "theirs", config=theirs.config)
+    back = hiera_core.Hiera.from_pretrained(tmp_path / "theirs").eval()
+    assert_close(back(x), theirs(x))
+    assert back.config == {**ours.config}
+
+
+@torch.no_grad()
+def test_autoencoder_folders_load_in_the_reference(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    config = {**SMALL, "q_pool": 2, "decoder_embed_dim": 32, "decoder_num_heads": 2}
+    ours = draw_weights(hiera_core.MaskedAutoencoderHiera(**config, decoder_depth=1))
+    ours.save_pretrained(tmp_path)
+    theirs = reference.MaskedAutoencoderHiera.from_pretrained(tmp_path)
+    mask = torch.tensor([[True, False, False, True]])
+    for value, expected in zip(ours(x, mask=mask), theirs(x, mask=mask), strict=True):
+        assert_close(value.float(), expected.float())
+    again = hiera_core.MaskedAutoencoderHiera.from_pretrained(tmp_path)
+    assert again.config == ours.config
+
+
+def test_config_json_holds_constructor_arguments_only(tmp_path: Path) -> None:
+    model = hiera_core.Hiera(**SMALL)
+    model.card = {"model": "mine", "classes": list("abcdefghij")}
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config) == set(reference.Hiera(**SMALL).config)
+    built = hiera_core.create_model(str(tmp_path))
+    assert built.card["classes"] == list("abcdefghij") and built.card["model"] == "mine"
+
+
+def test_missing_keys_do_not_pass(small_folder: Path, tmp_path: Path) -> None:
+    state = files.read_tensors(small_folder / "model.safetensors")
+    del state["blocks.2.mlp.fc1.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((small_folder / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"blocks\.2\.mlp\.fc1\.weight is missing"):
+        hiera_core.Hiera.from_pretrained(tmp_path)
+    loose = hiera_core.Hiera.from_pretrained(tmp_path, strict=False)
+    assert torch.equal(loose.blocks[1].norm1.weight, state["blocks.1.norm1.weight"])
+
+
+def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        hiera_core.Hiera(**SMALL).save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Names and heads --------------------------------------------------------------------------------
+
+
+def test_zoo_functions_carry_their_checkpoints() -> None:
+    for name in ("hiera_base_224", "mae_hiera_large_16x224"):
+        ours, theirs = getattr(hiera_core, name), getattr(reference, name)
+        assert ours.checkpoints == theirs.checkpoints
+        assert ours.default == theirs.default
+
+
+def test_create_model_from_a_file_and_with_other_classes(
+    tiny_pth: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = files.read_tensors(tiny_pth)
+    model = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth)
+    assert torch.equal(model.head.projection.weight, state["head.projection.weight"])
+    told = hiera_core.create_model(str(tiny_pth))  # the shapes say which model it is
+    assert told.card["model"] == "hiera_tiny_224"
+    with caplog.at_level(logging.WARNING, "hiera"):
+        ten = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth, num_classes=10)
+    assert "head (2) not used" in caplog.text and "newly initialised" in caplog.text
+    assert ten.head.projection.weight.shape == (10, 768)
+    assert ten.head.projection.weight.abs().max() < 1e-3, "scaled initialisation"
+    assert torch.equal(ten.blocks[3].attn.qkv.weight, state["blocks.3.attn.qkv.weight"])
+
+
+def test_pretrained_features_without_a_head(tiny_pth: Path) -> None:
+    model = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth, num_classes=0)
+    assert isinstance(model.head, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_patch_embedding_adapts_to_channels(tiny_pth: Path, channels: int) -> None:
+    """As timm does it."""
+    import timm.models
+
+    weight = files.read_tensors(tiny_pth)["patch_embed.proj.weight"]
+    expected = timm.models.adapt_input_conv(channels, weight.clone())
+    model = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth, in_chans=channels)
+    assert_close(model.patch_embed.proj.weight, expected)
+
+
+def test_an_autoencoder_s_weights_make_a_classifier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**SMALL, "q_pool": 2, "decoder_embed_dim": 32, "decoder_num_heads": 2}
+    mae = draw_weights(hiera_core.MaskedAutoencoderHiera(**config, decoder_depth=1))
+    mae.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "hiera"):
+        model = hiera_core.Hiera.from_pretrained(tmp_path)
+    assert "decoder_blocks" in caplog.text and "norm (2)" in caplog.text
+    assert model.config["q_pool"] == 3
+    assert torch.equal(model.blocks[4].mlp.fc2.bias, mae.blocks[4].mlp.fc2.bias)
+    assert (model.norm.bias == 0.02).all(), "initial value, as the reference leaves it"
+
+
+def test_wrong_architecture_names_the_right_one(tiny_pth: Path, hiera: Command) -> None:
+    code, _, err = hiera("predict", "x.jpg", "-m", "hiera_base_224", "--checkpoint", tiny_pth)
+    assert code == 3 and err.count("\n") == 1
+    assert "use --model hiera_tiny_224" in err and "is expected" in err
+
+
+def test_unknown_checkpoint_tag(hiera: Command) -> None:
+    code, _, err = hiera("predict", "x.jpg", "-m", "hiera_base_224.mae_in1k_ft")
+    assert code == 2 and "did you mean" in err and "mae_in1k_ft_in1k" in err
+    with pytest.raises(UsageError, match="hiera_base_224"):
+        hiera_core.create_model("hiera_bas_224")
+
+
+# Dialects ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_timm_weights(tmp_path: Path) -> None:
+    import timm
+
+    theirs = draw_weights(timm.create_model("hiera_tiny_224")).eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    ours = hiera_core.create_model(str(tmp_path)).eval()
+    x = torch.randn(1, 3, 224, 224)
+    assert_close(ours.forward_logits(x), theirs(x))
+
+
+@pytest.mark.parametrize("autoencoder", [False, True])
+@torch.no_grad()
+def test_transformers_weights(tmp_path: Path, autoencoder: bool) -> None:
+    from transformers import HieraConfig, HieraForImageClassification, HieraForPreTraining
+
+    config = HieraConfig(
+        embed_dim=96,
+        depths=[1, 2, 7, 2],
+        num_heads=[1, 2, 4, 8],
+        num_labels=10,
+        id2label={i: f"kind {i}" for i in range(10)},
+        num_query_pool=2 if autoencoder else 3,
+        decoder_hidden_size=512,
+        decoder_depth=8,
+        decoder_num_heads=16,
+        normalize_pixel_loss=True,
+    )
+    cls = HieraForPreTraining if autoencoder else HieraForImageClassification
+    theirs = draw_weights(cls(config)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = hiera_core.create_model(str(tmp_path)).eval()
+    x = torch.randn(1, 3, 224, 224)
+    if not autoencoder:
+        assert_close(ours.forward_logits(x), theirs(x).logits)
+        assert ours.card["classes"][3] == "kind 3"
+        return
+    noise = torch.rand(1, 49)
+    mask = torch.zeros(1, 49, dtype=torch.bool)
+    mask[0, noise.argsort(1)[0, :19]] = True  # its rule: the smallest noise stays visible
+    assert_close(ours(x, mask=mask)[0], theirs(x, noise=noise).loss)
+
+
+def test_foreign_names_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"not a Hiera checkpoint .*cls_token"):
+        dialects.to_reference({"cls_token": 1, "layers.0.weight": 2})
+
+
+# Damage -----------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Creates a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_never_runs(tmp_path: Path, hiera: Command, zipped: bool) -> None:
+    trap, path = tmp_path / "trap", tmp_path / "evil.pth"
+    content = {"model_state": {"a": torch.zeros(1)}, "x": Payload(trap)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    code, _, err = hiera("predict", "x.jpg", "-m", "hiera_tiny_224", "--checkpoint", path)
+    assert code == 3 and "nothing of it was run" in err and err.count("\n") == 1
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_truncated_files(tmp_path: Path, hiera: Command, ending: str, part: float) -> None:
+    whole, path = tmp_path / f"whole{ending}", tmp_path / f"cut{ending}"
+    state = state_of(hiera_core.Hiera(**SMALL))
+    save_file(state, whole) if ending == ".safetensors" else torch.save(state, whole)
+    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+    code, _, err = hiera("predict", "x.jpg", "--checkpoint", path)
+    assert code == 3 and err.count("\n") == 1 and "truncated or damaged" in err
+
+
+@pytest.mark.parametrize("content", ["list", "scalar", "sparse", "nan", "header", "text"])
+def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
+    state: Any = state_of(hiera_core.Hiera(**SMALL))
+    path = tmp_path / "weights.pth"
+    if content == "list":
+        torch.save([torch.zeros(3)], path)
+    elif content == "scalar":
+        torch.save({**state, "epoch": 3}, path)
+    elif content == "sparse":
+        torch.save({**state, "x": torch.eye(3).to_sparse()}, path)
+    elif content == "nan":
+        state["blocks.0.norm1.weight"][3] = float("nan")
+        torch.save(state, path)
+    elif content == "header":
+        path.write_bytes(struct.pack("<Q", 1000) + b"{not json" + b" " * 1000)
+    else:
+        path.write_text("<html>404 not found</html>")
+    code, _, err = hiera("predict", "x.jpg", "--checkpoint", path)
+    assert code == 3 and err.count("\n") == 1
+    if content == "nan":
+        assert "blocks.0.norm1.weight" in err
+
+
+def test_missing_file(hiera: Command) -> None:
+    code, _, err = hiera("predict", "x.jpg", "--checkpoint", "no/such/file.pth")
+    assert code == 3 and "no/such/file.pth" in err
+    code, _, err = hiera("predict", "x.jpg", "-m", "hiera_tiny_224", "--checkpoint", "gone.pth")
+    assert code == 3 and "gone.pth" in err
+
+
+def test_weights_are_mapped_not_copied(small_folder: Path) -> None:
+    """Loading takes no random initialisation and no second copy."""
+    checkpoint = weights.read(small_folder)
+    model = hiera_core.factory.from_checkpoint(checkpoint)
+    name = "blocks.0.mlp.fc1.weight"
+    assert model.get_parameter(name).data_ptr() == checkpoint.state[name].data_ptr()
+
+
+# The hub ----------------------------------------------------------------------------------------
+
+
+def test_hub_download_cache_and_failures(
+    hub: Hub, small_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The real client, against a local server."""
+    contents = {p.name: p.read_bytes() for p in small_folder.iterdir()}
+    hub.repositories["someone/small"] = contents
+    picture = pictures / "coffee.png"
+    home = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch")}
+
+    def predict(model: str, **more: str) -> tuple[int, str, list[str]]:
+        environment = {"HF_ENDPOINT": hub.url, **home, **more}
+        done = run_process("predict", picture, "-m", model, "-q", **environment)
+        lines = [x for x in done.stderr.splitlines() if x.startswith("hiera:")]
+        return done.returncode, done.stdout, lines
+
+    code, first, lines = predict("someone/small")
+    assert code == 0, lines
+    assert json.loads(first)["topk"]
+    downloads = [line for line in hub.log if line.startswith("GET") and "safetensors" in line]
+    assert len(downloads) == 1
+
+    code, again, _ = predict("someone/small")
+    assert (code, again) == (0, first), "from the cache"
+    assert [x for x in hub.log if x.startswith("GET") and "safetensors" in x] == downloads
+
+    before = len(hub.log)
+    code, offline, _ = predict("someone/small", HF_HUB_OFFLINE="1")
+    assert (code, offline) == (0, first) and len(hub.log) == before
+
+    for model, more, message in [
+        ("someone/else", {}, "no such repository"),
+        ("someone/else", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ("someone/else", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer"),
+    ]:
+        code, _, lines = predict(model, **more)
+        assert code == 4 and len(lines) == 1, lines
+        assert message in lines[0]
+        for cure in ("--checkpoint", "cache", "HF_ENDPOINT"):
+            assert cure in lines[0]
+
+    hub.gated = True
+    code, _, lines = predict("someone/small", HF_HOME=str(tmp_path / "empty"))
+    assert code == 4 and "gated" in lines[0] and "HF_TOKEN" in lines[0]
+
+
+def test_damaged_download_leaves_no_file(
+    hub: Hub, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob is named by its SHA-256; other bytes under that name are thrown away."""
+    from hiera_core import hub as client
+
+    blob = tmp_path / ("0" * 64)
+    blob.write_bytes(b"other bytes")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    with pytest.raises(HubError, match="arrived damaged"):
+        client._verify_blob(link, "someone/small")
+    assert not blob.exists() and not link.exists()
+
+
+def test_released_files_by_url_resume_and_stay(
+    hub: Hub, tiny_pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No hub: the .pth from the mirror, into torch.hub's cache, going on after a break."""
+    from huggingface_hub import constants
+
+    content = tiny_pth.read_bytes()
+    hub.plain["/hiera_tiny_224.pth"] = content
+    monkeypatch.setenv("HIERA_WEIGHTS_URL", hub.url)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub.cut = 1 << 20
+    with pytest.raises(HubError, match="broke off"):
+        hiera_core.hiera_tiny_224(pretrained=True)
+    partial = tmp_path / "checkpoints" / "hiera_tiny_224.pth.partial"
+    assert partial.stat().st_size == 1 << 20 and len(list(partial.parent.iterdir())) == 1
+    hub.cut = None
+    model = hiera_core.hiera_tiny_224(pretrained=True)
+    assert (tmp_path / "checkpoints" / "hiera_tiny_224.pth").read_bytes() == content
+    hub.plain.clear()
+    again = hiera_core.hiera_tiny_224(pretrained=True)
+    assert torch.equal(model.pos_embed, again.pos_embed)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        hiera_core.hiera_small_224(pretrained=True)

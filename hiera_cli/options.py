@@ -83,7 +83,7 @@ ModelOpt = Annotated[
         "--model",
         "-m",
         help="Name from `hiera models` (NAME.CHECKPOINT picks one), hub repository, folder or "
-        "file. [default: hiera_base_224, or what --checkpoint holds]",
+        "file. (default: hiera_base_224, or what --checkpoint holds)",
     ),
 ]
 CheckpointOpt = Annotated[
@@ -117,7 +117,7 @@ CompileOpt = Annotated[
 ]
 OutputOpt = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File for the results. [default: standard output]"),
+    typer.Option("--output", "-o", help="File for the results (default: standard output)."),
 ]
 FormatOpt = Annotated[
     Format,

@@ -24,7 +24,7 @@ def predict(
         typer.Argument(
             help="Pictures, folders, globs, http(s) URLs, @list.txt, or - for standard input "
             "(paths, or one picture).",
-            metavar="INPUTS...",
+            metavar="INPUTS",
             show_default=False,
         ),
     ],
@@ -99,7 +99,10 @@ def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
     from hiera_core import factory, weights
 
     if random_init:
+        import torch
+
         say("--random-init: weights are random, the outputs mean nothing")
+        torch.manual_seed(0)  # but the same in every run
         return factory.create_model(model or zoo.DEFAULT_IMAGE_MODEL)
     if checkpoint is None:
         return factory.create_model(model or zoo.DEFAULT_IMAGE_MODEL, pretrained=True)

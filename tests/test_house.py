@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import hiera_core
 from hiera_core import zoo
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 # Top to bottom: a file may import what stands below it, never what stands above or beside it.
 FLOORS = [
@@ -107,10 +111,52 @@ def test_torch_hub_loads_from_the_repository() -> None:
     assert all(callable(getattr(hubconf, name)) for name in zoo.names())
 
 
-def test_the_readme_names_every_option_and_model() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_readme_names_every_model_and_file() -> None:
+    readme = README.read_text()
     for name in zoo.names():
         assert name.removeprefix("mae_") in readme, name
     house = readme.split("## The house", 1)[1]
     for path in [*(ROOT / "hiera_core").glob("*.py"), *(ROOT / "hiera_cli").glob("*.py")]:
         assert path.name in house, f"{path.name} is missing in the map of the house"
+
+
+def test_what_the_readme_prints_is_what_comes_out(
+    hiera: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every `$ hiera ...` block of the README, run."""
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```console\n\$ hiera ([^\n]*)\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for command, expected in blocks:
+        to_terminal = not command.endswith("| cat")
+        arguments = command.removesuffix("| cat").split() + ["-f", "table"] * to_terminal
+        code, out, err = hiera(*arguments, "--dtype", "fp32")
+        assert code == 0
+        for line in (err + out).splitlines():
+            if line.startswith(
+                "{"
+            ):  # probabilities are rounded differently from machine to machine
+                theirs = json.loads(expected)["topk"]
+                for ours, shown in zip(json.loads(line)["topk"], theirs, strict=True):
+                    assert ours["id"] == shown["id"]
+                    assert ours["prob"] == pytest.approx(shown["prob"], abs=1e-6)
+            else:
+                assert line in expected
+
+
+def test_options_in_the_readme_exist() -> None:
+    """Options that the README uses exist."""
+    from typer.main import get_command
+
+    from hiera_cli.app import app
+
+    known = {
+        option
+        for command in get_command(app).commands.values()  # type: ignore[attr-defined]
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    for line in README.read_text().splitlines():
+        if line.strip().startswith(("hiera ", "$ hiera ")):
+            for option in re.findall(r"(?<= )--?[a-z][a-z-]*", line.split(" | ")[0]):
+                assert option in known, line

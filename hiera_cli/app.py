@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> int:
     log = logging.getLogger("hiera")
     if not any(isinstance(handler, _Say) for handler in log.handlers):
         log.addHandler(_Say())
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our line says it all
+        for other in ("huggingface_hub", "torch", "PIL"):  # our line says it all
+            logging.getLogger(other).setLevel(logging.CRITICAL)
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="hiera", standalone_mode=False)

@@ -103,7 +103,16 @@ class Predictor:
         """uint8 [b, height, width, 3], resized and cropped -> float32 [b, classes] on the CPU."""
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with torch.inference_mode():
-            return self._run(self.transform.normalise(batch).to(self.dtype)).float().cpu()
+            x = self.transform.normalise(batch).to(self.dtype)
+            try:
+                return self._run(x).float().cpu()
+            except RuntimeError as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                raise DeviceError(
+                    f"torch.compile failed ({type(error).__name__})",
+                    "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
+                ) from error
 
     def _decode_ahead(self, sources: Iterable[Source]) -> Iterator[_Decoded]:
         """Decode in threads (Pillow lets go of the interpreter lock), two batches ahead."""

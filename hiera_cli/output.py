@@ -134,6 +134,11 @@ class Output:
             raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
         if path is not None:
             _check_writable(path, overwrite)
+            if self.partial is not None and self.partial.exists() and not (resume or overwrite):
+                raise UsageError(
+                    f"an interrupted run left {str(self.partial)!r}",
+                    "--resume continues it, --overwrite starts over",
+                )
 
     def __enter__(self) -> Output:
         stream: IO[str] = sys.stdout

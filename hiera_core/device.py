@@ -50,7 +50,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "not enough memory" in text
+        or "can't allocate memory" in text  # the CPU allocator on Linux
+        or "not enough memory" in text  # and on Windows
         or "out of memory" in text
     )
 

@@ -275,7 +275,7 @@ class Hiera(HieraEncoder):
         parameter = next(self.parameters())
         self.head = self._make_head(num_classes)
         self._init_head()
-        self.head.to(parameter.device, parameter.dtype)
+        self.head.train(self.training).to(parameter.device, parameter.dtype)
 
     def _make_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:

@@ -82,7 +82,9 @@ class Predictor:
         self.batch_size = batch_size or AUTO_BATCH[self.device.type]
         self.workers = workers or os.cpu_count() or 1
         self.topk, self.max_pixels = topk, max_pixels
-        self._run = torch.compile(self.model) if compile else self.model
+        # Logits: the softmax is taken in fp32, where 1000 probabilities do not fall together.
+        logits = self.model.forward_logits
+        self._run = torch.compile(logits) if compile else logits
 
     def __call__(self, sources: Iterable[Source]) -> Iterator[Record]:
         """One record for each source, in order. Memory does not grow with their number.
@@ -105,7 +107,7 @@ class Predictor:
         with torch.inference_mode():
             x = self.transform.normalise(batch).to(self.dtype)
             try:
-                return self._run(x).float().cpu()
+                return self._run(x).float().softmax(-1).cpu()
             except RuntimeError as error:
                 if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise

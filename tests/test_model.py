@@ -223,6 +223,7 @@ def test_logits_probabilities_and_features() -> None:
     assert torch.equal(model(x), pooled) and pooled.shape == (2, 128)
     model.reset_classifier(7)
     assert model(x).shape == (2, 7) and model.config["num_classes"] == 7
+    assert_close(model(x).sum(1), torch.ones(2))  # the new head is in evaluation too
     assert small(num_classes=0)(x).shape == (2, 128)
 
 

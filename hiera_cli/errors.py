@@ -35,6 +35,10 @@ ClickUsageError = typer.BadParameter.__mro__[1]
 ClickException = typer.BadParameter.__mro__[2]
 
 
+class ReaderGone(BaseException):
+    """The reader of standard output has gone (`| head`); typer would make exit code 1 of EPIPE."""
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that what is done is flushed on the way out."""
 
@@ -54,7 +58,7 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, Terminated):
         say("terminated")
         return TERMINATED
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | ReaderGone):
         _close_stdout()
         return BROKEN_PIPE
     if isinstance(error, HieraError):

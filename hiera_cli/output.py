@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 from hiera_core.errors import OutputError, UsageError
 from hiera_core.records import Record
 
-from .errors import say
+from .errors import ReaderGone, say
 from .options import Format
 
 PARTIAL = ".partial"
@@ -130,6 +130,7 @@ class Output:
         self.format = _resolve(format, path)
         self.topk, self.resume = topk, resume
         self.ok = self.failed = self.done = 0
+        self.whole = True  # False: stopped early, so a file keeps its .partial name
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
         if path is not None:
@@ -156,12 +157,12 @@ class Output:
         self._progress.close()
         if kind is None:
             self.writer.close()
-        if not (kind is not None and issubclass(kind, BrokenPipeError)):
+        if not (kind is not None and issubclass(kind, ReaderGone)):
             self.stream.flush()
         if self.partial is not None and self.path is not None:
             os.fsync(self.stream.fileno())
             self.stream.close()
-            if kind is None:
+            if kind is None and self.whole:
                 self.partial.replace(self.path)
 
     def record(self, record: Record) -> None:
@@ -169,8 +170,8 @@ class Output:
         try:
             self.writer.write(record)
             self.stream.flush()
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise ReaderGone from error
         except OSError as error:
             name = self.partial or "standard output"
             raise OutputError(f"{name} cannot be written ({error.strerror})") from error

@@ -10,6 +10,7 @@ import typer
 
 from hiera_core import hub, zoo
 from hiera_core import inputs as sources
+from hiera_core.errors import UsageError
 from hiera_core.labels import from_file
 
 from . import options
@@ -90,6 +91,7 @@ def predict(
             record.index += out.done
             out.record(record)
             if record.error is not None and on_error is OnError.stop:
+                out.whole = False
                 break
     out.closing_line()
     return SOME_FAILED if out.failed else OK
@@ -101,6 +103,8 @@ def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
     if random_init:
         import torch
 
+        if checkpoint is not None or (model is not None and hub.is_place(model)):
+            raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
         say("--random-init: weights are random, the outputs mean nothing")
         torch.manual_seed(0)  # but the same in every run
         return factory.create_model(model or zoo.DEFAULT_IMAGE_MODEL)

@@ -191,7 +191,12 @@ def _download(url: str, partial: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        return  # nothing left to fetch
+        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if size == str(have):
+            return  # nothing left to fetch
+        partial.unlink()  # not a beginning of this file: start over
+        _download(url, partial)
+        return
     log.info("downloading %s (%s)", url, LICENCE_NOTE)
     with response:
         if have and response.status != 206:  # the server starts over
@@ -214,7 +219,11 @@ def _url_cache() -> Path:
 
 
 def _file_name(url: str) -> str:
-    return Path(urllib.parse.urlparse(url).path).name
+    """A released file's own name, as torch.hub has it; others are told apart by their address."""
+    name = Path(urllib.parse.urlparse(url).path).name
+    if url in (url_of(name), WEIGHTS_URL + name):
+        return name
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
 
 def _sha256(path: Path) -> str:

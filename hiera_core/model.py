@@ -180,6 +180,10 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         `collect`, since holding them costs memory.
         """
         self._check_input(x)
+        if visible is not None and visible.mask.shape[0] != x.shape[0]:
+            raise UsageError(
+                f"mask has {visible.mask.shape[0]} rows for {x.shape[0]} inputs", "give one each"
+            )
         unit_grid = self.layout.unit_grid
         mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
         x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())

@@ -145,6 +145,8 @@ def test_masks_are_checked() -> None:
         model(x, mask=torch.ones(2, 5, dtype=torch.bool))
     with pytest.raises(UsageError, match="the same number"):
         model(x, mask=torch.tensor([[True, False, False, False], [True, True, False, False]]))
+    with pytest.raises(UsageError, match="1 rows for 2 inputs"):
+        model(x, mask=torch.tensor([[True, False, False, False]]))
     with pytest.raises(UsageError, match="deletes no unit"):
         model(x, mask=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(UsageError, match="cannot be masked"):

@@ -66,7 +66,7 @@ def predict(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers)
     out = Output(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
-    sources.check(inputs)
+    sources.check(inputs, recursive=recursive)
     names = from_file(labels) if labels else None
     if model is not None and not hub.is_place(model):
         zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
@@ -93,6 +93,8 @@ def predict(
             if record.error is not None and on_error is OnError.stop:
                 out.whole = False
                 break
+    if not (out.done or out.ok or out.failed):
+        raise UsageError("no inputs", "the list, pattern or standard input holds none")
     out.closing_line()
     return SOME_FAILED if out.failed else OK
 

@@ -125,7 +125,7 @@ def expand(
             yield from _from_name(text, recursive, endings)
 
 
-def check(inputs: Iterable[str]) -> None:
+def check(inputs: Iterable[str], *, recursive: bool = False) -> None:
     """Find what can be found wrong before weights load: lists that are missing, empty folders.
 
     Raises:
@@ -137,6 +137,8 @@ def check(inputs: Iterable[str]) -> None:
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path a line")
         if text != STDIN and not path.exists() and glob.has_magic(text) and not _first_match(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
+        if text != STDIN and path.is_dir():
+            next(_from_folder(path, recursive, PICTURE_ENDINGS | VIDEO_ENDINGS))
 
 
 def _from_name(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:

@@ -34,6 +34,8 @@ def test_folders_in_name_order(tree: Path) -> None:
     (tree / "none").mkdir()
     with pytest.raises(UsageError, match="holds no pictures"):
         names("none")
+    with pytest.raises(UsageError, match="holds no pictures"):
+        check(["a.PNG", "none"])  # before anything is decoded
 
 
 def test_files_and_globs(tree: Path) -> None:

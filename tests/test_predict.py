@@ -364,7 +364,7 @@ def test_names_that_are_not_utf8(small_folder: Path, mixed: Path, tmp_path: Path
 def test_unexpected_errors_are_one_line_unless_debug(
     hiera: Command, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(inputs, "check", broken)

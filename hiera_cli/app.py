@@ -85,10 +85,13 @@ class _Say(logging.Handler):
 
 
 def _prepare_streams() -> None:
-    """File names are bytes and need not be UTF-8: pass them through, never fail on one."""
+    """File names are bytes and need not be UTF-8: pass them through, never fail on one. Labels
+    need not be ASCII."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if not sys.stderr.isatty() or {"-q", "--quiet"} & set(sys.argv):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _leave(code: int) -> None:

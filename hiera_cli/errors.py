@@ -30,9 +30,6 @@ EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
     (DeviceError, MACHINE),
     (OutputError, MACHINE),
 )
-# typer carries its own copy of click, or uses the real one, depending on its version.
-ClickUsageError = typer.BadParameter.__mro__[1]
-ClickException = typer.BadParameter.__mro__[2]
 
 
 class ReaderGone(BaseException):
@@ -49,8 +46,8 @@ def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 def exit_code_of(error: BaseException) -> int:
     """Say what happened on stderr, in one line, and give the exit code for it."""
-    if isinstance(error, ClickException):
-        say(error.format_message())  # type: ignore[attr-defined]
+    if hasattr(error, "format_message"):  # click's; typer may carry its own copy of click
+        say(error.format_message())
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         say("interrupted")

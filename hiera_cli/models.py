@@ -15,7 +15,7 @@ from . import options
 from .options import Format
 from .output import write_rows
 
-COLUMNS = ["name", "params", "gmacs", "input", "top1", "checkpoints", "cached"]
+COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
 LICENCE_LINE = "Weights: CC BY-NC 4.0, no commercial use. Code: Apache 2.0."
 
 
@@ -31,6 +31,9 @@ def models(
         zoo.get(str(name))  # raises, with near names
     if format is Format.auto:
         format = Format.table if sys.stdout.isatty() else Format.jsonl
+    if format is Format.table:
+        for row in rows:
+            row["params"] = f"{row['params'] / 1e6:.1f}M"
     sys.stdout.write(write_rows(rows, COLUMNS, format))
     if format is Format.table:
         print(LICENCE_LINE)
@@ -41,10 +44,11 @@ def _row(model: zoo.Model) -> dict[str, Any]:
         "name": model.name,
         "kind": model.kind,
         "autoencoder": model.autoencoder,
-        "params": f"{model.params / 1e6:.1f}M",
+        "params": model.params,
         "gmacs": model.gmacs,
         "input": "x".join(map(str, model.config["input_size"])),
         "top1": model.top1,
+        "speed": model.speed,
         "checkpoints": list(model.checkpoints),
         "licence": model.licence,
         "cached": [tag for tag, where in model.checkpoints.items() if _is_cached(where)],

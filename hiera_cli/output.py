@@ -8,11 +8,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from hiera_core.errors import OutputError, UsageError
+from hiera_core.inputs import Source
 from hiera_core.records import Record
 
 from .errors import ReaderGone, say
@@ -42,6 +43,10 @@ class TableWriter:
         for guess in record.topk:
             label = guess.label if guess.label is not None else "class"
             print(f"  {guess.prob:6.1%}  {label} ({guess.id})", file=self.stream)
+        for segment in record.segments or []:
+            times = f"{_clock(segment.start)} - {_clock(segment.end)}"
+            best = "  ".join(f"{g.prob:6.1%}  {g.label or g.id}" for g in segment.topk[:1])
+            print(f"  {times}  {best}", file=self.stream)
 
     def close(self) -> None: ...
 
@@ -79,7 +84,7 @@ class CsvWriter:
         columns = ["input", "index", "status", "kind", "model"]
         for rank in range(1, topk + 1):
             columns += [f"top{rank}_id", f"top{rank}_label", f"top{rank}_prob"]
-        columns += ["notes", "error_type", "error_message", "error_hint"]
+        columns += ["notes", "error_type", "error_message", "error_hint", "segments"]
         self.writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         self.writer.writeheader()
 
@@ -92,6 +97,8 @@ class CsvWriter:
             row[f"top{rank}_prob"] = guess.prob
         row["notes"] = "; ".join(record.notes)
         row |= {f"error_{k}": v for k, v in (values["error"] or {}).items()}
+        if "segments" in values:
+            row["segments"] = json.dumps(values["segments"])
         self.writer.writerow(row)
 
     def close(self) -> None: ...
@@ -129,7 +136,7 @@ class Output:
         self.partial = None if path is None else path.with_name(path.name + PARTIAL)
         self.format = _resolve(format, path)
         self.topk, self.resume = topk, resume
-        self.ok = self.failed = self.done = 0
+        self.ok = self.failed = self.done = 0  # done: by the run that is resumed
         self.whole = True  # False: stopped early, so a file keeps its .partial name
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
@@ -144,8 +151,8 @@ class Output:
     def __enter__(self) -> Output:
         stream: IO[str] = sys.stdout
         if self.partial is not None:
-            if self.resume:
-                self.done = _whole_lines(self.partial)
+            if self.resume and self.partial.exists():
+                _cut_torn_line(self.partial)
             stream = self._open(self.partial)
         self.stream = stream
         self.writer = WRITERS[self.format](stream, self.topk)
@@ -164,6 +171,28 @@ class Output:
             self.stream.close()
             if kind is None and self.whole:
                 self.partial.replace(self.path)
+            elif not (self.ok or self.failed or self.partial.stat().st_size):
+                self.partial.unlink()  # nothing was done: nothing to resume
+
+    def skip_done(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """Pass over the inputs that the resumed run has records of, and count those.
+
+        Raises:
+            UsageError: they are other inputs, or not in that order.
+        """
+        sources = iter(sources)
+        for name, status in _finished(self.partial) if self.resume and self.partial else ():
+            source = next(sources, None)
+            if source is None or source.name != name:
+                now = "nothing" if source is None else repr(source.name)
+                raise UsageError(
+                    f"--resume: input {self.done} was {name!r} and is {now} now",
+                    "give the same inputs in the same order, or --overwrite",
+                )
+            self.done += 1
+            self.failed += status == "error"
+            self.ok += status != "error"
+        yield from sources
 
     def record(self, record: Record) -> None:
         """Write one record, at once; say on stderr what went wrong with it."""
@@ -224,15 +253,32 @@ def _check_writable(path: Path, overwrite: bool) -> None:
         raise UsageError(f"folder {str(path.parent)!r} is read-only", "write elsewhere")
 
 
-def _whole_lines(partial: Path) -> int:
-    """How many records an interrupted run has finished; a torn last line is cut off."""
-    if not partial.exists():
-        return 0
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+def _cut_torn_line(partial: Path) -> None:
+    """An interrupted run may have left half a line."""
     with partial.open("rb+") as file:
-        file.truncate(len(whole))
-    return whole.count(b"\n")
+        whole = 0
+        for line in file:
+            whole += len(line) if line.endswith(b"\n") else 0
+        file.truncate(whole)
+
+
+def _finished(partial: Path) -> Iterator[tuple[str, str]]:
+    """Input and status of every record of an interrupted run."""
+    with partial.open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                yield record["input"], record["status"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{str(partial)!r}: line {number} is no record", "--overwrite starts over"
+                ) from error
+
+
+def _clock(seconds: float) -> str:
+    """62.5 -> 0:01:02.5"""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes) // 60}:{int(minutes) % 60:02}:{rest:04.1f}"
 
 
 @contextlib.contextmanager
@@ -270,17 +316,19 @@ def write_rows(rows: list[dict[str, Any]], columns: list[str], format: Format) -
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
         return text.getvalue()
     cells = [columns] + [[_cell(row[c]) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    lines = [
+        "  ".join((c or "-").ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells
+    ]
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "-"
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from hiera_core import hub, zoo
 from hiera_core import inputs as sources
 from hiera_core.errors import UsageError
 from hiera_core.labels import from_file
+from hiera_core.records import Kind
 
 from . import options
 from .errors import OK, SOME_FAILED, say
@@ -23,8 +23,8 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Pictures, folders, globs, http(s) URLs, @list.txt, or - for standard input "
-            "(paths, or one picture).",
+            help="Pictures, videos, folders, globs, http(s) URLs, @list.txt, or - for standard "
+            "input (paths, or one file).",
             metavar="INPUTS",
             show_default=False,
         ),
@@ -39,6 +39,28 @@ def predict(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Also folders within folders.")
     ] = False,
+    clips: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips along a video (default: 5; 1 a segment)."),
+    ] = None,
+    crops: Annotated[
+        int | None,
+        typer.Option(min=1, help="Crops of each clip (default: 3; 1 in segments)."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames between sampled ones at 30 a second (default: 4)."),
+    ] = None,
+    segments: Annotated[
+        float | None,
+        typer.Option(help="Label videos in pieces of so many seconds.", metavar="SECONDS"),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            help="Show an image model one frame of videos every so many seconds.", metavar="SECONDS"
+        ),
+    ] = None,
     on_error: Annotated[
         OnError, typer.Option(help="skip: report a bad input and go on; stop: end there.")
     ] = OnError.skip,
@@ -58,9 +80,10 @@ def predict(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Name what is on pictures: the most probable classes of each, in input order.
+    """Name what is on pictures and in videos: the most probable classes of each, in input order.
 
-    Transparent pictures are seen on white; of animations, the first frame.
+    Transparent pictures are seen on white; of animations, the first frame. Videos are seen in 5
+    clips x 3 crops.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -71,36 +94,36 @@ def predict(
     if model is not None and not hub.is_place(model):
         zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
     from hiera_core.predictor import Predictor
+    from hiera_core.preprocess.video import Sampling
 
-    built = _model(model, checkpoint, random_init)
     predictor = Predictor(
-        built,
+        _model(model, checkpoint, random_init),
+        sampling=Sampling(clips, crops, stride, segments, every, max_pixels),
+        topk=topk,
+        workers=threads,
         device=device,
         dtype=dtype,
         batch_size=batch,
-        workers=threads,
-        topk=topk,
         class_names=names,
-        max_pixels=max_pixels,
         compile=compile,
     )
     with out:
-        stream = sources.expand(inputs, recursive=recursive)
-        todo = itertools.islice(stream, out.done, None)
-        for record in predictor(todo):
+        for record in predictor(out.skip_done(sources.expand(inputs, recursive=recursive))):
             record.index += out.done
             out.record(record)
             if record.error is not None and on_error is OnError.stop:
                 out.whole = False
                 break
-    if not (out.done or out.ok or out.failed):
+    if not (out.ok or out.failed):
         raise UsageError("no inputs", "the list, pattern or standard input holds none")
     out.closing_line()
     return SOME_FAILED if out.failed else OK
 
 
 def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
-    from hiera_core import factory, weights
+    """What `Predictor` takes as its model."""
+    from hiera_core import factory
+    from hiera_core.predictor import DEFAULT_MODELS
 
     if random_init:
         import torch
@@ -108,10 +131,12 @@ def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
         if checkpoint is not None or (model is not None and hub.is_place(model)):
             raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
         say("--random-init: weights are random, the outputs mean nothing")
-        torch.manual_seed(0)  # but the same in every run
-        return factory.create_model(model or zoo.DEFAULT_IMAGE_MODEL)
+
+        def build(kind: Kind) -> Any:
+            torch.manual_seed(0)  # but the same in every run
+            return factory.create_model(model or DEFAULT_MODELS[kind])
+
+        return build if model is None else build("image")
     if checkpoint is None:
-        return factory.create_model(model or zoo.DEFAULT_IMAGE_MODEL, pretrained=True)
-    if model is None:
-        return factory.from_checkpoint(weights.read(checkpoint))
-    return factory.create_model(model, pretrained=True, checkpoint=checkpoint)
+        return model
+    return factory.create_classifier(model, checkpoint)

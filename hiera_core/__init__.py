@@ -21,6 +21,8 @@ _PUBLIC = {
     "backbone": ("FeatureBackbone",),
     "factory": ("create_model", "list_models", *_zoo.names()),
     "predictor": ("predict", "Predictor"),
+    "classifier": ("Classifier",),
+    "preprocess.video": ("Sampling",),
     "errors": (
         "HieraError",
         "UsageError",

@@ -224,6 +224,17 @@ class AutoencoderConfig(HieraConfig):
                 f"{self.q_pool} pools of {self.q_stride}, so they cannot be masked",
                 f"use mask_unit_size = q_stride ** k with {self.q_pool} <= k < stages",
             )
+        patch = [p * q**self.q_pool for p, q in zip(self.patch_stride, self.q_stride, strict=True)]
+        if len(patch) == 3 and self.q_stride[0] ** self.q_pool != 1:
+            raise ConfigError(
+                f"q_stride {self.q_stride} pools over time, and a token predicts one frame",
+                "use q_stride = (1, y, x)",
+            )
+        if len(set(patch[-2:])) > 1:
+            raise ConfigError(
+                f"a token covers {patch[-2]} x {patch[-1]} pixels, but predictions are square",
+                "use equal patch_stride and q_stride for y and x",
+            )
         if self.decoder_embed_dim % self.decoder_num_heads:
             raise ConfigError(
                 f"{self.decoder_num_heads} decoder heads do not divide {self.decoder_embed_dim}",

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import hub, labels, pretrained, weights, zoo
 from .backbone import FeatureBackbone
-from .errors import near
+from .errors import CheckpointError, UsageError, near
 from .mae import MaskedAutoencoderHiera
 from .model import Hiera, HieraEncoder
 
@@ -39,18 +39,67 @@ def create_model(
         UsageError: unknown model or checkpoint.
         CheckpointError, HubError: see `weights.read`.
     """
-    base, tag = zoo.split_tag(name)
-    if base not in zoo.models() and hub.is_place(name):
+    row, choice = row_of(name), zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint)
+    if row is None:
         model = from_checkpoint(weights.read(name), strict=strict, **config)
     else:
-        row, loaded = zoo.get(base), None
-        choice = tag if checkpoint is None else str(checkpoint)
-        if choice is not None and choice not in row.checkpoints and hub.is_place(choice):
-            loaded = weights.read(choice)
-        elif pretrained or choice not in (None, *row.checkpoints):
-            loaded = weights.read_zoo(row, choice)
+        wanted = pretrained or choice not in (None, *row.checkpoints)
+        loaded = _read_for(row, choice) if wanted else None
         model = from_zoo(row, loaded, strict=strict, **config)
     return FeatureBackbone(model) if features_only else model
+
+
+def create_classifier(name: str | None, checkpoint: str | Path | None = None) -> Hiera:
+    """A classifier with its weights, for prediction.
+
+    Args:
+        name: as for `create_model`, or None for the model that `checkpoint` was saved from.
+        checkpoint: in place of the model's own weights.
+
+    Raises:
+        UsageError: unknown model, or an autoencoder (found before weights are read).
+        CheckpointError: it has no classifier (pre-trained only); see `weights.read`.
+        HubError: it cannot be fetched.
+    """
+    row = None if name is None else row_of(name)
+    if row is not None and row.autoencoder:
+        raise UsageError(
+            f"{row.name} is an autoencoder: it reconstructs, it does not classify",
+            f"use {row.name.removeprefix('mae_')}",
+        )
+    if row is not None and name is not None:
+        choice = zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint)
+        loaded = _read_for(row, choice)
+    else:
+        loaded = weights.read(checkpoint or str(name))
+    if not loaded.num_classes:
+        raise CheckpointError(
+            f"{loaded.source} has no classifier: it was only pre-trained",
+            "fine-tune it first, or use a fine-tuned one such as hiera_base_224.mae_in1k_ft_in1k",
+        )
+    model = from_checkpoint(loaded) if row is None else from_zoo(row, loaded)
+    assert isinstance(model, Hiera)
+    return model
+
+
+def row_of(name: str) -> zoo.Model | None:
+    """The zoo's row that a name means; None when it names a place (file, folder, repository).
+
+    Raises:
+        UsageError: neither.
+    """
+    base, tag = zoo.split_tag(name)
+    row = zoo.models().get(base)
+    if row is not None and (tag is None or tag in row.checkpoints):
+        return row
+    return None if hub.is_place(name) else zoo.get(base)
+
+
+def _read_for(row: zoo.Model, choice: str | None) -> weights.Checkpoint:
+    """A tag's weights, or those of a place."""
+    if choice is not None and choice not in row.checkpoints and hub.is_place(choice):
+        return weights.read(choice)
+    return weights.read_zoo(row, choice)
 
 
 def list_models() -> list[str]:

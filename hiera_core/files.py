@@ -18,6 +18,7 @@ from .errors import CheckpointError, OutputError
 # Where the weights sit in a saved dictionary: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
 SAFETENSORS_MAX_HEADER = 100 << 20
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -55,9 +56,16 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and 0 < length < SAFETENSORS_MAX_HEADER
 
 
-def check_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise CheckpointError naming the first tensors that hold NaN or infinity."""
-    bad = [name for name, t in state.items() if t.is_floating_point() and not _finite(t)]
+def check_numbers(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise CheckpointError naming the first tensors that hold NaN or infinity, or that are in a
+    number format weights do not come in (integers, 8-bit floats)."""
+    for name, tensor in state.items():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"{source}: {name} is {str(tensor.dtype).removeprefix('torch.')}",
+                "give unquantised weights",
+            )
+    bad = [name for name, tensor in state.items() if not _finite(tensor)]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(
@@ -132,7 +140,17 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
+        start = file.read(40)
+    zipped = start.startswith(b"PK\x03\x04")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file", "run `git lfs pull`")
+    if not start:
+        raise EOFError("it is empty")
+    if not zipped and not start.startswith(b"\x80"):  # a pickle's first byte
+        raise CheckpointError(
+            f"{path} is no checkpoint: it begins with {start[:12]!r}",
+            "give a .safetensors file or one that torch.save wrote",
+        )
     # Only the zip format can be mapped; the old one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     for key in STATE_KEYS:
@@ -149,6 +167,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: the key {name!r} is no name", "save a state dict")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
                 f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor", "save a state dict"

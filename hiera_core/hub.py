@@ -6,12 +6,16 @@ they mean everywhere. URLs land in torch.hub's cache, where the reference packag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import logging
 import os
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,7 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
     """
     options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
     weights = None
-    for name in WEIGHT_NAMES:
+    for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
         weights = weights or _hub_file(repo, name, options)
     if weights is None:
         raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", CURES)
@@ -96,31 +100,39 @@ def from_url(url: str, sha256: str | None = None) -> Fetched:
         return Fetched(path)
     if is_offline():
         raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", CURES)
+    from huggingface_hub.utils import WeakFileLock
+
     target = _url_cache() / _file_name(url)
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, partial)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise HubError(f"{url} could not be fetched ({reason})", CURES) from error
+        with WeakFileLock(target.with_name(target.name + ".lock")):  # one download at a time
+            if not target.is_file():
+                _download(url, partial)
+                _check_sha256(partial, sha256, url)
+                partial.replace(target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written ({error.strerror or error})") from error
-    if sha256 and _sha256(partial) != sha256:
-        partial.unlink()
-        raise HubError(f"{url} sent other bytes than recorded (SHA-256 differs)", "try again")
-    partial.replace(target)
     return Fetched(target)
+
+
+def _in_cache(repo: str, name: str, options: dict[str, Any]) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    where = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
+    try:
+        return isinstance(try_to_load_from_cache(repo, name, **where), str)
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no name of a hub repository", "use owner/name") from error
 
 
 def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     """One file of a repository; None when the repository has no such file."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    where = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
-    cached = isinstance(try_to_load_from_cache(repo, name, **where), str)
-    is_weights = name in WEIGHT_NAMES
+    cached, is_weights = _in_cache(repo, name, options), name in WEIGHT_NAMES
     try:
         if is_weights and not cached and not options["local_files_only"] and not is_offline():
             _probe(repo, name, options)
@@ -148,7 +160,7 @@ def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
         get_hf_file_metadata(url, token=options.get("token"))
     except HfHubHTTPError:
         return  # it answers; what it says is the download's business
-    log.info("fetching %s from the hub (%s)", repo, LICENCE_NOTE)
+    log.info("fetching %s from the hub%s", repo, _licence(repo.startswith("facebook/")))
 
 
 def _hub_error(repo: str, error: Exception) -> HubError:
@@ -182,34 +194,75 @@ def _verify_blob(path: Path, repo: str) -> None:
 
 def _download(url: str, partial: Path) -> None:
     """Fetch to `partial`, going on where an earlier attempt broke off; progress on stderr."""
-    from tqdm import tqdm
-
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
+        with _network(url):
+            headers = {"Range": f"bytes={have}-"} if have else {}
+            request = urllib.request.Request(url, headers=headers)
+            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except HubError as error:
+        cause = error.__cause__
+        if not isinstance(cause, urllib.error.HTTPError) or cause.code != 416:
             raise
-        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        size = (cause.headers.get("Content-Range") or "").rpartition("/")[2]
         if size == str(have):
             return  # nothing left to fetch
         partial.unlink()  # not a beginning of this file: start over
         _download(url, partial)
         return
-    log.info("downloading %s (%s)", url, LICENCE_NOTE)
+    log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
     with response:
         if have and response.status != 206:  # the server starts over
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=partial.stem)
-        with partial.open("ab" if have else "wb") as file, bar:
-            while chunk := response.read(CHUNK):
+        with partial.open("ab" if have else "wb") as file, _bar(partial.stem, have, total) as show:
+            while True:
+                with _network(url):
+                    chunk = response.read(CHUNK)
+                if not chunk:
+                    break
                 file.write(chunk)
-                bar.update(len(chunk))
+                show(len(chunk))
     if total is not None and partial.stat().st_size != total:
-        raise ConnectionError("the connection broke off; call again to resume")
+        raise HubError(f"{url} broke off", "call again to resume")
+
+
+@contextlib.contextmanager
+def _network(url: str) -> Iterator[None]:
+    """Faults of the line are the hub's, unlike those of the disk."""
+    try:
+        yield
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or _brief(error)
+        raise HubError(f"{url} could not be fetched ({reason})", CURES) from error
+
+
+@contextlib.contextmanager
+def _bar(name: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; off where the hub's bars are off too."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    if not sys.stderr.isatty() or are_progress_bars_disabled():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, completed=have)
+        yield lambda count: progress.advance(task, count)
+
+
+def _licence(released: bool) -> str:
+    return f" ({LICENCE_NOTE})" if released else ""
+
+
+def _check_sha256(path: Path, expected: str | None, url: str) -> None:
+    if expected and _sha256(path) != expected:
+        path.unlink()
+        raise HubError(f"{url} sent other bytes than recorded (SHA-256 differs)", "try again")
 
 
 def _url_cache() -> Path:

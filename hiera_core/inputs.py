@@ -1,14 +1,18 @@
 """What a user names (files, folders, globs, lists, URLs, stdin) to a stream of sources, in order.
 
 Nothing here is opened as a picture, and nothing is collected: a list of 100,000 files streams.
+What fails on the way (a list that cannot be read, a folder that is gone) is a source that fails,
+so that every input keeps its place.
 """
 
 from __future__ import annotations
 
 import glob
+import http.client
 import os
+import re
+import stat
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,61 +20,38 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import InputError, UsageError
+from .records import Kind
 
 # In a folder these endings count as inputs; a file that is named is tried whatever its ending.
 PICTURE_ENDINGS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".jp2",
-        ".mpo",
-        ".ico",
-        ".qoi",
-    ]
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
+    ".ico .qoi".split()
 )
 VIDEO_ENDINGS = frozenset(
-    [
-        ".mp4",
-        ".mkv",
-        ".webm",
-        ".mov",
-        ".avi",
-        ".m4v",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".wmv",
-        ".flv",
-        ".3gp",
-    ]
+    ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split()
 )
-SIGNATURES = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n",
-    b"GIF8",
-    b"BM",
-    b"II*\0",  # TIFF, either byte order
-    b"MM\0*",
-    b"RIFF",  # WebP
-    b"\0\0\0\x0cjP",  # JPEG 2000
-    b"qoif",
+ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
+SIGNATURE_BYTES = 200  # how much of a file `sniff` wants to see
+_PICTURES = re.compile(
+    rb"\xff\xd8\xff"  # JPEG
+    rb"|\x89PNG\r\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|qoif.{8}[\x03\x04]"
+    rb"|BM....\0\0\0\0|P[1-6][\s#]+[\d#]|\0\0\x01\0[^\0]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51"  # JPEG 2000, with and without its box
+    rb"|....ftyp(avif|avis|heic|heix|hevc|mif1|msf1)",
+    re.DOTALL,
+)
+_VIDEOS = re.compile(
+    rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # MP4, QuickTime
+    rb"|\x1a\x45\xdf\xa3"  # Matroska, WebM
+    rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG programme and elementary streams
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # ASF
+    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes a packet
+    re.DOTALL,
 )
 MAX_DOWNLOAD_BYTES = 512 << 20
 TIMEOUT_S = 30
 STDIN = "-"
+URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -81,149 +62,244 @@ class Source:
     path: Path | None = None
     data: bytes | None = None
     url: str | None = None
+    error: InputError | None = None  # already known not to work
 
     def content(self) -> Path | bytes:
         """The path to read, or the bytes; a URL is fetched here, in a worker.
 
         Raises:
-            InputError: the URL cannot be fetched.
+            InputError: the URL cannot be fetched, or there is no such file.
         """
+        if self.error is not None:
+            raise self.error
         if self.url is not None:
             return _download(self.url)
         if self.data is not None:
             return self.data
         assert self.path is not None
-        return self.path
+        return _regular(self.path)
+
+    @property
+    def looks_like_video(self) -> bool:
+        """By its ending alone; `kind_of` looks inside."""
+        return Path(self.name.partition("?")[0]).suffix.lower() in VIDEO_ENDINGS
+
+
+def kind_of(content: Path | bytes, name: str) -> Kind:
+    """Picture or video: the content decides, and the ending of `name` where it says nothing.
+
+    Raises:
+        InputError: the file cannot be read, or is empty.
+    """
+    if isinstance(content, bytes):
+        start = content[:SIGNATURE_BYTES]
+    else:
+        try:
+            with content.open("rb") as file:
+                start = file.read(SIGNATURE_BYTES)
+        except OSError as error:
+            raise _unreadable(error) from error
+    if not start:
+        raise InputError("empty file", "the file is damaged or not a picture or video")
+    ending = Path(name.partition("?")[0]).suffix.lower()
+    return sniff(start) or ("video" if ending in VIDEO_ENDINGS else "image")
+
+
+def sniff(start: bytes) -> Kind | None:
+    """What the first bytes of a file say it is."""
+    if _PICTURES.match(start):
+        return "image"
+    return "video" if _VIDEOS.match(start) else None
 
 
 def expand(
     inputs: Iterable[str],
     *,
     recursive: bool = False,
-    endings: frozenset[str] = PICTURE_ENDINGS | VIDEO_ENDINGS,
+    endings: frozenset[str] = ENDINGS,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Source]:
-    """The sources that these arguments name, one by one.
+    """The sources that these arguments name, one by one. Never raises: faults are sources too.
 
     Args:
         inputs: files, folders, globs (`**` goes into folders), http(s) URLs, `@list.txt`, and `-`
-            for standard input: a picture, or paths separated by newlines or NUL.
+            for standard input: a picture or video, or paths separated by newlines or NUL.
         recursive: also look into folders within folders.
         endings: which files of a folder count.
         stdin: in place of standard input.
-
-    Raises:
-        UsageError: a folder or glob without inputs, a list that cannot be read. (A single file
-            that is missing is that input's own error, later.)
     """
     for text in inputs:
         if text == STDIN:
             yield from _from_stream(stdin or sys.stdin.buffer)
-        elif text.startswith("@") and not Path(text).exists():
-            yield from _from_list(Path(text[1:]))
+        elif _is_list(text):
+            yield from _from_list(text)
+        elif text.startswith(URLS):
+            yield Source(text, url=text)
         else:
-            yield from _from_name(text, recursive, endings)
+            yield from _from_path(text, recursive, endings)
 
 
 def check(inputs: Iterable[str], *, recursive: bool = False) -> None:
-    """Find what can be found wrong before weights load: lists that are missing, empty folders.
+    """Find what can be found wrong before weights load: missing lists, empty folders and globs.
 
     Raises:
-        UsageError: as `expand`.
+        UsageError: one of them. (A single file that is missing is that input's own error, later.)
     """
     for text in inputs:
         path = Path(text)
-        if text.startswith("@") and not path.exists() and not Path(text[1:]).is_file():
+        if _is_list(text) and not Path(text[1:]).is_file():
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path a line")
-        if text != STDIN and not path.exists() and glob.has_magic(text) and not _first_match(text):
+        if text != STDIN and not path.exists() and glob.has_magic(text) and not _matches(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
         if text != STDIN and path.is_dir():
-            next(_from_folder(path, recursive, PICTURE_ENDINGS | VIDEO_ENDINGS))
+            first = next(_from_path(text, recursive, ENDINGS))
+            if first.error is not None and Path(first.name) == path:
+                raise UsageError(f"{text}: {first.error.message}", first.error.hint)
 
 
-def _from_name(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
+def names_one(text: str) -> bool:
+    """Whether an argument can only mean a single input."""
+    many = text == STDIN or _is_list(text) or Path(text).is_dir()
+    return not many and (Path(text).exists() or text.startswith(URLS) or not glob.has_magic(text))
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("@") and not Path(text).exists()
+
+
+def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
     path = Path(text)
-    if text.startswith(("http://", "https://")):
-        yield Source(text, url=text)
-    elif path.is_dir():
+    if path.is_dir():
         yield from _from_folder(path, recursive, endings)
     elif not path.exists() and glob.has_magic(text):
-        matches = (Path(p) for p in sorted(glob.iglob(text, recursive=True)))
-        yield from (Source(str(p), path=p) for p in matches if p.is_file())
+        found = [Path(p) for p in _matches(text)]
+        files = [p for p in found if not p.is_dir()]
+        for file in files:
+            yield Source(str(file), path=file)
+        for folder in [] if files else found:  # `holidays-*` that matches folders means their files
+            yield from _from_folder(folder, recursive, endings)
     else:
         yield Source(text, path=path)
 
 
 def _from_folder(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
-    """Files in name order, a folder at a time, hidden ones left out."""
     found = False
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
-                found = True
-                path = Path(root) / name
-                yield Source(str(path), path=path)
+    for source in _walk(folder, recursive, endings):
+        found = True
+        yield source
     if not found:
         hint = "" if recursive else "--recursive looks into folders within it"
-        raise UsageError(f"folder {str(folder)!r} holds no pictures or videos", hint)
+        yield Source(str(folder), error=InputError("the folder holds no pictures or videos", hint))
 
 
-def _from_list(path: Path) -> Iterator[Source]:
+def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
+    """Files in name order, then folders, a folder at a time; hidden ones and links to folders are
+    left out."""
     try:
-        with path.open("rb") as file:
+        with os.scandir(folder) as entries:
+            shown = [e for e in entries if not e.name.startswith(".")]
+    except OSError as error:
+        yield Source(str(folder), error=_unreadable(error))
+        return
+    shown.sort(key=lambda e: e.name)
+    for entry in shown:
+        if Path(entry.name).suffix.lower() in endings and not entry.is_dir():
+            yield Source(str(folder / entry.name), path=folder / entry.name)
+    for entry in shown if recursive else []:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name, recursive, endings)
+
+
+def _from_list(text: str) -> Iterator[Source]:
+    try:
+        with Path(text[1:]).open("rb") as file:
             yield from _lines(file, b"")
     except OSError as error:
-        raise UsageError(f"list {str(path)!r} cannot be read ({error.strerror})") from error
+        yield Source(text, error=_unreadable(error))
 
 
 def _from_stream(stream: BinaryIO) -> Iterator[Source]:
-    """A picture when it begins like one, else paths."""
-    start = stream.read(16)
-    if start.startswith(SIGNATURES):
+    """A picture or video when it begins like one, else paths."""
+    start = b""
+    while len(start) < SIGNATURE_BYTES and not _has_text_line(start):
+        block = _read_some(stream)
+        start += block
+        if not block:
+            break
+    if sniff(start):
         yield Source(STDIN, data=start + stream.read())
     else:
         yield from _lines(stream, start)
 
 
+def _has_text_line(start: bytes) -> bool:
+    """Enough to see that these are paths, before a slow producer sends more of them."""
+    line, newline, _ = start.partition(b"\n")
+    return bool(newline) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f\xff]", line) and len(line) > 2
+
+
 def _lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
     """Paths or URLs separated by newlines, or by NUL if one comes first. Names are kept byte for
     byte (`os.fsdecode`), UTF-8 or not."""
-    rest, separator = start, b""
+    rest, separator, block = start, b"", start
     while True:
-        block = stream.read(1 << 16)
-        rest += block
-        if not separator and (b"\0" in rest or b"\n" in rest or not block):
+        if not separator and (b"\0" in rest or b"\n" in rest):
             separator = b"\0" if b"\0" in rest else b"\n"
         if separator:
             *lines, rest = rest.split(separator)
             yield from (_line(line) for line in lines if line.strip())
+        block = _read_some(stream)
         if not block:
             break
+        rest += block
     if rest.strip():
         yield _line(rest)
 
 
+def _read_some(stream: BinaryIO) -> bytes:
+    """What is there, without waiting for a whole block; b"" at the end."""
+    read: bytes = getattr(stream, "read1", stream.read)(1 << 16)
+    return read
+
+
 def _line(line: bytes) -> Source:
     text = os.fsdecode(line.removesuffix(b"\r"))
-    if text.startswith(("http://", "https://")):
+    if text.startswith(URLS):
         return Source(text, url=text)
     return Source(text, path=Path(text))
 
 
-def _first_match(pattern: str) -> str | None:
-    return next(glob.iglob(pattern, recursive=True), None)
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.iglob(pattern, recursive=True))
+
+
+def _regular(path: Path) -> Path:
+    """A path that can be read to its end: pipes and devices could hang."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _unreadable(error) from error
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder", "name it without a list to read what it holds")
+    if not stat.S_ISREG(mode):
+        raise InputError("not a regular file", "send it through standard input: hiera ... -")
+    return path
+
+
+def _unreadable(error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(reason.lower(), "check the path")
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "hiera-toolkit"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "hiera-toolkit"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except http.client.HTTPException as error:
+        raise InputError(f"broken reply ({type(error).__name__})", "try again") from error
     except (OSError, ValueError) as error:  # URLError is an OSError
         raise InputError(f"cannot be fetched ({error})", "check the address") from error
-    except Exception as error:  # http.client raises its own types on broken replies
-        raise InputError(f"broken reply ({type(error).__name__})", "try again") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")
     return data

@@ -161,7 +161,11 @@ class MaskedAutoencoderHiera(HieraEncoder):
         labels = self.pixel_labels(input_img)[mask]
         return normalise_patches(labels) if norm else labels
 
-    get_pixel_label_3d = get_pixel_label_2d
+    def get_pixel_label_3d(
+        self, input_vid: torch.Tensor, mask: torch.Tensor, norm: bool = True
+    ) -> torch.Tensor:
+        """The same for clips, [b, 3, t, y, x] -> [m, p]."""
+        return self.get_pixel_label_2d(input_vid, mask, norm)
 
     # Parts ------------------------------------------------------------------------------------
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,205 +13,262 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import factory, inputs
-from .device import is_out_of_memory, select_device, select_dtype
-from .errors import DeviceError, HieraError, InputError, UsageError
+from . import factory, inputs, zoo
+from .classifier import Classifier
+from .errors import HieraError, InputError, UsageError
 from .inputs import Source
 from .model import Hiera
-from .preprocess.image import MAX_PIXELS, ImageTransform, open_image, trusted_sizes
-from .records import Guess, Record
+from .preprocess.image import open_image, trusted_sizes
+from .preprocess.video import Piece, Report, Sampling, frames_every
+from .records import Guess, Kind, Record, Segment
+from .streaming import map_ahead, one_ahead
 
-log = logging.getLogger("hiera")
-
-# Pictures in one pass. On a CPU larger batches only leave the cache; a GPU wants many.
-AUTO_BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
+DEFAULT_MODELS: dict[Kind, str] = {
+    "image": zoo.DEFAULT_IMAGE_MODEL,
+    "video": zoo.DEFAULT_VIDEO_MODEL,
+}
+HOLD = 4  # batches of finished records that wait for a picture before them
 
 
 @dataclass
 class _Decoded:
-    """A picture on its way to the model: pixels, or the reason why there are none."""
+    """An input on its way to the model: a picture's pixels, a video's pieces, or neither."""
 
     record: Record
-    pixels: np.ndarray | None
+    pixels: np.ndarray | None = None
+    report: Report | None = None
+    pieces: Iterator[Piece] | None = None
 
 
 class Predictor:
-    """A classifier with its preprocessing and class names, on a device.
+    """Names what is on pictures and in videos.
 
     Args:
-        model: a name, hub repository, folder or file (see `create_model`), or a built `Hiera`.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        dtype: `auto`, `fp32`, `bf16` or `fp16`, see `select_dtype`.
-        batch_size: pictures in one pass, or None for a size that suits the device. Out of memory
-            halves it.
-        workers: decoding threads, or None for one a core.
+        model: a name, hub repository, folder or file (see `create_model`); a built `Hiera`; a
+            function that builds one for a kind of input; or None: hiera_base_224 for pictures,
+            hiera_base_16x224 for videos, each loaded when the first of its kind comes.
+        sampling: which parts of a video are seen.
         topk: classes in a record.
-        class_names: in place of the model's own.
-        max_pixels: larger pictures are refused before decoding.
-        compile: run the model through torch.compile.
+        workers: decoding threads, or None for one a core.
+        options: `device`, `dtype`, `batch_size`, `class_names`, `compile`, as `Classifier`.
 
     Raises:
-        UsageError: no image classifier, or an unknown name.
+        UsageError: no classifier, an unknown name, or a sampling that the model cannot take.
         CheckpointError, HubError: see `weights.read`.
         DeviceError: the device is not there.
     """
 
     def __init__(
         self,
-        model: str | Hiera = "hiera_base_224",
+        model: str | Hiera | Callable[[Kind], Hiera] | None = None,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int | None = None,
-        workers: int | None = None,
+        sampling: Sampling | None = None,
         topk: int = 5,
-        class_names: Sequence[str] | None = None,
-        max_pixels: int = MAX_PIXELS,
-        compile: bool = False,
+        workers: int | None = None,
+        **options: Any,
     ) -> None:
-        self.device = select_device(device)
-        self.dtype = select_dtype(dtype, self.device)
-        built = factory.create_model(model, pretrained=True) if isinstance(model, str) else model
-        self.model = _image_classifier(built).to(self.device, self.dtype).eval()
-        self.model_name = str(getattr(built, "card", {}).get("model") or type(built).__name__)
-        self.transform = ImageTransform.from_card(
-            getattr(built, "card", {}).get("preprocessing"), self.model.config["input_size"]
-        )
-        self.class_names = class_names or factory.class_names_of(self.model)
-        self.batch_size = batch_size or AUTO_BATCH[self.device.type]
+        self.sampling, self.topk = sampling or Sampling(), topk
         self.workers = workers or os.cpu_count() or 1
-        self.topk, self.max_pixels = topk, max_pixels
-        # Logits: the softmax is taken in fp32, where 1000 probabilities do not fall together.
-        logits = self.model.forward_logits
-        self._run = torch.compile(logits) if compile else logits
+        self._options, self._lock = options, threading.Lock()
+        self._classifiers: dict[Kind, Classifier] = {}
+        self._build: Callable[[Kind], Hiera] | None = None
+        if isinstance(model, str | torch.nn.Module):
+            only = self._ready(model)
+            self._classifiers[only.kind] = only
+            self._check_sampling(only)
+        else:
+            self._build = model or _build_default
 
     def __call__(self, sources: Iterable[Source]) -> Iterator[Record]:
         """One record for each source, in order. Memory does not grow with their number.
 
         Raises:
-            DeviceError: out of memory with a single picture.
+            DeviceError: out of memory with a single picture or clip.
+            CheckpointError, HubError: a model that is needed now cannot be loaded.
         """
-        pending: list[_Decoded] = []
-        with trusted_sizes():
-            for decoded in self._decode_ahead(sources):
-                pending.append(decoded)
-                if len(pending) >= self.batch_size:
-                    yield from self._classify(pending)
-                    pending = []
-            yield from self._classify(pending)
-
-    def probabilities(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [b, height, width, 3], resized and cropped -> float32 [b, classes] on the CPU."""
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-        with torch.inference_mode():
-            x = self.transform.normalise(batch).to(self.dtype)
-            try:
-                return self._run(x).float().softmax(-1).cpu()
-            except RuntimeError as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                raise DeviceError(
-                    f"torch.compile failed ({type(error).__name__})",
-                    "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
-                ) from error
-
-    def _decode_ahead(self, sources: Iterable[Source]) -> Iterator[_Decoded]:
-        """Decode in threads (Pillow lets go of the interpreter lock), two batches ahead."""
-        queue: collections.deque[Future[_Decoded]] = collections.deque()
-        ahead = 2 * self.batch_size + self.workers
+        batch = self._options.get("batch_size") or 64
+        ahead = 2 * batch + self.workers
+        waiting: list[_Decoded] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
-            for index, source in enumerate(sources):
-                queue.append(pool.submit(self._decode, source, index))
-                if len(queue) > ahead:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            with trusted_sizes():
+                for decoded in map_ahead(
+                    self._decode,
+                    enumerate(sources),
+                    pool=pool,
+                    ahead=ahead,
+                    cost=lambda item: ahead // self.workers if item[1].looks_like_video else 1,
+                ):
+                    if decoded is not None:
+                        waiting.append(decoded)
+                    if decoded is None or self._is_enough(waiting):
+                        yield from self._classify(waiting, pool)
+                        waiting = []
+                yield from self._classify(waiting, pool)
+        finally:  # do not wait for what nobody will read
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, source: Source, index: int) -> _Decoded:
-        record = Record(source.name, index, self.model_name)
-        if source.path is not None and source.path.suffix.lower() in inputs.VIDEO_ENDINGS:
-            record.kind = "video"
-            return _Decoded(
-                record.fail(InputError("a video, and this model takes pictures", "")), None
-            )
+    def classifier(self, kind: Kind) -> Classifier:
+        """The one for pictures or for videos; loaded when first asked for.
+
+        Raises:
+            InputError: the model takes the other kind.
+        """
+        if self.sampling.every is not None:
+            kind = "image"
+        with self._lock:
+            if kind not in self._classifiers:
+                if self._build is None:
+                    (other,) = self._classifiers.values()
+                    raise _mismatch(kind, other)
+                self._classifiers[kind] = self._ready(self._build(kind))
+            return self._classifiers[kind]
+
+    # Decoding, in workers -----------------------------------------------------------------------
+
+    def _decode(self, item: tuple[int, Source]) -> _Decoded:
+        index, source = item
+        record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
         try:
-            image, record.notes = open_image(source.content(), self.max_pixels)
-            return _Decoded(record, self.transform.crop(image))
-        except HieraError as error:
-            return _Decoded(record.fail(error), None)
+            content = source.content()
+            kind = inputs.kind_of(content, source.name)
+            record.kind = kind
+            classifier = self.classifier(kind)
+            record.model = classifier.name
+            if kind == "video":
+                return self._open_video(record, content, classifier)
+            image, record.notes = open_image(content, self.sampling.max_pixels)
+            return _Decoded(record, classifier.transform.crop(image))
+        except InputError as error:
+            return _Decoded(record.fail(error))
+        except HieraError:
+            raise  # a model that cannot be loaded is not this input's fault
         except Exception as error:  # resizing can fail too (memory); the batch goes on without it
-            return _Decoded(record.fail(InputError(str(error) or type(error).__name__)), None)
+            return _Decoded(record.fail(InputError(str(error) or type(error).__name__)))
 
-    def _classify(self, batch: list[_Decoded]) -> Iterator[Record]:
+    def _open_video(
+        self, record: Record, content: Path | bytes, classifier: Classifier
+    ) -> _Decoded:
+        if self.sampling.every is None:
+            report, pieces = classifier.transform.pieces(content, self.sampling)
+        else:
+            report, pieces = frames_every(content, self.sampling, classifier.transform)
+        return _Decoded(record, report=report, pieces=pieces)
+
+    # Computing ----------------------------------------------------------------------------------
+
+    def _is_enough(self, waiting: list[_Decoded]) -> bool:
+        """Pictures for a batch, or a video (which is batches by itself)."""
+        pictures = sum(d.pixels is not None for d in waiting)
+        size = self._classifiers["image"].batch_size if pictures else 1
+        return pictures >= size or waiting[-1].pieces is not None or len(waiting) >= HOLD * size
+
+    def _classify(self, batch: list[_Decoded], pool: ThreadPoolExecutor) -> Iterator[Record]:
         good = [d.pixels for d in batch if d.pixels is not None]
-        rows = iter(self._in_parts(np.stack(good)) if good else torch.empty(0))
+        rows = iter(self.classifier("image")(good) if good else ())
         for decoded in batch:
+            record = decoded.record
             if decoded.pixels is not None:
-                self._fill(decoded.record, next(rows))
-            yield decoded.record
+                record.topk = self._top(record, next(rows))
+            elif decoded.pieces is not None:
+                self._classify_video(decoded, pool)
+            yield record
 
-    def _in_parts(self, pixels: np.ndarray) -> torch.Tensor:
-        """Run a batch, in halves for as long as memory runs out."""
+    def _classify_video(self, decoded: _Decoded, pool: ThreadPoolExecutor) -> None:
+        """Average the probabilities of each piece's views, and of all pieces."""
+        record, report = decoded.record, decoded.report
+        assert decoded.pieces is not None and report is not None
+        classifier = self.classifier(record.kind)
+        averages, seconds, segments = [], [], []
         try:
-            parts = np.split(pixels, range(self.batch_size, len(pixels), self.batch_size))
-            return torch.cat([self.probabilities(part) for part in parts])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if min(self.batch_size, len(pixels)) == 1:
-                raise DeviceError(
-                    f"{self.device} has no memory left for one picture",
-                    "use a smaller model or --dtype bf16",
-                ) from error
-        self.batch_size = max(1, min(self.batch_size, len(pixels)) // 2)
-        log.warning("out of memory: going on with batches of %d", self.batch_size)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return self._in_parts(pixels)
+            for piece in one_ahead(decoded.pieces, pool):
+                probs = classifier(piece.views).mean(0)
+                averages.append(probs)
+                seconds.append(piece.end - piece.start)
+                segments.append(Segment(piece.start, piece.end, self._top(record, probs)))
+        except InputError as error:
+            record.fail(error)
+        record.video = report.to_json()
+        record.notes += report.notes
+        if record.error is not None:
+            return
+        weight = torch.tensor(seconds)
+        overall = (torch.stack(averages) * (weight / weight.sum())[:, None]).sum(0)
+        record.topk = self._top(record, overall)
+        if self.sampling.segments is not None or self.sampling.every is not None:
+            record.segments = segments
+        if report.damaged:
+            record.status = "partial"
+            record.notes.append(f"{report.damaged} of {report.used} frames damaged or lost")
 
-    def _fill(self, record: Record, probs: torch.Tensor) -> None:
+    def _top(self, record: Record, probs: torch.Tensor) -> list[Guess]:
         if not bool(probs.isfinite().all()):
             record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
-            return
+            return []
         values, ids = probs.topk(min(self.topk, len(probs)))
-        names = self.class_names
-        record.topk = [
+        names = self.classifier(record.kind).class_names
+        return [
             Guess(i, names[i] if names is not None and i < len(names) else None, value)
             for i, value in zip(ids.tolist(), values.tolist(), strict=True)
         ]
 
+    # Models -------------------------------------------------------------------------------------
+
+    def _ready(self, model: str | torch.nn.Module) -> Classifier:
+        borrowed = not isinstance(model, str)
+        built = factory.create_classifier(model) if isinstance(model, str) else model
+        return Classifier(built, borrowed=borrowed, **self._options)
+
+    def _check_sampling(self, only: Classifier) -> None:
+        if self.sampling.segments is not None and only.kind == "image":
+            raise UsageError(
+                f"{only.name} takes pictures, and segments are for video models",
+                "use --every SECONDS, or a video model such as hiera_base_16x224",
+            )
+        if self.sampling.every is not None and only.kind == "video":
+            raise UsageError(
+                f"{only.name} takes clips, and single frames are for image models",
+                "use --segments SECONDS, or an image model such as hiera_base_224",
+            )
+
 
 def predict(
-    source: str | Path | Iterable[str | Path], model: str | Hiera = "hiera_base_224", **options: Any
+    source: str | Path | Iterable[str | Path],
+    model: str | Hiera | None = None,
+    **options: Any,
 ) -> Any:
     """Classify in one line: `hiera_core.predict("x.jpg")["topk"][0]["label"]`.
 
     Args:
-        source: a file, folder, glob or URL, or several of them.
+        source: a picture or video, a folder, glob or URL, or several of them.
         model, options: see `Predictor`.
 
     Returns:
         A record (a dict: input, status, topk, ...) for a single file or URL, else a list of them.
         Inputs that fail have status "error" and say why.
+
+    Raises:
+        UsageError: an empty folder, a glob that matches nothing; and as `Predictor`.
     """
     single = isinstance(source, str | Path)
     names = [str(source)] if single else [str(s) for s in source]  # type: ignore[union-attr]
+    inputs.check(names)
     records = [r.to_json() for r in Predictor(model, **options)(inputs.expand(names))]
-    return records[0] if single and len(records) == 1 else records
+    return records[0] if single and inputs.names_one(names[0]) else records
 
 
-def _image_classifier(model: Any) -> Hiera:
-    if not isinstance(model, Hiera):
-        raise UsageError(
-            "this is an autoencoder: it reconstructs, it does not classify",
-            "use a classifier such as hiera_base_224",
+def _build_default(kind: Kind) -> Hiera:
+    return factory.create_classifier(DEFAULT_MODELS[kind])
+
+
+def _mismatch(kind: Kind, model: Classifier) -> InputError:
+    if kind == "video":
+        return InputError(
+            f"a video, and {model.name} takes pictures",
+            "--every SECONDS shows it single frames; or use a video model such as "
+            "hiera_base_16x224",
         )
-    if len(model.config["input_size"]) != 2:
-        raise UsageError(
-            "this model takes video clips, and predict reads pictures",
-            "use an image model such as hiera_base_224",
-        )
-    return model
+    return InputError(
+        f"a picture, and {model.name} takes video clips",
+        "use an image model such as hiera_base_224, or leave out --model",
+    )

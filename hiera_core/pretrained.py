@@ -26,14 +26,21 @@ class PretrainedMixin(
     card: dict[str, Any]  # classes, preprocessing and provenance, as hiera.json holds them
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, source: str | Path, *, strict: bool = True, **options: Any
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        strict: bool = True,
+        map_location: str | torch.device | None = None,
+        **options: Any,
     ) -> Self:
         """Build the model of a hub repository, folder or file, in any dialect.
 
         Args:
-            source: `facebook/hiera_base_224.mae_in1k_ft_in1k`, a folder, a file or a URL.
+            pretrained_model_name_or_path: `facebook/hiera_base_224.mae_in1k_ft_in1k`, a folder, a
+                file or a URL.
             strict: every parameter must be there (but for a replaced head).
+            map_location: the device to put the model on.
             options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the
                 hub; the rest overrides constructor arguments, e.g. `num_classes`.
 
@@ -43,9 +50,10 @@ class PretrainedMixin(
         """
         for_hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         fetch = {k: options.pop(k) for k in for_hub if k in options}
-        checkpoint = weights.read(source, **fetch)
+        checkpoint = weights.read(pretrained_model_name_or_path, **fetch)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
-        return build(cls, config, checkpoint, overrides=options, strict=strict)  # type: ignore[type-var]
+        model = build(cls, config, checkpoint, overrides=options, strict=strict)  # type: ignore[type-var]
+        return model if map_location is None else model.to(map_location)  # type: ignore[attr-defined]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained` and `push_to_hub`."""
@@ -75,7 +83,9 @@ def architecture(checkpoint: weights.Checkpoint, classifier: bool = False) -> di
         )
     if classifier and checkpoint.is_autoencoder:
         kept = {k: v for k, v in config.items() if not k.startswith("decoder_")}
-        config = {**kept, "q_pool": len(kept["stages"]) - 1}
+        if isinstance(kept.get("stages"), list | tuple):  # else building it says what is wrong
+            kept["q_pool"] = len(kept["stages"]) - 1
+        config = kept
     return config
 
 
@@ -101,8 +111,7 @@ def build(
     if checkpoint.num_classes and "num_classes" not in (overrides or {}):
         arguments["num_classes"] = checkpoint.num_classes
     name = name or f"this {cls.__name__}"
-    with torch.device("meta"):
-        model = cls(**arguments)
+    model = _on_meta(cls, arguments, checkpoint, bool(overrides))
     expected = {key: value.shape for key, value in model.state_dict().items()}
     found = weights.fit(checkpoint, expected, name=name, strict=strict)
     if found.missing:
@@ -111,3 +120,22 @@ def build(
         return model
     model.load_state_dict(found.state, strict=True, assign=True)
     return model.to(torch.float32)
+
+
+def _on_meta(
+    cls: type[M], arguments: dict[str, Any], checkpoint: weights.Checkpoint, overridden: bool
+) -> M:
+    """The model without storage. When config.json is what cannot be built, say so."""
+    try:
+        with torch.device("meta"):
+            return cls(**arguments)
+    except Exception as error:  # a foreign config.json can hold anything
+        if checkpoint.config is None:
+            raise
+        if overridden:  # are they to blame?
+            _on_meta(cls, checkpoint.config, checkpoint, False)
+            raise
+        raise CheckpointError(
+            f"{checkpoint.source}: config.json describes no {cls.__name__} ({error})",
+            "it must hold the constructor arguments, as save_pretrained writes them",
+        ) from error

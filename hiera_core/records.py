@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from .errors import HieraError
 
+Kind = Literal["image", "video"]
 Status = Literal["ok", "partial", "error"]
 
 
@@ -19,6 +20,15 @@ class Guess:
     prob: float
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a video, in seconds, with its classes."""
+
+    start: float
+    end: float
+    topk: list[Guess]
+
+
 @dataclass
 class Record:
     """One input's outcome."""
@@ -26,27 +36,41 @@ class Record:
     input: str
     index: int  # place among the inputs, from 0
     model: str
-    kind: str = "image"
+    kind: Kind = "image"
     status: Status = "ok"
     topk: list[Guess] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: HieraError | None = None
+    video: dict[str, Any] | None = None  # what was read of a video: duration, frames, views, ...
+    segments: list[Segment] | None = None  # where pieces of a video were asked for
 
     def fail(self, error: HieraError) -> Record:
         """Make this the record of a failure."""
-        self.status, self.error, self.topk = "error", error, []
+        self.status, self.error, self.topk, self.segments = "error", error, [], None
         return self
 
     def to_json(self) -> dict[str, Any]:
+        """Videos have `video` besides, and `segments` where asked for."""
         error = self.error
-        return {
+        values = {
             "input": self.input,
             "index": self.index,
             "status": self.status,
             "kind": self.kind,
             "model": self.model,
-            "topk": [{"id": g.id, "label": g.label, "prob": g.prob} for g in self.topk],
+            "topk": _topk(self.topk),
             "notes": self.notes,
             "error": error
             and {"type": type(error).__name__, "message": error.message, "hint": error.hint},
         }
+        if self.video is not None:
+            values["video"] = self.video
+        if self.segments is not None:
+            values["segments"] = [
+                {"start": s.start, "end": s.end, "topk": _topk(s.topk)} for s in self.segments
+            ]
+        return values
+
+
+def _topk(guesses: list[Guess]) -> list[dict[str, Any]]:
+    return [{"id": g.id, "label": g.label, "prob": g.prob} for g in guesses]

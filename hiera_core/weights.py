@@ -188,15 +188,25 @@ def _fetch_released(where: zoo.Weights) -> hub.Fetched:
 def _load(fetched: hub.Fetched, source: str) -> Checkpoint:
     raw = files.read_tensors(fetched.weights)
     state, dialect = dialects.to_reference(raw)
-    files.check_finite(state, source)
+    files.check_numbers(state, source)
     config = files.read_json(fetched.config) if fetched.config else None
     card = files.read_json(fetched.card) if fetched.card else {}
     if config is not None and "id2label" in config and "classes" not in card:
-        labels = {int(k): str(v) for k, v in config["id2label"].items()}  # transformers
-        card = {**card, "classes": [labels.get(i, str(i)) for i in range(len(labels))]}
+        card = {**card, "classes": _classes(config["id2label"], source)}
     if dialect != "reference" or (config is not None and "stages" not in config):
         config = None  # another library's; the shapes tell which model it is
     return Checkpoint(source, state, dialect, config, card)
+
+
+def _classes(id2label: Any, source: str) -> list[str]:
+    """Class names as transformers writes them: {"0": "tench", ...}."""
+    try:
+        labels = {int(number): str(name) for number, name in id2label.items()}
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: id2label in config.json is no table of class names", "mend or remove it"
+        ) from error
+    return [labels.get(number, str(number)) for number in range(len(labels))]
 
 
 def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:

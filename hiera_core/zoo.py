@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ class Model:
     gmacs: float | None = None  # 1e9 multiply-adds for one input
     top1: float | None = None  # percent
     speed: float | None = None  # inputs/s, A100 fp16, as published
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def default(self) -> str:

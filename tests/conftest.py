@@ -131,6 +131,12 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         start = 0
         if asked := self.headers.get("Range"):
             start = int(asked.removeprefix("bytes=").split("-")[0])
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         self.send_response(206 if start else 200)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -22,6 +22,8 @@ README = ROOT / "README.md"
 FLOORS = [
     "__init__",
     "predictor",
+    "streaming",
+    "classifier",
     "inputs",
     "records",
     "factory",

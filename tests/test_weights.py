@@ -252,7 +252,21 @@ def test_truncated_files(tmp_path: Path, hiera: Command, ending: str, part: floa
     assert code == 3 and err.count("\n") == 1 and "truncated or damaged" in err
 
 
-@pytest.mark.parametrize("content", ["list", "scalar", "sparse", "nan", "header", "text"])
+USELESS = {
+    "list": "holds a list",
+    "scalar": "'epoch' is a int",
+    "key": "the key 3 is no name",
+    "sparse": "not a plain dense tensor",
+    "float8": "norm.weight is float8_e4m3fn",
+    "integers": "norm.weight is int64",
+    "nan": "blocks.0.norm1.weight",
+    "header": "truncated or damaged",
+    "text": "begins with b'<html>",
+    "pointer": "git lfs pull",
+}
+
+
+@pytest.mark.parametrize("content", USELESS)
 def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
     state: Any = state_of(hiera_core.Hiera(**SMALL))
     path = tmp_path / "weights.pth"
@@ -260,6 +274,13 @@ def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
         torch.save([torch.zeros(3)], path)
     elif content == "scalar":
         torch.save({**state, "epoch": 3}, path)
+    elif content == "key":
+        torch.save({**state, 3: torch.zeros(1)}, path)
+    elif content in ("float8", "integers"):
+        dtype = torch.float8_e4m3fn if content == "float8" else torch.int64
+        torch.save({**state, "norm.weight": torch.ones(128).to(dtype)}, path)
+    elif content == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     elif content == "sparse":
         torch.save({**state, "x": torch.eye(3).to_sparse()}, path)
     elif content == "nan":
@@ -271,8 +292,57 @@ def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
         path.write_text("<html>404 not found</html>")
     code, _, err = hiera("predict", "x.jpg", "--checkpoint", path)
     assert code == 3 and err.count("\n") == 1
-    if content == "nan":
-        assert "blocks.0.norm1.weight" in err
+    assert USELESS[content] in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"surprise": 1}, "unknown argument 'surprise'"),
+        ({"stages": None}, "describes no Hiera"),
+        ({"norm_layer": "NoNorm"}, "NoNorm"),
+        ({"q_pool": 9}, "q_pool 9"),
+        ({"id2label": ["a", "b"]}, "id2label"),
+        ({"id2label": {"x": "a"}}, "id2label"),
+        ({"preprocessing": {"interpolation": "magic"}}, "preprocessing"),
+        ({"preprocessing": {"resize": "big"}}, "preprocessing"),
+    ],
+)
+def test_foreign_configuration(
+    small_folder: Path, tmp_path: Path, hiera: Command, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to(small_folder / "model.safetensors")
+    config = json.loads((small_folder / "config.json").read_text())
+    if "preprocessing" in change:
+        files.write_json(tmp_path / "hiera.json", change)
+        change = {}
+    files.write_json(tmp_path / "config.json", {**config, **change})
+    code, _, err = hiera("predict", "x.jpg", "-m", tmp_path)
+    assert code == 3 and message in err and err.count("\n") == 1, err
+
+
+def test_weights_without_a_classifier(tmp_path: Path, hiera: Command) -> None:
+    """A random head would give answers that mean nothing."""
+    state = state_of(hiera_core.mae_hiera_tiny_224())
+    torch.save({"model_state": state}, tmp_path / "mae.pth")
+    for arguments in (["-m", "hiera_tiny_224", "--checkpoint", tmp_path / "mae.pth"],):
+        code, _, err = hiera("predict", "x.jpg", *arguments)
+        assert code == 3 and "has no classifier" in err and err.count("\n") == 1
+    code, _, err = hiera("predict", "x.jpg", "-m", "mae_hiera_tiny_224")
+    assert code == 2 and "use hiera_tiny_224" in err, "before anything is downloaded"
+
+
+def test_a_file_named_like_a_model(tiny_pth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_pth.parent)
+    model = hiera_core.create_model("hiera_tiny_224.pth")  # and not its checkpoint "pth"
+    assert model.card["source"] == "hiera_tiny_224.pth"
+
+
+def test_from_pretrained_as_the_hub_s_mixin_is_called(small_folder: Path) -> None:
+    model = hiera_core.Hiera.from_pretrained(
+        pretrained_model_name_or_path=small_folder, map_location="meta"
+    )
+    assert model.pos_embed.is_meta
 
 
 def test_missing_file(hiera: Command) -> None:
@@ -333,6 +403,19 @@ def test_hub_download_cache_and_failures(
         for cure in ("--checkpoint", "cache", "HF_ENDPOINT"):
             assert cure in lines[0]
 
+    hub.repositories["someone/old"] = old = {**contents}
+    state = weights.read(small_folder).state
+    torch.save(state, tmp_path / "old.bin")
+    old["pytorch_model.bin"] = (tmp_path / "old.bin").read_bytes()
+    del old["model.safetensors"]
+    code, from_bin, lines = predict("someone/old")
+    assert code == 0, lines
+    assert json.loads(from_bin)["topk"] == json.loads(first)["topk"]
+    code, offline, lines = predict("someone/old", HF_HUB_OFFLINE="1")
+    assert (code, offline) == (0, from_bin), lines
+    code, _, lines = predict("some--one/else")
+    assert code == 4 and "no name of a hub repository" in lines[0]
+
     hub.gated = True
     code, _, lines = predict("someone/small", HF_HOME=str(tmp_path / "empty"))
     assert code == 4 and "gated" in lines[0] and "HF_TOKEN" in lines[0]
@@ -371,7 +454,7 @@ def test_released_files_by_url_resume_and_stay(
     with pytest.raises(HubError, match="broke off"):
         hiera_core.hiera_tiny_224(pretrained=True)
     partial = tmp_path / "checkpoints" / "hiera_tiny_224.pth.partial"
-    assert partial.stat().st_size == 1 << 20 and len(list(partial.parent.iterdir())) == 1
+    assert partial.stat().st_size == 1 << 20 and not partial.with_suffix("").exists()
     hub.cut = None
     model = hiera_core.hiera_tiny_224(pretrained=True)
     assert (tmp_path / "checkpoints" / "hiera_tiny_224.pth").read_bytes() == content
@@ -381,3 +464,27 @@ def test_released_files_by_url_resume_and_stay(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
         hiera_core.hiera_small_224(pretrained=True)
+
+
+def test_urls_are_told_apart_and_a_stale_rest_is_thrown_away(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two addresses that end alike; a .partial longer than the file; a line that breaks."""
+    from hiera_core import hub as client
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    hub.plain = {"/one/model.pth": b"first", "/two/model.pth": b"second"}
+    one, two = (client.from_url(f"{hub.url}/{n}/model.pth").weights for n in ("one", "two"))
+    assert (one.read_bytes(), two.read_bytes()) == (b"first", b"second")
+    for stale in (b"firs", b"first", b"much longer"):  # a beginning, all of it, another file's
+        one.unlink()
+        one.with_name(one.name + ".partial").write_bytes(stale)
+        again = client.from_url(f"{hub.url}/one/model.pth").weights
+        assert again.read_bytes() == b"first", stale
+    one.unlink()
+    with pytest.raises(HubError, match="other bytes"):
+        client.from_url(f"{hub.url}/one/model.pth", sha256="0" * 64)
+    assert not one.exists()
+    for url in (f"{hub.url}/gone.pth", "http://127.0.0.1:9/x.pth", "http://bad host/x.pth"):
+        with pytest.raises(HubError, match="could not be fetched"):
+            client.from_url(url)

@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from .. import zoo
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 
 # Content decides, and only these are opened. Pillow's other readers are old, call programs, or
 # (TGA) take any bytes for a picture.
@@ -60,19 +60,23 @@ class ImageTransform:
     def from_card(
         cls, preprocessing: Mapping[str, Any] | None, input_size: tuple[int, ...]
     ) -> ImageTransform:
-        """A model's own preprocessing, scaled to its input size where that differs."""
+        """A model's own preprocessing, scaled to its input size where that differs.
+
+        Raises:
+            CheckpointError: hiera.json holds something else.
+        """
         known = {**zoo.get(zoo.DEFAULT_IMAGE_MODEL).preprocessing, **(preprocessing or {})}
         height, width = input_size[-2:]
-        if (height, width) != tuple(known["size"]):
+        try:
+            resize, size = int(known["resize"]), tuple(map(int, known["size"]))
+            mean, std = tuple(map(float, known["mean"])), tuple(map(float, known["std"]))
+            interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
+        if (height, width) != size:
             # The reference's ratio of 256 to 224, whatever the size.
-            known["resize"] = round(min(height, width) * known["resize"] / min(known["size"]))
-        return cls(
-            (height, width),
-            max(known["resize"], min(height, width)),
-            tuple(known["mean"]),
-            tuple(known["std"]),
-            known["interpolation"],
-        )
+            resize = round(min(height, width) * resize / min(size))
+        return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """Resize and centre-crop. -> uint8 [height, width, 3]

@@ -234,6 +234,8 @@ def _network(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = getattr(error, "reason", None) or _brief(error)
         raise HubError(f"{url} could not be fetched ({reason})", CURES) from error
 

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -299,6 +300,8 @@ def _download(url: str) -> bytes:
     except http.client.HTTPException as error:
         raise InputError(f"broken reply ({type(error).__name__})", "try again") from error
     except (OSError, ValueError) as error:  # URLError is an OSError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise InputError(f"cannot be fetched ({error})", "check the address") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hiera_core.errors import InputError, UsageError
-from hiera_core.inputs import check, expand
+from hiera_core.inputs import Source, check, expand, kind_of
 
 from .conftest import Hub
 
@@ -32,8 +32,9 @@ def test_folders_in_name_order(tree: Path) -> None:
     assert names(".") == ["a.PNG", "b.jpg"]
     assert names(".", recursive=True) == ["a.PNG", "b.jpg", "deep/c.jpg", "deep/er/d.webp"]
     (tree / "none").mkdir()
-    with pytest.raises(UsageError, match="holds no pictures"):
-        names("none")
+    (failing,) = expand(["none"])
+    with pytest.raises(InputError, match="holds no pictures"):
+        failing.content()
     with pytest.raises(UsageError, match="holds no pictures"):
         check(["a.PNG", "none"])  # before anything is decoded
 
@@ -42,6 +43,7 @@ def test_files_and_globs(tree: Path) -> None:
     assert names("notes.txt", "gone.jpg") == ["notes.txt", "gone.jpg"], "as named"
     assert names("*.jpg") == ["b.jpg"]
     assert names("**/*.jpg") == ["b.jpg", "deep/c.jpg"]
+    assert names("de*") == ["deep/c.jpg"], "a pattern that only folders match means their files"
     (tree / "odd[1].jpg").touch()
     assert names("odd[1].jpg") == ["odd[1].jpg"], "a file of that name comes first"
     with pytest.raises(UsageError, match="nothing matches"):
@@ -64,6 +66,59 @@ def test_standard_input(tree: Path) -> None:
     picture = b"\x89PNG\r\n\x1a\n" + b"x" * 100
     (source,) = expand(["-"], stdin=io.BytesIO(picture))
     assert source.name == "-" and source.content() == picture
+
+
+@pytest.mark.parametrize("first", ["BMW.jpg", "RIFFs/a.jpg", "GIF8.png", "qoif.jpg", "P6.jpg"])
+def test_names_that_begin_like_a_picture(first: str) -> None:
+    assert names("-", stdin=f"{first}\nb.jpg\n".encode()) == [first, "b.jpg"]
+
+
+def test_a_slow_producer_streams() -> None:
+    """The first name is there before the producer sends the second."""
+    receive, send = os.pipe()
+    with os.fdopen(receive, "rb") as stdin, os.fdopen(send, "wb", buffering=0) as producer:
+        sources = expand(["-"], stdin=stdin)
+        producer.write(b"a.jpg\n")
+        assert next(sources).name == "a.jpg"
+        producer.write(b"b.jpg\n")
+        assert next(sources).name == "b.jpg"
+
+
+def test_kinds_by_content(tmp_path: Path, pictures: Path) -> None:
+    image = (pictures / "coffee.png").read_bytes()
+    assert kind_of(image, "x.mp4") == "image", "the content decides"
+    assert kind_of(b"\0\0\0 ftypisom" + bytes(300), "x.jpg") == "video"
+    assert kind_of(b"\0\0\0 ftypavif" + bytes(300), "x") == "image"
+    assert kind_of(b"\x1a\x45\xdf\xa3" + bytes(300), "x") == "video"
+    assert kind_of(b"RIFF\0\0\0\0AVI ", "x") == "video"
+    assert kind_of(b"\x47" + bytes(187) + b"\x47", "x") == "video"
+    assert (kind_of(b"?", "x.mkv"), kind_of(b"?", "x.jpg"), kind_of(b"?", "x")) == (
+        "video",
+        "image",
+        "image",
+    )
+    with pytest.raises(InputError, match="empty"):
+        kind_of(b"", "x.jpg")
+
+
+def test_what_is_no_regular_file_fails_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, message in [
+        (tmp_path / "pipe.jpg", "not a regular file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "gone.jpg", "no such file"),
+        (Path("nul\0.jpg"), "null byte"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Source(str(path), path=path).content()
+
+
+def test_what_fails_on_the_way_keeps_its_place(tree: Path) -> None:
+    """A list that is gone by its turn, a folder that cannot be read."""
+    sources = list(expand(["b.jpg", "@gone.txt", "a.PNG"]))
+    assert [s.name for s in sources] == ["b.jpg", "@gone.txt", "a.PNG"]
+    with pytest.raises(InputError, match="no such file"):
+        sources[1].content()
 
 
 def test_names_need_not_be_utf8(tree: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,22 @@ def test_resume_goes_on_where_it_broke_off(
     code, _, err = hiera(*arguments, "-o", tmp_path / "out.csv", "--resume")
     assert code == 2 and "jsonl" in err
 
+    partial = tmp_path / "again.jsonl.partial"
+    partial.write_text(whole)  # all done, with failures among it
+    code, _, err = hiera(*arguments, "-o", tmp_path / "again.jsonl", "--resume")
+    assert code == 1 and err.endswith(f"3 ok, 3 failed -> {tmp_path / 'again.jsonl'}\n")
+    for other, message in [
+        (mixed / "0.png", "is nothing now"),
+        (mixed / "[1-5].png", "input 0 was"),
+    ]:
+        partial.write_text("".join(lines[:2]))
+        arguments = ("predict", other, "-m", small_folder, "-o", tmp_path / "again.jsonl")
+        code, _, err = hiera(*arguments, "--resume", "--overwrite")
+        assert code == 2 and message in err and partial.read_text() == "".join(lines[:2])
+    partial.write_text("no record\n")
+    code, _, err = hiera(*arguments, "--resume", "--overwrite")
+    assert code == 2 and "line 1 is no record" in err
+
 
 # Faults -----------------------------------------------------------------------------------------
 
@@ -227,7 +244,9 @@ def test_usage_errors_are_one_line(hiera: Command, pictures: Path, small_folder:
         (["predict", "@gone.txt"], "gone.txt"),
         (["predict", pictures / "*.gif"], "nothing matches"),
         (["predict", picture, "-m", "mae_hiera_tiny_224", "--random-init"], "autoencoder"),
-        (["predict", picture, "-m", "hiera_base_16x224", "--random-init"], "image model"),
+        (["predict", picture, "--every", "1", "--segments", "1"], "choose one"),
+        (["predict", picture, "--every", "nan"], "every is nan"),
+        (["predict", picture, "-m", small_folder, "--segments", "1"], "--every"),
     ]:
         code, out, err = hiera(*arguments)
         assert (code, out) == (2, ""), arguments
@@ -257,7 +276,8 @@ def test_out_of_memory_halves_the_batch(
     small_folder: Path, pictures: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     predictor = hiera_core.Predictor(str(small_folder), batch_size=8)
-    sizes, whole = [], predictor.probabilities
+    classifier = predictor.classifier("image")
+    sizes, whole = [], classifier.probabilities
 
     def limited(pixels: np.ndarray) -> torch.Tensor:
         sizes.append(len(pixels))
@@ -265,7 +285,7 @@ def test_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(pixels)
 
-    predictor.probabilities = limited  # type: ignore[method-assign]
+    classifier.probabilities = limited  # type: ignore[method-assign]
     records = list(predictor(inputs.expand([str(pictures)] * 2)))
     assert len(records) == 8 and all(r.status == "ok" for r in records)
     assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
@@ -273,9 +293,43 @@ def test_out_of_memory_halves_the_batch(
     def exhausted(pixels: np.ndarray) -> torch.Tensor:
         torch.empty(1 << 50)  # the real message of this machine's allocator
 
-    predictor.probabilities = exhausted  # type: ignore[method-assign]
+    classifier.probabilities = exhausted  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="no memory left"):
         list(predictor(inputs.expand([str(pictures)])))
+
+
+def test_a_caller_s_model_stays_as_it_was(pictures: Path) -> None:
+    model = hiera_core.Hiera(**SMALL).train()
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    record = hiera_core.predict(str(pictures / "coffee.png"), model, dtype="bf16")
+    assert record["status"] == "ok" and model.training
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
+    assert model.pos_embed.dtype == torch.float32
+    model.eval()
+    assert hiera_core.Predictor(model).classifier("image").model is model, "nothing to change"
+    with pytest.raises(UsageError, match="no classifier"):
+        hiera_core.Predictor(hiera_core.Hiera(**{**SMALL, "num_classes": 0}))
+
+
+def test_one_record_or_a_list(small_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "only.png").write_bytes((pictures / "coffee.png").read_bytes())
+    assert isinstance(hiera_core.predict(tmp_path / "only.png", str(small_folder)), dict)
+    assert isinstance(hiera_core.predict(tmp_path, str(small_folder)), list), "a folder of one"
+    with pytest.raises(UsageError, match="holds no pictures"):
+        (tmp_path / "none").mkdir()
+        hiera_core.predict(tmp_path / "none", str(small_folder))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_gives_the_same(hiera: Command, small_folder: Path, pictures: Path) -> None:
+    arguments = ("predict", pictures, "-m", small_folder, "--dtype", "fp32")
+    _, plain, _ = hiera(*arguments)
+    code, out, err = hiera(*arguments, "--compile")
+    assert code == 0, err
+    for ours, theirs in zip(plain.splitlines(), out.splitlines(), strict=True):
+        a, b = json.loads(ours)["topk"], json.loads(theirs)["topk"]
+        assert [g["id"] for g in a] == [g["id"] for g in b]
+        assert [g["prob"] for g in a] == pytest.approx([g["prob"] for g in b], abs=1e-5)
 
 
 def test_overflow_is_an_error_not_a_class(pictures: Path) -> None:
@@ -379,6 +433,12 @@ def test_models_command(hiera: Command) -> None:
     rows = json.loads(out)
     assert code == 0 and len(rows) == 20
     assert rows[2]["name"] == "hiera_base_224" and rows[2]["licence"] == "CC-BY-NC-4.0"
+    assert (rows[2]["params"], rows[2]["speed"]) == (51524968, 1556)
+    _, out, _ = hiera("models", "-f", "csv")
+    cells = list(csv.DictReader(io.StringIO(out)))
+    assert (
+        cells[0]["checkpoints"] == "mae_in1k_ft_in1k, mae_in1k" and cells[0]["autoencoder"] == "no"
+    )
     _, out, _ = hiera("models", "tiny", "-f", "table")
     assert "hiera_tiny_224" in out and "hiera_base" not in out and "CC BY-NC" in out
     code, _, err = hiera("models", "hiera_bsae_224")

@@ -26,6 +26,8 @@ from .image import MAX_PIXELS
 # other files and addresses.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v,mxf,dv,nut"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+# No length in them, only FFmpeg's guess, and too few time stamps to seek by: read through.
+UNMEASURED = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
 SEEK_GAP_S = 1.0  # decode on over shorter gaps than this, seek over longer ones
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)  # where to look when a seek lands too late
 MAX_RATE = 1000  # frames a second; declared rates above are no rates
@@ -54,15 +56,21 @@ class Video:
     """
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self._file = source
         with _faults():
-            file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-            self._container = av.open(file, options=OPTIONS, metadata_errors="replace")
+            self._open()
         try:
             with _faults():
-                self._open_stream(max_pixels)
+                self._check(max_pixels)
+                self._measure()
         except BaseException:
             self.close()
             raise
+        self._slack = 0.25 / self.fps  # time stamps are rounded to the container's ticks
+        self._frame: Any = None  # shown now
+        self._next: Any = None  # the first one after it
+        self._source: Iterator[Any] = iter(())
+        self._packet_times: list[float] = []  # of the packets read since the last seek
 
     def __enter__(self) -> Self:
         return self
@@ -90,32 +98,36 @@ class Video:
 
     # Opening ----------------------------------------------------------------------------------
 
-    def _open_stream(self, max_pixels: int) -> None:
+    def _open(self) -> None:
+        file: Any = io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)
+        self._container = av.open(file, options=OPTIONS, metadata_errors="replace")
         streams = [s for s in self._container.streams.video if not _is_cover(s)]
-        if not streams:
+        self._stream: Any = streams[0] if streams else None
+        self._at_start = True
+        if self._stream is not None and self._stream.codec_context is not None:
+            self._stream.thread_type = "AUTO"
+
+    def _check(self, max_pixels: int) -> None:
+        stream = self._stream
+        if stream is None:
             raise InputError("no video stream", "it holds sound or subtitles only")
-        stream = self._stream = streams[0]
+        if stream.codec_context is None:
+            raise InputError("an unknown codec", "convert the video, to H.264 for example")
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
         if self.width * self.height > max_pixels:
             raise InputError(
                 f"{self.width}x{self.height} pixels are more than {max_pixels}",
                 "raise --max-pixels if you trust it",
             )
-        stream.thread_type = "AUTO"
         self._tick = float(stream.time_base or 1 / 90_000)
         self._start = (stream.start_time or 0) * self._tick
-        self._measure()
-        self._slack = 0.25 / self.fps  # time stamps are rounded to the container's ticks
-        self._frame: Any = None  # shown now
-        self._next: Any = None  # the first one after it
-        self._source: Iterator[Any] | None = None
-        self._packet_times: list[float] = []  # of the packets read since the last seek
 
     def _measure(self) -> None:
         """How many frames at which rate: from the headers, else by reading all packets."""
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
-        seconds = self._declared_seconds()
+        self._seekable = self._container.format.name not in UNMEASURED
+        seconds = self._declared_seconds() if self._seekable else 0.0
         if rate and 0 < rate < MAX_RATE and (stream.frames or seconds):
             self.fps = float(rate)
             self.frames = stream.frames or max(1, round(seconds * self.fps))
@@ -149,6 +161,7 @@ class Video:
         """Where each stream ends, from its last packets."""
         ends: dict[int, float] = {}
         with contextlib.suppress(av.FFmpegError):
+            self._at_start = False
             self._container.seek(int(max(0.0, declared - 5) * av.time_base))
             for packet in self._container.demux():
                 if packet.pts is not None:
@@ -161,7 +174,7 @@ class Video:
     def _at(self, index: int) -> Shown:
         time = index / self.fps
         behind = self._frame is None or time < self._time(self._frame) - self._slack
-        if behind or time - self._time(self._frame) > SEEK_GAP_S:
+        if behind or (self._seekable and time - self._time(self._frame) > SEEK_GAP_S):
             self._seek(time)
         self._advance(time)
         frame = self._frame if self._frame is not None else self._next
@@ -173,26 +186,31 @@ class Video:
         """Go to a key frame at or before `time`; further back where that lands after it."""
         for back in (*STEPS_BACK_S, time + 1.0):
             self._restart(time - back)
-            self._next = next(self._source, None) if self._source else None
+            self._next = next(self._source, None)
             if self._next is not None and self._time(self._next) <= time + self._slack:
                 return
             if time - back <= 0:
                 return
 
     def _restart(self, time: float) -> None:
-        target = int((max(time, 0.0) + self._start) / self._tick)
         try:
-            self._container.seek(target, stream=self._stream, backward=True)
-        except av.FFmpegError:  # no index: from the beginning
-            with contextlib.suppress(av.FFmpegError):
-                self._container.seek(0)
+            if time > 0 and self._seekable:
+                target = int((time + self._start) / self._tick)
+                self._container.seek(target, stream=self._stream, backward=True)
+                self._at_start = False
+        except av.FFmpegError:  # no index
+            time = 0.0
+        if (
+            time <= 0 or not self._seekable
+        ) and not self._at_start:  # seeking to the start may miss the first key frame
+            self.close()
+            self._open()
         self._frame = self._next = None
         self._packet_times = []
         self._source = self._decode()
 
     def _advance(self, time: float) -> None:
         """Decode until the next frame comes after `time`."""
-        assert self._source is not None
         while self._next is not None and self._time(self._next) <= time + self._slack:
             self._frame, self._next = self._next, next(self._source, None)
 
@@ -215,6 +233,7 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, for as long as they can be read."""
+        self._at_start = False
         with contextlib.suppress(av.FFmpegError):
             yield from (p for p in self._container.demux(self._stream) if p.size)
 
@@ -223,10 +242,16 @@ class Video:
         shown, width = self._time(frame), 1 / self.fps
         before = bisect.bisect_right(self._packet_times, time + self._slack)
         lost = before and self._packet_times[before - 1] - shown > 0.5 * width
-        until = shown + max(width, float((frame.duration or 0) * self._tick))
-        gap = time > until + 0.5 * width and (self._next is None or self._constant)
+        lasts = max(width, self._usual_gap(), float((frame.duration or 0) * self._tick))
+        another = time + 0.5 * self._slack >= shown + lasts  # should be shown by now
+        gap = another and (self._next is None or self._constant)
         late = shown > time + 1.5 * width
         return not (frame.is_corrupt or lost or gap or late)
+
+    def _usual_gap(self) -> float:
+        """Between frames around here: a rate may be declared and not kept."""
+        lately = self._packet_times[-64:]
+        return float(np.median(np.diff(lately))) if len(lately) > 2 else 0.0
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """RGB, upright, at the size of the stream (it may change half-way)."""

@@ -253,6 +253,21 @@ def _check_writable(path: Path, overwrite: bool) -> None:
         raise UsageError(f"folder {str(path.parent)!r} is read-only", "write elsewhere")
 
 
+def check_folder(folder: Path, may_exist: bool) -> None:
+    """A folder to write files to: new or empty, unless told otherwise.
+
+    Raises:
+        UsageError: it holds something, is a file, or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{str(folder)!r} is a file", "name a folder")
+    if folder.is_dir() and not may_exist and any(folder.iterdir()):
+        raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"folder {str(there)!r} is read-only", "write elsewhere")
+
+
 def _cut_torn_line(partial: Path) -> None:
     """An interrupted run may have left half a line."""
     with partial.open("rb+") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from hiera_core.records import Kind
 from . import options
 from .errors import OK, SOME_FAILED, say
 from .options import OnError, auto_or_count
-from .output import Output
+from .output import Output, check_folder
 
 
 def predict(
@@ -67,6 +68,13 @@ def predict(
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Refuse larger pictures before decoding (width x height).")
     ] = 178_956_970,
+    save_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write annotated pictures, and contact sheets of videos, to a folder.",
+            metavar="DIR",
+        ),
+    ] = None,
     output: options.OutputOpt = None,
     format: options.FormatOpt = options.Format.auto,
     overwrite: options.OverwriteOpt = False,
@@ -89,10 +97,13 @@ def predict(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers)
     out = Output(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
+    if save_images is not None:
+        check_folder(save_images, overwrite or resume)
     sources.check(inputs, recursive=recursive)
     names = from_file(labels) if labels else None
     if model is not None and not hub.is_place(model):
         zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
+    from hiera_core import annotate
     from hiera_core.predictor import Predictor
     from hiera_core.preprocess.video import Sampling
 
@@ -101,6 +112,7 @@ def predict(
         sampling=Sampling(clips, crops, stride, segments, every, max_pixels),
         topk=topk,
         workers=threads,
+        keep_shots=save_images is not None,
         device=device,
         dtype=dtype,
         batch_size=batch,
@@ -110,6 +122,8 @@ def predict(
     with out:
         for record in predictor(out.skip_done(sources.expand(inputs, recursive=recursive))):
             record.index += out.done
+            if save_images is not None and record.shots:
+                annotate.save(record, save_images)
             out.record(record)
             if record.error is not None and on_error is OnError.stop:
                 out.whole = False

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from . import factory, inputs, zoo
+from .annotate import Shots, thumbnail
 from .classifier import Classifier
 from .errors import HieraError, InputError, UsageError
 from .inputs import Source
@@ -27,6 +28,7 @@ DEFAULT_MODELS: dict[Kind, str] = {
     "image": zoo.DEFAULT_IMAGE_MODEL,
     "video": zoo.DEFAULT_VIDEO_MODEL,
 }
+SHOTS = 12  # of a whole video
 HOLD = 4  # batches of finished records that wait for a picture before them
 
 
@@ -50,6 +52,7 @@ class Predictor:
         sampling: which parts of a video are seen.
         topk: classes in a record.
         workers: decoding threads, or None for one a core.
+        keep_shots: give records small pictures of their inputs, see `annotate.draw`.
         options: `device`, `dtype`, `batch_size`, `class_names`, `compile`, as `Classifier`.
 
     Raises:
@@ -65,9 +68,10 @@ class Predictor:
         sampling: Sampling | None = None,
         topk: int = 5,
         workers: int | None = None,
+        keep_shots: bool = False,
         **options: Any,
     ) -> None:
-        self.sampling, self.topk = sampling or Sampling(), topk
+        self.sampling, self.topk, self.keep_shots = sampling or Sampling(), topk, keep_shots
         self.workers = workers or os.cpu_count() or 1
         self._options, self._lock = options, threading.Lock()
         self._classifiers: dict[Kind, Classifier] = {}
@@ -138,6 +142,8 @@ class Predictor:
             if kind == "video":
                 return self._open_video(record, content, classifier)
             image, record.notes = open_image(content, self.sampling.max_pixels)
+            if self.keep_shots:
+                record.shots = [thumbnail(image)]
             return _Decoded(record, classifier.transform.crop(image))
         except InputError as error:
             return _Decoded(record.fail(error))
@@ -179,13 +185,16 @@ class Predictor:
         record, report = decoded.record, decoded.report
         assert decoded.pieces is not None and report is not None
         classifier = self.classifier(record.kind)
-        averages, seconds, segments = [], [], []
+        averages, seconds, segments, shots = [], [], [], Shots()
+        in_pieces = self.sampling.segments is not None or self.sampling.every is not None
         try:
             for piece in one_ahead(decoded.pieces, pool):
                 probs = classifier(piece.views).mean(0)
                 averages.append(probs)
                 seconds.append(piece.end - piece.start)
                 segments.append(Segment(piece.start, piece.end, self._top(record, probs)))
+                if self.keep_shots:
+                    _add_shots(shots, piece, segments[-1] if in_pieces else None)
         except InputError as error:
             record.fail(error)
         record.video = report.to_json()
@@ -195,7 +204,8 @@ class Predictor:
         weight = torch.tensor(seconds)
         overall = (torch.stack(averages) * (weight / weight.sum())[:, None]).sum(0)
         record.topk = self._top(record, overall)
-        if self.sampling.segments is not None or self.sampling.every is not None:
+        record.shots = shots.kept
+        if in_pieces:
             record.segments = segments
         if report.damaged:
             record.status = "partial"
@@ -259,6 +269,18 @@ def predict(
 
 def _build_default(kind: Kind) -> Hiera:
     return factory.create_classifier(DEFAULT_MODELS[kind])
+
+
+def _add_shots(shots: Shots, piece: Piece, segment: Segment | None) -> None:
+    """Of a piece the frame in its middle with its class; of a whole video a dozen."""
+    if segment is not None:
+        middle = len(piece.frames) // 2
+        guess = segment.topk[0] if segment.topk else None
+        shots.add(piece.frames[middle], piece.times[middle], guess)
+        return
+    count = min(SHOTS, len(piece.frames))
+    for place in np.linspace(0, len(piece.frames) - 1, count).round().astype(int).tolist():
+        shots.add(piece.frames[place], piece.times[place])
 
 
 def _mismatch(kind: Kind, model: Classifier) -> InputError:

@@ -43,6 +43,7 @@ class Record:
     error: HieraError | None = None
     video: dict[str, Any] | None = None  # what was read of a video: duration, frames, views, ...
     segments: list[Segment] | None = None  # where pieces of a video were asked for
+    shots: list[Any] = field(default_factory=list)  # small pictures of it, where asked for
 
     def fail(self, error: HieraError) -> Record:
         """Make this the record of a failure."""

@@ -23,6 +23,7 @@ FLOORS = [
     "__init__",
     "predictor",
     "streaming",
+    "annotate",
     "classifier",
     "inputs",
     "records",

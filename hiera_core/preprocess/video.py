@@ -93,6 +93,8 @@ class Piece:
     start: float  # seconds
     end: float
     views: Sequence[np.ndarray]
+    frames: Sequence[np.ndarray] | np.ndarray  # those the views are cut from
+    times: Sequence[float]  # of those frames, in seconds
 
 
 class Views(Sequence[np.ndarray]):
@@ -184,7 +186,8 @@ class VideoTransform:
                 frames, boxes = self._frames(video, wanted.tolist(), crops, report)
                 views = Views(frames, rows.reshape(indices.shape), boxes, self.size)
                 report.views += len(views)
-                yield Piece(first / video.fps, last / video.fps, views)
+                times = wanted / video.fps
+                yield Piece(first / video.fps, last / video.fps, views, frames, times.tolist())
 
     def _frames(
         self, video: Video, wanted: list[int], crops: int, report: Report
@@ -237,8 +240,8 @@ def _read_every(
             report.damaged += not shown.sound
             _tolerate(report.damaged, len(wanted))
             end = wanted[row + 1] if row + 1 < len(wanted) else video.frames
-            view = transform.crop(Image.fromarray(shown.pixels))
-            yield Piece(shown.index / video.fps, end / video.fps, [view])
+            view, time = transform.crop(Image.fromarray(shown.pixels)), shown.index / video.fps
+            yield Piece(time, end / video.fps, [view], [view], [time])
 
 
 def clip_indices(

@@ -1,0 +1,143 @@
+"""Pictures of results: a picture with its classes below it, a video as a contact sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import OutputError
+from .files import replacing
+from .records import Guess, Record
+
+LONG_SIDE = 640  # of an annotated picture, in pixels
+MIN_WIDTH = 320  # so that labels fit
+TILE = 192  # height of a frame on a contact sheet
+MAX_TILES = 60
+COLUMNS = 6
+INK, PAPER, BAR = (20, 20, 20), (255, 255, 255), (150, 190, 230)
+LINE, MARGIN = 20, 6
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture of an input, small; from a video, at a time, with its class where it has one."""
+
+    picture: Image.Image
+    seconds: float | None = None
+    guess: Guess | None = None
+
+
+@dataclass
+class Shots:
+    """An input's shots: at most `MAX_TILES`, evenly spread, however many come."""
+
+    kept: list[Shot] = field(default_factory=list)
+    _step: int = 1
+    _seen: int = 0
+
+    def add(self, pixels: np.ndarray, seconds: float, guess: Guess | None = None) -> None:
+        """A video frame [height, width, 3] in 0..255."""
+        if self._seen % self._step == 0:
+            image = Image.fromarray(np.asarray(pixels).round().clip(0, 255).astype(np.uint8))
+            image.thumbnail((3 * TILE, TILE))
+            self.kept.append(Shot(image, seconds, guess))
+        self._seen += 1
+        if len(self.kept) > MAX_TILES:
+            self.kept, self._step = self.kept[::2], 2 * self._step
+
+
+def thumbnail(image: Image.Image) -> Shot:
+    """A picture, no larger than it is shown."""
+    small = image.copy() if max(image.size) <= LONG_SIDE else image
+    if small is image:
+        scale = LONG_SIDE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return Shot(small)
+
+
+def draw(record: Record) -> Image.Image:
+    """The annotated picture or contact sheet of a record that has shots."""
+    shots = record.shots
+    if record.kind == "image":
+        return _with_classes(shots[0].picture, record.topk)
+    return _with_classes(_sheet(shots), record.topk)
+
+
+def save(record: Record, folder: Path) -> Path:
+    """Draw a record and write it below `folder`, whole or not at all.
+
+    Returns:
+        The file: the input's own path below the folder, so that a/x.jpg and b/x.jpg stay apart.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = folder / mirrored(record.input, record.kind)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent} cannot be made ({error.strerror})") from error
+    with replacing(path) as temporary:
+        draw(record).save(temporary, FORMATS[path.suffix.lower()], quality=90)
+    return path
+
+
+def mirrored(name: str, kind: str = "image") -> PurePosixPath:
+    """A relative path for what is made of an input: its own, or its address; without `..`.
+
+    Pictures keep the endings .jpg and .png; to everything else .png is added.
+    """
+    if name.startswith(("http://", "https://")):
+        url = urlparse(name)
+        name = f"{url.netloc}{unquote(url.path)}{'_' + url.query if url.query else ''}"
+        name = name.replace(":", "_")
+    name = "stdin" if name == "-" else name
+    plain = name.replace("\\", "/").replace("\0", "_")
+    parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
+    path = PurePosixPath(*parts)
+    keeps = kind == "image" and path.suffix.lower() in FORMATS
+    return path if keeps else path.with_name(path.name + ".png")
+
+
+def _with_classes(picture: Image.Image, topk: Sequence[Guess]) -> Image.Image:
+    """Bars and labels below a picture."""
+    width = max(picture.width, MIN_WIDTH)
+    canvas = Image.new("RGB", (width, picture.height + LINE * len(topk) + 2 * MARGIN), PAPER)
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    for row, guess in enumerate(topk):
+        top = picture.height + MARGIN + row * LINE
+        end = MARGIN + (width - 2 * MARGIN) * guess.prob
+        pen.rectangle((MARGIN, top + 1, end, top + LINE - 2), fill=BAR)
+        text = f"{guess.prob:6.1%}  {guess.label if guess.label is not None else guess.id}"
+        pen.text((MARGIN + 2, top + 1), text, INK, font)
+    return canvas
+
+
+def _sheet(shots: Sequence[Shot]) -> Image.Image:
+    """Frames in rows, each with its time and class below it."""
+    columns = min(COLUMNS, len(shots)) if len(shots) > COLUMNS else len(shots)
+    width = max(shot.picture.width for shot in shots)
+    height = max(shot.picture.height for shot in shots)
+    rows = math.ceil(len(shots) / columns)
+    cell = (width + MARGIN, height + LINE + MARGIN)
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, shot in enumerate(shots):
+        left, top = MARGIN + place % columns * cell[0], MARGIN + place // columns * cell[1]
+        sheet.paste(shot.picture, (left, top))
+        text = f"{shot.seconds:.1f} s" if shot.seconds is not None else ""
+        if shot.guess is not None:
+            text += f"  {shot.guess.label or shot.guess.id} {shot.guess.prob:.0%}"
+        while pen.textlength(text, font) > width and len(text) > 8:
+            text = text[:-2] + "…"
+        pen.text((left, top + height + 2), text, INK, font)
+    return sheet

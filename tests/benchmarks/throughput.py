@@ -1,0 +1,163 @@
+"""`hiera predict` on a folder: how busy is the model, and does memory stay where it is?
+
+    python -m tests.benchmarks.throughput            # 300 photos of 2000x1500, Hiera-B
+    python -m tests.benchmarks.throughput --memory   # 3,000 pictures against 300, peak memory
+    python -m tests.benchmarks.throughput --seeking  # an hour of video against a minute
+
+The first compares pictures a second, start-up excluded, with the best that could be had: decoding
+spread over the cores and the model, each measured alone in the same run, rounds interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="hiera_base_224")
+    parser.add_argument("--photos", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--seeking", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.memory:
+            compare_memory(Path(folder))
+        elif arguments.seeking:
+            compare_lengths(Path(folder))
+        else:
+            compare_throughput(Path(folder), arguments)
+
+
+def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
+    import hiera_core
+    from hiera_core import inputs
+    from hiera_core.preprocess.image import open_image
+
+    paths = write_photos(folder, arguments.photos, (2000, 1500))
+    model = hiera_core.create_model(arguments.model).eval()
+    predictor = hiera_core.Predictor(model, device=arguments.device, dtype=arguments.dtype)
+    classifier = predictor.classifier("image")
+    views = [
+        classifier.transform.crop(open_image(p)[0]) for p in paths[: 2 * classifier.batch_size]
+    ]
+    classifier(views)  # warm up
+    ratios = []
+    for _ in range(arguments.rounds):
+        start = time.perf_counter()
+        for path in paths[:40]:
+            classifier.transform.crop(open_image(path)[0])
+        decode = (time.perf_counter() - start) / 40
+        start = time.perf_counter()
+        for _ in range(max(1, 80 // len(views))):
+            classifier(views)
+        run = (time.perf_counter() - start) / (max(1, 80 // len(views)) * len(views))
+        start = time.perf_counter()
+        records = list(predictor(inputs.expand(map(str, paths))))
+        whole = (time.perf_counter() - start) / len(paths)
+        assert all(r.status == "ok" for r in records)
+        best = run + decode / (os.cpu_count() or 1)
+        ratios.append(best / whole)
+        print(
+            f"model {run * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms, together {whole * 1e3:.1f} ms"
+            f" a picture: {best / whole:.0%} of 1 / (model + decode / cores)"
+        )
+    print(f"median {statistics.median(ratios):.0%}")
+
+
+def compare_memory(folder: Path) -> None:
+    peaks = []
+    for count in (300, 3000):
+        place = folder / str(count)
+        place.mkdir()
+        write_photos(place, count, (640, 480))
+        peaks.append(peak_memory(place, "-m", "hiera_tiny_224"))
+        print(f"{count} pictures: peak {peaks[-1] / 1024:.0f} MiB")
+    print(f"growth {peaks[1] / peaks[0] - 1:+.1%}")
+
+
+def compare_lengths(folder: Path) -> None:
+    """320x240, a key frame every 2 s."""
+    times, peaks = [], []
+    for minutes in (1, 60):
+        path = folder / f"{minutes}.mp4"
+        write_video(path, minutes * 60)
+        times.append(statistics.median(reading_time(path) for _ in range(5)))
+        peaks.append(peak_memory(path, "--clips", "5", "--crops", "1"))
+        print(f"{minutes} min: {times[-1]:.2f} s for 5 clips, peak {peaks[-1] / 1024:.0f} MiB")
+    print(f"an hour costs {times[1] / times[0]:.2f}x a minute, memory {peaks[1] / peaks[0]:.2f}x")
+
+
+def reading_time(path: Path) -> float:
+    from hiera_core.preprocess.video import Sampling, VideoTransform
+
+    transform = VideoTransform.from_card(None, (16, 224, 224))
+    start = time.perf_counter()
+    _, pieces = transform.pieces(path, Sampling())
+    (_,) = pieces
+    return time.perf_counter() - start
+
+
+def peak_memory(source: Path, *options: str) -> int:
+    """Of a whole `hiera predict`, in KiB."""
+    code = (
+        "import resource, sys; from hiera_cli.app import run\n"
+        f"code = run(['predict', {str(source)!r}, '--random-init', '-q', *sys.argv[1:]])\n"
+        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    status, peak = done.stderr.splitlines()[-1].split()
+    assert status == "0", done.stderr
+    return int(peak)
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
+    """JPEGs with a photograph's detail."""
+    import skimage.data
+    from PIL import Image
+
+    photo = Image.fromarray(skimage.data.astronaut()).resize(size)
+    noise = np.random.default_rng(0).integers(0, 12, (size[1], size[0], 1), np.uint8)
+    pixels = np.minimum(np.asarray(photo), 243) + noise
+    paths = []
+    for i in range(count):
+        paths.append(folder / f"{i:05}.jpg")
+        if i < 10:
+            Image.fromarray(np.roll(pixels, 50 * i, 1)).save(paths[-1], quality=90)
+        else:
+            os.link(paths[i % 10], paths[-1])
+    return paths
+
+
+def write_video(path: Path, seconds: int) -> None:
+    import av
+    import skimage.data
+    from PIL import Image
+
+    cat = np.asarray(Image.fromarray(skimage.data.chelsea()).resize((320, 240)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.codec_context.gop_size = 60
+        for i in range(seconds * 30):
+            frame = av.VideoFrame.from_ndarray(np.roll(cat, 2 * i, 1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""A night's run: many files, some damaged. Each input once, its own result, never another's."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hiera_core
+from hiera_core import annotate, inputs
+from hiera_core.errors import InputError
+from hiera_core.preprocess.image import open_image
+
+from .conftest import SMALL, draw_weights
+from .test_video import SMALL_VIDEO, write_video
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def small_models(kind: Any) -> hiera_core.Hiera:
+    config = SMALL if kind == "image" else SMALL_VIDEO
+    return draw_weights(hiera_core.Hiera(**config))  # type: ignore[return-value]
+
+
+def test_two_hundred_good_and_forty_damaged(tmp_path: Path, pictures: Path) -> None:
+    """Pictures and clips, shuffled: results as in a clean run, errors where they belong."""
+    draw = random.Random(0)
+    whole = [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())]
+    names = []
+    for i in range(190):
+        image = whole[i % 4].resize((80 + i, 60 + i // 2))
+        names.append(tmp_path / f"good_{i}.{'jpg' if i % 2 else 'png'}")
+        image.save(names[-1])
+    for i in range(10):
+        names.append(write_video(tmp_path / f"good_{i}.mp4", frames=70 + 5 * i, size=(64, 48)))
+    good = list(names)
+    for i in range(40):
+        content = good[5 * i + 4 if i > 1 else 190 + i].read_bytes()
+        bad = tmp_path / f"bad_{i}.{'mp4' if i < 2 else 'jpg'}"
+        kinds = (content[: len(content) // 3], b"", b"no picture", content[100:])
+        bad.write_bytes(kinds[0] if i < 2 else kinds[i % 4])
+        names.append(bad)
+    draw.shuffle(names)
+
+    predictor = hiera_core.Predictor(small_models, dtype="fp32")
+    mixed = [r.to_json() for r in predictor(inputs.expand(map(str, names)))]
+    assert [r["input"] for r in mixed] == [str(name) for name in names]
+    assert [r["index"] for r in mixed] == list(range(240))
+    failed = [r for r in mixed if r["status"] == "error"]
+    assert len(failed) == 40 and all("bad_" in r["input"] for r in failed)
+
+    clean = {r.input: r for r in predictor(inputs.expand(map(str, good)))}
+    for record in mixed:
+        if record["status"] != "error":
+            alone = clean[record["input"]]
+            assert [g["id"] for g in record["topk"]] == [g.id for g in alone.topk]
+            assert [g["prob"] for g in record["topk"]] == pytest.approx(
+                [g.prob for g in alone.topk], abs=1e-6
+            )
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_every_truncation_of_a_picture_is_seen(pictures: Path, format: str) -> None:
+    file = io.BytesIO()
+    Image.open(pictures / "coffee.png").convert("RGB").resize((160, 120)).save(file, format)
+    whole = file.getvalue()
+    expected = np.asarray(open_image(whole)[0])
+    errors = 0
+    for step in range(64):
+        try:
+            image, _ = open_image(whole[: len(whole) * step // 64])
+        except InputError:
+            errors += 1
+        else:
+            assert np.array_equal(np.asarray(image), expected), f"cut at {step}/64"
+    assert errors >= 60
+
+
+def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
+    """A result comes before the next name does, though the batch is not full."""
+    path = str(pictures / "coffee.png")
+    predictor = hiera_core.Predictor(small_models, batch_size=8)
+    results: list[str] = []
+
+    def names() -> Any:
+        yield inputs.Source("first", Path(path))
+        for _ in range(200):
+            if results:
+                break
+            __import__("time").sleep(0.05)
+        assert results == ["first"]
+        yield inputs.Source("second", Path(path))
+
+    for record in predictor(names()):
+        results.append(record.input)
+    assert results == ["first", "second"]
+
+
+def test_annotated_pictures(
+    hiera: Command, small_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("a", "b"):
+        Path(place).mkdir()
+        shutil.copy(pictures / "coffee.png", f"{place}/x.png")
+    Image.open("a/x.png").save("a/y.webp")
+    Path("a/z.png").write_text("damaged")
+    arguments = ("predict", "a", "b", "-m", small_folder, "--save-images", "shown")
+    code, out, _ = hiera(*arguments)
+    written = sorted(str(p.relative_to("shown")) for p in Path("shown").rglob("*.*"))
+    assert code == 1 and written == ["a/x.png", "a/y.webp.png", "b/x.png"]
+    with Image.open("shown/a/x.png") as shown, Image.open("a/x.png") as original:
+        assert shown.width == min(original.width, 640) and shown.height > 400 + 5 * 20
+        picture = np.asarray(shown)[:400].astype(int)
+        best = json.loads(out.splitlines()[0])["topk"][0]["prob"]
+        bar = np.asarray(shown)[-6 - 5 * 20 + 10]  # a row of pixels through the first bar
+        blue = (bar == annotate.BAR).all(-1).sum()
+        assert picture.shape == (400, 600, 3)
+        assert 0 < blue <= best * 600
+    code, _, err = hiera(*arguments)
+    assert code == 2 and "not empty" in err
+    code, _, _ = hiera(*arguments, "--overwrite")
+    assert code == 1
+    Path("file").touch()
+    code, _, err = hiera("predict", "a", "-m", small_folder, "--save-images", "file")
+    assert code == 2 and "is a file" in err
+
+
+def test_contact_sheets(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "x.mp4", frames=180)
+    sampling = hiera_core.Sampling(every=0.05)
+    (record,) = hiera_core.Predictor(small_models, sampling=sampling, keep_shots=True)(
+        inputs.expand([str(clip)])
+    )
+    assert record.segments is not None and len(record.segments) == 120
+    assert len(record.shots) == 60, "at most so many, evenly spread"
+    assert [s.seconds for s in record.shots][:3] == pytest.approx([0, 0.1, 0.2], abs=0.04)
+    path = annotate.save(record, tmp_path)
+    assert path.name == "x.mp4.png" and path.parent == tmp_path / tmp_path.relative_to("/")
+
+
+def test_output_paths_stay_below_the_folder() -> None:
+    for name, expected in [
+        ("a/x.jpg", "a/x.jpg"),
+        ("/a/x.webp", "a/x.webp.png"),
+        ("../../x.JPG", "__/__/x.JPG"),
+        ("http://host:8000/a/x.png?size=3", "host_8000/a/x.png_size=3.png"),
+        ("-", "stdin.png"),
+    ]:
+        assert str(annotate.mirrored(name)) == expected
+    assert str(annotate.mirrored("a/x.mp4", "video")) == "a/x.mp4.png"
+
+
+def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        (locked / "probe").touch()
+        pytest.skip("this user may write anywhere")
+    except PermissionError:
+        pass
+    for option in ("-o", "--save-images"):
+        code, _, err = hiera("predict", "x.jpg", "-m", small_folder, option, locked / "out.jsonl")
+        assert code == 2 and "read-only" in err
+
+
+def test_a_hundred_thousand_names(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
+    """A list as long as that streams: the first record is there at once, with --on-error stop."""
+    (tmp_path / "list.txt").write_text("".join(f"gone_{i}.jpg\n" for i in range(100_000)))
+    code, out, err = hiera(
+        "predict", f"@{tmp_path}/list.txt", "-m", small_folder, "--on-error", "stop"
+    )
+    assert code == 1 and out.count("\n") == 1 and "gone_0.jpg" in err
+    code, out, err = hiera("predict", f"@{tmp_path}/list.txt", "-m", small_folder, "-q")
+    lines = out.splitlines()
+    assert code == 1 and len(lines) == 100_000 and "0 ok, 100000 failed" in err
+    assert json.loads(lines[-1])["index"] == 99_999

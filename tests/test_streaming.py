@@ -1,0 +1,108 @@
+"""Work ahead in threads: order, bounds, slow sources, errors in their place."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from hiera_core.streaming import map_ahead, one_ahead
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def test_order_is_kept(pool: ThreadPoolExecutor) -> None:
+    def late_first(number: int) -> int:
+        time.sleep(0.02 if number % 4 == 0 else 0)
+        return number * number
+
+    assert list(map_ahead(late_first, range(50), pool=pool, ahead=8)) == [n * n for n in range(50)]
+    assert list(one_ahead(iter(range(20)), pool)) == list(range(20))
+
+
+def test_no_more_than_asked_for_is_under_way(pool: ThreadPoolExecutor) -> None:
+    drawn, used = 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for number in range(200):
+            drawn += 1
+            assert drawn - used <= 10 + 2, "drawn too far ahead"
+            yield number
+
+    for _ in map_ahead(lambda n: n, source(), pool=pool, ahead=10):
+        used += 1
+    assert used == 200
+
+
+def test_costly_items_take_more_room(pool: ThreadPoolExecutor) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def busy(_: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+
+    list(map_ahead(busy, range(20), pool=pool, ahead=10, cost=lambda n: 5))
+    assert most <= 2
+    assert len(list(map_ahead(busy, range(3), pool=pool, ahead=2, cost=lambda n: 100))) == 3
+
+
+def test_a_slow_source_says_so(pool: ThreadPoolExecutor) -> None:
+    """What is done can be used while the next item is awaited."""
+    go_on = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        assert go_on.wait(10)
+        yield 2
+
+    results = map_ahead(lambda n: n, source(), pool=pool, ahead=4, patience=0.01)
+    seen = [next(results)]
+    while seen[-1] is not None:
+        seen.append(next(results))
+    assert seen[0] == 1
+    go_on.set()
+    assert [r for r in results if r is not None] == [2]
+
+
+def test_errors_come_in_their_place(pool: ThreadPoolExecutor) -> None:
+    def source() -> Iterator[int]:
+        yield from range(3)
+        raise KeyError("the source")
+
+    results = map_ahead(lambda n: n, source(), pool=pool, ahead=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="the source"):
+        next(results)
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda n: 1 // (n - 2), range(5), pool=pool, ahead=2))
+
+
+def test_leaving_early_stops_the_source(pool: ThreadPoolExecutor) -> None:
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield drawn
+
+    results = map_ahead(lambda n: n, source(), pool=pool, ahead=4)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    time.sleep(0.05)
+    before = drawn
+    time.sleep(0.1)
+    assert drawn == before

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from typing import Annotated
 
@@ -15,6 +17,8 @@ import typer
 import hiera_core
 
 from . import errors, models, predict
+
+GRACE_S = 3.0  # from a signal to the end at the latest
 
 app = typer.Typer(
     name="hiera",
@@ -52,6 +56,7 @@ def main() -> None:
     if "--debug" not in sys.argv:
         warnings.simplefilter("ignore")  # other libraries': stderr is for our one-line messages
     signal.signal(signal.SIGTERM, errors.on_sigterm)
+    _leave_soon_after_signals()
     _leave(run(sys.argv[1:]))
 
 
@@ -82,6 +87,23 @@ class _Say(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         errors.say(record.getMessage())
+
+
+def _leave_soon_after_signals() -> None:
+    """A signal is an exception in the main thread, once that comes back to Python: a long pass
+    through the model could hold it up for minutes. What is done is on the disk by then."""
+    if os.name != "posix":
+        return
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        signum = os.read(receive, 1)[0]
+        time.sleep(GRACE_S)
+        os._exit(128 + signum)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _prepare_streams() -> None:

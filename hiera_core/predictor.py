@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -155,11 +156,18 @@ class Predictor:
     def _open_video(
         self, record: Record, content: Path | bytes, classifier: Classifier
     ) -> _Decoded:
+        """Open it and decode the first piece; the others follow while the model works."""
         if self.sampling.every is None:
             report, pieces = classifier.transform.pieces(content, self.sampling)
         else:
             report, pieces = frames_every(content, self.sampling, classifier.transform)
-        return _Decoded(record, report=report, pieces=pieces)
+        pieces = _with_input_errors(pieces)
+        try:
+            first = next(pieces)
+        except InputError as error:
+            record.video = report.to_json()
+            return _Decoded(record.fail(error))
+        return _Decoded(record, report=report, pieces=itertools.chain([first], pieces))
 
     # Computing ----------------------------------------------------------------------------------
 
@@ -265,6 +273,16 @@ def predict(
     inputs.check(names)
     records = [r.to_json() for r in Predictor(model, **options)(inputs.expand(names))]
     return records[0] if single and inputs.names_one(names[0]) else records
+
+
+def _with_input_errors(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Whatever goes wrong while decoding is the input's fault; the batch goes on without it."""
+    try:
+        yield from pieces
+    except HieraError:
+        raise
+    except Exception as error:
+        raise InputError(str(error) or type(error).__name__) from error
 
 
 def _build_default(kind: Kind) -> Hiera:

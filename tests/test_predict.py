@@ -375,24 +375,37 @@ def test_closed_pipe_is_quiet(small_folder: Path, mixed: Path) -> None:
     assert (done.stderr, done.stdout) == ("", "141\n")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, -signal.SIGHUP),  # the terminal is closed
+    ],
+)
 def test_signals_leave_what_is_done(
     small_folder: Path, mixed: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     target = tmp_path / "out.jsonl"
     (tmp_path / "list.txt").write_text(f"{mixed / '0.png'}\n" * 20_000)
     arguments = ("predict", f"@{tmp_path}/list.txt", "-m", small_folder, "-o", target, "-b", "4")
+    # A shell's background job is told to ignore these, and so would be what it starts.
+    before = signal.signal(signum, lambda *_: None)
     process = subprocess.Popen(
         [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signum, before)
     partial = tmp_path / "out.jsonl.partial"
     deadline = time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == code and "Traceback" not in err
     assert not target.exists()
     records = [json.loads(line) for line in partial.read_text().splitlines()]

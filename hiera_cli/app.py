@@ -16,8 +16,9 @@ import typer
 
 import hiera_core
 
-from . import errors, models, predict
+from . import errors, eval, models, predict, train
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
 
 app = typer.Typer(
@@ -28,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("predict")(predict.predict)
+app.command("train")(train.train)
+app.command("eval")(eval.evaluate)
 app.command("models")(models.models)
 
 
@@ -99,7 +102,9 @@ def _leave_soon_after_signals() -> None:
     signal.set_wakeup_fd(send, warn_on_full_buffer=False)
 
     def watch() -> None:
-        signum = os.read(receive, 1)[0]
+        signum = 0
+        while signum not in ENDING_SIGNALS:  # a worker's end (SIGCHLD) wakes it, too
+            signum = os.read(receive, 1)[0]
         time.sleep(GRACE_S)
         os._exit(128 + signum)
 

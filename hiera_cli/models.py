@@ -56,7 +56,10 @@ def _row(model: zoo.Model) -> dict[str, Any]:
 
 
 def _is_cached(where: zoo.Weights) -> bool:
-    """Whether the hub's cache or torch.hub's has it: paths only, no library is asked."""
+    """Whether it is at hand: shipped, in the hub's cache or torch.hub's. Paths only, no library is
+    asked."""
+    if where.shipped is not None:
+        return where.shipped.is_file()
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     hf = Path(os.environ.get("HF_HOME", home / "huggingface"))
     hub = Path(os.environ.get("HF_HUB_CACHE", hf / "hub"))

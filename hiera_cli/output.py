@@ -134,14 +134,14 @@ class Output:
     ) -> None:
         self.path, self.quiet = path, quiet
         self.partial = None if path is None else path.with_name(path.name + PARTIAL)
-        self.format = _resolve(format, path)
+        self.format = resolve(format, path)
         self.topk, self.resume = topk, resume
         self.ok = self.failed = self.done = 0  # done: by the run that is resumed
         self.whole = True  # False: stopped early, so a file keeps its .partial name
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
         if path is not None:
-            _check_writable(path, overwrite)
+            check_file(path, overwrite)
             if self.partial is not None and self.partial.exists() and not (resume or overwrite):
                 raise UsageError(
                     f"an interrupted run left {str(self.partial)!r}",
@@ -231,7 +231,8 @@ class Output:
             raise UsageError(f"{path} cannot be written ({error.strerror})") from error
 
 
-def _resolve(format: Format, path: Path | None) -> Format:
+def resolve(format: Format, path: Path | None) -> Format:
+    """What `auto` means: by the file's ending; else a table on a terminal, jsonl elsewhere."""
     if format is not Format.auto:
         return format
     if path is None:
@@ -242,7 +243,10 @@ def _resolve(format: Format, path: Path | None) -> Format:
     return Format.table if path.suffix.lower() == ".txt" else Format.jsonl
 
 
-def _check_writable(path: Path, overwrite: bool) -> None:
+def check_file(path: Path | None, overwrite: bool) -> None:
+    """Raise UsageError unless the output (if there is one) can be written."""
+    if path is None:
+        return
     if path.is_dir():
         raise UsageError(f"output {str(path)!r} is a folder", "name a file in it")
     if path.exists() and not overwrite:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,9 @@ from hiera_core import hub, zoo
 from hiera_core import inputs as sources
 from hiera_core.errors import UsageError
 from hiera_core.labels import from_file
-from hiera_core.records import Kind
 
-from . import options
-from .errors import OK, SOME_FAILED, say
+from . import load, options
+from .errors import OK, SOME_FAILED
 from .options import OnError, auto_or_count
 from .output import Output, check_folder
 
@@ -108,7 +107,7 @@ def predict(
     from hiera_core.preprocess.video import Sampling
 
     predictor = Predictor(
-        _model(model, checkpoint, random_init),
+        load.classifier(model, checkpoint, random_init),
         sampling=Sampling(clips, crops, stride, segments, every, max_pixels),
         topk=topk,
         workers=threads,
@@ -132,25 +131,3 @@ def predict(
         raise UsageError("no inputs", "the list, pattern or standard input holds none")
     out.closing_line()
     return SOME_FAILED if out.failed else OK
-
-
-def _model(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
-    """What `Predictor` takes as its model."""
-    from hiera_core import factory
-    from hiera_core.predictor import DEFAULT_MODELS
-
-    if random_init:
-        import torch
-
-        if checkpoint is not None or (model is not None and hub.is_place(model)):
-            raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
-        say("--random-init: weights are random, the outputs mean nothing")
-
-        def build(kind: Kind) -> Any:
-            torch.manual_seed(0)  # but the same in every run
-            return factory.create_model(model or DEFAULT_MODELS[kind])
-
-        return build if model is None else build("image")
-    if checkpoint is None:
-        return model
-    return factory.create_classifier(model, checkpoint)

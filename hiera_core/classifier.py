@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import factory
-from .device import is_out_of_memory, select_device, select_dtype
+from .device import compile_faults, is_out_of_memory, select_device, select_dtype
 from .errors import DeviceError, UsageError
 from .model import Hiera
 from .preprocess.image import ImageTransform
@@ -94,15 +94,8 @@ class Classifier:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with torch.inference_mode():
             x = self.transform.normalise(batch).to(self.dtype)
-            try:
+            with compile_faults():
                 return self._run(x).float().softmax(-1).cpu()
-            except RuntimeError as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                raise DeviceError(
-                    f"torch.compile failed ({type(error).__name__})",
-                    "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
-                ) from error
 
     def _halve(self, error: Exception, tried: int) -> None:
         if not is_out_of_memory(error):

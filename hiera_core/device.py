@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from .errors import DeviceError, UsageError, near
@@ -54,6 +57,20 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "not enough memory" in text  # and on Windows
         or "out of memory" in text
     )
+
+
+@contextlib.contextmanager
+def compile_faults() -> Iterator[None]:
+    """Errors of torch.compile, in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise DeviceError(
+            f"torch.compile failed ({type(error).__name__})",
+            "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
+        ) from error
 
 
 def _has_cuda() -> bool:

@@ -42,6 +42,10 @@ class OutputError(HieraError, RuntimeError):
     """A result that could not be written (disk full, folder gone)."""
 
 
+class TrainingError(HieraError, RuntimeError):
+    """A run that cannot go on: it diverged, or too much of its data is unreadable."""
+
+
 class InputError(HieraError):
     """One input that cannot be used. The batch goes on without it."""
 

@@ -95,6 +95,16 @@ def row_of(name: str) -> zoo.Model | None:
     return None if hub.is_place(name) else zoo.get(base)
 
 
+def read_weights(name: str) -> weights.Checkpoint:
+    """The weights that a name means: a zoo name (with its tag), or a place.
+
+    Raises:
+        UsageError: neither. CheckpointError, HubError: see `weights.read`.
+    """
+    row = None if Path(name).exists() else row_of(name)
+    return weights.read(name) if row is None else _read_for(row, zoo.split_tag(name)[1])
+
+
 def _read_for(row: zoo.Model, choice: str | None) -> weights.Checkpoint:
     """A tag's weights, or those of a place."""
     if choice is not None and choice not in row.checkpoints and hub.is_place(choice):
@@ -143,6 +153,8 @@ def from_checkpoint(
 def card_of(row: zoo.Model, source: str | None = None) -> dict[str, Any]:
     """What a model carries besides its weights: name, preprocessing, licence, origin."""
     card: dict[str, Any] = {"model": row.name, "preprocessing": row.preprocessing}
+    if isinstance(row.classes, list):
+        card |= {"classes": row.classes}
     if source is not None:
         card |= {"source": source}
     if source is not None and source.startswith(row.name + "."):
@@ -183,7 +195,7 @@ def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
         config: constructor arguments that differ, e.g. `num_classes=10`.
     """
     build.checkpoints = {  # type: ignore[attr-defined]
-        tag: hub.url_of(w.file) for tag, w in row.checkpoints.items()
+        tag: str(w.shipped or hub.url_of(w.file)) for tag, w in row.checkpoints.items()
     }
     build.default = row.default  # type: ignore[attr-defined]
     return build

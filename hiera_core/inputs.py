@@ -63,6 +63,7 @@ class Source:
     path: Path | None = None
     data: bytes | None = None
     url: str | None = None
+    span: tuple[int, int] | None = None  # offset and size within the path: a member of a tar
     error: InputError | None = None  # already known not to work
 
     def content(self) -> Path | bytes:
@@ -78,7 +79,7 @@ class Source:
         if self.data is not None:
             return self.data
         assert self.path is not None
-        return _regular(self.path)
+        return _regular(self.path) if self.span is None else _part(self.path, *self.span)
 
     @property
     def looks_like_video(self) -> bool:
@@ -285,6 +286,18 @@ def _regular(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise InputError("not a regular file", "send it through standard input: hiera ... -")
     return path
+
+
+def _part(path: Path, offset: int, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        raise _unreadable(error) from error
+    if len(content) < size:
+        raise InputError(f"{path} ends within it", "the archive is truncated; fetch it again")
+    return content
 
 
 def _unreadable(error: OSError | ValueError) -> InputError:

@@ -69,7 +69,8 @@ class MaskedAutoencoderHiera(HieraEncoder):
         Args:
             x: [b, chans, *size], normalised as in the model's preprocessing.
             mask_ratio: share of mask units deleted, in (0, 1); callers use 0.9 for video.
-            mask: [b, mask units] bool, True = visible, in place of a random one.
+            mask: [b, mask units] bool, True = visible, in place of a random one; or [b, k] int64,
+                the numbers of the visible units (compiles without a graph break).
 
         Returns:
             loss: mean squared error over deleted tokens, a scalar.

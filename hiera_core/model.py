@@ -125,16 +125,23 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         windows = self.layout.windows
         kept = int(windows * (1 - mask_ratio))
         noise = torch.rand(x.shape[0], windows, device=x.device)
-        units = noise.argsort(dim=1)[:, :kept]
-        mask = torch.zeros_like(noise, dtype=torch.bool).scatter(1, units, True)
+        return self.visible_from_units(noise.argsort(dim=1)[:, :kept])
+
+    def visible_from_units(self, units: torch.Tensor) -> Visible:
+        """From the numbers of visible units in grid order, [b, k]."""
+        shape, device = (units.shape[0], self.layout.windows), units.device
+        mask = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, units, True)
         return Visible(mask, self._windows_of(units))
 
     def visible_from_mask(self, mask: torch.Tensor) -> Visible:
-        """Convert a boolean mask, once. Counting it synchronises a GPU: the core uses `keep`.
+        """Convert a boolean mask, once. Counting it synchronises a GPU and breaks a graph: the core
+        uses `keep`, and training passes the units' numbers [b, k] (int64) instead.
 
         Raises:
             UsageError: wrong shape, rows that keep different numbers of units, or none at all.
         """
+        if mask.dtype == torch.int64 and mask.dim() == 2 and mask.shape[1] < self.layout.windows:
+            return self.visible_from_units(mask)
         mask = mask.bool()
         if mask.dim() != 2 or mask.shape[1] != self.layout.windows:
             raise UsageError(

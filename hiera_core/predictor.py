@@ -129,6 +129,16 @@ class Predictor:
                 self._classifiers[kind] = self._ready(self._build(kind))
             return self._classifiers[kind]
 
+    @property
+    def decides(self) -> bool:
+        """Whether the kind of an input chooses the model."""
+        return self._build is not None
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of the inputs that it has models for, so far."""
+        return list(self._classifiers)
+
     # Decoding, in workers -----------------------------------------------------------------------
 
     def _decode(self, item: tuple[int, Source]) -> _Decoded:

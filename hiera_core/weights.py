@@ -167,6 +167,8 @@ def _beside(path: Path) -> tuple[Path | None, Path | None]:
 
 
 def _fetch_released(where: zoo.Weights) -> hub.Fetched:
+    if where.shipped is not None:
+        return hub.Fetched(where.shipped)
     url = hub.url_of(where.file)
     try:
         return hub.from_hub(where.hub, cached_only=True)

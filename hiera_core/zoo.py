@@ -17,11 +17,17 @@ DEFAULT_VIDEO_MODEL = "hiera_base_16x224"
 
 @dataclass(frozen=True)
 class Weights:
-    """Where one checkpoint lies: a file name below the weights' base URL, and a hub repository."""
+    """Where one checkpoint lies: a file name below the weights' base URL and a hub repository, or
+    a file that ships in the package."""
 
-    file: str
-    hub: str
+    file: str = ""
+    hub: str = ""
     sha256: str | None = None
+    box: str | None = None
+
+    @property
+    def shipped(self) -> Path | None:
+        return None if self.box is None else Path(__file__).with_name("box") / self.box
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Model:
     autoencoder: bool
     config: dict[str, Any]  # constructor arguments
     preprocessing: dict[str, Any]
-    classes: str  # which label set, see labels.py
+    classes: str | list[str]  # which label set, see labels.py; or the names themselves
     checkpoints: dict[str, Weights]
     licence: str  # of the weights
     params: int  # count
@@ -89,27 +95,27 @@ def block_dims(config: dict[str, Any]) -> list[int]:
 
 def _row(name: str, row: dict[str, Any], table: dict[str, Any]) -> Model:
     row = dict(row)
-    size, kind = row.pop("size"), row.pop("input")
+    size, entry = row.pop("size"), row.pop("input")
     autoencoder = row.pop("autoencoder", False)
-    source = table["inputs"][kind]
-    config = {**table["sizes"][size], **source["config"]}
-    if autoencoder:
-        config["q_pool"] = 2  # the decoder predicts 32 px patches; classifiers pool once more
-    weights = table["checkpoints"][f"{kind}_autoencoder" if autoencoder else kind]
+    source = table["inputs"][entry]
+    config = {**table["sizes"][size], **source["config"], **row.pop("decoder", {})}
+    if autoencoder:  # a mask unit keeps 2x2 tokens; classifiers pool once more
+        config["q_pool"] = len(config["stages"]) - 2
+    weights = table["checkpoints"][f"{entry}_autoencoder" if autoencoder else entry]
     base = name.removeprefix("mae_")
     checkpoints = {
-        tag: Weights(w["file"].format(base=base), w["hub"].format(base=base), w.get("sha256"))
-        for tag, w in weights.items()
+        tag: Weights(**{key: text.format(base=base, name=name) for key, text in where.items()})
+        for tag, where in weights.items()
     }
     return Model(
         name=name,
-        kind=kind,
+        kind=source["kind"],
         autoencoder=autoencoder,
         config={k: tuple(v) if isinstance(v, list) else v for k, v in config.items()},
         preprocessing=source["preprocessing"],
         classes=source["classes"],
         checkpoints=checkpoints,
-        licence=table["licence"]["weights"],
+        licence=source["licence"],
         params=row.pop("params", 0),
         **row,
     )

@@ -204,7 +204,7 @@ class VideoTransform:
             damaged += not shown.sound
         report.used += len(wanted)
         report.damaged += damaged
-        _tolerate(damaged, len(wanted))
+        tolerate(damaged, len(wanted))
         assert frames is not None
         return frames, boxes
 
@@ -238,7 +238,7 @@ def _read_every(
             report.used += 1
             report.views += 1
             report.damaged += not shown.sound
-            _tolerate(report.damaged, len(wanted))
+            tolerate(report.damaged, len(wanted))
             end = wanted[row + 1] if row + 1 < len(wanted) else video.frames
             view, time = transform.crop(Image.fromarray(shown.pixels)), shown.index / video.fps
             yield Piece(time, end / video.fps, [view], [view], [time])
@@ -266,6 +266,12 @@ def clip_indices(
     delta = max(frames - span, 0)
     step = math.floor(delta / 2) if clips == 1 else math.floor(delta / (clips - 1))
     starts = [step] if clips == 1 else [clip * step for clip in range(clips)]
+    return frame_indices(starts, span, length, frames)
+
+
+def frame_indices(starts: Sequence[float], span: float, length: int, frames: int) -> np.ndarray:
+    """Frame numbers of clips that begin at `starts` and reach over `span` of a video's frames.
+    -> int64 [clips, length]; beyond the last frame it is repeated."""
     rows = [torch.linspace(start, start + span - 1, length) for start in starts]
     return torch.stack(rows).clamp(0, frames - 1).long().numpy()
 
@@ -340,7 +346,8 @@ def _spans(video: Video, seconds: float | None) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _tolerate(damaged: int, wanted: int) -> None:
+def tolerate(damaged: int, wanted: int) -> None:
+    """Raise InputError when more than a tenth of the frames are damaged."""
     if damaged > MAX_DAMAGED * wanted:
         raise InputError(
             f"{damaged} of {wanted} frames are damaged or lost",

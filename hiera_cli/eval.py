@@ -1,0 +1,173 @@
+"""`hiera eval`: the accuracy of a classifier on labelled data."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hiera_core import files, hub, zoo
+
+from . import load, options
+from .errors import OK, SOME_FAILED, say
+from .options import Format, auto_or_count
+from .output import check_file, resolve, write_rows
+
+if TYPE_CHECKING:
+    from hiera_core.datasets import Samples
+    from hiera_core.evaluate import Evaluation
+    from hiera_core.predictor import Predictor
+
+WORST = 20  # classes in the table
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of class folders (its val/ where it has one), list of `path label` lines, "
+            "tar shards, or digits or shapes (what training holds out of them).",
+            show_default=False,
+        ),
+    ],
+    model: options.ModelOpt = None,
+    checkpoint: options.CheckpointOpt = None,
+    random_init: options.RandomInitOpt = False,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Clips along a video (default: 5).")
+    ] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1, help="Crops of each clip (default: 3).")
+    ] = None,
+    output: options.OutputOpt = None,
+    format: options.FormatOpt = Format.auto,
+    overwrite: options.OverwriteOpt = False,
+    device: options.DeviceOpt = options.Device.auto,
+    dtype: options.DtypeOpt = options.Dtype.auto,
+    batch_size: options.BatchSizeOpt = "auto",
+    workers: options.WorkersOpt = "auto",
+    compile: options.CompileOpt = False,
+    quiet: options.QuietOpt = False,
+    verbose: options.VerboseOpt = False,
+    config: options.ConfigOpt = None,
+) -> int:
+    """Count how often a classifier is right: top-1, top-5, by class, and what it confuses.
+
+    Under torchrun every process takes its share, no sample twice. json holds everything; csv and
+    jsonl a row for each class.
+    """
+    if not quiet:
+        logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
+    batch, threads = auto_or_count(batch_size), auto_or_count(workers)
+    if format is Format.auto and output is None and not sys.stdout.isatty():
+        format = Format.json
+    check_file(output, overwrite)
+    if model is not None and not hub.is_place(model):
+        zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
+    from hiera_core import datasets
+    from hiera_core import evaluate as evaluation
+    from hiera_core.predictor import Predictor
+    from hiera_core.preprocess.video import Sampling
+    from hiera_core.train import dist
+
+    samples = datasets.held_out(data)
+    with dist.world(device) as world:
+        predictor = Predictor(
+            load.classifier(model, checkpoint, random_init),
+            sampling=Sampling(clips, crops),
+            workers=threads,
+            device=str(world.device),
+            dtype=dtype,
+            batch_size=batch,
+            compile=compile,
+        )
+        samples, classes = _numbered(samples, predictor)
+        own = len(range(world.rank, len(samples), world.size))
+        with _progress(own, world.first and not quiet) as advance:
+            found = evaluation.evaluate(
+                samples, predictor, classes, rank=world.rank, world=world.size, progress=advance
+            )
+        shares = world.gather(found)
+    if not world.first:
+        return OK
+    for other in shares[1:]:
+        shares[0].add(other)
+    total: Evaluation = shares[0]
+    total.published = _published(samples, predictor)
+    for name, message in total.failed:
+        say(f"{name}: {message}")
+    text = render(total, resolve(format, output))
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        with files.replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if total.failed:
+        say(f"{total.samples} ok, {len(total.failed)} failed; they count neither way")
+    return SOME_FAILED if total.failed else OK
+
+
+def render(found: Evaluation, format: Format) -> str:
+    """An evaluation as text."""
+    if format is Format.json:
+        import json
+
+        return json.dumps(found.to_json(), indent=2) + "\n"
+    rows = found.classes()
+    columns = ["id", "label", "samples", "top1"] + ["top5"] * (found.top5 is not None)
+    if format is not Format.table:
+        return write_rows(rows, columns, format)
+    lines = [f"top-1  {found.top1:.2f}%" + _published_part(found)]
+    if found.top5 is not None:
+        lines.append(f"top-5  {found.top5:.2f}%")
+    lines += [f"{found.samples} samples, {len(found.failed)} unreadable", ""]
+    worst = sorted(rows, key=lambda row: float(row["top1"]))[:WORST]
+    if len(rows) > WORST:
+        lines.append(f"the {WORST} worst of {len(rows)} classes:")
+    shown = [{**r, **{k: f"{r[k]:.1f}%" for k in columns if k.startswith("top")}} for r in worst]
+    text = "\n".join(lines) + "\n" + write_rows(shown, columns, format)
+    pairs = found.confusions()
+    if pairs:
+        text += "\nmost confused:\n" + write_rows(pairs, ["label", "predicted", "count"], format)
+    return text
+
+
+def _published_part(found: Evaluation) -> str:
+    return "" if found.published is None else f"  (published: {found.published:.1f}%)"
+
+
+def _numbered(samples: Samples, predictor: Predictor) -> tuple[Samples, int]:
+    """The samples in the model's numbering, and its number of classes."""
+    from hiera_core import datasets
+    from hiera_core.inputs import kind_of
+
+    first = samples.sources[0]
+    # Without --model the data's first sample decides.
+    kind = kind_of(first.content(), first.name) if predictor.decides else predictor.kinds[0]
+    classifier = predictor.classifier(kind)
+    count = int(classifier.model.config["num_classes"])
+    return datasets.with_classes(samples, classifier.class_names, count), count
+
+
+def _published(samples: Samples, predictor: Predictor) -> float | None:
+    from hiera_core import evaluate as evaluation
+
+    card = getattr(predictor.classifier(predictor.kinds[0]).model, "card", {})
+    return evaluation.published_top1(samples, card)
+
+
+@contextlib.contextmanager
+def _progress(total: int, show: bool) -> Iterator[Callable[[], None]]:
+    if not (show and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("samples", total=total)
+        yield lambda: bar.advance(task)

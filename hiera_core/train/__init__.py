@@ -1,0 +1,1 @@
+"""Training: one engine; the recipe supplies model, data, augmentation, optimiser and schedule."""

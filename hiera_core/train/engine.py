@@ -1,0 +1,198 @@
+"""The engine: one loop for pre-training and fine-tuning, images and videos, one process or many."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from ..datasets import Splits
+from ..errors import TrainingError
+from ..preprocess.image import trusted_sizes
+from . import optim
+from .checkpoint import Checkpoints
+from .config import Recipe
+from .data import Batch, Collate, TrainSet, reader
+from .dist import World, plain, without_sync
+from .plan import Plan, seed_of
+from .report import Report, Window
+from .schedule import rate_at
+from .setup import Options, RunFolder, Setup, set_up
+from .task import views_of
+from .validate import averaged, validate
+
+log = logging.getLogger("hiera")
+
+
+def train(
+    recipe: Recipe, splits: Splits, folder: str | Path, world: World, options: Options | None = None
+) -> dict[str, Any]:
+    """Carry out a recipe.
+
+    Writes to `folder`: model.safetensors, config.json and hiera.json (ready for
+    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png and checkpoints/.
+
+    Returns:
+        what was last measured: `step`, `loss`, and `val` (loss, top1, top5) where data is held out.
+
+    Raises:
+        UsageError: the folder is in use, the data does not fit, or another recipe was begun there.
+        TrainingError: the loss is no number, or too many samples are unreadable.
+        CheckpointError, HubError: weights to begin with, or to go on with, cannot be loaded.
+        DeviceError: out of memory. OutputError: the disk is full.
+    """
+    return Trainer(recipe, splits, Path(folder), world, options or Options()).run()
+
+
+class Trainer:
+    """One run. Arguments: see `train`."""
+
+    def __init__(
+        self, recipe: Recipe, splits: Splits, folder: Path, world: World, options: Options
+    ) -> None:
+        self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
+        self.plan = Plan(len(splits.train), recipe, world.rank, world.size)
+        self.folder = RunFolder(folder, recipe, world, options)
+        self.checkpoints = Checkpoints(folder, world, recipe.keep)
+        self.parts: Setup = set_up(recipe, splits.train, world, options, self.folder.resumes)
+        self.training = self.parts.training
+        self.report = Report(
+            folder,
+            self.plan.steps,
+            unit=self.parts.unit,
+            active=world.first,
+            live=options.live,
+            tensorboard=options.tensorboard,
+        )
+        self.bad: dict[str, str] = {}  # unreadable samples since the last report, and why
+        self.seen = self.unread = 0  # views since the start
+
+    def run(self) -> dict[str, Any]:
+        last = self._resume()
+        self.report.open(last["step"])
+        try:
+            if not last["step"]:
+                self.report.say("start", step=0, **self.parts.facts(self.plan.steps, self.splits))
+            with trusted_sizes():
+                self._loop(last)
+            if self.world.first:
+                self.report.draw()
+        finally:
+            self.report.close()
+        with averaged(self.training):
+            self.folder.export(self.parts, last)
+        return last
+
+    def _resume(self) -> dict[str, Any]:
+        """What was last measured, and at which step."""
+        if self.folder.resumes is None:
+            return {"step": 0}
+        meta = self.checkpoints.load(self.folder.resumes, self.training)
+        log.info("going on after step %d of %d", meta["step"], self.plan.steps)
+        del meta["recipe"]
+        return meta
+
+    def _loop(self, last: dict[str, Any]) -> None:
+        """From the step after `last` to the end; what is measured goes into `last`."""
+        recipe, plan, step = self.recipe, self.plan, last["step"]
+        val_steps = max(1, round(recipe.val_every * plan.pass_steps))
+        save_steps = max(1, round(recipe.save_every * plan.pass_steps))
+        batches = self._batches(step)
+        window = Window(self.world, step)
+        while step < plan.steps:
+            window.add(self._step(step, batches))
+            step += 1
+            end = step == plan.steps
+            saves = end or step % save_steps == 0
+            if saves or step % recipe.log_every == 0:  # nothing is saved that was not looked at
+                last |= self._report(window, step)
+                window = Window(self.world, step)
+            if self.splits.val is not None and (end or step % val_steps == 0):
+                last["val"] = validate(self.parts, self.splits.val, recipe, self.world)
+                self.report.say("val", step=step, epoch=step / plan.pass_steps, **last["val"])
+            if saves:
+                self.checkpoints.save(self.training, {**last, "recipe": recipe.to_dict()})
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """This process's, from a step on."""
+        parts = self.parts
+        dataset = TrainSet(self.splits.train, parts.augment, self.recipe, parts.clip, parts.masking)
+        collate = Collate((3, *parts.size), parts.num_classes, self.recipe)
+        keys = self.plan.batches(step)
+        return iter(reader(dataset, keys, collate, parts.workers, parts.device))
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> torch.Tensor:
+        """One optimiser step. -> [4]: weighted loss, weight, gradient norm, views read"""
+        recipe, training, device = self.recipe, self.training, self.parts.device
+        optim.set_rate(training.optimizer, rate_at(step, self.plan.steps, recipe))
+        torch.manual_seed(seed_of("step", recipe.seed, step, self.world.rank))  # drop path, dropout
+        share = recipe.batch_size / self.world.size
+        total = torch.zeros(4, device=device)
+        for part in range(recipe.accumulate):
+            batch = next(batches)
+            self.bad |= dict(batch.bad)
+            batch = batch.to(device)
+            adds_up = part + 1 < recipe.accumulate
+            with without_sync(training.model) if adds_up else contextlib.nullcontext():
+                losses = views_of(training.model, batch, recipe, self.parts.precision).losses
+                weighted = (losses * batch.weight).sum()
+                # By the nominal size: an unreadable sample counts as a loss of 0, whoever reads it.
+                training.scaler.scale(weighted / share).backward()
+            total[0] += weighted.detach()
+            total[1] += batch.weight.sum()
+            total[3] += len(batch.weight)
+        training.scaler.unscale_(training.optimizer)
+        limit = recipe.optimizer.clip_grad
+        norm = clip_grad_norm_(training.model.parameters(), limit or math.inf)
+        total[2] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+        training.optimizer.zero_grad()
+        self._average()
+        return total
+
+    def _average(self) -> None:
+        """Move the averaged weights towards the present ones."""
+        now = dict(plain(self.training.model).named_parameters())
+        with torch.no_grad():
+            for name, average in self.training.averages.items():
+                average.lerp_(now[name].detach(), 1 - self.recipe.ema)
+
+    def _report(self, window: Window, step: int) -> dict[str, Any]:
+        """Say what happened since the last report.
+
+        Raises:
+            TrainingError: a loss or gradient is no number, or too many samples are unreadable.
+        """
+        values = window.summary(self.training.scaler.is_enabled())
+        for share in self.world.gather(self.bad):
+            for name, message in share.items():
+                self.report.say("bad", input=name, message=message)
+        self.bad = {}
+        self.seen += values.pop("read")
+        self.unread += values.pop("lost")
+        self._tolerate()
+        values["lr"] = rate_at(step - 1, self.plan.steps, self.recipe)
+        values["epoch"] = step / self.plan.pass_steps
+        values["eta"] = (self.plan.steps - step) * values["seconds"] / len(window.rows)
+        if self.parts.device.type == "cuda":
+            values["memory"] = torch.cuda.max_memory_allocated(self.parts.device) / 2**30
+        self.report.say("step", step=step, **values)
+        return {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
+
+    def _tolerate(self) -> None:
+        """A share of a whole pass, so that one bad sample at the start stops nothing."""
+        repeats = self.recipe.data.repeats
+        views = max(self.seen, len(self.splits.train) * repeats)
+        if self.unread > self.recipe.data.max_bad * views:
+            raise TrainingError(
+                f"{self.unread // repeats} samples are unreadable, more than data.max_bad = "
+                f"{self.recipe.data.max_bad:g} of {views // repeats} allows",
+                f"{self.folder.path / 'log.jsonl'} names them: mend or remove them",
+            )

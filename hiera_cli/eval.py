@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hiera_core import files, hub, zoo
+from hiera_core import hub, zoo
 
 from . import load, options
 from .errors import OK, SOME_FAILED, say
@@ -104,6 +104,8 @@ def evaluate(
     if output is None:
         sys.stdout.write(text)
     else:
+        from hiera_core import files
+
         with files.replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if total.failed:

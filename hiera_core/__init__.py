@@ -9,8 +9,7 @@ import importlib
 from typing import Any
 
 from . import zoo as _zoo
-
-__version__ = "0.1.0"
+from .version import __version__
 
 _PUBLIC = {
     "model": ("Hiera", "HieraBlock"),

@@ -88,12 +88,15 @@ def splits(data: str | Path, val: str | float | None = None, labelled: bool = Tr
     if val is None or val == 0:
         return Splits(train)
     if isinstance(val, str | Path):
-        return Splits(train, with_classes(find(val, labelled), train.classes, train.num_classes))
+        held = find(val, labelled)
+        if labelled:
+            held = with_classes(held, train.classes, train.num_classes)
+        return Splits(train, held)
     if not 0 < val < 1:
         raise UsageError(f"data.val is {val}", "give a share below 1, or a path")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-    held = round(val * len(train))
-    return Splits(train.part(np.sort(order[held:])), train.part(np.sort(order[:held])))
+    count = round(val * len(train))
+    return Splits(train.part(np.sort(order[count:])), train.part(np.sort(order[:count])))
 
 
 def held_out(data: str | Path) -> Samples:

@@ -53,6 +53,8 @@ class PretrainedMixin(
         checkpoint = weights.read(pretrained_model_name_or_path, **fetch)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
         model = build(cls, config, checkpoint, overrides=options, strict=strict)  # type: ignore[type-var]
+        if checkpoint.card:
+            model.card = dict(checkpoint.card)
         return model if map_location is None else model.to(map_location)  # type: ignore[attr-defined]
 
     def _save_pretrained(self, save_directory: Path) -> None:

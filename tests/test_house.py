@@ -21,10 +21,14 @@ README = ROOT / "README.md"
 # Top to bottom: a file may import what stands below it, never what stands above or beside it.
 FLOORS = [
     "__init__",
+    "train",
+    "evaluate",
     "predictor",
     "streaming",
     "annotate",
     "classifier",
+    "datasets",
+    "builtin",
     "inputs",
     "records",
     "factory",
@@ -38,6 +42,7 @@ FLOORS = [
     "pretrained",
     "weights",
     "hub",
+    "plots",
     "files",
     "dialects",
     "attention",
@@ -46,6 +51,7 @@ FLOORS = [
     "tokens",
     "zoo",
     "errors",
+    "version",
 ]
 
 
@@ -78,7 +84,15 @@ def test_imports_point_down() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["predict", "--help"], ["models"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["predict", "--help"],
+        ["train", "--help"],
+        ["eval", "-h"],
+        ["models"],
+        ["--version"],
+    ],
 )
 def test_light_commands_import_no_torch(arguments: list[str]) -> None:
     code = (

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..errors import InputError
 from .image import MAX_PIXELS
@@ -67,6 +68,7 @@ class Video:
             self.close()
             raise
         self._slack = 0.25 / self.fps  # time stamps are rounded to the container's ticks
+        self._reformatter = VideoReformatter()  # one for all frames: setting it up takes longest
         self._frame: Any = None  # shown now
         self._next: Any = None  # the first one after it
         self._source: Iterator[Any] = iter(())
@@ -255,7 +257,8 @@ class Video:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """RGB, upright, at the size of the stream (it may change half-way)."""
-        pixels = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24")
+        pixels = rgb.to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
     def _time(self, thing: Any) -> float:

@@ -67,7 +67,6 @@ class World:
             return nn.parallel.DistributedDataParallel(
                 model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
         return model

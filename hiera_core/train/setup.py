@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from .. import __version__, factory, files, weights, zoo
+from .. import factory, files, weights, zoo
 from ..datasets import Samples, Splits
 from ..errors import OutputError, UsageError
 from ..mae import MaskedAutoencoderHiera, check_mask_ratio
 from ..model import HieraEncoder
 from ..preprocess.image import ImageTransform
 from ..preprocess.video import VideoTransform
+from ..version import __version__
 from . import checkpoint, optim
 from .augment import Augment
 from .checkpoint import Training

@@ -1,0 +1,111 @@
+"""Train the models in the box as their recipes say, and measure what pre-training buys.
+
+    python -m tests.benchmarks.box              both stages on the digits: time and accuracy
+    python -m tests.benchmarks.box --video      the same on the moving shapes
+    python -m tests.benchmarks.box --seeds 5    digits, with and without pre-training, by seed
+    python -m tests.benchmarks.box [--video] --ship    and put the weights into the package
+
+Accuracy is that of `hiera eval` on the fixed fifth that is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hiera_core import files
+from hiera_core.zoo import get
+
+MODELS = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}
+
+
+def hiera(*arguments: object, threads: int | None = None) -> str:
+    environment = dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-m", "hiera_cli", *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return done.stdout
+
+
+def accuracy(data: str, folder: Path) -> float:
+    found = json.loads(hiera("eval", data, "--checkpoint", folder, "-f", "json", "-q"))
+    return float(found["top1"])
+
+
+def both_stages(data: str, folder: Path, ship: bool) -> None:
+    name = MODELS[data]
+    began = time.monotonic()
+    hiera("train", f"mae_{name}", data, "-o", folder / "mae", "-q")
+    hiera("train", name, data, "-o", folder / "ft", "--init-from", folder / "mae", "-q")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{data}: top-1 {accuracy(data, folder / 'ft'):.2f}% in {minutes:.1f} minutes")
+    if ship:
+        for model, run in ((f"mae_{name}", "mae"), (name, "ft")):
+            put_into_the_box(folder / run / "model.safetensors", model)
+
+
+def put_into_the_box(weights: Path, model: str) -> None:
+    """In half precision: all four stay below 4 MB."""
+    target = next(iter(get(model).checkpoints.values())).shipped
+    assert target is not None
+    state = {name: tensor.to(torch.float16) for name, tensor in load_file(weights).items()}
+    files.write_safetensors(target, state)
+    print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+def by_seed(seeds: int, folder: Path, jobs: int) -> None:
+    """The pre-trained weights are the same for all seeds; what follows is not."""
+    name = MODELS["digits"]
+    hiera("train", f"mae_{name}", "digits", "-o", folder / "mae", "-q")
+
+    def one(job: tuple[int, bool]) -> float:
+        seed, pretrained = job
+        run = folder / f"{seed}-{pretrained}"
+        more = ["--init-from", folder / "mae"] if pretrained else []
+        hiera(
+            *("train", name, "digits", "-o", run, "-q", "-j", "1", "--set", f"seed={seed}", *more),
+            threads=1,
+        )
+        return accuracy("digits", run)
+
+    work = [(seed, pretrained) for seed in range(seeds) for pretrained in (True, False)]
+    with ThreadPoolExecutor(jobs) as pool:
+        found = dict(zip(work, pool.map(one, work), strict=True))
+    for pretrained in (True, False):
+        values = [found[seed, pretrained] for seed in range(seeds)]
+        spread = statistics.stdev(values) if seeds > 1 else 0.0
+        label = "with pre-training" if pretrained else "without"
+        listed = " ".join(f"{v:.2f}" for v in values)
+        print(f"{label}: mean {statistics.mean(values):.2f}%, std {spread:.2f} ({listed})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--video", action="store_true")
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with --seeds")
+    parser.add_argument("--ship", action="store_true")
+    parser.add_argument("-o", "--output", type=Path, help="keep the runs here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.output or Path(scratch)
+        if arguments.seeds:
+            by_seed(arguments.seeds, folder, arguments.jobs)
+        else:
+            both_stages("shapes" if arguments.video else "digits", folder, arguments.ship)
+
+
+if __name__ == "__main__":
+    main()

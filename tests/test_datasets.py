@@ -1,0 +1,159 @@
+"""Data sets: every kind is read, numbered rightly, and split the same way each time."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hiera_core import builtin, datasets
+from hiera_core.errors import InputError, UsageError
+
+
+def picture(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train/ and val/ with class folders, names with spaces, a hidden and a foreign file."""
+    for part, count in (("train", 6), ("val", 3)):
+        for number, name in enumerate(("a cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / part / name / f"{i}.png").write_bytes(picture(100 * number + i))
+    (tmp_path / "train" / "dog" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "dog" / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_folders(folder: Path) -> None:
+    found = datasets.splits(folder)
+    assert found.train.classes == ["a cat", "dog"]
+    assert found.train.labels is not None and found.val is not None
+    assert found.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert len(found.val) == 6
+    assert len(datasets.held_out(folder)) == 6
+    assert len(datasets.splits(folder, labelled=False).train) == 12
+    half = datasets.splits(folder / "train", val=0.5)
+    again = datasets.splits(folder / "train", val="0.5")
+    assert half.val is not None and again.val is not None
+    names = {s.name for s in half.val.sources}
+    assert names == {s.name for s in again.val.sources}
+    assert not names & {s.name for s in half.train.sources}
+    assert len(half.train) == len(half.val) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,label\ntrain/a cat/0.png,cat\ntrain/dog/1.png,dog\n"),
+        ("a.tsv", "train/a cat/0.png\tcat\ntrain/dog/1.png\tdog\n"),
+        ("a.txt", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),
+    ],
+)
+def test_lists(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    found = datasets.find(folder / name)
+    assert found.classes == ["cat", "dog"]
+    assert found.sources[0].content() == folder / "train/a cat/0.png"
+    assert found.labels is not None and found.labels.tolist() == [0, 1]
+
+
+def test_lists_with_numbers(folder: Path) -> None:
+    (folder / "n.csv").write_text("train/dog/0.png 3\ntrain/dog/1.png 1\n")
+    with pytest.raises(UsageError, match="has no label"):  # .csv means commas
+        datasets.find(folder / "n.csv")
+    (folder / "n.txt").write_text("train/dog/0.png 3\ntrain/dog/1.png 1\n")
+    found = datasets.find(folder / "n.txt")
+    assert found.classes is None and found.num_classes == 4
+    (folder / "m.txt").write_text("train/dog/0.png\n")
+    with pytest.raises(UsageError, match="line 1 has no label"):
+        datasets.find(folder / "m.txt")
+    assert len(datasets.find(folder / "m.txt", labelled=False)) == 1
+
+
+def test_tar_shards(tmp_path: Path) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s-{shard:02}.tar", "w") as archive:
+            for i in range(3):
+                for name, data in (
+                    (f"{shard}{i}.png", picture(10 * shard + i)),
+                    (f"{shard}{i}.cls", str(i % 2).encode()),
+                    (f"{shard}{i}.json", b"{}"),
+                ):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+    for data in (tmp_path, tmp_path / "s-{00..01}.tar"):
+        found = datasets.find(data)
+        assert len(found) == 6
+        assert found.labels is not None and found.labels.tolist() == [0, 1, 0] * 2
+        assert found.sources[4].content() == picture(11)
+    cut = (tmp_path / "s-01.tar").read_bytes()
+    last = found.sources[5]
+    assert last.span is not None
+    (tmp_path / "s-01.tar").write_bytes(cut[: last.span[0] + 5])
+    with pytest.raises(InputError, match="truncated"):
+        last.content()
+    with pytest.raises(UsageError, match="cannot be read"):
+        datasets.find(tmp_path)
+
+
+def test_built_in_sets() -> None:
+    digits = datasets.splits("digits")
+    assert digits.val is not None and (len(digits.train), len(digits.val)) == (1438, 359)
+    assert digits.train.classes == builtin.DIGITS
+    shapes = datasets.splits("shapes")
+    assert shapes.val is not None and len(shapes.val) == 800
+    assert shapes.train.sources[0].content() == shapes.train.sources[0].content()
+
+
+def test_a_shape_glides_and_its_twin_hops() -> None:
+    """Only the order of frames tells the direction: without it, rows and columns look alike."""
+    alike = 0
+    for seed in range(20):
+        clips = [builtin.draw_clip(d, np.random.default_rng(seed)) for d in range(4)]
+        assert clips[0].shape == (8, 48, 48, 3)
+        assert (clips[0] == builtin.draw_clip(0, np.random.default_rng(seed))).all()
+        assert not (clips[0] == clips[1]).all()
+        right, left, down, _ = (clip.astype(int).sum(0) for clip in clips)
+        # But where the two shapes meet in one of them, and triangles stay upright.
+        turned = down.transpose(1, 0, 2)
+        alike += bool((right == left).all()) and abs(right - turned).mean() < 4
+    assert alike >= 5
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [("digit", "did you mean digits"), ("/no/such/place", "give a folder"), ("", "no class")],
+)
+def test_no_such_data(data: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    with pytest.raises(UsageError) as found:
+        datasets.find(data or tmp_path)
+    assert says in str(found.value)
+
+
+def test_classes_are_numbered_as_the_model_has_them(folder: Path) -> None:
+    samples = datasets.find(folder / "val")
+    by_name = datasets.with_classes(samples, ["dog", "A_Cat", "mouse"], 3)
+    assert by_name.labels is not None and by_name.labels.tolist() == [1] * 3 + [0] * 3
+    with pytest.raises(UsageError, match="knows no class 'a cat'"):
+        datasets.with_classes(samples, ["dog", "cow"], 2)
+    with pytest.raises(UsageError, match="2 classes, the model 1"):
+        datasets.with_classes(samples, None, 1)
+    numbers = datasets.Samples(samples.sources, samples.labels, ["2", "0"])
+    found = datasets.with_classes(numbers, ["x", "y", "z"], 3)
+    assert found.labels is not None and found.labels.tolist() == [2] * 3 + [0] * 3
+    wnids = [f"n{i:08}" for i in range(2)]
+    found = datasets.with_classes(
+        datasets.Samples(samples.sources, samples.labels, wnids), ["tench", "goldfish"], 2
+    )
+    assert found.labels is not None and found.labels.tolist() == [0] * 3 + [1] * 3

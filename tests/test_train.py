@@ -1,0 +1,446 @@
+"""Training: the reference's losses, the paper's parameter groups, runs that resume and runs that
+stop for a reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hiera.hiera_mae
+import numpy as np
+import pytest
+import torch
+
+import hiera_core
+from hiera_core import datasets, zoo
+from hiera_core.errors import DeviceError, TrainingError, UsageError
+from hiera_core.train import config, data, dist, engine, optim, plan, setup
+from hiera_core.train.augment import Augment, mix
+from tests.conftest import assert_close
+
+CPU = dist.World(torch.device("cpu"))
+# The models in the box, narrower: a step in milliseconds.
+NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}
+NARROW_MAE = {**NARROW, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+SHORT = {"schedule.warmup_epochs": 0, "batch_size": 32, "log_every": 1, "save_every": 1}
+
+
+def recipe_of(model: str, **settings: Any) -> config.Recipe:
+    part = NARROW_MAE if model.startswith("mae_") else NARROW
+    values = {
+        "model.config": part,
+        **SHORT,
+        **{k.replace("__", "."): v for k, v in settings.items()},
+    }
+    return config.read(model, values)
+
+
+def digits(count: int = 128, val: int = 32) -> datasets.Splits:
+    found = datasets.find("digits")
+    return datasets.Splits(found.part(range(count)), found.part(range(count, count + val)))
+
+
+def run(
+    recipe: config.Recipe, folder: Path, splits: datasets.Splits | None = None, **options: Any
+) -> dict[str, Any]:
+    choices = setup.Options(**{"workers": 0, **options})
+    return engine.train(recipe, splits or digits(), folder, CPU, choices)
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [event for event in lines if event["event"] == kind]
+
+
+def losses(folder: Path) -> list[float]:
+    return [event["loss"] for event in events(folder, "step")]
+
+
+def batches_of(recipe: config.Recipe, samples: datasets.Samples, size: tuple[int, ...]) -> Any:
+    """What a run of the recipe sees, without the run."""
+    row = zoo.get(recipe.model.name)
+    card = row.preprocessing
+    augment = Augment(recipe.augment, size, card["mean"], card["std"], card["interpolation"])
+    windows = hiera_core.create_model(recipe.model.name).layout.windows
+    masking = data.Masking(windows, int(windows * (1 - recipe.mask_ratio)))
+    dataset = data.TrainSet(samples, augment, recipe, None, masking if row.autoencoder else None)
+    collate = data.Collate((3, *size), None if row.autoencoder else 10, recipe)
+    for keys in plan.Plan(len(samples), recipe).batches():
+        yield collate([dataset[key] for key in keys])
+
+
+# Against the reference ------------------------------------------------------------------------
+
+
+def test_losses_of_the_reference(tmp_path: Path) -> None:
+    """200 steps of MAE pre-training beside a plain loop around the reference's model."""
+    recipe = recipe_of(
+        "mae_hiera_nano_32",
+        batch_size=16,
+        schedule__epochs=25,
+        schedule__kind="constant",
+        optimizer__lr=1e-4,
+        optimizer__lr_batch_size=16,
+    )
+    splits = digits(128)
+    row = zoo.get("mae_hiera_nano_32")
+    arguments = {**row.config, **NARROW_MAE}
+    torch.manual_seed(1)
+    theirs = hiera.hiera_mae.MaskedAutoencoderHiera(**arguments)
+    ours = hiera_core.MaskedAutoencoderHiera(**arguments)
+    ours.load_state_dict(theirs.state_dict())
+    ours.save_pretrained(tmp_path / "start")
+    run(recipe, tmp_path / "run", splits, init_from=str(tmp_path / "start"))
+
+    decay, rest = [], []
+    for name, parameter in theirs.named_parameters():
+        is_decayed = parameter.dim() > 1 and "pos_embed" not in name
+        (decay if is_decayed else rest).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-4,
+        betas=(0.9, 0.95),
+    )
+    expected = []
+    for batch in batches_of(recipe, splits.train, (32, 32)):
+        mask = torch.zeros(len(batch.x), 16, dtype=torch.bool).scatter(1, batch.units, True)
+        loss, *_ = theirs(batch.x, mask=mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    found = losses(tmp_path / "run")
+    assert len(found) == len(expected) == 200
+    assert np.mean(expected[-8:]) < 0.75 * np.mean(expected[:8])
+    for ours_, theirs_ in zip(found, expected, strict=True):
+        assert abs(ours_ - theirs_) <= 1e-4 * theirs_
+
+
+def test_parameter_groups_of_hiera_base() -> None:
+    """24 blocks: by hand, layer decay 0.7 gives the embedding 0.7 ** 25 and the head 1."""
+    with torch.device("meta"):
+        model = hiera_core.hiera_base_224()
+    groups = {name: g for g in optim.groups(model, 0.7) for name in g.names}
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    by_hand = {
+        "pos_embed": (0.7**25, False),
+        "patch_embed.proj.weight": (0.7**25, True),
+        "patch_embed.proj.bias": (0.7**25, False),
+        "blocks.0.attn.qkv.weight": (0.7**24, True),
+        "blocks.0.norm1.weight": (0.7**24, False),
+        "blocks.2.proj.weight": (0.7**22, True),
+        "blocks.23.mlp.fc2.weight": (0.7, True),
+        "blocks.23.mlp.fc2.bias": (0.7, False),
+        "norm.weight": (1.0, False),
+        "head.projection.weight": (1.0, True),
+        "head.projection.bias": (1.0, False),
+    }
+    for name, (scale, decay) in by_hand.items():
+        assert groups[name].scale == pytest.approx(scale), name
+        assert groups[name].decay == decay, name
+    assert len(optim.groups(model, 0.7)) == 2 * 26  # embedding, 24 blocks, head; decayed or not
+    assert len(optim.groups(model)) == 2
+    count = sum(p.numel() for n, p in model.named_parameters() if not groups[n].decay)
+    by_shape = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 1)
+    assert count == by_shape + 56 * 56 * 96
+    with torch.device("meta"):
+        video = hiera_core.mae_hiera_base_16x224()
+    undecayed = {n for g in optim.groups(video) if not g.decay for n in g.names}
+    assert {"pos_embed_spatial", "pos_embed_temporal", "decoder_pos_embed"} <= undecayed
+    assert "mask_token" not in undecayed
+
+
+# Batches --------------------------------------------------------------------------------------
+
+
+def test_batches_do_not_depend_on_the_number_of_processes() -> None:
+    recipe = recipe_of("hiera_nano_32", data__repeats=2, accumulate=2, schedule__epochs=4)
+    whole = list(plan.Plan(70, recipe).batches())
+    shares = [list(plan.Plan(70, recipe, rank, 2).batches()) for rank in range(2)]
+    together = [a + b for a, b in zip(*shares, strict=True)]
+    flat = [a + b for a, b in zip(whole[::2], whole[1::2], strict=True)]  # two passes a step
+    assert [a + b for a, b in zip(together[::2], together[1::2], strict=True)] == flat
+    assert len(flat) == 4 * 2  # 2 passes of 4 steps: 16 samples x 2 repeats make a batch of 32
+    for epoch in range(2):
+        seen = [key.sample for step in flat[4 * epoch : 4 * epoch + 4] for key in step]
+        assert len(seen) == len(set(seen)) == 64
+    assert list(plan.Plan(70, recipe).batches(3)) == whole[6:]
+
+
+def test_every_held_out_sample_once() -> None:
+    for samples, world in ((7, 2), (64, 3), (1, 2)):
+        shares = [list(plan.eval_batches(samples, 4, rank, world)) for rank in range(world)]
+        assert len({len(share) for share in shares}) == 1  # collectives would wait otherwise
+        rows = [key.sample for share in shares for keys in share for key in keys]
+        assert sorted(row for row in rows if row is not None) == list(range(samples))
+
+
+def test_mixing_stays_between_neighbours() -> None:
+    recipe = recipe_of("hiera_nano_32", augment__mixup=0.8, augment__cutmix=1.0, batch_size=8)
+    batch = next(batches_of(recipe, digits().train, (32, 32)))
+    assert batch.target.shape == (8, 10)
+    assert torch.allclose(batch.target.sum(1), torch.ones(8))
+    assert ((batch.target > 0).sum(1) <= 2).all()
+    two = next(plan.Plan(128, recipe, 1, 2).batches())
+    augment = Augment(recipe.augment, (32, 32), [0.5] * 3, [0.5] * 3)
+    dataset = data.TrainSet(digits().train, augment, recipe)
+    second = data.Collate((3, 32, 32), 10, recipe)([dataset[key] for key in two])
+    assert_close(second.x, batch.x[4:], 0)
+    assert_close(second.target, batch.target[4:], 0)
+    with pytest.raises(UsageError, match="mixed in pairs"):
+        plan.Plan(128, recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=7))
+
+
+def test_clips_are_changed_as_a_whole() -> None:
+    """A clip of equal frames stays one: crop, flip, operations, erasing and mixing alike."""
+    part = config.AugmentPart(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
+    augment = Augment(part, (32, 32), [0.5] * 3, [0.5] * 3, "bilinear")
+    frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    views = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        view = augment(np.stack([frame] * 4))
+        assert view.shape == (3, 4, 32, 32)
+        assert (view == view[:, :1]).all()
+        views.append(view)
+    assert not torch.equal(views[0], views[1])
+    mixed, target = mix(torch.stack(views[:2]), torch.tensor([1, 3]), part, 5)
+    assert (mixed == mixed[:, :, :1]).all()
+    assert not torch.equal(mixed, torch.stack(views[:2]))
+    assert target.sum(1).tolist() == pytest.approx([1.0, 1.0])
+
+
+# Runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hiera")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=2, ema=0.5, augment__cutmix=1.0)
+    result = run(recipe, tmp_path / "run")
+    assert result["step"] == 8
+    assert result["val"]["samples"] == 32
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.json", "hiera.json", "model.safetensors", "recipe.yaml"} <= names
+    assert {"log.jsonl", "curves.png", "checkpoints"} <= names
+    assert len(list((tmp_path / "run/checkpoints").glob("step_*"))) == 2
+    assert "held out: loss" in caplog.text
+    model = hiera_core.Hiera.from_pretrained(tmp_path / "run")
+    assert model.card["classes"][3] == "three"
+    record = hiera_core.predict(next(iter(_pictures(tmp_path))), str(tmp_path / "run"))
+    assert record["topk"][0]["label"] in datasets.builtin.DIGITS
+    # The saved weights are the averages, and measure what the log says of them.
+    from hiera_core import evaluate
+    from hiera_core.predictor import Predictor
+
+    found = evaluate.evaluate(digits().val, Predictor(str(tmp_path / "run"), topk=5), 10)
+    assert found.top1 == pytest.approx(result["val"]["top1"])
+    assert found.top5 == pytest.approx(result["val"]["top5"])
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for index in range(3):
+        path = folder / f"{index}.png"
+        path.write_bytes(datasets.builtin.Digits()[index].content())
+        yield path
+
+
+def test_resuming_is_bit_exact(tmp_path: Path) -> None:
+    """With drop path, EMA, mixing and accumulation: every source of randomness."""
+    settings: dict[str, Any] = {
+        "schedule__epochs": 3,
+        "ema": 0.9,
+        "augment__mixup": 0.8,
+        "augment__randaugment": 9,
+        "accumulate": 2,
+        "keep": 3,
+        "model__config": {**NARROW, "drop_path_rate": 0.3, "head_dropout": 0.2},
+    }
+    recipe = recipe_of("hiera_nano_32", **settings)
+    run(recipe, tmp_path / "whole")
+    import shutil
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for gone in ("step_00000008", "step_00000012"):
+        shutil.rmtree(tmp_path / "cut/checkpoints" / gone)
+    (tmp_path / "cut/model.safetensors").unlink()
+    (tmp_path / "cut/checkpoints/step_00000008.unfinished").mkdir()  # killed while saving
+    with (tmp_path / "cut/log.jsonl").open("a") as file:
+        file.write('{"event": "st')  # and while writing a line
+    run(recipe, tmp_path / "cut", resume="auto")
+    whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert not list((tmp_path / "cut/checkpoints").glob("*.unfinished"))
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    run(recipe, tmp_path / "run")
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(recipe, tmp_path / "run")
+    other = recipe_of("hiera_nano_32", schedule__epochs=2)
+    with pytest.raises(UsageError, match="begun with schedule"):
+        run(other, tmp_path / "run", resume="auto")
+    with pytest.raises(UsageError, match="no checkpoint"):
+        run(recipe, tmp_path / "new", resume=str(tmp_path / "nothing"))
+    run(recipe, tmp_path / "run", resume="auto")  # finished: nothing left to do
+    run(other, tmp_path / "run", overwrite=True)
+    assert len(losses(tmp_path / "run")) == 8
+
+
+def test_no_number_stops_the_run(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        "hiera_nano_32",
+        schedule__epochs=20,
+        optimizer__lr=1e30,
+        schedule__kind="constant",
+        save_every=0.25,
+        keep=50,
+        log_every=20,
+    )
+    with pytest.raises(TrainingError, match=r"(loss|gradient) of step \d+ is no number") as found:
+        run(recipe, tmp_path / "run")
+    step = int(str(found.value).split("step ")[1].split()[0])
+    saved = sorted((tmp_path / "run/checkpoints").glob("step_*"))
+    assert all(int(p.name.removeprefix("step_")) < step for p in saved)
+    for path in saved:  # what was saved before is good
+        from torch.distributed.checkpoint import FileSystemReader
+
+        assert FileSystemReader(path).read_metadata()
+
+
+def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = tmp_path / "data"
+    for name in ("a", "b"):
+        (pictures / name).mkdir(parents=True)
+    source = datasets.builtin.Digits()
+    for i in range(64):
+        content = source[i].content()
+        assert isinstance(content, bytes)
+        (pictures / "ab"[i % 2] / f"{i}.png").write_bytes(content)
+    (pictures / "a" / "10.png").write_bytes(b"\x89PNG\r\n nothing")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=2, data__max_bad=0.05)
+    splits = datasets.splits(pictures)
+    run(recipe, tmp_path / "run", splits)
+    bad = events(tmp_path / "run", "bad")
+    assert {event["input"] for event in bad} == {str(pictures / "a" / "10.png")}
+    strict = recipe_of("hiera_nano_32", schedule__epochs=2, data__max_bad=0.01)
+    with pytest.raises(TrainingError, match=r"more than data\.max_bad"):
+        run(strict, tmp_path / "strict", splits)
+    # Its place is empty: the others' gradients are what they would be without it.
+    recipe = recipe_of("hiera_nano_32", batch_size=64)
+    batch = next(batches_of(recipe, splits.train, (32, 32)))
+    assert batch.weight.sum() == 63
+    assert (batch.x[batch.weight == 0] == 0).all()
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    for parts in (1, 4):
+        recipe = recipe_of("mae_hiera_nano_32", accumulate=parts, schedule__epochs=2)
+        run(recipe, tmp_path / str(parts))
+    pairs = zip(losses(tmp_path / "1"), losses(tmp_path / "4"), strict=True)
+    assert max(abs(a - b) for a, b in pairs) < 1e-5
+
+
+def test_checkpointing_and_half_precision(tmp_path: Path) -> None:
+    for name, settings in (
+        ("plain", {}),
+        ("recomputed", {"grad_checkpointing": True}),
+        ("bf16", {"precision": "bf16"}),
+    ):
+        run(recipe_of("hiera_nano_32", schedule__epochs=2, **settings), tmp_path / name)
+    plain, recomputed, half = (losses(tmp_path / n) for n in ("plain", "recomputed", "bf16"))
+    assert plain == pytest.approx(recomputed, abs=1e-6)
+    assert plain != half and plain == pytest.approx(half, rel=0.05)
+
+
+def test_fine_tuning_from_an_autoencoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(recipe_of("mae_hiera_nano_32", schedule__epochs=1), tmp_path / "mae")
+    before = hiera_core.MaskedAutoencoderHiera.from_pretrained(tmp_path / "mae")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1, optimizer__lr=0)
+    run(recipe, tmp_path / "ft", init_from=str(tmp_path / "mae"))
+    after = hiera_core.Hiera.from_pretrained(tmp_path / "ft")
+    name = "blocks.1.attn.qkv.weight"
+    assert torch.equal(before.get_parameter(name), after.get_parameter(name))
+    assert "norm (2), head (2) newly initialised" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["mae_hiera_nano_32", "mae_hiera_nano_8x32"])
+def test_the_training_step_is_one_graph(model: str) -> None:
+    """As `--compile` has it; a graph break is an error under fullgraph."""
+    recipe = recipe_of(model)
+    mae = hiera_core.create_model(model, **NARROW_MAE).train()
+    units = torch.stack([data.Masking(mae.layout.windows, 6).draw(i) for i in range(2)])
+    x = torch.randn(2, 3, *mae.config["input_size"])
+    batch = data.Batch(x, torch.ones(2), units=units)
+    from hiera_core.train.task import views_of
+
+    expected = views_of(mae, batch, recipe, torch.float32).losses
+    mae.compile(fullgraph=True, backend="aot_eager")
+    found = views_of(mae, batch, recipe, torch.float32).losses
+    found.mean().backward()
+    assert_close(found.detach(), expected.detach(), 1e-5)
+    assert mae.get_parameter("blocks.0.attn.qkv.weight").grad is not None
+
+
+def test_out_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(hiera_core.Hiera, "forward", no_memory)
+    with pytest.raises(DeviceError, match="accumulate"):
+        run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 1024}, "fewer than the 1024 of one step"),
+        ({"batch_size": 30, "accumulate": 15, "augment__mixup": 1.0}, None),
+    ],
+)
+def test_batches_that_do_not_fit(tmp_path: Path, settings: Any, says: str | None) -> None:
+    if says is None:
+        plan.Plan(128, recipe_of("hiera_nano_32", **settings))
+        return
+    with pytest.raises(UsageError, match=says):
+        run(recipe_of("hiera_nano_32", **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_videos_are_read_by_time(tmp_path: Path) -> None:
+    """Repeats of a clip are decoded once, begin where they are told, and stay within it."""
+    from hiera_core.preprocess.video import VideoTransform
+
+    row = zoo.get("hiera_nano_8x32")
+    clip = VideoTransform.from_card(row.preprocessing, row.config["input_size"])
+    frames = np.zeros((24, 48, 48, 3), np.uint8)
+    frames += np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
+    views = data.read_clips(datasets.builtin.encode(frames, rate=4), clip, [0.0, 0.5, 1.0])
+    shades = [view[:, 20, 20, 0].astype(int) // 10 for view in views]
+    for found, start in zip(shades, (0, 8, 16), strict=True):
+        assert np.abs(found - np.arange(start, start + 8)).max() <= 1
+
+
+def test_train_on_the_command_line(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        "extends: hiera_nano_32\nmodel: {config: {embed_dim: 8, stages: [1, 1, 1]}}\n"
+        "schedule: {epochs: 1, warmup_epochs: 0}\nbatch_size: 128\nlog_every: 4\n"
+    )
+    code, _, err = hiera("train", recipe, "digits", "-o", tmp_path / "run", "-j", "0")
+    assert code == 0
+    assert "step 11/11" in err and "top-1" in err and "predict --checkpoint" in err
+    code, out, _ = hiera("eval", "digits", "--checkpoint", tmp_path / "run", "-f", "json")
+    found = json.loads(out)
+    assert code == 0 and found["samples"] == 359
+    assert found["top1"] == pytest.approx(events(tmp_path / "run", "val")[-1]["top1"])
+    code, _, err = hiera("train", recipe, "digits", "-o", tmp_path / "run")
+    assert code == 2 and "--resume auto" in err
+    code, _, err = hiera("train", recipe, tmp_path / "nothing", "-o", tmp_path / "run2")
+    assert code == 2 and "no data" in err

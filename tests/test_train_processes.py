@@ -1,0 +1,164 @@
+"""Training and evaluation on several processes, and processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KILLS = int(os.environ.get("HIERA_KILLS", "2"))  # more take long
+RECIPE = """
+extends: {model}
+model: {{config: {{embed_dim: 8, stages: [1, 1, 1]{more}}}}}
+batch_size: 96
+log_every: 1
+save_every: {save_every}
+schedule: {{epochs: {epochs}, warmup_epochs: 0}}
+"""
+DECODER = ", decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2"
+
+
+def command(*arguments: object, processes: int = 1) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "hiera_cli"]
+    return [*start, *map(str, arguments)]
+
+
+def call(*arguments: object, processes: int = 1) -> str:
+    done = subprocess.run(
+        command(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def recipe(folder: Path, model: str, epochs: float = 1, save_every: float = 1) -> Path:
+    path = folder / "recipe.yaml"
+    more = DECODER if model.startswith("mae_") else ""
+    text = RECIPE.format(model=model, more=more, epochs=epochs, save_every=save_every)
+    path.write_text(text)
+    return path
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [event["loss"] for event in lines if event["event"] in ("step", "val")]
+
+
+def apart(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def test_one_process_two_and_shards_agree(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
+    train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
+    call(*train, tmp_path / "one")
+    call(*train, tmp_path / "ddp", processes=2)
+    call(*train, tmp_path / "fsdp", "--parallel", "fsdp", processes=2)
+    one = losses(tmp_path / "one")
+    assert len(one) == 15 and one[-1] < 0.9 * one[0]  # 14 steps, and one look at held-out data
+    assert apart(one, losses(tmp_path / "ddp")) < 1e-5
+    assert apart(one, losses(tmp_path / "fsdp")) < 1e-5
+    # What two processes saved, whole or in shards, one goes on with.
+    for name in ("ddp", "fsdp"):
+        half = tmp_path / name / "checkpoints/step_00000007"
+        call(*train, tmp_path / f"{name}-on", "--resume", half)
+        assert apart(one[7:], losses(tmp_path / f"{name}-on")) < 1e-5
+
+
+def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
+    """359 samples on 2 processes."""
+    evaluate = ("eval", "digits", "-m", "hiera_nano_32", "-f", "json", "-q")
+    one, two = (json.loads(call(*evaluate, processes=n)) for n in (1, 2))
+    assert one["samples"] == two["samples"] == 359
+    assert one == two
+
+
+def test_killed_at_any_moment_it_resumes_bit_exactly(tmp_path: Path) -> None:
+    """kill -9, saving included: there is a save every other step."""
+    path = recipe(tmp_path, "hiera_nano_32", epochs=3, save_every=2 / 14)
+    arguments = ("train", path, "digits", "-q", "-j", "0", "-o")
+    begin = time.monotonic()
+    call(*arguments, tmp_path / "whole")
+    whole = time.monotonic() - begin
+    expected = (tmp_path / "whole/model.safetensors").read_bytes()
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for number in range(KILLS):
+        folder = tmp_path / f"run{number}"
+        process = subprocess.Popen(
+            command(*arguments, folder),
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        while not (folder / "log.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, max(0.5, whole - 8)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        call(*arguments, folder, "--resume", "auto")
+        assert (folder / "model.safetensors").read_bytes() == expected
+        assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_when_one_of_two_dies_the_other_stops(tmp_path: Path) -> None:
+    """Without torchrun's help, which would end it at once."""
+    path = recipe(tmp_path, "hiera_nano_32", epochs=1000)
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(20000 + os.getpid() % 20000),
+        }
+        arguments = command("train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
+        processes.append(
+            subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    log = tmp_path / "run/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"step"') > 3):
+        assert time.monotonic() < deadline and processes[0].poll() is None
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGKILL)
+    try:
+        _, said = processes[0].communicate(timeout=60)
+    finally:
+        processes[0].kill()
+    assert processes[0].returncode not in (0, None)
+    assert "Traceback" not in said and said.count("hiera:") == 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run(tmp_path: Path, sent: signal.Signals) -> None:
+    path = recipe(tmp_path, "hiera_nano_32", epochs=1000)
+    process = subprocess.Popen(
+        command("train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    log = tmp_path / "run/log.jsonl"
+    while not (log.exists() and log.read_text().count('"step"') > 2):
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + sent
+    assert "Traceback" not in said

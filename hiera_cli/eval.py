@@ -74,7 +74,7 @@ def evaluate(
     from hiera_core.preprocess.video import Sampling
     from hiera_core.train import dist
 
-    samples = datasets.held_out(data)
+    as_found = datasets.held_out(data)
     with dist.world(device) as world:
         predictor = Predictor(
             load.classifier(model, checkpoint, random_init),
@@ -85,7 +85,7 @@ def evaluate(
             batch_size=batch,
             compile=compile,
         )
-        samples, classes = _numbered(samples, predictor)
+        samples, classes = _numbered(as_found, predictor)
         own = len(range(world.rank, len(samples), world.size))
         with _progress(own, world.first and not quiet) as advance:
             found = evaluation.evaluate(
@@ -97,7 +97,7 @@ def evaluate(
     for other in shares[1:]:
         shares[0].add(other)
     total: Evaluation = shares[0]
-    total.published = _published(samples, predictor)
+    total.published = _published(as_found, predictor)
     for name, message in total.failed:
         say(f"{name}: {message}")
     text = render(total, resolve(format, output))

@@ -16,7 +16,9 @@ from .options import Format
 from .output import write_rows
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
-LICENCE_LINE = "Weights: CC BY-NC 4.0, no commercial use. Code: Apache 2.0."
+LICENCE_LINE = (
+    "CC BY-NC 4.0: no commercial use. The code, and the weights that ship with it: Apache 2.0."
+)
 
 
 def models(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,12 @@ def apart(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def test_one_process_two_and_shards_agree(tmp_path: Path) -> None:
+def test_one_process_two_and_shards_agree(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
     path = recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
     train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
-    call(*train, tmp_path / "one")
+    assert hiera(*train, tmp_path / "one")[0] == 0
     call(*train, tmp_path / "ddp", processes=2)
     call(*train, tmp_path / "fsdp", "--parallel", "fsdp", processes=2)
     one = losses(tmp_path / "one")
@@ -74,7 +77,7 @@ def test_one_process_two_and_shards_agree(tmp_path: Path) -> None:
     # What two processes saved, whole or in shards, one goes on with.
     for name in ("ddp", "fsdp"):
         half = tmp_path / name / "checkpoints/step_00000007"
-        call(*train, tmp_path / f"{name}-on", "--resume", half)
+        assert hiera(*train, tmp_path / f"{name}-on", "--resume", half)[0] == 0
         assert apart(one[7:], losses(tmp_path / f"{name}-on")) < 1e-5
 
 
@@ -142,6 +145,7 @@ def test_when_one_of_two_dies_the_other_stops(tmp_path: Path) -> None:
         _, said = processes[0].communicate(timeout=60)
     finally:
         processes[0].kill()
+    processes[1].communicate()
     assert processes[0].returncode not in (0, None)
     assert "Traceback" not in said and said.count("hiera:") == 1
 

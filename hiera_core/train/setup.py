@@ -75,12 +75,14 @@ class RunFolder:
         self.resumes = checkpoint.find(options.resume, path) if options.resume else None
         if self.resumes is not None:
             self._check_same(checkpoint.read_meta(self.resumes)["recipe"])
-        elif (path / RECIPE_NAME).exists() and not (options.overwrite or options.resume):
+        goes_on = self.resumes is not None and self.resumes.is_relative_to(path)
+        may_clear = goes_on or options.overwrite or options.resume == "auto"
+        if (path / RECIPE_NAME).exists() and not may_clear:
             raise UsageError(
                 f"{path} already holds a run", "use --resume auto, --overwrite, or another -o"
             )
         world.barrier()  # everybody has looked before anything is written
-        if world.first and self.resumes is None:
+        if world.first and not goes_on:
             self._clear()
 
     def _clear(self) -> None:

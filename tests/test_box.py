@@ -1,0 +1,105 @@
+"""The models in the box: small, right, and at hand without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hiera_core
+from hiera_core import builtin, zoo
+from hiera_core.classifier import Classifier
+from hiera_core.preprocess.video import Sampling
+
+BOX = Path(hiera_core.__file__).parent / "box"
+SAMPLES = BOX / "samples"
+MODELS = [row for row in zoo.models().values() if row.checkpoints[row.default].box]
+NO_NETWORK = """
+import socket, sys
+def refuse(*_, **__): raise OSError("no network in this test")
+socket.socket.connect = socket.getaddrinfo = refuse
+from hiera_cli.app import main
+sys.argv[0] = "hiera"
+main()
+"""
+
+
+def test_the_box_is_small() -> None:
+    assert [row.name for row in MODELS] == [
+        "hiera_nano_32",
+        "mae_hiera_nano_32",
+        "hiera_nano_8x32",
+        "mae_hiera_nano_8x32",
+    ]
+    assert sum(path.stat().st_size for path in BOX.rglob("*") if path.is_file()) < 4_000_000
+    for row in MODELS:
+        model = hiera_core.create_model(row.name, pretrained=True)
+        assert sum(p.numel() for p in model.parameters()) < 1_000_000
+        assert model.layout.windows >= 16
+        assert model.card["licence"] == "Apache-2.0"
+
+
+def test_without_a_network_on_a_fresh_machine(tmp_path: Path) -> None:
+    """Every shipped picture and clip is named for what it shows."""
+    for model, pattern in (("hiera_nano_32", "*.png"), ("hiera_nano_8x32", "*.mp4")):
+        inputs = sorted(map(str, SAMPLES.glob(pattern)))
+        assert inputs
+        done = subprocess.run(
+            [sys.executable, "-c", NO_NETWORK, "predict", *inputs, "-m", model],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            record = json.loads(line)
+            expected = Path(record["input"]).stem.replace("_", " ")
+            assert record["topk"][0]["label"] == expected
+            assert record["topk"][0]["prob"] > 0.5
+
+
+def test_accuracy_on_held_out_digits(hiera: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = hiera("eval", "digits", "-m", "hiera_nano_32", "-f", "json")
+    found = json.loads(out)
+    assert code == 0 and found["samples"] == 359
+    assert found["top1"] >= 98
+    assert found["top1"] == pytest.approx(zoo.get("hiera_nano_32").top1, abs=0.3)
+    per_class = sum(row["top1"] * row["samples"] for row in found["classes"]) / 359
+    assert per_class == pytest.approx(found["top1"])
+    wrong = 359 - round(found["top1"] / 100 * 359)
+    assert sum(pair["count"] for pair in found["confusions"]) == wrong
+
+
+def clips(count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """New ones, which no training has seen, as the model's preprocessing has them."""
+    model = hiera_core.create_model("hiera_nano_8x32", pretrained=True)
+    transform = Classifier(model).transform
+    for i in range(count):
+        file = builtin.encode(builtin.draw_clip(i % 4, np.random.default_rng((99, i))))
+        _, pieces = transform.pieces(file, Sampling(clips=1, crops=1))
+        yield next(pieces).views[0], i % 4
+
+
+def test_the_video_model_sees_motion() -> None:
+    """Above 95% on new clips; at chance on the same clips with their frames in another order."""
+    count = 400
+    views, labels = zip(*clips(count), strict=True)
+    model = Classifier(hiera_core.create_model("hiera_nano_8x32", pretrained=True))
+    truth = torch.tensor(labels)
+    right = (model(views).argmax(1) == truth).float().mean().item()
+    random = np.random.default_rng(0)
+    shuffled = [view[random.permutation(len(view))] for view in views]
+    by_chance = (model(shuffled).argmax(1) == truth).float().mean().item()
+    print(f"ordered {right:.1%}, shuffled {by_chance:.1%}")
+    assert right > 0.95
+    assert abs(by_chance - 0.25) < 3.5 * (0.25 * 0.75 / count) ** 0.5
+    backwards = model([view[::-1].copy() for view in views]).argmax(1)
+    opposite = torch.tensor([1, 0, 3, 2])
+    assert (backwards == opposite[truth]).float().mean().item() > 0.95

@@ -1,0 +1,98 @@
+"""`hiera eval`: what it counts, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiera_core import builtin, datasets, zoo
+from hiera_core.evaluate import Evaluation, published_top1
+from hiera_core.inputs import Source
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four digits of each of three classes, one of them damaged."""
+    digits = builtin.Digits()
+    for number, name in ((3, "three"), (5, "five"), (8, "eight")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in np.flatnonzero(digits.labels == number)[:4]:
+            content = digits[int(index)].content()
+            assert isinstance(content, bytes)
+            (tmp_path / "data" / name / f"{index}.png").write_bytes(content)
+    first = next((tmp_path / "data" / "five").iterdir())
+    first.write_bytes(first.read_bytes()[:60])
+    return tmp_path / "data"
+
+
+def test_a_folder_with_a_damaged_picture(folder: Path, hiera: Run) -> None:
+    code, out, err = hiera("eval", folder, "-m", "hiera_nano_32", "-f", "json")
+    found = json.loads(out)
+    assert code == 1
+    assert (found["samples"], found["failed"]) == (11, 1)
+    assert {row["label"]: row["samples"] for row in found["classes"]} == {
+        "three": 4,
+        "five": 3,
+        "eight": 4,
+    }
+    assert found["top1"] > 80 and found["published_top1"] is None
+    assert err.count("hiera:") == 2 and "1 failed" in err
+
+
+def test_formats(folder: Path, hiera: Run) -> None:
+    _, out, _ = hiera("eval", folder, "-m", "hiera_nano_32", "-f", "table")
+    assert out.startswith("top-1  ") and "11 samples, 1 unreadable" in out
+    target = folder.parent / "classes.csv"
+    hiera("eval", folder, "-m", "hiera_nano_32", "-o", target)
+    header, *rows = target.read_text().splitlines()
+    assert header == "id,label,samples,top1,top5" and len(rows) == 3
+    code, _, err = hiera("eval", folder, "-m", "hiera_nano_32", "-o", target)
+    assert code == 2 and "--overwrite" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing"], "no data 'nothing'"),
+        (["digits", "-m", "hiera_nano_33"], "did you mean hiera_nano_32"),
+        (["digits", "-m", "mae_hiera_nano_32"], "use hiera_nano_32"),
+        (["digits", "-m", "hiera_tiny_224", "--random-init"], "knows no class 'zero'"),
+        (["shapes", "-m", "hiera_nano_8x32", "--clips", "0"], "clips"),
+    ],
+)
+def test_what_it_refuses(arguments: list[str], says: str, hiera: Run) -> None:
+    code, out, err = hiera("eval", *arguments)
+    assert code == 2 and out == "" and says in err
+
+
+def test_a_video_model_on_pictures(hiera: Run, folder: Path) -> None:
+    """The data's classes may fit by chance: every sample says what is wrong."""
+    listing = folder.parent / "list.txt"
+    listing.write_text("".join(f"{path} 1\n" for path in sorted(folder.rglob("*.png"))))
+    code, out, err = hiera("eval", listing, "-m", "hiera_nano_8x32", "-f", "json")
+    assert code == 1 and json.loads(out)["samples"] == 0
+    assert "takes video clips" in err
+
+
+def test_the_published_accuracy_stands_beside() -> None:
+    classes = [f"n{i:08}" for i in range(1000)]
+    sources = [Source("x")] * 50_000
+    labels = np.zeros(50_000, np.int64)
+    imagenet = datasets.Samples(sources, labels, classes)
+    row = zoo.get("hiera_base_224")
+    card = {"model": row.name, "source": f"{row.name}.{row.default}"}
+    assert published_top1(imagenet, card) == 84.5
+    assert published_top1(imagenet, {**card, "source": "mine/"}) is None
+    assert published_top1(imagenet, {}) is None
+    assert published_top1(datasets.Samples(sources[:100], labels[:100], classes), card) is None
+    kinetics = datasets.Samples(sources[:19_800], np.arange(19_800) % 400)
+    video = {"model": "hiera_base_16x224", "source": "hiera_base_16x224.mae_k400_ft_k400"}
+    assert published_top1(kinetics, video) == 84.0
+    found = Evaluation.empty(3)
+    assert (found.top1, found.top5, found.classes(), found.confusions()) == (0, None, [], [])

@@ -76,9 +76,7 @@ def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> 
     """A clip of one of DIRECTIONS. -> uint8 [FRAMES, side, side, 3]"""
     scale, large = side / SIDE, 4  # drawn larger, then reduced: smooth edges and half pixels
     background, ink = random.integers(0, 90, 3), random.integers(150, 256, 3)
-    if random.random() < 0.5:
-        background, ink = ink, background
-    radius, step = random.uniform(4, 6), random.uniform(2.0, 3.0)
+    radius, step = random.uniform(4.5, 6.5), random.uniform(2.4, 3.0)
     draw = (_disc, _square, _triangle)[random.integers(3)]
     path = (np.arange(FRAMES) - (FRAMES - 1) / 2) * step
     hops = _hops()[random.integers(len(_hops()))]

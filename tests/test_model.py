@@ -282,7 +282,7 @@ def test_the_zoo_s_parameter_counts() -> None:
         assert sum(p.numel() for p in model.parameters()) == row.params, name
 
 
-@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_base_16x224"])
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_base_16x224", "hiera_nano_32", "hiera_nano_8x32"])
 def test_the_zoo_s_operation_counts(name: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -293,4 +293,4 @@ def test_the_zoo_s_operation_counts(name: str) -> None:
     model.set_attention("eager")
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(row.gmacs, abs=0.7)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(row.gmacs, rel=0.1)

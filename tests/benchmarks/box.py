@@ -3,7 +3,7 @@
     python -m tests.benchmarks.box              both stages on the digits: time and accuracy
     python -m tests.benchmarks.box --video      the same on the moving shapes
     python -m tests.benchmarks.box --seeds 5    digits, with and without pre-training, by seed
-    python -m tests.benchmarks.box [--video] --ship    and put the weights into the package
+    python -m tests.benchmarks.box [--video] --ship    and put weights and samples into the package
 
 Accuracy is that of `hiera eval` on the fixed fifth that is held out.
 """
@@ -21,10 +21,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from hiera_core import files
+from hiera_core import builtin, files
+from hiera_core.datasets import held_out
 from hiera_core.zoo import get
 
 MODELS = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}
@@ -54,6 +56,7 @@ def both_stages(data: str, folder: Path, ship: bool) -> None:
     if ship:
         for model, run in ((f"mae_{name}", "mae"), (name, "ft")):
             put_into_the_box(folder / run / "model.safetensors", model)
+        (ship_clip if data == "shapes" else ship_digits)()
 
 
 def put_into_the_box(weights: Path, model: str) -> None:
@@ -63,6 +66,28 @@ def put_into_the_box(weights: Path, model: str) -> None:
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(weights).items()}
     files.write_safetensors(target, state)
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+def ship_digits() -> None:
+    """The first three, five and eight of what is held out, each named for what it shows."""
+    held = held_out("digits")
+    assert held.labels is not None
+    for name in ("three", "five", "eight"):
+        first = held.labels.tolist().index(builtin.DIGITS.index(name))
+        keep_sample(f"{name}.png", held.sources[first].content())
+
+
+def ship_clip() -> None:
+    """A new clip, at twice the size."""
+    frames = builtin.draw_clip(0, np.random.default_rng(2026), side=96)
+    keep_sample(f"{builtin.DIRECTIONS[0].replace(' ', '_')}.mp4", builtin.encode(frames))
+
+
+def keep_sample(name: str, content: Path | bytes) -> None:
+    assert isinstance(content, bytes)
+    folder = Path(builtin.__file__).parent / "box" / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
 
 
 def by_seed(seeds: int, folder: Path, jobs: int) -> None:

@@ -282,7 +282,9 @@ def test_the_zoo_s_parameter_counts() -> None:
         assert sum(p.numel() for p in model.parameters()) == row.params, name
 
 
-@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_base_16x224", "hiera_nano_32", "hiera_nano_8x32"])
+@pytest.mark.parametrize(
+    "name", ["hiera_tiny_224", "hiera_base_16x224", "hiera_nano_32", "hiera_nano_8x32"]
+)
 def test_the_zoo_s_operation_counts(name: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

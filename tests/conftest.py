@@ -27,6 +27,8 @@ def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         width = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
+        if name == "head.projection.weight" and parameter.shape[1] < 300:
+            width = 1.0  # as far from uniform with few features and classes
         parameter.copy_(torch.empty_like(parameter).uniform_(-width, width, generator=generator))
         if parameter.dim() == 1 and "norm" in name and name.endswith("weight"):
             parameter.add_(1.0)

@@ -16,7 +16,7 @@ import typer
 
 import hiera_core
 
-from . import errors, eval, models, predict, train
+from . import errors, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
@@ -29,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("predict")(predict.predict)
+app.command("mae")(mae.mae)
+app.command("features")(features.features)
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("models")(models.models)
@@ -50,7 +52,7 @@ def root(
         bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")
     ] = False,
 ) -> None:
-    """Classify pictures with Hiera; look at the model zoo."""
+    """Classify, reconstruct, train: Hiera for pictures and videos."""
 
 
 def main() -> None:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hiera_core import hub, zoo
-
 from . import load, options
 from .errors import OK, SOME_FAILED, say
 from .options import Format, auto_or_count
-from .output import check_file, resolve, write_rows
+from .output import check_file, resolve
+from .writers import write_rows
 
 if TYPE_CHECKING:
     from hiera_core.datasets import Samples
@@ -66,8 +65,7 @@ def evaluate(
     if format is Format.auto and output is None and not sys.stdout.isatty():
         format = Format.json
     check_file(output, overwrite)
-    if model is not None and not hub.is_place(model):
-        zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
+    load.check_name(model)
     from hiera_core import datasets
     from hiera_core import evaluate as evaluation
     from hiera_core.predictor import Predictor
@@ -77,7 +75,7 @@ def evaluate(
     as_found = datasets.held_out(data)
     with dist.world(device) as world:
         predictor = Predictor(
-            load.classifier(model, checkpoint, random_init),
+            load.model("classifier", model, checkpoint, random_init),
             sampling=Sampling(clips, crops),
             workers=threads,
             device=str(world.device),

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from hiera_core import hub
+from hiera_core import hub, zoo
 from hiera_core.errors import UsageError
 from hiera_core.records import Kind
 
 from .errors import say
 
+Task = Literal["classifier", "autoencoder", "encoder"]
 
-def classifier(model: str | None, checkpoint: str | None, random_init: bool) -> Any:
-    """What `Predictor` takes as its model: a name, a built model, a function of the input's kind,
+
+def check_name(model: str | None) -> zoo.Model | None:
+    """The zoo's row that --model names, if it names one. Finds a mistyped name before torch is
+    imported.
+
+    Raises:
+        UsageError: neither a model nor a place.
+    """
+    if model is None or hub.is_place(model):
+        return None
+    return zoo.get(zoo.split_tag(model)[0])
+
+
+def model(task: Task, name: str | None, checkpoint: str | None, random_init: bool) -> Any:
+    """What a `Pipeline` takes as its model: a name, a built model, a function of the input's kind,
     or None where the input decides.
 
     Raises:
         UsageError, CheckpointError, HubError: as `factory.create_classifier`.
     """
     from hiera_core import factory
-    from hiera_core.predictor import DEFAULT_MODELS
 
+    create: dict[Task, Callable[..., Any]] = {
+        "classifier": factory.create_classifier,
+        "autoencoder": factory.create_autoencoder,
+        "encoder": factory.create_encoder,
+    }
     if random_init:
-        import torch
-
-        if checkpoint is not None or (model is not None and hub.is_place(model)):
+        if checkpoint is not None or (name is not None and hub.is_place(name)):
             raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
         say("--random-init: weights are random, the outputs mean nothing")
+        front = "mae_" if task == "autoencoder" else ""
+        defaults = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
 
         def build(kind: Kind) -> Any:
-            torch.manual_seed(0)  # but the same in every run
-            return factory.create_model(model or DEFAULT_MODELS[kind])
+            import torch
 
-        return build if model is None else build("image")
+            torch.manual_seed(0)  # but the same in every run
+            return factory.create_model(name or front + defaults[kind])
+
+        return build if name is None else build("image")
     if checkpoint is None:
-        return model
-    return factory.create_classifier(model, checkpoint)
+        return name
+    return create[task](name, checkpoint)

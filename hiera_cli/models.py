@@ -13,7 +13,7 @@ from hiera_core import zoo
 
 from . import options
 from .options import Format
-from .output import write_rows
+from .writers import write_rows
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
 LICENCE_LINE = (

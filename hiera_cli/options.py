@@ -77,6 +77,27 @@ def _spelling(parameter: Any) -> str:
     return longest.removeprefix("--").lower()
 
 
+INPUTS_HELP = (
+    "Pictures, videos, folders, globs, http(s) URLs, @list.txt, or - for standard input (paths, or "
+    "one file)."
+)
+InputsArg = Annotated[
+    list[str], typer.Argument(help=INPUTS_HELP, metavar="INPUTS", show_default=False)
+]
+RecursiveOpt = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Also folders within folders.")
+]
+OnErrorOpt = Annotated[
+    OnError, typer.Option(help="skip: report a bad input and go on; stop: end there.")
+]
+MaxPixelsOpt = Annotated[
+    int, typer.Option(min=1, help="Refuse larger pictures before decoding (width x height).")
+]
+MAX_PIXELS = 178_956_970  # as preprocess.image, which needs torch, has it
+StrideOpt = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames between sampled ones at 30 a second (default: 4)."),
+]
 ModelOpt = Annotated[
     str | None,
     typer.Option(

@@ -3,113 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-from hiera_core.errors import OutputError, UsageError
+from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inputs import Source
 from hiera_core.records import Record
 
-from .errors import ReaderGone, say
+from .errors import OK, SOME_FAILED, ReaderGone, say
 from .options import Format
+from .writers import WRITERS
 
 PARTIAL = ".partial"
-
-
-class Writer(Protocol):
-    """Puts records on a stream in one format."""
-
-    def write(self, record: Record) -> None: ...
-    def close(self) -> None: ...
-
-
-class TableWriter:
-    """For people: the input's name, then its classes."""
-
-    def __init__(self, stream: IO[str], topk: int) -> None:
-        self.stream = stream
-        self.bold, self.plain = ("\x1b[1m", "\x1b[0m") if stream.isatty() else ("", "")
-
-    def write(self, record: Record) -> None:
-        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
-        failed = "  error" if record.error else ""
-        print(f"{self.bold}{record.input}{self.plain}{failed}{notes}", file=self.stream)
-        for guess in record.topk:
-            label = guess.label if guess.label is not None else "class"
-            print(f"  {guess.prob:6.1%}  {label} ({guess.id})", file=self.stream)
-        for segment in record.segments or []:
-            times = f"{_clock(segment.start)} - {_clock(segment.end)}"
-            best = "  ".join(f"{g.prob:6.1%}  {g.label or g.id}" for g in segment.topk[:1])
-            print(f"  {times}  {best}", file=self.stream)
-
-    def close(self) -> None: ...
-
-
-class JsonlWriter:
-    """One JSON object a line."""
-
-    def __init__(self, stream: IO[str], topk: int) -> None:
-        self.stream = stream
-
-    def write(self, record: Record) -> None:
-        self.stream.write(json.dumps(record.to_json()) + "\n")
-
-    def close(self) -> None: ...
-
-
-class JsonWriter:
-    """One JSON array, still written record by record."""
-
-    def __init__(self, stream: IO[str], topk: int) -> None:
-        self.stream, self.lead = stream, "[\n"
-
-    def write(self, record: Record) -> None:
-        self.stream.write(f"{self.lead}  {json.dumps(record.to_json())}")
-        self.lead = ",\n"
-
-    def close(self) -> None:
-        self.stream.write("[]\n" if self.lead == "[\n" else "\n]\n")
-
-
-class CsvWriter:
-    """One row an input, three columns a class."""
-
-    def __init__(self, stream: IO[str], topk: int) -> None:
-        columns = ["input", "index", "status", "kind", "model"]
-        for rank in range(1, topk + 1):
-            columns += [f"top{rank}_id", f"top{rank}_label", f"top{rank}_prob"]
-        columns += ["notes", "error_type", "error_message", "error_hint", "segments"]
-        self.writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        self.writer.writeheader()
-
-    def write(self, record: Record) -> None:
-        values = record.to_json()
-        row: dict[str, Any] = {k: values[k] for k in ("input", "index", "status", "kind", "model")}
-        for rank, guess in enumerate(record.topk, start=1):
-            row[f"top{rank}_id"] = guess.id
-            row[f"top{rank}_label"] = guess.label or ""
-            row[f"top{rank}_prob"] = guess.prob
-        row["notes"] = "; ".join(record.notes)
-        row |= {f"error_{k}": v for k, v in (values["error"] or {}).items()}
-        if "segments" in values:
-            row["segments"] = json.dumps(values["segments"])
-        self.writer.writerow(row)
-
-    def close(self) -> None: ...
-
-
-WRITERS: dict[Format, Callable[[IO[str], int], Writer]] = {
-    Format.table: TableWriter,
-    Format.json: JsonWriter,
-    Format.jsonl: JsonlWriter,
-    Format.csv: CsvWriter,
-}
 
 
 class Output:
@@ -117,6 +26,10 @@ class Output:
 
     A file is written as NAME.partial and gets its name when it is whole, so an interrupted run
     leaves what it has done, marked as such.
+
+    Args:
+        path: a file, or None for standard output.
+        topk: columns of csv for classes; details: for what a task says besides.
 
     Raises:
         UsageError: the file exists, its folder is missing or read-only, nothing to resume.
@@ -127,7 +40,8 @@ class Output:
         path: Path | None,
         format: Format,
         *,
-        topk: int,
+        topk: int = 0,
+        details: tuple[str, ...] = (),
         overwrite: bool = False,
         resume: bool = False,
         quiet: bool = False,
@@ -135,7 +49,7 @@ class Output:
         self.path, self.quiet = path, quiet
         self.partial = None if path is None else path.with_name(path.name + PARTIAL)
         self.format = resolve(format, path)
-        self.topk, self.resume = topk, resume
+        self.topk, self.details, self.resume = topk, details, resume
         self.ok = self.failed = self.done = 0  # done: by the run that is resumed
         self.whole = True  # False: stopped early, so a file keeps its .partial name
         if resume and (path is None or self.format is not Format.jsonl):
@@ -155,7 +69,7 @@ class Output:
                 _cut_torn_line(self.partial)
             stream = self._open(self.partial)
         self.stream = stream
-        self.writer = WRITERS[self.format](stream, self.topk)
+        self.writer = WRITERS[self.format](stream, self.topk, self.details)
         self._progress = contextlib.ExitStack()
         self._advance = self._progress.enter_context(_progress(self._shows_progress()))
         return self
@@ -210,6 +124,35 @@ class Output:
         else:
             self.ok += 1
         self._advance(self.ok, self.failed)
+
+    def write_all(
+        self, records: Iterable[Record], each: Callable[[Record], None], stop: bool = False
+    ) -> int:
+        """Write records as they come, after `each` has seen them, and give the exit code.
+
+        Args:
+            each: may raise InputError, which makes the record an error.
+            stop: end at the first error.
+
+        Raises:
+            UsageError: there are none.
+        """
+        with self:
+            for record in records:
+                record.index += self.done
+                if record.error is None:
+                    try:
+                        each(record)
+                    except InputError as error:
+                        record.fail(error)
+                self.record(record)
+                if record.error is not None and stop:
+                    self.whole = False
+                    break
+        if not (self.ok or self.failed):
+            raise UsageError("no inputs", "the list, pattern or standard input holds none")
+        self.closing_line()
+        return SOME_FAILED if self.failed else OK
 
     def closing_line(self) -> None:
         """`n ok, m failed`, where there was more than one input or anything failed."""
@@ -294,12 +237,6 @@ def _finished(partial: Path) -> Iterator[tuple[str, str]]:
                 ) from error
 
 
-def _clock(seconds: float) -> str:
-    """62.5 -> 0:01:02.5"""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{int(minutes) // 60}:{int(minutes) % 60:02}:{rest:04.1f}"
-
-
 @contextlib.contextmanager
 def _progress(show: bool) -> Iterator[Any]:
     """A counter on stderr: done, failed, rate."""
@@ -323,31 +260,3 @@ def _progress(show: bool) -> Iterator[Any]:
             bar.update(task, completed=ok + failed, failed=failed, rate=rate)
 
         yield advance
-
-
-def write_rows(rows: list[dict[str, Any]], columns: list[str], format: Format) -> str:
-    """Rows of a listing (not records) as text in a format."""
-    if format is Format.json:
-        return json.dumps(rows, indent=2) + "\n"
-    if format is Format.jsonl:
-        return "".join(json.dumps(row) + "\n" for row in rows)
-    if format is Format.csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
-        return text.getvalue()
-    cells = [columns] + [[_cell(row[c]) for c in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join((c or "-").ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells
-    ]
-    return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -8,27 +8,17 @@ from typing import Annotated
 
 import typer
 
-from hiera_core import hub, zoo
 from hiera_core import inputs as sources
-from hiera_core.errors import UsageError
 from hiera_core.labels import from_file
+from hiera_core.records import Record
 
 from . import load, options
-from .errors import OK, SOME_FAILED
 from .options import OnError, auto_or_count
 from .output import Output, check_folder
 
 
 def predict(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Pictures, videos, folders, globs, http(s) URLs, @list.txt, or - for standard "
-            "input (paths, or one file).",
-            metavar="INPUTS",
-            show_default=False,
-        ),
-    ],
+    inputs: options.InputsArg,
     model: options.ModelOpt = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
@@ -36,9 +26,7 @@ def predict(
     labels: Annotated[
         str | None, typer.Option(help="File with class names, one a line.", metavar="FILE")
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Also folders within folders.")
-    ] = False,
+    recursive: options.RecursiveOpt = False,
     clips: Annotated[
         int | None,
         typer.Option(min=1, help="Clips along a video (default: 5; 1 a segment)."),
@@ -47,10 +35,7 @@ def predict(
         int | None,
         typer.Option(min=1, help="Crops of each clip (default: 3; 1 in segments)."),
     ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(min=1, help="Frames between sampled ones at 30 a second (default: 4)."),
-    ] = None,
+    stride: options.StrideOpt = None,
     segments: Annotated[
         float | None,
         typer.Option(help="Label videos in pieces of so many seconds.", metavar="SECONDS"),
@@ -61,12 +46,8 @@ def predict(
             help="Show an image model one frame of videos every so many seconds.", metavar="SECONDS"
         ),
     ] = None,
-    on_error: Annotated[
-        OnError, typer.Option(help="skip: report a bad input and go on; stop: end there.")
-    ] = OnError.skip,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger pictures before decoding (width x height).")
-    ] = 178_956_970,
+    on_error: options.OnErrorOpt = OnError.skip,
+    max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
     save_images: Annotated[
         Path | None,
         typer.Option(
@@ -100,14 +81,13 @@ def predict(
         check_folder(save_images, overwrite or resume)
     sources.check(inputs, recursive=recursive)
     names = from_file(labels) if labels else None
-    if model is not None and not hub.is_place(model):
-        zoo.get(zoo.split_tag(model)[0])  # a mistyped name is found before torch is imported
+    load.check_name(model)
     from hiera_core import annotate
     from hiera_core.predictor import Predictor
     from hiera_core.preprocess.video import Sampling
 
     predictor = Predictor(
-        load.classifier(model, checkpoint, random_init),
+        load.model("classifier", model, checkpoint, random_init),
         sampling=Sampling(clips, crops, stride, segments, every, max_pixels),
         topk=topk,
         workers=threads,
@@ -118,16 +98,10 @@ def predict(
         class_names=names,
         compile=compile,
     )
-    with out:
-        for record in predictor(out.skip_done(sources.expand(inputs, recursive=recursive))):
-            record.index += out.done
-            if save_images is not None and record.shots:
-                annotate.save(record, save_images)
-            out.record(record)
-            if record.error is not None and on_error is OnError.stop:
-                out.whole = False
-                break
-    if not (out.ok or out.failed):
-        raise UsageError("no inputs", "the list, pattern or standard input holds none")
-    out.closing_line()
-    return SOME_FAILED if out.failed else OK
+
+    def each(record: Record) -> None:
+        if save_images is not None and record.shots:
+            annotate.save(record, save_images)
+
+    records = predictor(out.skip_done(sources.expand(inputs, recursive=recursive)))
+    return out.write_all(records, each, stop=on_error is OnError.stop)

@@ -20,6 +20,8 @@ _PUBLIC = {
     "backbone": ("FeatureBackbone",),
     "factory": ("create_model", "list_models", *_zoo.names()),
     "predictor": ("predict", "Predictor"),
+    "reconstructor": ("reconstruct", "Reconstruction", "Reconstructor"),
+    "extractor": ("features", "FeatureExtractor"),
     "classifier": ("Classifier",),
     "preprocess.video": ("Sampling",),
     "errors": (

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlparse
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import OutputError
 from .files import replacing
+from .mirror import target
 from .records import Guess, Record
 
 LONG_SIDE = 640  # of an annotated picture, in pixels
@@ -72,39 +71,15 @@ def draw(record: Record) -> Image.Image:
 
 
 def save(record: Record, folder: Path) -> Path:
-    """Draw a record and write it below `folder`, whole or not at all.
-
-    Returns:
-        The file: the input's own path below the folder, so that a/x.jpg and b/x.jpg stay apart.
+    """Draw a record and write it below `folder`, whole or not at all; see `mirror.target`.
 
     Raises:
         OutputError: it cannot be written.
     """
-    path = folder / mirrored(record.input, record.kind)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent} cannot be made ({error.strerror})") from error
+    path = target(folder, record.input, ".png", FORMATS if record.kind == "image" else ())
     with replacing(path) as temporary:
         draw(record).save(temporary, FORMATS[path.suffix.lower()], quality=90)
     return path
-
-
-def mirrored(name: str, kind: str = "image") -> PurePosixPath:
-    """A relative path for what is made of an input: its own, or its address; without `..`.
-
-    Pictures keep the endings .jpg and .png; to everything else .png is added.
-    """
-    if name.startswith(("http://", "https://")):
-        url = urlparse(name)
-        name = f"{url.netloc}{unquote(url.path)}{'_' + url.query if url.query else ''}"
-        name = name.replace(":", "_")
-    name = "stdin" if name == "-" else name
-    plain = name.replace("\\", "/").replace("\0", "_")
-    parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
-    path = PurePosixPath(*parts)
-    keeps = kind == "image" and path.suffix.lower() in FORMATS
-    return path if keeps else path.with_name(path.name + ".png")
 
 
 def _with_classes(picture: Image.Image, topk: Sequence[Guess]) -> Image.Image:

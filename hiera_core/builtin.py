@@ -12,12 +12,15 @@ import functools
 import io
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from .errors import UsageError
 from .inputs import Source
+from .movies import encode
+from .records import Kind
 
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")
@@ -69,7 +72,8 @@ class Shapes(Sequence[Source]):
 
 @functools.lru_cache(maxsize=CLIPS)
 def _clip_file(index: int) -> bytes:
-    return encode(draw_clip(int(Shapes.labels[index]), np.random.default_rng((7, index))))
+    clip = draw_clip(int(Shapes.labels[index]), np.random.default_rng((7, index)))
+    return encode(clip, RATE)
 
 
 def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> np.ndarray:
@@ -105,19 +109,41 @@ def _hops() -> np.ndarray:
     return orders[far & (np.abs(drift) < 0.3 * drift.max())]
 
 
-def encode(frames: np.ndarray, rate: int = RATE) -> bytes:
-    """uint8 [frames, height, width, 3] to an MP4 file (H.264)."""
-    import av
-
+def sample(kind: Kind) -> Source:
+    """Something to try a model on: a picture drawn here, or the clip that ships."""
+    if kind == "video":
+        return Source("sample clip", path=Path(__file__).parent / "box/samples/moving_right.mp4")
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "14", "threads": "1"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return file.getvalue()
+    draw_scene(512).save(file, "PNG")
+    return Source("sample picture", data=file.getvalue())
+
+
+def draw_scene(side: int) -> Image.Image:
+    """A house under a tree by a lake: edges, textures and a few objects. [side x side]"""
+    large = 2 * side
+    y, x = np.mgrid[0:large, 0:large] / large
+    sky = np.stack([0.45 + 0.4 * y, 0.65 + 0.25 * y, 0.95 - 0.1 * y], -1)
+    ripples = 0.08 * np.sin(40 * np.pi * y**2 + 6 * x)[..., None]
+    lake = np.array([0.15, 0.4, 0.6]) + ripples
+    hills = 0.55 + 0.06 * np.sin(7 * x + 0.6) + 0.03 * np.sin(17 * x)
+    grass = np.array([0.3, 0.55, 0.25]) + 0.05 * np.sin(90 * x + 60 * y)[..., None]
+    pixels = np.where((y > hills)[..., None], grass, sky)
+    pixels = np.where((y > 0.8 + 0.03 * np.sin(5 * x))[..., None], lake, pixels)
+    image = Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    shapes: list[tuple[str, list[float], str]] = [
+        ("ellipse", [0.72, 0.08, 0.88, 0.24], "#fff2b0"),  # the sun
+        ("rectangle", [0.16, 0.52, 0.42, 0.74], "#d9b38c"),
+        ("polygon", [0.13, 0.53, 0.29, 0.38, 0.45, 0.53], "#9c3b2e"),
+        ("rectangle", [0.26, 0.61, 0.33, 0.74], "#5b3a29"),
+        ("rectangle", [0.19, 0.57, 0.24, 0.62], "#f6f3e8"),
+        ("rectangle", [0.35, 0.57, 0.40, 0.62], "#f6f3e8"),
+        ("rectangle", [0.62, 0.52, 0.65, 0.74], "#5b3a29"),
+        ("ellipse", [0.52, 0.30, 0.75, 0.58], "#2f6b35"),
+    ]
+    for shape, places, colour in shapes:
+        getattr(pen, shape)([large * v for v in places], fill=colour)
+    return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _disc(

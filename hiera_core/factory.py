@@ -67,11 +67,7 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
             f"{row.name} is an autoencoder: it reconstructs, it does not classify",
             f"use {row.name.removeprefix('mae_')}",
         )
-    if row is not None and name is not None:
-        choice = zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint)
-        loaded = _read_for(row, choice)
-    else:
-        loaded = weights.read(checkpoint or str(name))
+    loaded = _read_chosen(row, name, checkpoint)
     if not loaded.num_classes:
         raise CheckpointError(
             f"{loaded.source} has no classifier: it was only pre-trained",
@@ -80,6 +76,48 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
     model = from_checkpoint(loaded) if row is None else from_zoo(row, loaded)
     assert isinstance(model, Hiera)
     return model
+
+
+def create_autoencoder(
+    name: str | None, checkpoint: str | Path | None = None
+) -> MaskedAutoencoderHiera:
+    """An autoencoder with its weights, for reconstruction. Arguments: as `create_classifier`.
+
+    Raises:
+        UsageError: unknown model, or a classifier (found before weights are read).
+        CheckpointError: it has no decoder; see `weights.read`.
+        HubError: it cannot be fetched.
+    """
+    row = None if name is None else row_of(name)
+    if row is not None and not row.autoencoder:
+        raise UsageError(
+            f"{row.name} is a classifier: it has no decoder to reconstruct with",
+            f"use mae_{row.name}",
+        )
+    loaded = _read_chosen(row, name, checkpoint)
+    if not loaded.is_autoencoder:
+        raise CheckpointError(
+            f"{loaded.source} has no decoder: it cannot reconstruct",
+            "use the weights of an autoencoder such as mae_hiera_base_224",
+        )
+    model = from_checkpoint(loaded) if row is None else from_zoo(row, loaded)
+    assert isinstance(model, MaskedAutoencoderHiera)
+    return model
+
+
+def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> HieraEncoder:
+    """A classifier or an autoencoder with its weights, for features. Arguments and errors: as
+    `create_classifier`. A classifier that was only pre-trained comes without a head, and with the
+    encoder's norm as its own."""
+    row = None if name is None else row_of(name)
+    loaded = _read_chosen(row, name, checkpoint)
+    if row is None:
+        return from_checkpoint(loaded)
+    if row.autoencoder or not loaded.is_autoencoder:
+        return from_zoo(row, loaded)
+    for part in ("weight", "bias"):
+        loaded.state[f"norm.{part}"] = loaded.state[f"encoder_norm.{part}"]
+    return from_zoo(row, loaded, num_classes=0)
 
 
 def row_of(name: str) -> zoo.Model | None:
@@ -103,6 +141,15 @@ def read_weights(name: str) -> weights.Checkpoint:
     """
     row = None if Path(name).exists() else row_of(name)
     return weights.read(name) if row is None else _read_for(row, zoo.split_tag(name)[1])
+
+
+def _read_chosen(
+    row: zoo.Model | None, name: str | None, checkpoint: str | Path | None
+) -> weights.Checkpoint:
+    """The weights that a name and `checkpoint` mean together."""
+    if row is None or name is None:
+        return weights.read(checkpoint or str(name))
+    return _read_for(row, zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint))
 
 
 def _read_for(row: zoo.Model, choice: str | None) -> weights.Checkpoint:

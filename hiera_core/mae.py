@@ -101,18 +101,27 @@ class MaskedAutoencoderHiera(HieraEncoder):
             if visible.keep.shape[1] == self.layout.windows:
                 raise UsageError("the mask deletes no unit", "mask at least one")
         _, ends = self.encode(x, visible, collect=True)
+        return self.fuse(ends), visible
+
+    def fuse(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """All stages at the last resolution, added up and normalised. -> [b, k, u, c]"""
         # Resolution is constant after the last pool: of those stages only the final one counts.
         maps = self.stage_maps(ends[: self.q_pool], masked=True)
         units = self.layout.unit_after(self.q_pool)
         fused = ends[-1].unflatten(1, (-1, math.prod(units)))
         for head, stage_map in zip(self.multi_scale_fusion_heads, maps, strict=False):
             fused = fused + self._fuse(head, stage_map)
-        return self.encoder_norm(fused), visible
+        return self.encoder_norm(fused)
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """What the decoder sees, averaged over tokens. -> [b, c]"""
+        return self.fuse(ends).flatten(1, 2).mean(1)
 
     def forward_decoder(
-        self, latent: torch.Tensor, visible: Visible, deleted: DeletedTokens
+        self, latent: torch.Tensor, visible: Visible, deleted: DeletedTokens | None = None
     ) -> torch.Tensor:
-        """Visible tokens [b, k, u, c] to predictions for the deleted ones [b, m, p]."""
+        """Visible tokens [b, k, u, c] to predictions in grid order: for the deleted tokens
+        [b, m, p], or for all of them [b, n, p]."""
         batch, _, u, _ = latent.shape
         x = self.decoder_embed(latent)
         # Mask tokens everywhere, then the visible ones in their places. -> b w u c
@@ -123,8 +132,11 @@ class MaskedAutoencoderHiera(HieraEncoder):
         x = x + self.layout.to_windows(self.decoder_pos_embed, self.q_pool)
         for block in self.decoder_blocks:
             x = block(x)
-        # Only the deleted tokens are asked for.
-        return self.decoder_pred(self.decoder_norm(gather_rows(x, deleted.places)))
+        if deleted is None:
+            x = self.layout.to_grid(x, self.q_pool).flatten(1, -2)
+        else:
+            x = gather_rows(x, deleted.places)
+        return self.decoder_pred(self.decoder_norm(x))
 
     def deleted_tokens(self, visible: Visible) -> DeletedTokens:
         """Where the tokens of masked units lie, in grid order."""
@@ -154,6 +166,24 @@ class MaskedAutoencoderHiera(HieraEncoder):
         # b c *grid *patch -> b *grid c *patch, or b *grid *patch c
         x = x.movedim(1, -1 if dims == 3 else 1 + dims)
         return x.flatten(1, dims).flatten(2)
+
+    def pixels_of(self, patches: torch.Tensor) -> torch.Tensor:
+        """The inverse of `pixel_labels`. [b, n, p] -> [b, chans, *size]; of video the frames that
+        are predicted, one a token."""
+        size, dims = self.pred_stride, len(self._config.input_size)
+        patch = (size,) * min(2, dims)
+        x = patches.unflatten(1, self.layout.grid_after(self.q_pool))
+        if dims == 3:
+            x = x.unflatten(-1, (*patch, -1)).movedim(-1, 1)
+        else:
+            x = x.unflatten(-1, (-1, *patch)).movedim(1 + dims, 1)
+        # b c [t] gy gx y x -> b c [t] (gy y) (gx x)
+        lead = x.dim() - 2 * len(patch)
+        places = range(lead, lead + len(patch))
+        x = x.permute(*range(lead), *(axis for g in places for axis in (g, g + len(patch))))
+        for dim in range(lead, lead + len(patch)):
+            x = x.flatten(dim, dim + 1)
+        return x
 
     def get_pixel_label_2d(
         self, input_img: torch.Tensor, mask: torch.Tensor, norm: bool = True
@@ -202,9 +232,15 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def normalise_patches(patches: torch.Tensor) -> torch.Tensor:
     """Each patch to mean 0 and (unbiased) variance 1, eps 1e-6. [..., p] -> [..., p]"""
+    mean, deviation = patch_statistics(patches)
+    return (patches - mean) / deviation
+
+
+def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation that `normalise_patches` divides by. [..., p] -> 2 x [..., 1]"""
     mean = patches.mean(dim=-1, keepdim=True)
     var = patches.var(dim=-1, keepdim=True)
-    return (patches - mean) / (var + 1.0e-6) ** 0.5
+    return mean, (var + 1.0e-6) ** 0.5
 
 
 def check_mask_ratio(mask_ratio: float, windows: int) -> None:

@@ -206,6 +206,36 @@ class HieraEncoder(nn.Module, PretrainedMixin):
                 ends.append(x)
         return x, ends
 
+    def forward_features(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, return_intermediates: bool = False
+    ) -> Any:
+        """Features in spatial order, before normalisation, pooling and head.
+
+        Args:
+            x, mask: as for `Hiera.forward`. A mask that is given as the visible units' numbers
+                [b, k] int64 compiles without a graph break.
+            return_intermediates: also return the maps of all stages.
+
+        Returns:
+            The last stage's map [b, *grid, c], e.g. [b, 7, 7, 768] for images and [b, 8, 7, 7, 768]
+            for video; masked: [b, k, *unit, c] for the visible units, in the order of the tokens.
+            With `return_intermediates` a pair of that and the list of every stage's.
+
+        Raises:
+            UsageError: the input or the mask does not fit the model.
+        """
+        visible = None if mask is None else self.visible_from_mask(mask)
+        x, ends = self.encode(x, visible, collect=return_intermediates)
+        masked = visible is not None
+        if not return_intermediates:
+            return self._as_map(x, len(self._config.stages) - 1, masked)
+        maps = self.stage_maps(ends, masked)
+        return maps[-1], maps
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """One vector an input, from the stage ends that `encode` collected. -> [b, c]"""
+        raise NotImplementedError
+
     @property
     def _last_of_stage(self) -> list[bool]:
         stages = [row.stage for row in self.rows] + [-1]
@@ -213,8 +243,11 @@ class HieraEncoder(nn.Module, PretrainedMixin):
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""
+        return [self._as_map(x, stage, masked) for stage, x in enumerate(ends)]
+
+    def _as_map(self, x: torch.Tensor, stage: int, masked: bool) -> torch.Tensor:
         arrange = self.layout.to_units if masked else self.layout.to_grid
-        return [arrange(x, min(stage, self.q_pool)) for stage, x in enumerate(ends)]
+        return arrange(x, min(stage, self.q_pool))
 
     def _check_input(self, x: torch.Tensor) -> None:
         expected = (self._config.in_chans, *self._config.input_size)
@@ -279,6 +312,10 @@ class Hiera(HieraEncoder):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Mean over tokens, normalised. [b, n, c] -> [b, c]"""
         return self.norm(x.mean(dim=1))
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """What the classifier sees: the last stage, pooled and normalised. -> [b, c]"""
+        return self.pool(ends[-1])
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a newly initialised one; 0 removes it."""

@@ -44,10 +44,14 @@ class Record:
     video: dict[str, Any] | None = None  # what was read of a video: duration, frames, views, ...
     segments: list[Segment] | None = None  # where pieces of a video were asked for
     shots: list[Any] = field(default_factory=list)  # small pictures of it, where asked for
+    result: Any = None  # what a task made of it besides: features, a reconstruction
+    extra: dict[str, Any] = field(default_factory=dict)  # what a task says besides, for JSON
+    lines: list[str] = field(default_factory=list)  # and for people
 
     def fail(self, error: HieraError) -> Record:
         """Make this the record of a failure."""
         self.status, self.error, self.topk, self.segments = "error", error, [], None
+        self.result, self.extra, self.lines = None, {}, []
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class Record:
             values["segments"] = [
                 {"start": s.start, "end": s.end, "topk": _topk(s.topk)} for s in self.segments
             ]
-        return values
+        return values | self.extra
 
 
 def _topk(guesses: list[Guess]) -> list[dict[str, Any]]:

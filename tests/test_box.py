@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core import builtin, zoo
+from hiera_core import builtin, movies, zoo
 from hiera_core.classifier import Classifier
 from hiera_core.preprocess.video import Sampling
 
@@ -82,7 +82,7 @@ def clips(count: int) -> Iterator[tuple[np.ndarray, int]]:
     model = hiera_core.create_model("hiera_nano_8x32", pretrained=True)
     transform = Classifier(model).transform
     for i in range(count):
-        file = builtin.encode(builtin.draw_clip(i % 4, np.random.default_rng((99, i))))
+        file = movies.encode(builtin.draw_clip(i % 4, np.random.default_rng((99, i))), builtin.RATE)
         _, pieces = transform.pieces(file, Sampling(clips=1, crops=1))
         yield next(pieces).views[0], i % 4
 

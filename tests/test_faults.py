@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import hiera_core
-from hiera_core import annotate, inputs
+from hiera_core import annotate, inputs, mirror
 from hiera_core.errors import InputError
 from hiera_core.preprocess.image import open_image
 
@@ -156,8 +156,8 @@ def test_output_paths_stay_below_the_folder() -> None:
         ("http://host:8000/a/x.png?size=3", "host_8000/a/x.png_size=3.png"),
         ("-", "stdin.png"),
     ]:
-        assert str(annotate.mirrored(name)) == expected
-    assert str(annotate.mirrored("a/x.mp4", "video")) == "a/x.mp4.png"
+        assert str(mirror.mirrored(name, ".png", annotate.FORMATS)) == expected
+    assert str(mirror.mirrored("a/x.mp4", ".png")) == "a/x.mp4.png"
 
 
 def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     predictor = hiera_core.Predictor(str(small_folder), batch_size=8)
     classifier = predictor.classifier("image")
-    sizes, whole = [], classifier.probabilities
+    sizes, whole = [], classifier._batch
 
     def limited(pixels: np.ndarray) -> torch.Tensor:
         sizes.append(len(pixels))
@@ -285,7 +285,7 @@ def test_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(pixels)
 
-    classifier.probabilities = limited  # type: ignore[method-assign]
+    classifier._batch = limited  # type: ignore[method-assign]
     records = list(predictor(inputs.expand([str(pictures)] * 2)))
     assert len(records) == 8 and all(r.status == "ok" for r in records)
     assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
@@ -293,7 +293,7 @@ def test_out_of_memory_halves_the_batch(
     def exhausted(pixels: np.ndarray) -> torch.Tensor:
         torch.empty(1 << 50)  # the real message of this machine's allocator
 
-    classifier.probabilities = exhausted  # type: ignore[method-assign]
+    classifier._batch = exhausted  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="no memory left"):
         list(predictor(inputs.expand([str(pictures)])))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core import datasets, zoo
+from hiera_core import datasets, movies, zoo
 from hiera_core.errors import DeviceError, TrainingError, UsageError
 from hiera_core.train import config, data, dist, engine, optim, plan, setup
 from hiera_core.train.augment import Augment, mix
@@ -419,7 +419,7 @@ def test_videos_are_read_by_time(tmp_path: Path) -> None:
     clip = VideoTransform.from_card(row.preprocessing, row.config["input_size"])
     frames = np.zeros((24, 48, 48, 3), np.uint8)
     frames += np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
-    views = data.read_clips(datasets.builtin.encode(frames, rate=4), clip, [0.0, 0.5, 1.0])
+    views = data.read_clips(movies.encode(frames, 4), clip, [0.0, 0.5, 1.0])
     shades = [view[:, 20, 20, 0].astype(int) // 10 for view in views]
     for found, start in zip(shades, (0, 8, 16), strict=True):
         assert np.abs(found - np.arange(start, start + 8)).max() <= 1

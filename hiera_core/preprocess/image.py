@@ -105,6 +105,10 @@ class ImageTransform:
         x = pixels.to(torch.float32).div(255).sub(mean).div(std)
         return x.permute(0, 3, 1, 2)
 
+    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, 3, height, width] as the model takes it -> the same in [0, 1]."""
+        return scaled_back(x, self.mean, self.std)
+
 
 def open_image(
     source: str | Path | bytes, max_pixels: int = MAX_PIXELS
@@ -140,6 +144,13 @@ def open_image(
         raise InputError((error.strerror or str(error)).lower(), "check the path") from error
     except Exception as error:  # Pillow raises a dozen types on damaged files
         raise InputError(_reason(error), "the file is damaged or not a picture") from error
+
+
+def scaled_back(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Undo the normalisation of channels. [b, c, ...] -> the same"""
+    shape = (-1, *[1] * (x.dim() - 2))
+    centre, scale = (torch.tensor(v, device=x.device).view(shape) for v in (mean, std))
+    return x * scale + centre
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from PIL import Image
 from .. import zoo
 from ..errors import CheckpointError, InputError, UsageError
 from .frames import Video
-from .image import MAX_PIXELS, ImageTransform
+from .image import MAX_PIXELS, ImageTransform, scaled_back
 
 MAX_DAMAGED = 0.1  # share of frames that may be damaged or lost before a video is an error
 FRAMES_A_CHUNK = 16  # of `--every`
@@ -213,6 +213,10 @@ class VideoTransform:
         mean = torch.tensor(self.mean, device=pixels.device)
         std = torch.tensor(self.std, device=pixels.device)
         return pixels.div(255).sub(mean).div(std).permute(0, 4, 1, 2, 3)
+
+    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, 3, t, height, width] as the model takes it -> the same in [0, 1]."""
+        return scaled_back(x, self.mean, self.std)
 
 
 def frames_every(

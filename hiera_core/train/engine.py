@@ -20,6 +20,7 @@ from .checkpoint import Checkpoints
 from .config import Recipe
 from .data import Batch, Collate, TrainSet, reader
 from .dist import World, plain, without_sync
+from .pictures import Pictures
 from .plan import Plan, seed_of
 from .report import Report, Window
 from .schedule import rate_at
@@ -36,7 +37,8 @@ def train(
     """Carry out a recipe.
 
     Writes to `folder`: model.safetensors, config.json and hiera.json (ready for
-    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png and checkpoints/.
+    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png, checkpoints/, and of an
+    autoencoder pictures/, reconstructions after every pass.
 
     Returns:
         what was last measured: `step`, `loss`, and `val` (loss, top1, top5) where data is held out.
@@ -101,6 +103,10 @@ class Trainer:
     def _loop(self, last: dict[str, Any]) -> None:
         """From the step after `last` to the end; what is measured goes into `last`."""
         recipe, plan, step = self.recipe, self.plan, last["step"]
+        pictures = None
+        if self.parts.masking is not None:
+            shown = self.splits.train if self.splits.val is None else self.splits.val
+            pictures = Pictures(self.parts, shown, self.folder.path, self.world)
         val_steps = max(1, round(recipe.val_every * plan.pass_steps))
         save_steps = max(1, round(recipe.save_every * plan.pass_steps))
         batches = self._batches(step)
@@ -116,6 +122,8 @@ class Trainer:
             if self.splits.val is not None and (end or step % val_steps == 0):
                 last["val"] = validate(self.parts, self.splits.val, recipe, self.world)
                 self.report.say("val", step=step, epoch=step / plan.pass_steps, **last["val"])
+            if pictures is not None and (end or step % plan.pass_steps == 0):
+                pictures.draw(math.ceil(step / plan.pass_steps))
             if saves:
                 self.checkpoints.save(self.training, {**last, "recipe": recipe.to_dict()})
 

@@ -88,7 +88,8 @@ class RunFolder:
     def _clear(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            for name in ("checkpoints", "pictures"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
             for name in (LOG_NAME, CURVES_NAME, "model.safetensors"):
                 (self.path / name).unlink(missing_ok=True)
             (self.path / RECIPE_NAME).write_text(self.recipe.to_yaml())

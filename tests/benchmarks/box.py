@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from hiera_core import builtin, files
+from hiera_core import builtin, files, movies
 from hiera_core.datasets import held_out
 from hiera_core.zoo import get
 
@@ -80,7 +80,9 @@ def ship_digits() -> None:
 def ship_clip() -> None:
     """A new clip, at twice the size."""
     frames = builtin.draw_clip(0, np.random.default_rng(2026), side=96)
-    keep_sample(f"{builtin.DIRECTIONS[0].replace(' ', '_')}.mp4", builtin.encode(frames))
+    keep_sample(
+        f"{builtin.DIRECTIONS[0].replace(' ', '_')}.mp4", movies.encode(frames, builtin.RATE)
+    )
 
 
 def keep_sample(name: str, content: Path | bytes) -> None:

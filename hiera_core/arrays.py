@@ -101,12 +101,12 @@ def _write_npz(path: Path, arrays: Arrays, metadata: Metadata) -> None:
 
 
 def _read_npz(path: Path) -> Arrays:
-    with np.load(path) as file:
+    with path.open("rb") as opened, np.load(opened) as file:
         return {name: file[name] for name in file.files if name != "metadata"}
 
 
 def _npz_metadata(path: Path) -> Metadata:
-    with np.load(path) as file:
+    with path.open("rb") as opened, np.load(opened) as file:
         found: Metadata = json.loads(str(file["metadata"]))
     return found
 

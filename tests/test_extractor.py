@@ -1,0 +1,363 @@
+"""Features: the reference's maps in their places, files that resume, pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hiera as reference
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hiera_core
+from hiera_core import arrays, inputs, panels
+from hiera_core.errors import InputError, UsageError
+from hiera_core.extractor import FeatureExtractor, Wanted
+from hiera_core.store import FeatureStore
+
+from .conftest import SMALL, assert_close, draw_weights
+from .test_reconstructor import BOX, IMAGE, VIDEO, pixels, some_input, some_model
+from .test_video import SMALL_VIDEO, write_video
+
+Command = Callable[..., tuple[int, str, str]]
+ALL = Wanted(stages=None, pool=False)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 25 pictures of the box's size."""
+    folder = tmp_path_factory.mktemp("digits")
+    random = np.random.default_rng(0)
+    for i in range(25):
+        noise = random.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i:02}.png")
+    return folder
+
+
+# The library --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_VIDEO], ids=["image", "video"])
+@torch.no_grad()
+def test_the_reference_s_intermediates(config: dict[str, Any]) -> None:
+    """Classifiers and (with a mask) what the reference's encoder gives an autoencoder."""
+    theirs = draw_weights(reference.Hiera(**config)).eval()
+    ours = hiera_core.Hiera(**config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, *config["input_size"])
+    _, maps = theirs(x, return_intermediates=True)
+    last, found = ours.forward_features(x, return_intermediates=True)
+    assert len(found) == len(maps) == 4
+    for our_map, stage_map in zip(found, maps, strict=True):
+        assert_close(our_map, stage_map)
+    assert_close(last, maps[-1])
+    assert_close(ours.forward_features(x), maps[-1])
+    mask = ours.get_random_mask(x, 0.5)
+    _, maps = theirs(x, mask=mask, return_intermediates=True)
+    _, found = ours.forward_features(x, mask, return_intermediates=True)
+    for our_map, stage_map in zip(found, maps, strict=True):
+        assert_close(our_map, stage_map)
+    _, ends = ours.encode(x, collect=True)
+    ours.reset_classifier(0)
+    assert_close(ours.embedding(ends), ours(x))
+
+
+@pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
+@torch.no_grad()
+def test_features_of_autoencoders(config: dict[str, Any]) -> None:
+    model, x = some_model(config), some_input(config)
+    last, maps = model.forward_features(x, return_intermediates=True)
+    grid = model.layout.grid_after(2)
+    assert last.shape == (2, *grid, 128) and len(maps) == 4
+    mask = model.get_random_mask(x, 0.5)
+    masked, _ = model.forward_features(x, mask, return_intermediates=True)
+    latent, _ = model.forward_encoder(x, mask=mask)
+    assert masked.shape[:2] == latent.shape[:2] and masked.shape[2:-1] == model.layout.unit_after(2)
+    _, ends = model.encode(x, collect=True)
+    assert model.embedding(ends).shape == (2, 128)
+    with pytest.raises(UsageError, match="expected"):
+        model.forward_features(x[:, :2])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
+def test_features_are_one_graph(config: dict[str, Any], masked: bool) -> None:
+    autoencoder, x = some_model(config), some_input(config)
+    encoder = {k: v for k, v in config.items() if not k.startswith("decoder")}
+    classifier = draw_weights(hiera_core.Hiera(**encoder)).eval()
+    windows = classifier.layout.windows
+    units = torch.arange(windows).expand(2, -1)[:, : windows // 2] if masked else None
+    for model in (autoencoder, classifier):
+        compiled = torch.compile(model.forward_features, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            assert_close(compiled(x, units), model.forward_features(x, units))
+
+
+@torch.no_grad()
+def test_transformers_hidden_states_and_where_its_backbone_differs() -> None:
+    """HieraBackbone never puts its tokens in order: its maps hold the right numbers elsewhere."""
+    from transformers import HieraBackbone, HieraConfig, HieraModel
+
+    config = HieraConfig(
+        embed_dim=32, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], image_size=[64, 64],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    theirs = draw_weights(HieraModel(config)).eval()
+    ours = hiera_core.Hiera(embed_dim=32, stages=(1, 1, 1, 1), input_size=(64, 64), num_classes=0)
+    state, _ = hiera_core.dialects.to_reference(theirs.state_dict())
+    ours.load_state_dict(state)
+    x = torch.randn(1, 3, 64, 64)
+    states = theirs(x, output_hidden_states=True).reshaped_hidden_states[1:]
+    _, maps = ours.eval().forward_features(x, return_intermediates=True)
+    for our_map, state_map in zip(maps, states, strict=True):
+        assert_close(our_map, state_map.movedim(1, -1))
+    backbone = HieraBackbone(config).eval()
+    backbone.load_state_dict(theirs.state_dict(), strict=False)
+    scrambled = backbone(x).feature_maps
+    worst = 0.0
+    for our_map, its_map in zip(maps[:3], scrambled[:3], strict=True):
+        if its_map.shape != our_map.shape:  # channels first
+            its_map = its_map.movedim(1, -1)
+        worst = max(worst, ((its_map - our_map).norm() / our_map.norm()).item())
+    assert worst > 0.5, "fixed: say so in the README, and compare with it"
+
+
+@pytest.mark.parametrize("name", ["hiera_nano_32", "mae_hiera_nano_32", "hiera_nano_8x32"])
+def test_the_left_half_stays_left(name: str, tmp_path: Path) -> None:
+    """A picture whose left half is black: cells of one half are alike, and the halves differ."""
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:, 16:] = 255
+    frames = np.stack([half] * 8)
+    if "8x" in name:
+        file = tmp_path / "x.mp4"
+        file.write_bytes(hiera_core.movies.encode(frames, 4))
+    else:
+        file = tmp_path / "x.png"
+        Image.fromarray(half).save(file)
+    found = hiera_core.features(file, name, stages=None, pool=False, dtype="fp32")
+    assert list(found) == ["stage1", "stage2", "stage3"]
+    for values in found.values():
+        across = values.flatten(0, -3).mean(0)  # x c
+        middle = len(across) // 2
+        left, right = across[:middle].mean(0), across[middle:].mean(0)
+        between = (left - right).norm()
+        within = max(
+            (across[:middle] - left).norm(dim=1).max(), (across[middle:] - right).norm(dim=1).max()
+        )
+        assert between > within, "a map in another order mixes the halves"
+        # And in the right place: mirrored, the picture gives other maps on each side.
+        assert (across[0] - across[-1]).norm() > 0.5 * between
+
+
+def test_one_line(digits: Path, tmp_path: Path) -> None:
+    found = hiera_core.features(BOX / "eight.png", "hiera_nano_32", dtype="fp32")
+    assert {n: tuple(v.shape) for n, v in found.items()} == {"embedding": (96,)}
+    assert found["embedding"].dtype == torch.float32
+    several = hiera_core.features(digits, "hiera_nano_32", stages=(2,), batch_size=4)
+    assert len(several) == 25 and several[0]["stage2"].shape == (48,)
+    with pytest.raises(InputError, match="no such file"):
+        hiera_core.features(tmp_path / "none.png", "hiera_nano_32")
+    with pytest.raises(UsageError, match="has 3 stages"):
+        FeatureExtractor("hiera_nano_32", wanted=Wanted((4,)))
+    sampling = hiera_core.Sampling(clips=2)
+    with pytest.raises(UsageError, match="several views"):
+        FeatureExtractor("hiera_nano_8x32", wanted=ALL, sampling=sampling)
+
+
+def test_views_of_a_video_are_averaged(tmp_path: Path) -> None:
+    model = draw_weights(hiera_core.Hiera(**SMALL_VIDEO)).eval()
+    clip = write_video(tmp_path / "x.mp4", frames=180)
+    one = hiera_core.features(clip, model)["embedding"]
+    sampling = hiera_core.Sampling(clips=3, crops=2)
+    several = FeatureExtractor(model, sampling=sampling)
+    (record,) = several(inputs.expand([str(clip)]))
+    assert record.video["views"] == 6 and not torch.allclose(record.result["embedding"], one)
+    runner = several.runner("video")
+    _, pieces = runner.transform.pieces(clip, sampling)
+    each = [r["embedding"] for r in runner.run(next(pieces).views)]
+    assert_close(record.result["embedding"], torch.stack(each).mean(0))
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save_as", ["safetensors", "npz", "parquet"])
+def test_shards_resume_without_redoing_any(
+    hiera: Command, digits: Path, tmp_path: Path, save_as: str
+) -> None:
+    names = [str(p) for p in sorted(digits.iterdir())]
+    options = ["-m", "hiera_nano_32", "--dtype", "fp32", "--save-as", save_as, "--shard-size", "10"]
+    code, out, err = hiera("features", digits, *options, "-o", tmp_path / "whole")
+    whole = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(whole) == 25 and "features are in" in err
+    files = sorted((tmp_path / "whole").iterdir())
+    assert [f.name for f in files] == [f"image-0000{i}.{save_as}" for i in range(3)]
+    # Interrupted: the second shard was never finished, and one more file has come.
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part)
+    (part / files[1].name).unlink()
+    times = {f.name: f.stat().st_mtime_ns for f in part.iterdir()}
+    options += ["-o", part]
+    code, _, err = hiera("features", digits, *options)
+    assert code == 2 and "not empty" in err
+    code, out, _ = hiera("features", *names, BOX / "eight.png", *options, "--resume")
+    again = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [r["input"] for r in again] == [*names, str(BOX / "eight.png")]
+    assert {f.name: f.stat().st_mtime_ns for f in part.iterdir()}.items() >= times.items()
+    found: dict[str, torch.Tensor] = {}
+    for record in again:
+        values, listed = arrays.read(record["file"]["name"])
+        assert listed[record["file"]["row"]] == record["input"]
+        assert list(values["embedding"].shape[1:]) == record["features"]["embedding"]["shape"]
+        found[record["input"]] = values["embedding"][record["file"]["row"]]
+    for record in whole:
+        values, _ = arrays.read(record["file"]["name"])
+        assert torch.equal(values["embedding"][record["file"]["row"]], found[record["input"]])
+    code, _, err = hiera("features", digits, *options, "--resume", "--stages", "1")
+    assert code == 2 and "was made with" in err
+    first = part / files[0].name
+    first.write_bytes(first.read_bytes()[:50])
+    code, _, err = hiera("features", digits, *options, "--resume")
+    assert code == 2 and "damaged" in err
+
+
+def test_maps_in_one_file(hiera: Command, tmp_path: Path) -> None:
+    file = tmp_path / "maps.npz"
+    options = ["-m", "hiera_nano_32", "--return-intermediates", "-o", file]
+    code, out, _ = hiera("features", BOX / "three.png", tmp_path / "none.png", *options)
+    ok, failed = (json.loads(line) for line in out.splitlines())
+    assert code == 1 and failed["status"] == "error"
+    assert ok["features"]["stage2"] == {"shape": [8, 8, 48], "cell": [4, 4]}
+    values, names = arrays.read(file)
+    assert names == [str(BOX / "three.png")]
+    assert {n: tuple(v.shape) for n, v in values.items()} == {
+        "stage1": (1, 16, 16, 24),
+        "stage2": (1, 8, 8, 48),
+        "stage3": (1, 4, 4, 96),
+    }
+    metadata = arrays.read_metadata(file)
+    assert metadata["shapes"]["stage3"] == [4, 4, 96] and metadata["model"] == "hiera_nano_32"
+    code, _, err = hiera("features", BOX / "three.png", *options)
+    assert code == 2 and "--overwrite" in err
+
+
+def test_pictures_and_videos_have_shards_of_their_own(tmp_path: Path) -> None:
+    models = {"image": "hiera_nano_32", "video": "hiera_nano_8x32"}
+    extractor = FeatureExtractor(lambda kind: hiera_core.factory.create_encoder(models[kind]))
+    paths = [str(BOX / n) for n in ("three.png", "moving_right.mp4", "five.png")]
+    with FeatureStore(tmp_path / "out") as store:
+        for record in extractor(inputs.expand(paths)):
+            store.add(record)
+    values, names = arrays.read(tmp_path / "out/image-00000.safetensors")
+    assert names == [paths[0], paths[2]] and values["embedding"].shape == (2, 96)
+    assert arrays.read_metadata(tmp_path / "out/video-00000.safetensors")["indices"] == [1]
+    with (
+        FeatureStore(tmp_path / "one.npz") as store,
+        pytest.raises(InputError, match="name a folder"),
+    ):
+        for record in extractor(inputs.expand(paths)):
+            store.add(record)
+
+
+def test_an_interrupted_run_keeps_whole_rows(digits: Path, tmp_path: Path) -> None:
+    extractor = FeatureExtractor("hiera_nano_32", batch_size=4)
+    with pytest.raises(KeyboardInterrupt), FeatureStore(tmp_path / "out") as store:
+        for record in extractor(inputs.expand([str(digits)])):
+            store.add(record)
+            if record.index == 7:
+                raise KeyboardInterrupt
+    _, names = arrays.read(tmp_path / "out/image-00000.safetensors")
+    assert len(names) == 8
+
+
+def test_parquet_needs_a_package(
+    hiera: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for options in (["-o", tmp_path / "x.parquet"], ["-o", tmp_path / "x", "--save-as", "parquet"]):
+        code, _, err = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", *options)
+        assert code == 2 and "hiera-toolkit[parquet]" in err
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_without_inputs_a_sample_and_its_shapes(hiera: Command) -> None:
+    code, out, err = hiera("features")
+    assert code == 0 and not err
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["stage1", "16x16x24"], ["stage2", "8x8x48"], ["stage3", "4x4x96"],
+    ]  # fmt: skip
+    code, out, _ = hiera("features", "-m", "hiera_nano_8x32")
+    assert code == 0 and "4x8x8x24" in out
+    code, out, _ = hiera("features", "-m", "hiera_tiny_224", "--random-init", "-f", "json")
+    (record,) = json.loads(out)
+    assert record["features"]["stage1"]["shape"] == [56, 56, 96]
+
+
+def test_vectors_stand_in_the_record_where_no_file_is_named(hiera: Command) -> None:
+    code, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", "--dtype", "fp32")
+    values = json.loads(out)["features"]["embedding"]["values"]
+    expected = hiera_core.features(BOX / "three.png", "hiera_nano_32", dtype="fp32")["embedding"]
+    assert code == 0 and values == expected.tolist()
+    _, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", "-f", "csv")
+    assert "embedding" in out.splitlines()[0] or "features" in out.splitlines()[0]
+
+
+def test_pre_trained_weights_have_features(hiera: Command) -> None:
+    """A classifier with an autoencoder's weights: no head, and the encoder's norm."""
+    weights = BOX.parent / "mae_hiera_nano_32.safetensors"
+    options = ["--checkpoint", weights, "--dtype", "fp32"]
+    code, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", *options)
+    assert code == 0
+    values = torch.tensor(json.loads(out)["features"]["embedding"]["values"])
+    assert abs(values.mean()) < 1 and values.std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["hiera_nano_32", "hiera_nano_8x32"])
+def test_visualize(hiera: Command, tmp_path: Path, name: str) -> None:
+    source = BOX / ("moving_right.mp4" if "8x" in name else "three.png")
+    code, out, _ = hiera("features", source, "-m", name, "--visualize", tmp_path / "a")
+    picture = Path(json.loads(out)["picture"])
+    assert code == 0 and picture.is_relative_to(tmp_path / "a")
+    size = pixels(picture).shape
+    if "8x" in name:  # rows: input and three stages; columns: four pairs of frames
+        assert size == (4 * (160 + 6 + 20) + 6, 4 * 166 + 6, 3)
+    else:
+        assert size == (166 + 6 + 20, 4 * 166 + 6, 3)
+    hiera("features", source, "-m", name, "--visualize", tmp_path / "b")
+    assert (tmp_path / "b" / picture.relative_to(tmp_path / "a")).read_bytes() == (
+        picture.read_bytes()
+    )
+
+
+def test_principal_components_as_colours() -> None:
+    """Two regions that differ in one direction get two colours; the sign is fixed."""
+    values = torch.zeros(6, 8, 5)
+    values[:, 4:, 2] = 3.0
+    colours = panels.principal_colours(values)
+    assert colours.shape == (6, 8, 3)
+    assert (colours[:, :4, 0] == 0).all() and (colours[:, 4:, 0] == 255).all()
+    assert panels.principal_colours(torch.ones(1, 1, 7)).shape == (1, 1, 3)
+
+
+def test_bad_use_of_features(hiera: Command, tmp_path: Path) -> None:
+    digit = BOX / "three.png"
+    cases = [
+        (["--stages", "x"], 2, "give numbers"),
+        (["--stages", "1,9"], 2, "has 3 stages"),
+        (["--resume"], 2, "needs -o with a folder"),
+        (["--resume", "-o", tmp_path / "x.npz"], 2, "needs -o with a folder"),
+        (["-o", tmp_path / "no/x.npz"], 2, "no folder"),
+    ]
+    for options, expected, message in cases:
+        code, _, err = hiera("features", digit, "-m", "hiera_nano_32", *options)
+        assert code == expected and message in err, err
+    code, _, err = hiera("features", BOX / "moving_right.mp4", "-m", "hiera_nano_32")
+    assert code == 1 and "takes pictures" in err

@@ -444,3 +444,24 @@ def test_train_on_the_command_line(
     assert code == 2 and "--resume auto" in err
     code, _, err = hiera("train", recipe, tmp_path / "nothing", "-o", tmp_path / "run2")
     assert code == 2 and "no data" in err
+
+
+def test_pictures_of_pre_training(tmp_path: Path) -> None:
+    """After every pass the same held-out samples, under the same masks."""
+    from PIL import Image
+
+    recipe = recipe_of("mae_hiera_nano_32", schedule__epochs=2, ema=0.5)
+    run(recipe, tmp_path / "run")
+    files = sorted((tmp_path / "run/pictures").iterdir())
+    assert [f.name for f in files] == ["epoch-0001.png", "epoch-0002.png"]
+    pictures = []
+    for file in files:
+        with Image.open(file) as image:
+            pictures.append(np.asarray(image))
+    one, two = pictures
+    assert one.shape == (4 * 166 + 6 + 20, 3 * 166 + 6, 3)
+    column = 166
+    assert np.array_equal(one[:, : 2 * column], two[:, : 2 * column]), "originals and masks"
+    assert not np.array_equal(one[:660, 2 * column :], two[:660, 2 * column :])
+    run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "other")
+    assert not (tmp_path / "other/pictures").exists(), "a classifier has none"

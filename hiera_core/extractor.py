@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from . import factory, panels, zoo
 from .errors import InputError, UsageError
 from .inputs import Source
 from .model import HieraEncoder
-from .pipeline import Pipeline, run_one
+from .pipeline import Pipeline, of_whole_videos, run_one
 from .preprocess.video import Piece, Sampling
 from .records import Kind, Record
 from .runner import Runner
@@ -105,7 +105,7 @@ class FeatureExtractor(Pipeline[Extractor]):
         options: `workers`, `device`, `dtype`, `batch_size`, `compile`, as for `Pipeline`.
 
     Raises:
-        UsageError: an unknown model or stage, or maps of several views.
+        UsageError: an unknown model or stage, maps of several views, or pieces of videos.
         CheckpointError, HubError: see `weights.read`.
         DeviceError: the device is not there.
     """
@@ -125,8 +125,7 @@ class FeatureExtractor(Pipeline[Extractor]):
         **options: Any,
     ) -> None:
         self.wanted, self.visualize = wanted or Wanted(), visualize
-        sampling = sampling or Sampling()
-        sampling = replace(sampling, clips=sampling.clips or 1, crops=sampling.crops or 1)
+        sampling = of_whole_videos(sampling)
         if not self.wanted.pool and sampling.views != (1, 1):
             raise UsageError(
                 "maps of several views show different parts and cannot be averaged",

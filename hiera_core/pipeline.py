@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from . import inputs
-from .errors import HieraError, InputError
+from .errors import HieraError, InputError, UsageError
 from .inputs import Source
 from .preprocess.image import open_image, trusted_sizes
 from .preprocess.video import Piece, Report, Sampling, frames_every
@@ -247,6 +247,18 @@ class Pipeline(Generic[R]):
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
         return self.make_runner(built, borrowed=borrowed, **self._options)
+
+
+def of_whole_videos(sampling: Sampling | None) -> Sampling:
+    """The same with one clip and one crop where none are given.
+
+    Raises:
+        UsageError: videos are to be seen in pieces.
+    """
+    sampling = sampling or Sampling()
+    if sampling.segments is not None or sampling.every is not None:
+        raise UsageError("segments and every are for prediction", "leave them out")
+    return replace(sampling, clips=sampling.clips or 1, crops=sampling.crops or 1)
 
 
 def run_one(

@@ -23,7 +23,7 @@ from .errors import InputError, UsageError
 from .files import replacing
 from .mae import MaskedAutoencoderHiera, check_mask_ratio, gather_rows, patch_statistics
 from .mirror import target
-from .pipeline import Pipeline
+from .pipeline import Pipeline, of_whole_videos
 from .preprocess.image import ImageTransform
 from .preprocess.video import Piece, Sampling, VideoTransform
 from .records import Kind, Record
@@ -193,7 +193,7 @@ class Reconstructor(Pipeline[Painter]):
         sampling: Sampling | None = None,
         **options: Any,
     ) -> None:
-        sampling = replace(sampling or Sampling(), clips=1, crops=1)
+        sampling = replace(of_whole_videos(sampling), clips=1, crops=1)
         super().__init__(model, sampling=sampling, **options)
 
     def load(self, name: str) -> MaskedAutoencoderHiera:

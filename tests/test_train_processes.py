@@ -91,7 +91,7 @@ def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
 
 def test_killed_at_any_moment_it_resumes_bit_exactly(tmp_path: Path) -> None:
     """kill -9, saving included: there is a save every other step."""
-    path = recipe(tmp_path, "hiera_nano_32", epochs=3, save_every=2 / 14)
+    path = recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14)
     arguments = ("train", path, "digits", "-q", "-j", "0", "-o")
     begin = time.monotonic()
     call(*arguments, tmp_path / "whole")

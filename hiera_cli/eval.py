@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hiera_core.errors import InputError, UsageError
+from hiera_core.records import Kind
+
 from . import load, options
 from .errors import OK, SOME_FAILED, say
 from .options import Format, auto_or_count
@@ -95,7 +98,8 @@ def evaluate(
     for other in shares[1:]:
         shares[0].add(other)
     total: Evaluation = shares[0]
-    total.published = _published(as_found, predictor)
+    if clips is None and crops is None:  # else it is measured otherwise
+        total.published = _published(as_found, predictor)
     for name, message in total.failed:
         say(f"{name}: {message}")
     text = render(total, resolve(format, output))
@@ -143,14 +147,22 @@ def _published_part(found: Evaluation) -> str:
 def _numbered(samples: Samples, predictor: Predictor) -> tuple[Samples, int]:
     """The samples in the model's numbering, and its number of classes."""
     from hiera_core import datasets
-    from hiera_core.inputs import kind_of
 
-    first = samples.sources[0]
     # Without --model the data's first sample decides.
-    kind = kind_of(first.content(), first.name) if predictor.decides else predictor.kinds[0]
+    kind = _first_kind(samples) if predictor.decides else predictor.kinds[0]
     classifier = predictor.classifier(kind)
     count = int(classifier.model.config["num_classes"])
     return datasets.with_classes(samples, classifier.class_names, count), count
+
+
+def _first_kind(samples: Samples) -> Kind:
+    """Of the first sample that can be read; the others are counted as unreadable later."""
+    from hiera_core.inputs import kind_of
+
+    for source in samples.sources:
+        with contextlib.suppress(InputError):
+            return kind_of(source.content(), source.name)
+    raise UsageError("no sample of the data can be read", "check the paths in it")
 
 
 def _published(samples: Samples, predictor: Predictor) -> float | None:

@@ -6,7 +6,9 @@ Nothing is decoded here: a data set is a sequence of sources (see inputs.py) wit
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
+import json
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -26,17 +28,23 @@ BUILT_IN: dict[str, Any] = {
 }
 BUILT_IN_VAL = 0.2  # of a built-in set is held out
 SPLIT_SEED = 0
+HEADERS = (  # what lists call their columns
+    {"path", "paths", "file", "filename", "file_name", "image", "image_path", "video", "name"},
+    {"label", "labels", "class", "class_name", "category", "target", "id"},
+)
 WNID = re.compile(r"n\d{8}")
 IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)  # videos keep vanishing from the latter
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Sources and, where they are known, their class numbers [n] and the classes' names."""
+    """Sources and, where they are known, their class numbers [n] and the classes' names, or at
+    least how many classes there are (None: as many as the largest number says)."""
 
     sources: Sequence[Source]
     labels: np.ndarray | None = None
     classes: Sequence[str] | None = None
+    count: int | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -44,13 +52,25 @@ class Samples:
     def part(self, rows: Sequence[int] | np.ndarray) -> Samples:
         """Some of them, in the given order."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, sources=_Rows(self.sources, np.asarray(rows)), labels=labels)
+        sources = _Rows(self.sources, np.asarray(rows))
+        return replace(self, sources=sources, labels=labels, count=self.num_classes)
 
     @property
     def num_classes(self) -> int | None:
         if self.classes is not None:
             return len(self.classes)
-        return None if self.labels is None else int(self.labels.max(initial=-1)) + 1
+        if self.labels is None or self.count is not None:
+            return self.count
+        return int(self.labels.max(initial=-1)) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the samples' number, labels and names (some of them; without folders)."""
+        places = np.linspace(0, len(self) - 1, 8).round().astype(int).tolist()
+        names = [Path(self.sources[place].name).name for place in places]
+        labels = b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes()
+        text = json.dumps([len(self), self.num_classes, names]).encode() + labels
+        return hashlib.sha256(text).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -254,14 +274,14 @@ def _from_list(path: Path, labelled: bool) -> Samples:
     """`path label` lines, separated by comma, tab or space; paths are relative to the list."""
     paths, words = [], []
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for line, row in enumerate(_rows_of(file, path.suffix), start=1):
-                if not row or (line == 1 and row[:2] in (["path", "label"], ["path"])):
+                if not row or not row[0] or (line == 1 and _is_header(row, path.parent)):
                     continue
                 if labelled and len(row) < 2:
                     raise UsageError(f"{path}: line {line} has no label", "write `path label`")
                 paths.append(str(path.parent / row[0]))
-                words.append(row[1].strip() if len(row) > 1 else "")
+                words.append(row[1] if len(row) > 1 else "")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from error
     if not labelled:
@@ -271,14 +291,24 @@ def _from_list(path: Path, labelled: bool) -> Samples:
 
 
 def _rows_of(file: Iterable[str], ending: str) -> Iterable[list[str]]:
+    """Cells of each line. The first line tells what separates them: in .csv commas if it has any;
+    elsewhere tabs or spaces if it has any."""
     lines = iter(file)
     first = next(lines, "")
     everything = itertools.chain([first], lines)
-    if "," in first or ending == ".csv":
-        yield from csv.reader(everything)
+    if "," in first and (ending == ".csv" or not re.search(r"\s", first.strip())):
+        rows: Iterable[list[str]] = csv.reader(everything, skipinitialspace=True)
     else:  # the label is the last word: names may hold spaces
         separator = "\t" if "\t" in first else None
-        yield from (line.strip("\r\n").rsplit(separator, 1) for line in everything)
+        rows = (line.strip("\r\n").rsplit(separator, 1) for line in everything)
+    yield from ([cell.strip() for cell in row] for row in rows)
+
+
+def _is_header(row: list[str], folder: Path) -> bool:
+    """A first line that names the columns, and no file."""
+    words = [cell.lower() for cell in row[:2]]
+    names = words[0] in HEADERS[0] and (len(words) < 2 or words[1] in HEADERS[1])
+    return names and not (folder / row[0]).exists()
 
 
 def _from_shards(shards: Sequence[Path], labelled: bool) -> Samples:

@@ -56,6 +56,9 @@ def test_folders(folder: Path) -> None:
         ("a.csv", "path,label\ntrain/a cat/0.png,cat\ntrain/dog/1.png,dog\n"),
         ("a.tsv", "train/a cat/0.png\tcat\ntrain/dog/1.png\tdog\n"),
         ("a.txt", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),
+        ("b.csv", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),  # as SlowFast has it
+        ("c.csv", "\ufefffilename, class\r\ntrain/a cat/0.png, cat\r\ntrain/dog/1.png, dog\r\n"),
+        ("d.txt", "file label\ntrain/a cat/0.png cat\ntrain/dog/1,2.png dog\n"),
     ],
 )
 def test_lists(folder: Path, name: str, text: str) -> None:
@@ -67,8 +70,8 @@ def test_lists(folder: Path, name: str, text: str) -> None:
 
 
 def test_lists_with_numbers(folder: Path) -> None:
-    (folder / "n.csv").write_text("train/dog/0.png 3\ntrain/dog/1.png 1\n")
-    with pytest.raises(UsageError, match="has no label"):  # .csv means commas
+    (folder / "n.csv").write_text("train/dog/0.png,3\ntrain/dog/1.png\n")
+    with pytest.raises(UsageError, match="line 2 has no label"):
         datasets.find(folder / "n.csv")
     (folder / "n.txt").write_text("train/dog/0.png 3\ntrain/dog/1.png 1\n")
     found = datasets.find(folder / "n.txt")
@@ -77,6 +80,24 @@ def test_lists_with_numbers(folder: Path) -> None:
     with pytest.raises(UsageError, match="line 1 has no label"):
         datasets.find(folder / "m.txt")
     assert len(datasets.find(folder / "m.txt", labelled=False)) == 1
+
+
+def test_a_class_that_is_only_held_out_counts(folder: Path) -> None:
+    """Numbers have no names: their largest says how many there are, in all of the data."""
+    lines = [f"train/dog/{i}.png {9 if i == 5 else i % 2}" for i in range(20)]
+    (folder / "n.txt").write_text("\n".join(lines))
+    for share in (0.2, 0.4, 0.6):
+        found = datasets.splits(folder / "n.txt", share)
+        assert found.val is not None
+        assert found.train.num_classes == found.val.num_classes == 10
+
+
+def test_other_data_have_another_fingerprint(folder: Path) -> None:
+    digits = datasets.splits("digits")
+    assert digits.val is not None
+    marks = {s.fingerprint for s in (digits.train, digits.val, datasets.find(folder / "train"))}
+    assert len(marks) == 3
+    assert datasets.splits("digits").train.fingerprint == digits.train.fingerprint
 
 
 def test_tar_shards(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
         ({"task": "mae"}, "use mae_hiera_base_224"),
         ({"mask_ratio": "nan"}, "outside (0, 1)"),
         ({"ema": 1.0}, "below 1"),
+        ({"optimizer.betas": [2, 3]}, "optimizer.betas[0] is 2"),
+        ({"augment.flip": 2}, "between 0 and 1"),
+        ({"augment.erasing": 5}, "between 0 and 1"),
+        ({"optimizer.layer_decay": -1}, "between 0 and 1"),
+        ({"optimizer.clip_grad": -3}, "above 0"),
+        ({"augment.scale": [1, 0.2]}, "[smallest, largest]"),
+        ({"schedule.epochs": 3}, "more than schedule.epochs 3"),
         ({"model.name": "hiera_base_225"}, "did you mean hiera_base_224"),
     ],
 )

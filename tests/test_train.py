@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ import torch
 
 import hiera_core
 from hiera_core import datasets, movies, zoo
-from hiera_core.errors import DeviceError, TrainingError, UsageError
+from hiera_core.errors import (
+    CheckpointError,
+    DeviceError,
+    OutputError,
+    TrainingError,
+    UsageError,
+)
 from hiera_core.train import config, data, dist, engine, optim, plan, setup
 from hiera_core.train.augment import Augment, mix
 from tests.conftest import assert_close
@@ -260,8 +267,6 @@ def test_resuming_is_bit_exact(tmp_path: Path) -> None:
     }
     recipe = recipe_of("hiera_nano_32", **settings)
     run(recipe, tmp_path / "whole")
-    import shutil
-
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for gone in ("step_00000008", "step_00000012"):
         shutil.rmtree(tmp_path / "cut/checkpoints" / gone)
@@ -327,6 +332,10 @@ def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     run(recipe, tmp_path / "run", splits)
     bad = events(tmp_path / "run", "bad")
     assert {event["input"] for event in bad} == {str(pictures / "a" / "10.png")}
+    assert all(event["step"] > 0 for event in bad)
+    assert events(tmp_path / "run", "step")[-1]["unreadable"] == 2  # once in each pass
+    card = json.loads((tmp_path / "run/hiera.json").read_text())
+    assert card["training"]["unreadable"] == 2
     strict = recipe_of("hiera_nano_32", schedule__epochs=2, data__max_bad=0.01)
     with pytest.raises(TrainingError, match=r"more than data\.max_bad"):
         run(strict, tmp_path / "strict", splits)
@@ -465,3 +474,98 @@ def test_pictures_of_pre_training(tmp_path: Path) -> None:
     assert not np.array_equal(one[:660, 2 * column :], two[:660, 2 * column :])
     run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "other")
     assert not (tmp_path / "other/pictures").exists(), "a classifier has none"
+
+
+# When something is wrong ------------------------------------------------------------------------
+
+
+def test_a_failed_start_changes_nothing(tmp_path: Path) -> None:
+    """Whatever can be found wrong is found before the folder is touched."""
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    folder = tmp_path / "run"
+    wrong = recipe_of("hiera_nano_32", model__config__drop_path_rat=0.1)
+    with pytest.raises(UsageError, match="did you mean drop_path_rate"):
+        run(wrong, folder)
+    with pytest.raises(CheckpointError):
+        run(recipe, folder, init_from=str(tmp_path / "none.pth"))
+    with pytest.raises(UsageError, match="the data decides"):
+        run(recipe_of("hiera_nano_32", model__config__num_classes=7), folder)
+    assert not folder.exists()
+    run(recipe, folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError):
+        run(recipe, folder, overwrite=True, init_from=str(tmp_path / "none.pth"))
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_resumed_run_keeps_what_its_first_weights_brought(tmp_path: Path) -> None:
+    """Preprocessing and origin come from the checkpoint, not from the zoo."""
+    model = hiera_core.mae_hiera_nano_32(**NARROW_MAE)
+    model.card["preprocessing"] = {**model.card["preprocessing"], "mean": [0.2, 0.2, 0.2]}
+    model.save_pretrained(tmp_path / "start")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=2)
+    run(recipe, tmp_path / "whole", init_from=str(tmp_path / "start"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_00000008")
+    run(recipe, tmp_path / "cut", resume=str((tmp_path / "cut").resolve()))
+    for name in ("model.safetensors", "hiera.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    card = json.loads((tmp_path / "cut/hiera.json").read_text())
+    assert card["preprocessing"]["mean"][0] == 0.2 and "start" in card["source"]
+
+
+def test_damaged_checkpoints(tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]) -> None:
+    """Said in one line, with the one before; which, when named, becomes the last."""
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=3, keep=3)
+    folder = tmp_path / "run"
+    run(recipe, folder)
+    expected = (folder / "model.safetensors").read_bytes()
+    newest, before = (folder / f"checkpoints/step_{n:08}" for n in (12, 8))
+    for part in newest.glob("*.distcp"):
+        part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(CheckpointError) as found:
+        run(recipe, folder, resume="auto")
+    assert found.value.hint == f"--resume {before}"
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    code, _, err = hiera(
+        "train", folder / "recipe.yaml", "digits", "-o", folder, "--resume", newest, "-q"
+    )
+    assert code == 2 and "other data" in err, "the command's digits are all of them"
+    run(recipe, folder, resume=str(before))
+    assert (folder / "model.safetensors").read_bytes() == expected
+    shutil.rmtree(folder / "checkpoints/step_00000012")
+    run(recipe, folder, resume=str(before))
+    assert sorted(p.name for p in (folder / "checkpoints").glob("step*"))[-1] == newest.name
+    (before / "meta.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"meta\.json"):
+        run(recipe, folder, resume=str(before))
+
+
+def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1, save_every=0.5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # no file may grow larger
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            run(recipe, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "run/checkpoints").glob("step_????????"))
+    run(recipe, tmp_path / "run", resume="auto")
+
+
+def test_other_data_are_not_gone_on_with(tmp_path: Path) -> None:
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    run(recipe, tmp_path / "run")
+    with pytest.raises(UsageError, match="other data"):
+        run(recipe, tmp_path / "run", digits(96), resume="auto")
+
+
+def test_unreadable_held_out_samples_stop_a_run(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    (tmp_path / "val.txt").write_text("\n".join(f"{n}.png {n}" for n in range(8)))
+    splits = datasets.Splits(digits().train, datasets.find(tmp_path / "val.txt"))
+    with pytest.raises(TrainingError, match="8 of 8 held-out samples"):
+        run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "run", splits)

@@ -9,16 +9,19 @@ parameters by name whatever number of processes wrote them, so that any number c
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -29,6 +32,7 @@ from .dist import World
 
 META = "meta.json"
 UNFINISHED = ".unfinished"
+FAULTS = (Exception, CheckpointException)  # the latter is a BaseException
 
 
 @dataclass
@@ -81,10 +85,9 @@ class Checkpoints:
         self.world.barrier()
         state = training.state()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it speaks of single processes
+            with _quietly():
                 save(state, checkpoint_id=folder, no_dist=self.world.size == 1)
-        except Exception as error:
+        except FAULTS as error:
             raise OutputError(f"{folder} cannot be written ({_reason(error)})") from error
         if self.world.first:
             files.write_json(folder / META, meta)
@@ -107,23 +110,27 @@ class Checkpoints:
         """
         state = training.state()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quietly():
                 load(state, checkpoint_id=path, no_dist=self.world.size == 1)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be loaded ({_reason(error)})", "resume from another checkpoint"
-            ) from error
-        training.take(state)
+            training.take(state)
+        except FAULTS as error:
+            before = [p for p in _whole(path.parent) if p.name < path.name]
+            hint = f"--resume {before[-1]}" if before else "begin anew"
+            raise CheckpointError(f"{path} cannot be loaded ({_reason(error)})", hint) from error
         return files.read_json(path / META)
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run goes on from this one."""
+        self.world.barrier()
+        if self.world.first:
+            for path in self.all():
+                if path.name > f"step_{step:08}":
+                    shutil.rmtree(path)
+        self.world.barrier()
 
     def all(self) -> list[Path]:
         """Whole ones, oldest first."""
-        return sorted(p.parent for p in self.folder.glob(f"step_????????/{META}"))
-
-    def latest(self) -> Path | None:
-        found = self.all()
-        return found[-1] if found else None
+        return _whole(self.folder)
 
 
 def find(where: str, run: Path) -> Path | None:
@@ -135,15 +142,38 @@ def find(where: str, run: Path) -> Path | None:
     path = run if where == "auto" else Path(where)
     if (path / META).is_file():
         return path
-    found = sorted(p.parent for p in (path / "checkpoints").glob(f"step_????????/{META}"))
+    found = _whole(path / "checkpoints")
     if not found and where != "auto":
         raise UsageError(f"no checkpoint in {where}", "name a run's folder, or --resume auto")
     return found[-1] if found else None
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((path / META).read_text())
-    return meta
+    """What was saved beside a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return files.read_json(path / META)
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Checkpoints that were finished, oldest first."""
+    return sorted(p.parent for p in folder.glob(f"step_????????/{META}"))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """torch warns of single processes, and logs tracebacks of what we say in a line."""
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _sync_folder(path: Path) -> None:
@@ -155,4 +185,6 @@ def _sync_folder(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]  # of the first process that failed
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,10 +123,36 @@ class Recipe:
             "schedule.warmup_epochs": self.schedule.warmup_epochs,
             "augment.mixup": self.augment.mixup,
             "augment.cutmix": self.augment.cutmix,
+            "augment.randaugment": self.augment.randaugment,
+            "augment.randaugment_std": self.augment.randaugment_std,
         }
         for name, value in not_negative.items():
             if not 0 <= value < float("inf"):
                 raise UsageError(f"{name} is {value}", "give a number that is not negative")
+        shares = {
+            "augment.flip": self.augment.flip,
+            "augment.erasing": self.augment.erasing,
+            "augment.label_smoothing": self.augment.label_smoothing,
+            "data.max_bad": self.data.max_bad,
+            "optimizer.layer_decay": self.optimizer.layer_decay,
+            "optimizer.betas[0]": self.optimizer.betas[0],
+            "optimizer.betas[1]": self.optimizer.betas[1],
+        }
+        for name, value in shares.items():
+            if not 0 <= value <= 1 or (value == 1 and "betas" in name):
+                raise UsageError(f"{name} is {value}", "give a number between 0 and 1")
+        clip = self.optimizer.clip_grad
+        if clip is not None and not clip > 0:
+            raise UsageError(f"optimizer.clip_grad is {clip}", "give a number above 0, or leave it")
+        for name, (low, high) in (("scale", self.augment.scale), ("ratio", self.augment.ratio)):
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise UsageError(f"augment.{name} is [{low}, {high}]", "give [smallest, largest]")
+        if self.schedule.warmup_epochs > self.schedule.epochs:
+            raise UsageError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than "
+                f"schedule.epochs {self.schedule.epochs:g}",
+                "set both",
+            )
         if not 0 < self.mask_ratio < 1:
             raise UsageError(f"mask_ratio {self.mask_ratio} is outside (0, 1)", "use 0.6, or 0.9")
         if not 0 <= self.ema < 1:
@@ -176,7 +203,7 @@ def read(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Recip
             if not isinstance(part.setdefault(parent, {}), dict):
                 raise UsageError(f"{key}: {parent} holds no further keys", "see --print-recipe")
             part = part[parent]
-        part[last] = value
+        part[last] = copy.deepcopy(value)  # further keys may go into it
     return Recipe.of(values)
 
 

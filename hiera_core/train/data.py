@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,9 +209,16 @@ def reader(
         batch_sampler=keys,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_main_process if workers else None,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal and `timeout` signal the whole group; the main process ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def read_clips(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +13,14 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..device import select_device
+from ..errors import TrainingError
 from ..model import HieraEncoder
 
 Parallel = Literal["ddp", "fsdp"]
+BROKEN = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
 
 
@@ -78,6 +82,7 @@ def world(device: str = "auto") -> Iterator[World]:
 
     Raises:
         DeviceError: there is no such device.
+        TrainingError: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = select_device(device)
@@ -90,6 +95,13 @@ def world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield World(where, dist.get_rank(), size)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or BROKEN.search(str(error))):
+            raise
+        raise TrainingError(
+            "another process of the run has ended, or cannot be reached",
+            "its own message says why; start all of them again with --resume auto",
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -108,8 +120,16 @@ def plain(model: nn.Module) -> HieraEncoder:
     return inner
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that FSDP has gathered, so that changed shards count."""
+    if isinstance(model, FSDPModule):
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def _is_sharded(model: nn.Module) -> bool:
-    return hasattr(model, "set_requires_gradient_sync")
+    return isinstance(model, FSDPModule)
 
 
 @contextlib.contextmanager

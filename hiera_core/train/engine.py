@@ -29,6 +29,7 @@ from .task import views_of
 from .validate import averaged, validate
 
 log = logging.getLogger("hiera")
+SAVED_ONLY = ("recipe", "card", "data", "seen", "unread")  # of what a checkpoint holds
 
 
 def train(
@@ -60,9 +61,11 @@ class Trainer:
     ) -> None:
         self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
         self.plan = Plan(len(splits.train), recipe, world.rank, world.size)
-        self.folder = RunFolder(folder, recipe, world, options)
+        self.folder = RunFolder(folder, recipe, splits.train, world, options)
         self.checkpoints = Checkpoints(folder, world, recipe.keep)
-        self.parts: Setup = set_up(recipe, splits.train, world, options, self.folder.resumes)
+        self.parts: Setup = set_up(
+            recipe, splits.train, world, options, self.folder.meta.get("card")
+        )
         self.training = self.parts.training
         self.report = Report(
             folder,
@@ -73,7 +76,9 @@ class Trainer:
             tensorboard=options.tensorboard,
         )
         self.bad: dict[str, str] = {}  # unreadable samples since the last report, and why
-        self.seen = self.unread = 0  # views since the start
+        # Views since the start, and those of unreadable samples.
+        self.seen, self.unread = (self.folder.meta.get(key, 0) for key in ("seen", "unread"))
+        self.folder.claim()  # from here on nothing is wrong with what was asked for
 
     def run(self) -> dict[str, Any]:
         last = self._resume()
@@ -97,8 +102,9 @@ class Trainer:
             return {"step": 0}
         meta = self.checkpoints.load(self.folder.resumes, self.training)
         log.info("going on after step %d of %d", meta["step"], self.plan.steps)
-        del meta["recipe"]
-        return meta
+        if self.folder.goes_on:
+            self.checkpoints.forget_after(meta["step"])
+        return {k: v for k, v in meta.items() if k not in SAVED_ONLY}
 
     def _loop(self, last: dict[str, Any]) -> None:
         """From the step after `last` to the end; what is measured goes into `last`."""
@@ -125,7 +131,17 @@ class Trainer:
             if pictures is not None and (end or step % plan.pass_steps == 0):
                 pictures.draw(math.ceil(step / plan.pass_steps))
             if saves:
-                self.checkpoints.save(self.training, {**last, "recipe": recipe.to_dict()})
+                self.checkpoints.save(self.training, {**last, **self._saved_only()})
+
+    def _saved_only(self) -> dict[str, Any]:
+        """What goes into a checkpoint so that a run can go on."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "card": self.parts.card,
+            "data": self.splits.train.fingerprint,
+            "seen": self.seen,
+            "unread": self.unread,
+        }
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """This process's, from a step on."""
@@ -181,7 +197,7 @@ class Trainer:
         values = window.summary(self.training.scaler.is_enabled())
         for share in self.world.gather(self.bad):
             for name, message in share.items():
-                self.report.say("bad", input=name, message=message)
+                self.report.say("bad", step=step, input=name, message=message)
         self.bad = {}
         self.seen += values.pop("read")
         self.unread += values.pop("lost")
@@ -191,8 +207,11 @@ class Trainer:
         values["eta"] = (self.plan.steps - step) * values["seconds"] / len(window.rows)
         if self.parts.device.type == "cuda":
             values["memory"] = torch.cuda.max_memory_allocated(self.parts.device) / 2**30
+        found = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
+        if self.unread:
+            found["unreadable"] = values["unreadable"] = self.unread // self.recipe.data.repeats
         self.report.say("step", step=step, **values)
-        return {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
+        return found
 
     def _tolerate(self) -> None:
         """A share of a whole pass, so that one bad sample at the start stops nothing."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .. import plots
+from .. import files, plots
 from ..errors import TrainingError, UsageError
 from .dist import World
 
@@ -26,7 +26,7 @@ SHOWN = ("loss", "lr", "grad_norm", "rate", "eta", "memory")
 class Report:
     """Of one process's run; those that are not `active` (all but the first) say nothing.
 
-    Each event is a dictionary with `event` (start, step, val, bad, end) and, but for bad, `step`.
+    Each event is a dictionary with `event` (start, step, val, bad) and `step`.
     """
 
     folder: Path
@@ -37,15 +37,22 @@ class Report:
     tensorboard: bool = False
     _last: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.tensorboard:
+            self._summary_writer = _summary_writer_class()
+
     def open(self, step: int) -> None:
         """Begin, or go on after `step` steps: what the log holds beyond them is forgotten."""
         if not self.active:
             return
         path = self.folder / LOG_NAME
         kept = [json.dumps(e) for e in events(self.folder) if e.get("step", 0) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept if step))
+        with files.replacing(path) as temporary:  # a crash here loses nothing
+            temporary.write_text("".join(f"{line}\n" for line in kept if step))
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._writer = _summary_writer(self.folder) if self.tensorboard else None
+        self._writer = (
+            self._summary_writer(self.folder / "tensorboard") if self.tensorboard else None
+        )
         self._view = _View(self.steps, self.unit) if self.live and sys.stderr.isatty() else None
         self._began = time.monotonic()
 
@@ -160,8 +167,8 @@ class Window:
             what = "gradient" if bool(rows[step - self.step - 1, 0].isfinite()) else "loss"
             raise TrainingError(
                 f"the {what} of step {step} is no number",
-                "the last checkpoint is from before; lower optimizer.lr, set optimizer.clip_grad, "
-                "or use --set precision=fp32 or bf16",
+                "no checkpoint holds it; lower optimizer.lr, set optimizer.clip_grad, or use --set "
+                "precision=fp32 or bf16",
             )
         seconds = time.perf_counter() - self.began
         weight = rows[:, 1].clamp_min(1)
@@ -213,11 +220,11 @@ class _View:
         return Group(self._progress, table)
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer_class() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError(
             "--tensorboard needs TensorBoard", "pip install 'hiera-toolkit[tensorboard]'"
         ) from error
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter

@@ -60,37 +60,59 @@ class Options:
 
 
 class RunFolder:
-    """The folder of a run, claimed for this one.
+    """The folder of a run. Nothing is changed in it before `claim`.
 
     Attributes:
-        resumes: the checkpoint to go on from, or None.
+        resumes: the checkpoint to go on from, or None; `meta`: what was saved beside it.
 
     Raises:
-        UsageError: it holds another run, or one that was begun with another recipe.
-        OutputError: it cannot be written to.
+        UsageError: it holds another run, or one that was begun with another recipe or other data;
+            it cannot be written to.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, world: World, options: Options) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, samples: Samples, world: World, options: Options
+    ) -> None:
         self.path, self.recipe, self.world = path, recipe, world
         self.resumes = checkpoint.find(options.resume, path) if options.resume else None
+        self.meta: dict[str, Any] = {}
         if self.resumes is not None:
-            self._check_same(checkpoint.read_meta(self.resumes)["recipe"])
-        goes_on = self.resumes is not None and self.resumes.is_relative_to(path)
-        may_clear = goes_on or options.overwrite or options.resume == "auto"
+            self.meta = checkpoint.read_meta(self.resumes)
+            self._check_same(self.meta["recipe"])
+            if self.meta.get("data") != samples.fingerprint:
+                raise UsageError(
+                    "the run was begun on other data",
+                    "resume with its own, or begin another run with --init-from",
+                )
+        self.goes_on = self.resumes is not None and (
+            self.resumes.resolve().is_relative_to(path.resolve())
+        )
+        may_clear = self.goes_on or options.overwrite or options.resume == "auto"
         if (path / RECIPE_NAME).exists() and not may_clear:
             raise UsageError(
                 f"{path} already holds a run", "use --resume auto, --overwrite, or another -o"
             )
-        world.barrier()  # everybody has looked before anything is written
-        if world.first and not goes_on:
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UsageError(f"{path} cannot be written to", "use another -o")
+
+    def claim(self) -> None:
+        """Make it this run's: forget what it held, unless the run goes on.
+
+        Raises:
+            OutputError: it cannot be written to.
+        """
+        self.world.barrier()  # everybody has looked before anything is written
+        if self.world.first and not self.goes_on:
             self._clear()
+        self.world.barrier()
 
     def _clear(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in ("checkpoints", "pictures"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in (LOG_NAME, CURVES_NAME, "model.safetensors"):
+            for name in (LOG_NAME, CURVES_NAME, "model.safetensors", "config.json", "hiera.json"):
                 (self.path / name).unlink(missing_ok=True)
             (self.path / RECIPE_NAME).write_text(self.recipe.to_yaml())
         except OSError as error:
@@ -111,7 +133,8 @@ class RunFolder:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: Any = get_model_state_dict(parts.training.model, options=options)
         if self.world.first:
-            result: dict[str, Any] = {k: last[k] for k in ("step", "loss", "val") if k in last}
+            told = ("step", "loss", "val", "unreadable")
+            result: dict[str, Any] = {k: last[k] for k in told if k in last}
             files.write_safetensors(self.path / "model.safetensors", state)
             files.write_json(self.path / "config.json", plain(parts.training.model).config)
             files.write_json(self.path / "hiera.json", {**parts.card, "training": result})
@@ -169,15 +192,23 @@ class Setup:
 
 
 def set_up(
-    recipe: Recipe, samples: Samples, world: World, options: Options, resumes: Path | None
+    recipe: Recipe,
+    samples: Samples,
+    world: World,
+    options: Options,
+    card: dict[str, Any] | None = None,
 ) -> Setup:
     """Build everything for a run.
+
+    Args:
+        card: of a run that goes on, whose weights come from its checkpoint.
 
     Raises:
         UsageError: the data or the recipe does not suit the model.
         CheckpointError, HubError: weights to begin with cannot be loaded.
     """
-    model, card = _build_model(recipe, samples, options.init_from if resumes is None else None)
+    model, new = _build_model(recipe, samples, None if card else options.init_from)
+    card = card or new
     config, masking = model.config, None
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
@@ -214,12 +245,20 @@ def _build_model(
     if not row.autoencoder:
         if samples.labels is None or not samples.num_classes:
             raise UsageError("the data has no labels", "give class folders or a list with labels")
-        config["num_classes"] = samples.num_classes
+        if config.setdefault("num_classes", samples.num_classes) != samples.num_classes:
+            raise UsageError(
+                f"model.config.num_classes is {config['num_classes']}, and the data has "
+                f"{samples.num_classes} classes",
+                "leave it out: the data decides",
+            )
     torch.manual_seed(seed_of("weights", recipe.seed))
     loaded: weights.Checkpoint | None = None
     if init_from is not None:
         loaded = factory.read_weights(init_from)
-    model = factory.from_zoo(row, loaded, **config)
+    try:
+        model = factory.from_zoo(row, loaded, **config)
+    except TypeError as error:  # an argument that there is not
+        raise UsageError(f"model.config: {error}") from error
     origin = f"trained with hiera-toolkit {__version__}"
     card = {k: v for k, v in model.card.items() if k not in ("licence", "classes", "training")}
     card["source"] = origin if loaded is None else f"{origin} from {loaded.source}"

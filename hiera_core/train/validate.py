@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ..datasets import Samples
+from ..errors import TrainingError
 from .checkpoint import Training
 from .config import Recipe
 from .data import Collate, EvalSet, reader
-from .dist import World, plain
+from .dist import World, plain, reshard
 from .plan import eval_batches
 from .setup import Setup
 from .task import views_of
@@ -28,6 +29,9 @@ def validate(parts: Setup, samples: Samples, recipe: Recipe, world: World) -> di
 
     Returns:
         loss, top1, top5 (above five classes), samples, bad: how many were unreadable.
+
+    Raises:
+        TrainingError: too many are.
     """
     model = plain(parts.training.model)
     batch = max(1, min(BATCH, recipe.batch_size // world.size))
@@ -52,6 +56,12 @@ def validate(parts: Setup, samples: Samples, recipe: Recipe, world: World) -> di
         found["top1"] = 100 * first / max(1, count)
         if parts.num_classes > 5:
             found["top5"] = 100 * within5 / max(1, count)
+    if bad > recipe.data.max_bad * len(samples):
+        raise TrainingError(
+            f"{int(bad)} of {len(samples)} held-out samples are unreadable, more than data.max_bad "
+            f"= {recipe.data.max_bad:g} allows",
+            "hiera eval names them: mend or remove them",
+        )
     return {**found, "samples": int(count), "bad": int(bad)}
 
 
@@ -61,12 +71,14 @@ def averaged(training: Training) -> Iterator[None]:
     if not training.averages:
         yield
         return
+    reshard(training.model)
     own = dict(plain(training.model).named_parameters())
     present = {name: own[name].detach().clone() for name in training.averages}
     _copy(training.averages, own)
     try:
         yield
     finally:
+        reshard(training.model)  # else FSDP would go on with the averages that it has gathered
         _copy(present, own)
 
 

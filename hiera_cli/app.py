@@ -116,6 +116,11 @@ def _leave_soon_after_signals() -> None:
 def _prepare_streams() -> None:
     """File names are bytes and need not be UTF-8: pass them through, never fail on one. Labels
     need not be ASCII."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed: else the next file to be opened takes its place
+            # Opened for reading, so that results that are printed are not lost without a word.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")

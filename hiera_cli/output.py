@@ -75,10 +75,12 @@ class Output:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._progress.close()
+        with contextlib.suppress(OSError):  # the terminal may be gone; the results are not
+            self._progress.close()
         if kind is None:
             self.writer.close()
-        if not (kind is not None and issubclass(kind, ReaderGone)):
+        # After an error it stands, not what flushing would say of it again.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
             self.stream.flush()
         if self.partial is not None and self.path is not None:
             os.fsync(self.stream.fileno())
@@ -157,7 +159,8 @@ class Output:
     def closing_line(self) -> None:
         """`n ok, m failed`, where there was more than one input or anything failed."""
         if self.failed or (self.ok > 1 and not self.quiet):
-            where = f" -> {self.path}" if self.path else ""
+            path = self.path if self.whole else self.partial
+            where = f" -> {path}" if path else ""
             say(f"{self.ok} ok, {self.failed} failed{where}")
 
     def _shows_progress(self) -> bool:

@@ -83,7 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".hiera-")
         os.close(handle)
         temporary = Path(name)
         yield temporary

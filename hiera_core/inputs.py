@@ -7,6 +7,7 @@ so that every input keeps its place.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import http.client
 import os
@@ -83,8 +84,19 @@ class Source:
 
     @property
     def looks_like_video(self) -> bool:
-        """By its ending alone; `kind_of` looks inside."""
-        return Path(self.name.partition("?")[0]).suffix.lower() in VIDEO_ENDINGS
+        """By its first bytes where they are at hand, else by its ending."""
+        kind = None
+        with contextlib.suppress(OSError):
+            if self.data is not None:
+                kind = sniff(self.data[:SIGNATURE_BYTES])
+            elif self.path is not None and self.span is None and self.path.is_file():
+                with self.path.open("rb") as file:
+                    kind = sniff(file.read(SIGNATURE_BYTES))
+        if kind is not None:
+            return kind == "video"
+        ending = Path(self.name.partition("?")[0]).suffix.lower()
+        # An address need not end in what it holds.
+        return ending in VIDEO_ENDINGS or (self.url is not None and ending not in ENDINGS)
 
 
 def kind_of(content: Path | bytes, name: str) -> Kind:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
 from .errors import InputError, OutputError
+from .inputs import ENDINGS
+
+MAX_NAME_BYTES = 240  # file systems take 255
 
 
 def target(folder: Path, name: str, ending: str, keeps: Collection[str] = ()) -> Path:
@@ -35,7 +40,8 @@ def mirrored(name: str, ending: str, keeps: Collection[str] = ()) -> PurePosixPa
     """A relative path for what is made of an input: its own, or its address; without `..`, so that
     a/x.jpg and b/x.jpg stay apart and nothing is written elsewhere.
 
-    Names that end in `ending` or one of `keeps` stay as they are; to others `ending` is added.
+    Names that end in `ending` or one of `keeps` stay as they are. To others `ending` is added, and
+    a tilde where they do not end as a picture or video: so x.webp, x.webp.png and x stay apart.
     """
     if name.startswith(("http://", "https://")):
         url = urlparse(name)
@@ -44,6 +50,19 @@ def mirrored(name: str, ending: str, keeps: Collection[str] = ()) -> PurePosixPa
     name = "stdin" if name == "-" else name
     plain = name.replace("\\", "/").replace("\0", "_")
     parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
-    path = PurePosixPath(*parts)
-    stays = path.suffix.lower() in {ending, *keeps}
-    return path if stays else path.with_name(path.name + ending)
+    path = PurePosixPath(*map(_shortened, parts))
+    is_media = path.suffix.lower() in ENDINGS
+    if path.suffix.lower() in {ending, *keeps} and PurePosixPath(path.stem).suffix not in ENDINGS:
+        return path
+    tilde = "" if is_media or name == "stdin" else "~"
+    return path.with_name(path.name + tilde + ending)
+
+
+def _shortened(part: str) -> str:
+    """A name that a file system takes, with room for an ending; a hash tells long ones apart."""
+    raw = os.fsencode(part)
+    if len(raw) <= MAX_NAME_BYTES:
+        return part
+    ending = PurePosixPath(part).suffix if len(PurePosixPath(part).suffix) < 10 else ""
+    mark = hashlib.sha256(raw).hexdigest()[:8]
+    return os.fsdecode(raw[: MAX_NAME_BYTES - 30]) + f"~{mark}{ending}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
 import stat
@@ -153,11 +154,17 @@ def test_output_paths_stay_below_the_folder() -> None:
         ("a/x.jpg", "a/x.jpg"),
         ("/a/x.webp", "a/x.webp.png"),
         ("../../x.JPG", "__/__/x.JPG"),
-        ("http://host:8000/a/x.png?size=3", "host_8000/a/x.png_size=3.png"),
+        ("http://host:8000/a/x.png?size=3", "host_8000/a/x.png_size=3~.png"),
         ("-", "stdin.png"),
+        ("x.webp", "x.webp.png"),
+        ("x.webp.png", "x.webp.png.png"),
+        ("x", "x~.png"),
+        ("x.png", "x.png"),
     ]:
         assert str(mirror.mirrored(name, ".png", annotate.FORMATS)) == expected
     assert str(mirror.mirrored("a/x.mp4", ".png")) == "a/x.mp4.png"
+    long = [mirror.mirrored(f"{'é' * 125}{i}.jpg", ".png") for i in range(2)]
+    assert long[0] != long[1] and all(len(os.fsencode(p.name)) < 255 for p in long)
 
 
 def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) -> None:

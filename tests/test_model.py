@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -263,6 +265,29 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_hiera_base_as_a_whole(pictures: Path) -> None:
+    """Each picture alone and in a batch of 16; and no slow kernel in the whole forward."""
+    from hiera_core.preprocess.image import ImageTransform, open_image
+
+    model = draw_weights(hiera_core.hiera_base_224()).eval()
+    transform = ImageTransform.from_card(model.card["preprocessing"], (224, 224))
+    crops = [transform.crop(open_image(path)[0]) for path in sorted(pictures.iterdir())]
+    views = np.stack([np.rot90(crop, turn) for crop in crops for turn in range(4)])
+    x = transform.normalise(torch.from_numpy(views))
+    together = model(x)
+    for place in range(0, 16, 3):
+        assert_close(model(x[place : place + 1])[0], together[place])
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
+            model(x[:1].to(dtype))
+        calls = {event.key: event.count for event in profile.key_averages()}
+        assert calls["aten::scaled_dot_product_attention"] == 24
+        assert "aten::_scaled_dot_product_attention_math" not in calls
+
+
 def test_batch_invariance() -> None:
     model = small()
     x = torch.randn(16, 3, 64, 64)

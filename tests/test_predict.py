@@ -412,6 +412,43 @@ def test_signals_leave_what_is_done(
     assert records and all(r["status"] == "ok" for r in records)
 
 
+def test_a_terminal_that_is_gone_loses_no_results(
+    small_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
+    """`nohup hiera ... &`, and the window is closed: progress has nowhere to go."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    target = tmp_path / "out.jsonl"
+    (tmp_path / "list.txt").write_text(f"{mixed / '0.png'}\n" * 200)
+    command = f"trap '' HUP; exec {sys.executable} -m hiera_cli predict @{tmp_path}/list.txt"
+    process = subprocess.Popen(
+        ["bash", "-c", f"{command} -m {small_folder} -o {target} -b 4"],
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    partial = tmp_path / "out.jsonl.partial"
+    while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
+        time.sleep(0.02)
+    os.close(master)
+    try:
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert len(target.read_text().splitlines()) == 200
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 5), ("2>&-", 0), ("<&-", 0), (">&- 2>&-", 5)])
+def test_closed_streams(small_folder: Path, mixed: Path, closed: str, code: int) -> None:
+    command = f"{sys.executable} -m hiera_cli predict {mixed}/0.png -m {small_folder} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if ">&-" not in closed.split():
+        assert json.loads(done.stdout)["status"] == "ok"
+
+
 def test_names_that_are_not_utf8(small_folder: Path, mixed: Path, tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9.png"
     Path(os.fsdecode(raw)).write_bytes((mixed / "0.png").read_bytes())

@@ -29,6 +29,7 @@ FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 # No length in them, only FFmpeg's guess, and too few time stamps to seek by: read through.
 UNMEASURED = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
+UNDECLARED = ("mpegts", *UNMEASURED)  # a file that was cut off looks like a shorter one
 SEEK_GAP_S = 1.0  # decode on over shorter gaps than this, seek over longer ones
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)  # where to look when a seek lands too late
 MAX_RATE = 1000  # frames a second; declared rates above are no rates
@@ -82,6 +83,11 @@ class Video:
 
     def close(self) -> None:
         self._container.close()
+
+    @property
+    def declares_length(self) -> bool:
+        """Whether the container says how long it is, so that a cut shows."""
+        return self._container.format.name not in UNDECLARED
 
     @property
     def duration(self) -> float:

@@ -181,10 +181,12 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         return _deep_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() != (255, 255):
+        alpha = rgba.getchannel("A")
+        if alpha.getextrema() != (255, 255):
             notes.append("transparency composited on white")
-        canvas = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        canvas = Image.new("RGB", rgba.size, BACKGROUND)
+        canvas.paste(rgba, mask=alpha)
+        return canvas
     return image.convert("RGB")
 
 
@@ -194,21 +196,22 @@ def _deep_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     Pillow holds some 16-bit files in its 32-bit mode, so values up to 65,535 count as 16-bit.
     Floats have no range of their own: [0, 1] is taken as is, anything else by its extremes.
     """
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
+    low, high = 0.0, 65535.0
     if image.mode == "F":
-        if not np.isfinite(values).all():
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
             raise InputError("float picture holds NaN or infinity", "clean it first")
-        low, high = values.min(), values.max()
         if low >= 0 and high <= 1:
             low, high = 0.0, 1.0
         else:
             notes.append(f"float values scaled from {low:g}..{high:g}")
-        values = (values - low) / max(high - low, 1e-12)
     elif image.mode == "I" and values.max(initial=0) > 65535:
-        values = values / (2**31 - 1)
-    else:
-        values = values / 65535
-    grey = (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        high = 2.0**31 - 1
+    grey = np.empty(values.shape, np.uint8)
+    for row, line in enumerate(values):  # row by row: as float64 a whole picture is large
+        scaled = (line.astype(np.float64) - low) / max(high - low, 1e-12)
+        grey[row] = scaled.clip(0, 1) * 255 + 0.5
     notes.append(f"{'float' if image.mode == 'F' else 'deep'} grey scaled to 8 bits")
     return Image.fromarray(grey).convert("RGB")
 

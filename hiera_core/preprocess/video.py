@@ -164,7 +164,7 @@ class VideoTransform:
         """
         video = Video(source, sampling.max_pixels)
         clips, crops = sampling.views
-        report = Report(video.duration, video.fps, video.frames)
+        report = _report_of(video)
         transform = self if sampling.stride is None else replace(self, stride=sampling.stride)
         return report, transform._read(video, sampling.segments, clips, crops, report)
 
@@ -229,8 +229,14 @@ def frames_every(
     """
     assert sampling.every is not None
     video = Video(source, sampling.max_pixels)
-    report = Report(video.duration, video.fps, video.frames)
+    report = _report_of(video)
     return report, _read_every(video, sampling.every, transform, report)
+
+
+def _report_of(video: Video) -> Report:
+    cut = "its format declares no length: if it was cut off, that does not show"
+    notes = () if video.declares_length else (cut,)
+    return Report(video.duration, video.fps, video.frames, notes=notes)
 
 
 def _read_every(

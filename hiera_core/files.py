@@ -18,11 +18,20 @@ from .errors import CheckpointError, OutputError
 # Where the weights sit in a saved dictionary: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
 SAFETENSORS_MAX_HEADER = 100 << 20
+# Where a file that is no folder of ours carries what lies beside the weights in one: config.json
+# and hiera.json, as {"config": ..., "card": ...}. Other libraries pass over it.
+EXTRAS = "hiera"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows.
+    """Tensors of a .safetensors or .pth file by name: the first half of `read`."""
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows, and
+    the extras that we wrote with them.
 
     The content decides, not the file's ending. Pickles are read with `weights_only`: nothing in
     the file runs.
@@ -31,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: damaged, unsafe, or no dictionary of plain dense tensors.
     """
     try:
-        tensors = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+        tensors, extras = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects or code, not only tensors; nothing of it was run",
@@ -45,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} is truncated or damaged ({_first_line(error)})", "fetch it again"
         ) from error
-    return _check_dense(path, tensors)
+    return _check_dense(path, tensors), _plain_extras(extras)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -89,7 +98,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
@@ -98,17 +107,43 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_safetensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors, with the metadata that transformers and the hub expect."""
+def write_safetensors(
+    path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors, with the metadata that transformers and the hub expect. Memory-mapped ones
+    go from file to file."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format": "pt", **({EXTRAS: json.dumps(extras)} if extras else {})}
     with replacing(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={"format": "pt"})
+            save_file(plain, temporary, metadata=metadata)
         except SafetensorError as error:  # how it reports a full disk
             raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+
+
+def write_pickle(
+    path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as the reference's authors publish them: torch.save of {"model_state": ...}.
+
+    Each tensor gets a storage of its own, over the same memory: a slice of a memory-mapped file
+    would take the whole file with it.
+    """
+    plain = {name: _own_storage(tensor.detach().cpu()) for name, tensor in state.items()}
+    content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # how it reports a full disk
+            raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(flat).view(tensor.dtype).reshape(tensor.shape)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,14 +166,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads((file.metadata() or {}).get(EXTRAS, "{}"))
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
         start = file.read(40)
     zipped = start.startswith(b"PK\x03\x04")
@@ -153,6 +189,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         )
     # Only the zip format can be mapped; the old one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
     for key in STATE_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -162,7 +199,13 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors",
             "save a state dict",
         )
-    return loaded
+    return {name: value for name, value in loaded.items() if name != EXTRAS}, extras
+
+
+def _plain_extras(extras: Any) -> dict[str, Any]:
+    """Those parts of a file's extras that are what they should be."""
+    found = extras if isinstance(extras, dict) else {}
+    return {k: v for k, v in found.items() if k in ("config", "card") and isinstance(v, dict)}
 
 
 def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -189,7 +232,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -170,16 +170,21 @@ def proof_lines(proof: Proof) -> list[str]:
     if proof.tensors is not None:
         lines.append(f"proven: all {proof.tensors} tensors read back bit for bit")
     if proof.max_difference is not None:
-        what = "losses" if proof.agree is None else "logits"
-        same = "" if proof.agree is None else f", top-1 the same on {proof.agree} of {proof.inputs}"
+        off = (
+            f"differ by at most {proof.max_difference:.1g}" if proof.max_difference else "are equal"
+        )
         lines.append(
-            f"proven: {proof.reader} on {proof.samples}: {what} differ by at most "
-            f"{proof.max_difference:.1g}{same}"
+            f"proven: {proof.reader} on {proof.samples}: {proof.what} {off}"
+            + _same(proof.agree, proof.inputs)
         )
     if proof.cost is not None:
+        what = "features" if proof.what == "features" else "probabilities"
         lines.append(
-            f"cost: probabilities differ from the source's by at most "
-            f"{proof.cost.max_difference:.2g}, top-1 the same on {proof.cost.agree} of "
-            f"{proof.inputs}"
+            f"cost: {what} differ from the source's by at most {proof.cost.max_difference:.2g}"
+            + _same(proof.cost.agree, proof.inputs)
         )
     return lines
+
+
+def _same(agree: int | None, inputs: int) -> str:
+    return "" if agree is None else f", top-1 the same on {agree} of {inputs}"

@@ -15,6 +15,7 @@ import torch
 
 from .. import files
 from ..errors import CheckpointError
+from .export import output_name
 from .plan import Plan, drop_decoder, make
 from .readers import Reader, ours, read_back
 from .samples import Samples
@@ -29,8 +30,8 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 class Cost:
     """What the change cost, against the source as it was."""
 
-    max_difference: float  # of probabilities
-    agree: int  # inputs with the same first class
+    max_difference: float  # of probabilities, or of features
+    agree: int | None  # inputs with the same first class
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Proof:
     reader: str | None = None  # the library that answered
     inputs: int = 0
     samples: str = ""  # what they were
-    max_difference: float | None = None  # of logits, or of the loss
+    max_difference: float | None = None  # of logits, features or losses: `what`
+    what: str = ""
     agree: int | None = None  # inputs with the same first class
     cost: Cost | None = None
 
@@ -83,6 +85,7 @@ def forward(plan: Plan, name: str, path: Path, samples: Samples) -> Proof:
     got = answers(reader, samples)
     expected = answers(ours(plan.build(), plan.is_autoencoder), samples)
     scale = max(1.0, expected.abs().max().item())
+    proof.what = "losses" if plan.is_autoencoder else output_name(plan)
     proof.max_difference = (got - expected).abs().max().item()
     allowed = TOLERANCE[plan.dtype if reader.computes_as_stored else "fp32"] * scale
     if not proof.max_difference <= allowed:  # also when it is nan
@@ -90,7 +93,7 @@ def forward(plan: Plan, name: str, path: Path, samples: Samples) -> Proof:
             f"{reader.name} answers otherwise: {proof.max_difference:.2g} off, "
             f"{allowed:.2g} allowed"
         )
-    if not plan.is_autoencoder:
+    if plan.num_classes:
         proof.agree = _agree(got, expected)
     if plan.changed:
         proof.cost = _cost(plan, got, samples)
@@ -118,8 +121,9 @@ def _cost(plan: Plan, got: torch.Tensor, samples: Samples) -> Cost | None:
     if source.is_autoencoder:  # and the plan's model is none
         drop_decoder(source)
     before = answers(ours(source.build(), False), samples.at(source.size))
-    if plan.num_classes:
-        before, got = before.softmax(-1), got.softmax(-1)
+    if not plan.num_classes:
+        return Cost((before - got).abs().max().item(), None)
+    before, got = before.softmax(-1), got.softmax(-1)
     return Cost((before - got).abs().max().item(), _agree(before, got))
 
 

@@ -109,7 +109,7 @@ def _timm(plan: Plan, path: Path) -> Run:
         num_classes=config["num_classes"],
         **config["model_args"],
     )
-    return model.float().eval()  # type: ignore[no-any-return]
+    return model.float().eval()
 
 
 def _transformers(plan: Plan, path: Path) -> Run:

@@ -91,6 +91,23 @@ def check(plan: Plan, name: str) -> None:
                 f"must be multiples of {step}",
                 "use hub, pth or timm",
             )
+        if not _attends_alike(plan):
+            raise UsageError(
+                f"transformers would attend within other windows than {plan.name}: it takes every "
+                "stage to be pooled, and a stage that begins with global attention to be global",
+                "use hub or pth",
+            )
+
+
+def _attends_alike(plan: Plan) -> bool:
+    """Whether transformers' rule gives every block the kind of attention that ours has."""
+    kinds = plan.config["mask_unit_attn"]
+    for row, before in zip(plan.model.rows, [None, *plan.model.rows], strict=False):
+        first = before is not None and before.stage != row.stage
+        theirs = kinds[row.stage] or (first and kinds[row.stage - 1])
+        if theirs != row.use_mask_unit_attn or (theirs and row.stage > plan.config["q_pool"]):
+            return False
+    return True
 
 
 def _hub(plan: Plan) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -134,11 +135,50 @@ def write_pickle(
     """
     plain = {name: _own_storage(tensor.detach().cpu()) for name, tensor in state.items()}
     content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, patient_file(temporary) as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def patient_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file for torch's archive writers, which end the process when a disk fills up under them:
+    they are told that all is well, and the error is raised when they are done."""
+    with path.open("wb") as file:
+        patient = _Patient(file)
+        yield cast(IO[bytes], patient)
+        file.flush()
+        if patient.error is not None:
+            raise patient.error
+
+
+class _Patient(io.RawIOBase):
+    """Passes writes on; keeps the first error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.at = file, 0
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:  # torch.export goes back to the start when it is done
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self.at += count
         try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # how it reports a full disk
-            raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return count
+
+    def tell(self) -> int:
+        return self.at
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:

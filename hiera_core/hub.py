@@ -164,7 +164,7 @@ def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
     log.info("fetching %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
 
 
-def as_error(repo: str, error: Exception, action: str = "fetched") -> HubError:
+def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = CURES) -> HubError:
     """What went wrong with the hub, in our words, and the cure."""
     from huggingface_hub import errors
 
@@ -172,15 +172,15 @@ def as_error(repo: str, error: Exception, action: str = "fetched") -> HubError:
     if isinstance(error, errors.GatedRepoError):
         reason, cure = "access is gated", "accept its terms on the hub and set HF_TOKEN"
     elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        reason, cure = "no such repository or revision", f"check the name; {CURES}"
+        reason, cure = "no such repository or revision", f"check the name; {cures}"
     elif is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
-        reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", CURES
+        reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", cures
     elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         reason, cure = "no room on the disk", "free some space or move HF_HOME"
     elif isinstance(error, errors.HfHubHTTPError):
-        reason, cure = _brief(error), CURES
+        reason, cure = _brief(error), cures
     else:
-        reason, cure = f"the hub does not answer ({_brief(cause)})", CURES
+        reason, cure = f"the hub does not answer ({_brief(cause)})", cures
     return HubError(f"{repo} could not be {action}: {reason}", cure)
 
 

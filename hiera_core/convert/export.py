@@ -18,7 +18,8 @@ import torch
 
 from ..attention import MAX_FUSED_BATCH
 from ..device import DTYPES
-from ..errors import OutputError, UsageError
+from ..errors import UsageError
+from ..files import patient_file
 from .plan import Plan
 
 OPSET = 18
@@ -47,11 +48,7 @@ def check(plan: Plan, name: str) -> None:
 
 
 def write(plan: Plan, name: str, path: Path) -> None:
-    """Export to a file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Export to a file."""
     model = plan.build()
     program = Program(model, DTYPES[plan.dtype]).eval()
     # Two, since a batch of one would be taken for a constant.
@@ -60,12 +57,7 @@ def write(plan: Plan, name: str, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=MAX_FUSED_BATCH // model.layout.windows)
     with _quiet(), torch.no_grad():
         exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
-        try:
-            EXPORTERS[name](exported, plan, path)
-        except RuntimeError as error:  # how torch reports a full disk
-            if "write" not in str(error).lower():
-                raise
-            raise OutputError(f"{path.name} cannot be written ({error})") from error
+        EXPORTERS[name](exported, plan, path)
 
 
 def metadata(plan: Plan) -> dict[str, str]:
@@ -85,7 +77,8 @@ def output_name(plan: Plan) -> str:
 
 
 def _write_pt2(exported: Any, plan: Plan, path: Path) -> None:
-    torch.export.save(exported, path, extra_files=metadata(plan))
+    with patient_file(path) as file:
+        torch.export.save(exported, file, extra_files=metadata(plan))
 
 
 def _write_onnx(exported: Any, plan: Plan, path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from .. import hub
 from ..errors import HubError, UsageError
 
+CURES = "what was written is kept; set HF_TOKEN to a token that may write, check HF_ENDPOINT"
+
 
 def check(repo: str) -> None:
     """What can be known before the work.
@@ -41,5 +43,5 @@ def push(dest: Path, repo: str, names: list[str]) -> str:
         url = api.create_repo(repo, exist_ok=True)
         api.create_commit(repo, add, commit_message=f"Add {dest.name}")
     except Exception as error:  # network libraries raise many types
-        raise hub.as_error(repo, error, "published") from error
+        raise hub.as_error(repo, error, "published", CURES) from error
     return str(url)

@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..dialects import Dialect
 from ..errors import UsageError, near
@@ -35,9 +34,9 @@ class Target:
     packages: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[str, ...] = PRECISIONS
+    ending: str = ""  # that the library insists on
 
 
-Name = Literal["hub", "pth", "timm", "transformers", "onnx", "pt2"]
 TARGETS: dict[str, Target] = {
     "hub": Target("reference", folder=True),
     "pth": Target("reference"),
@@ -50,7 +49,7 @@ TARGETS: dict[str, Target] = {
         extra="onnx",
         precisions=("auto", "fp32", "fp16"),
     ),
-    "pt2": Target(None),
+    "pt2": Target(None, ending=".pt2"),
 }
 
 
@@ -90,6 +89,10 @@ def check(dest: Path, name: str, *, dtype: str = "auto", overwrite: bool = False
         raise UsageError(
             f"{name} is a folder, and {str(dest)!r} is named like a file",
             f"leave out {dest.suffix}",
+        )
+    if not dest.name.endswith(target.ending):
+        raise UsageError(
+            f"{str(dest)!r} is no name for {name}", f"torch.export wants NAME{target.ending}"
         )
     if os.path.lexists(dest):
         _check_replaceable(dest, target, overwrite)

@@ -195,6 +195,10 @@ def test_an_autoencoder_becomes_timm_s_encoder(
     plain.load_state_dict({n: state[n] for n in plain.state_dict()})
     x = torch.randn(2, 3, 64, 64)
     assert_close(theirs(x), plain(x))
+    for to in ("hub", "transformers"):  # and on, as a model without a classifier
+        arguments = ["convert", tmp_path / "timm", tmp_path / to, "--to", to]
+        code, out, _ = hiera(*arguments, "--verify", "forward")
+        assert code == 0 and json.loads(out)["proof"]["what"] == "features"
 
 
 # Programs -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import files
+from ..device import is_out_of_memory
 from ..errors import CheckpointError
 from .export import output_name
 from .plan import Plan, drop_decoder, make
@@ -82,7 +83,13 @@ def forward(plan: Plan, name: str, path: Path, samples: Samples) -> Proof:
     """
     reader = read_back(plan, name, path)
     proof = Proof(reader=reader.name, inputs=len(samples), samples=samples.description)
-    got = answers(reader, samples)
+    try:
+        got = answers(reader, samples)
+    except Exception as error:  # libraries raise many types
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise failed(f"{reader.name} cannot run it: {reason}") from error
     expected = answers(ours(plan.build(), plan.is_autoencoder), samples)
     scale = max(1.0, expected.abs().max().item())
     proof.what = "losses" if plan.is_autoencoder else output_name(plan)

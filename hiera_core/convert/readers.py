@@ -86,16 +86,17 @@ def _reference(plan: Plan, path: Path) -> Run:
     from hiera.hiera_mae import MaskedAutoencoderHiera
 
     cls = MaskedAutoencoderHiera if plan.is_autoencoder else hiera.Hiera
-    if path.is_dir():
-        model = cls.from_pretrained(path)
-    else:
-        model = cls(**plan.config)
+    model = cls.from_pretrained(path) if path.is_dir() else cls(**plan.config)
+    if not (plan.is_autoencoder or plan.num_classes):
+        model.head = torch.nn.Identity()  # it would make a classifier of no classes
+    if path.is_file():
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model.load_state_dict(content["model_state"], strict=True)
     model = model.float().eval()
     if plan.is_autoencoder:
         return _losses(model)
-    model.head.act_func = torch.nn.Identity()  # it gives probabilities in evaluation
+    if plan.num_classes:
+        model.head.act_func = torch.nn.Identity()  # it gives probabilities in evaluation
     return model
 
 

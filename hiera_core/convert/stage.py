@@ -13,6 +13,8 @@ from ..errors import OutputError
 from ..files import umask
 from .targets import Target
 
+CURE = "free some space, or write elsewhere; nothing was left"
+
 
 @contextlib.contextmanager
 def staged(dest: Path, target: Target) -> Iterator[Path]:
@@ -37,7 +39,10 @@ def staged(dest: Path, target: Target) -> Iterator[Path]:
                 path.chmod(0o666 & ~umask())
                 path.replace(dest.with_name(path.name))
     except OSError as error:
-        raise OutputError(f"{dest} cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{dest} cannot be written ({error.strerror or error})", CURE) from error
+    except OutputError as error:  # of a file in the stage, whose name says nothing
+        message = error.message.replace(f"{stage}/", f"{dest}: ")
+        raise OutputError(message.replace(f": {dest.name} ", " "), CURE) from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)

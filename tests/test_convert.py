@@ -636,3 +636,31 @@ def test_pixels_of_the_samples_are_real() -> None:
     assert len(shown) == 8
     batch = torch.cat(list(shown.batches()))
     assert batch.shape == (8, 3, 32, 32) and np.ptp(batch.numpy(), axis=(1, 2, 3)).min() > 0.5
+
+
+def test_signals_are_renamed_only(tmp_path: Path, hiera: Command) -> None:
+    one = {name: SMALL[name] for name in ("embed_dim", "stages", "num_classes")}
+    shapes = {"q_stride": (2,), "mask_unit_size": (8,), "input_size": (256,), "in_chans": 1}
+    patch = {"patch_kernel": (7,), "patch_stride": (4,), "patch_padding": (3,)}
+    hiera_core.Hiera(**one, **shapes, **patch).save_pretrained(tmp_path / "one")
+    code, _, err = hiera("convert", tmp_path / "one", tmp_path / "x.pth", "--to", "pth")
+    assert code == 0, err
+    assert hiera_core.create_model(str(tmp_path / "x.pth")).config["input_size"] == (256,)
+    code, _, err = hiera("convert", tmp_path / "one", tmp_path / "x.pt2", "--to", "pt2")
+    assert code == 2 and "takes signals" in err
+
+
+def test_large_programs_keep_their_weights_beside(
+    tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """protobuf ends at 2 GB."""
+    from hiera_core.convert import export
+
+    monkeypatch.setattr(export, "PROTOBUF_LIMIT", 0)
+    code, out, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["files"] == ["m.onnx", "m.onnx.data"]
+    only(tmp_path, "m.onnx", "m.onnx.data")
+    (tmp_path / "m.onnx").unlink()
+    code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
+    assert code == 2 and "m.onnx.data' exists" in err

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import factory
+from ..errors import UsageError
 from ..positions import Rule
 from . import export, plan, proof, publish, samples, stage, targets, writers
 from .plan import Plan
@@ -84,6 +85,11 @@ def convert(
     (export if program else writers).check(made, to)
     compare = program or bool(made.changed) or verify == "forward"
     shown = None
+    if compare and len(made.size) == 1:
+        raise UsageError(
+            "answers are compared on pictures, and this model takes signals",
+            "use hub or pth, at its own size and precision",
+        )
     if compare:
         shown = samples.gather(made.transform, made.config["in_chans"], pictures)
     with stage.staged(dest, target) as folder:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,11 +74,11 @@ class Plan:
         self.notes.append(note)
         log.warning("%s", note)
 
-    def build(self, state: dict[str, torch.Tensor] | None = None) -> HieraEncoder:
+    def build(self) -> HieraEncoder:
         """The model with its weights, in float32, for comparison and export."""
         with torch.device("meta"):
             built = type(self.model)(**self.arguments)
-        built.load_state_dict(self.state if state is None else state, strict=True, assign=True)
+        built.load_state_dict(self.state, strict=True, assign=True)
         return built.to(torch.float32).eval()
 
     @property
@@ -118,7 +119,7 @@ def make(
         plan.notes.append(
             f"position embedding resampled from {_times(own)} to {_times(wanted)} ({rule})"
         )
-    if dtype not in ("auto", plan.dtype):
+    if dtype != "auto" and any(tensor.dtype != DTYPES[dtype] for tensor in state.values()):
         _cast(plan, dtype)
     return plan
 
@@ -179,16 +180,18 @@ def _cast(plan: Plan, dtype: str) -> None:
         raise CheckpointError(
             f"{plan.checkpoint.source}: weights beyond the range of {dtype}", "use bf16 or fp32"
         ) from error
-    if dtype != "fp32":  # which holds every 16-bit number as it is
+    if dtype != "fp32" or plan.dtype == "float64":  # fp32 holds every 16-bit number as it is
         plan.changed.append("dtype")
     plan.dtype = dtype
 
 
 def _card(checkpoint: weights.Checkpoint) -> dict[str, Any]:
-    row = weights.identify(checkpoint.state)
+    row, source = weights.identify(checkpoint.state), checkpoint.source
+    if Path(source).exists():  # where it lies here is nobody's business there
+        source = Path(source).name
     if row is None:
-        return {"source": checkpoint.source, **checkpoint.card}
-    known = factory.card_of(row, checkpoint.source)
+        return {"source": source, **checkpoint.card}
+    known = factory.card_of(row, source)
     if checkpoint.source.startswith(hub.RELEASED_BY):
         known["licence"] = row.licence
     return {**known, **checkpoint.card}

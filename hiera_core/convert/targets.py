@@ -35,6 +35,7 @@ class Target:
     extra: str = ""
     precisions: tuple[str, ...] = PRECISIONS
     ending: str = ""  # that the library insists on
+    beside: str = ""  # ending, after DEST's, of a file that large models need besides
 
 
 TARGETS: dict[str, Target] = {
@@ -48,6 +49,7 @@ TARGETS: dict[str, Target] = {
         packages=("onnx", "onnxruntime", "onnxscript"),
         extra="onnx",
         precisions=("auto", "fp32", "fp16"),
+        beside=".data",
     ),
     "pt2": Target(None, ending=".pt2"),
 }
@@ -96,6 +98,9 @@ def check(dest: Path, name: str, *, dtype: str = "auto", overwrite: bool = False
         )
     if os.path.lexists(dest):
         _check_replaceable(dest, target, overwrite)
+    beside = dest.with_name(dest.name + target.beside)
+    if not overwrite and os.path.lexists(beside):
+        raise UsageError(f"{str(beside)!r} exists", "--overwrite replaces it")
     if not dest.parent.is_dir():
         raise UsageError(f"no folder {str(dest.parent)!r} to write to", "make it first")
     if not os.access(dest.parent, os.W_OK):

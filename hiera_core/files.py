@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
 from .errors import CheckpointError, OutputError
+from .mapped import Mapped
 
 # Where the weights sit in a saved dictionary: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
@@ -22,6 +25,16 @@ SAFETENSORS_MAX_HEADER = 100 << 20
 # Where a file that is no folder of ours carries what lies beside the weights in one: config.json
 # and hiera.json, as {"config": ..., "card": ...}. Other libraries pass over it.
 EXTRAS = "hiera"
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -85,6 +98,18 @@ def check_numbers(state: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For passes over weights that only wait for memory: torch's threads would wait for each other
+    at every tensor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path`, whole, when the block ends well: fsync, then rename.
 
@@ -109,20 +134,56 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(
-    path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
-) -> None:
-    """Write tensors, with the metadata that transformers and the hub expect. Memory-mapped ones
-    go from file to file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    extras: Mapping[str, Any] | None = None,
+    *,
+    checksum: bool = False,
+    from_files: bool = False,
+) -> str:
+    """Write tensors, with the metadata that transformers and the hub expect.
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    Args:
+        extras: what `read` gives back.
+        checksum: return the file's SHA-256; else "".
+        from_files: memory-mapped tensors are unchanged, and are copied from file to file.
+    """
     metadata = {"format": "pt", **({EXTRAS: json.dumps(extras)} if extras else {})}
-    with replacing(path) as temporary:
-        try:
-            save_file(plain, temporary, metadata=metadata)
-        except SafetensorError as error:  # how it reports a full disk
-            raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+    # The format's own order: wide numbers first, so that all of them are aligned.
+    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for name in order:
+        tensor, first = state[name], offset
+        offset += tensor.nbytes
+        kind, shape = SAFETENSORS_DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [first, offset]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, mapped = hashlib.sha256(), Mapped() if from_files else None
+    with (
+        replacing(path) as temporary,
+        ThreadPoolExecutor(1) as hashing,  # beside the writing, which waits for the disk
+        temporary.open("wb", buffering=0) as file,
+    ):
+        _write_all(file, head := len(text).to_bytes(8, "little") + text)
+        digest.update(head)
+        for tensor in (state[name].detach() for name in order):
+            if checksum:
+                hashing.submit(digest.update, _bytes_of(tensor))
+            if mapped is None or not mapped.copy(tensor, file.fileno()):
+                _write_all(file, _bytes_of(tensor))
+        hashing.shutdown()
+    if mapped is not None:
+        mapped.close()
+    return digest.hexdigest() if checksum else ""
+
+
+def _write_all(file: IO[bytes], content: Any) -> None:
+    """An unbuffered file may take less than it is given."""
+    data = memoryview(content)
+    while data.nbytes:
+        data = data[file.write(data) :]
 
 
 def write_pickle(
@@ -133,7 +194,7 @@ def write_pickle(
     Each tensor gets a storage of its own, over the same memory: a slice of a memory-mapped file
     would take the whole file with it.
     """
-    plain = {name: _own_storage(tensor.detach().cpu()) for name, tensor in state.items()}
+    plain = {name: _own_storage(tensor) for name, tensor in state.items()}
     content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
     with replacing(path) as temporary, patient_file(temporary) as file:
         torch.save(content, file)
@@ -182,8 +243,12 @@ class _Patient(io.RawIOBase):
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return torch.from_numpy(flat).view(tensor.dtype).reshape(tensor.shape)
+    return torch.from_numpy(_bytes_of(tensor)).view(tensor.dtype).reshape(tensor.shape)
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    """A uint8 array of the same memory, where it is on the CPU and contiguous."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ FLOORS = [
     "hub",
     "plots",
     "files",
+    "mapped",
     "dialects",
     "attention",
     "layers",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from .plan import Plan, transformers_class
 from .targets import NAME
 
@@ -20,10 +17,8 @@ USES = {
 }
 
 
-def model_card(plan: Plan, name: str, weights: Path) -> str:
+def model_card(plan: Plan, name: str, checksum: str) -> str:
     """The text, with the front matter that the hub reads."""
-    with weights.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
     licence = str(plan.card.get("licence") or "unknown")
     task = None if plan.is_autoencoder else TASKS.get(len(plan.size))
     front = [f"library_name: {LIBRARIES[name]}", "tags:", "- hiera"]
@@ -37,8 +32,9 @@ def model_card(plan: Plan, name: str, weights: Path) -> str:
         "input": "x".join(map(str, plan.size)),
         "classes": str(plan.num_classes) if plan.num_classes else "none",
         "precision": plan.dtype,
-        f"SHA-256 of `{NAME}`": f"`{checksum}`",
     }
+    if checksum:  # takes longer than writing
+        rows[f"SHA-256 of `{NAME}`"] = f"`{checksum}`"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     notes = "".join(f"- {note}\n" for note in plan.notes)
     return f"""---

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import factory
+from .. import factory, files
 from ..errors import UsageError
 from ..positions import Rule
 from . import export, plan, proof, publish, samples, stage, targets, writers
@@ -75,8 +75,10 @@ def convert(
     if push_to_hub is not None:
         publish.check(push_to_hub)
     program = target.dialect is None
+    with files.one_thread():
+        read = factory.read_weights(source)
     made = plan.make(
-        factory.read_weights(source),
+        read,
         size=size,
         dtype="fp32" if program and dtype == "auto" else dtype,
         resample=resample,
@@ -119,7 +121,8 @@ def _write(made: Plan, to: str, path: Path, shown: samples.Samples | None) -> Pr
         export.write(made, to, path)
     else:
         state = writers.write(made, to, path)
-        tensors = proof.equal_bits(path / targets.NAME if path.is_dir() else path, state)
+        with files.one_thread():
+            tensors = proof.equal_bits(path / targets.NAME if path.is_dir() else path, state)
     if shown is None:
         return Proof(tensors=tensors)
     found = proof.forward(made, to, path, shown)

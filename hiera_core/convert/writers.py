@@ -68,11 +68,14 @@ def write(plan: Plan, name: str, path: Path) -> dict[str, Any]:
     if not TARGETS[name].folder:
         files.write_pickle(path, state, extras)
         return state
-    files.write_safetensors(path / NAME, state, None if name == "hub" else extras)
+    hub = name == "hub"
+    checksum = files.write_safetensors(
+        path / NAME, state, None if hub else extras, checksum=hub, from_files=True
+    )
     for file, content in CONFIGS[name](plan).items():
         files.write_json(path / file, content)
     with files.replacing(path / "README.md") as temporary:
-        temporary.write_text(model_card(plan, name, path / NAME), encoding="utf-8")
+        temporary.write_text(model_card(plan, name, checksum), encoding="utf-8")
     return state
 
 

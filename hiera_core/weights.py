@@ -262,6 +262,8 @@ def _misfit(
     row = identify(checkpoint.state)
     if row is not None and row.name != name:
         hint = f"these are weights of {row.name}: use --model {row.name}"
+    elif "pos_embed_win" in unexpected:
+        hint = "it has an absolute-window position embedding: name the file itself as the model"
     elif any(n.startswith(("pos_embed", "decoder_pos_embed")) for n in other):
         hint = "it was made for another input size: build the model with that input_size"
     else:

@@ -174,6 +174,9 @@ def test_timm_s_absolute_window_model(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 256, 256)
     assert_close(ours.forward_logits(x), theirs(x))
 
+    with pytest.raises(CheckpointError, match="name the file itself"):
+        hiera_core.create_model("hiera_base_224", checkpoint=tmp_path / "abswin.safetensors")
+
     other = timm.create_model("hiera_small_abswin_256")  # without the widening projection
     save_file(other.state_dict(), tmp_path / "small.safetensors")
     with pytest.raises(CheckpointError, match=r"blocks\.1\.proj\.weight is missing"):

@@ -16,7 +16,7 @@ import typer
 
 import hiera_core
 
-from . import errors, eval, features, mae, models, predict, train
+from . import convert, errors, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
@@ -33,6 +33,7 @@ app.command("mae")(mae.mae)
 app.command("features")(features.features)
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
+app.command("convert")(convert.convert)
 app.command("models")(models.models)
 
 

@@ -57,6 +57,10 @@ class HieraConfig:
     head_dropout: float = 0.0
     head_init_scale: float = 0.001
     sep_pos_embed: bool = False  # space and time apart (video)
+    # Position embedding as a global map plus a window's tiled pattern (arXiv 2311.05613); by timm's
+    # names, the reference has none.
+    abs_win_pos_embed: bool = False
+    global_pos_size: tuple[int, ...] = (14, 14)  # cells of the map
 
     # Order of positional arguments; the fields' own order unless a subclass says otherwise.
     positional: ClassVar[tuple[str, ...]] = ()
@@ -118,6 +122,8 @@ class HieraConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds. A norm given as a class cannot be written and is left out."""
         values = dataclasses.asdict(self)
+        if not self.abs_win_pos_embed:  # an argument that the reference does not know breaks it
+            del values["abs_win_pos_embed"], values["global_pos_size"]
         if not isinstance(self.norm_layer, str):
             del values["norm_layer"]
         return values
@@ -138,6 +144,8 @@ class HieraConfig:
                 )
         if self.sep_pos_embed and dims != 3:
             raise ConfigError("sep_pos_embed is for video", "give input_size as (frames, y, x)")
+        if self.abs_win_pos_embed and (dims != 2 or len(self.global_pos_size) != 2):
+            raise ConfigError("abs_win_pos_embed is for images", "give both sizes as (y, x)")
 
     def _check_input_size(self) -> None:
         """Legal sizes are multiples of patch stride x mask unit (32 pixels in the zoo)."""

@@ -7,7 +7,7 @@ tables below; each row is (theirs, ours), a prefix or an infix of the name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from .errors import CheckpointError
@@ -67,6 +67,39 @@ def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Dialect]:
     return renamed, dialect
 
 
+def from_reference(
+    state: Mapping[str, T], dialect: Dialect, stages: Sequence[int] = ()
+) -> dict[str, T]:
+    """The reference's names to another dialect's.
+
+    Args:
+        stages: blocks of each stage, which transformers counts apart.
+    """
+    if dialect == "reference":
+        return dict(state)
+    if dialect == "timm":
+        back = [(ours, theirs) for theirs, ours in TIMM]
+        return {_rename(name, back): value for name, value in state.items()}
+    places = [(stage, layer) for stage, depth in enumerate(stages) for layer in range(depth)]
+    # A model without a head is a HieraModel: the others hold one, as `hiera`.
+    bare = not any(name.startswith(("head.", "decoder_")) for name in state)
+    return {_to_transformers(n, places, "" if bare else "hiera."): v for n, v in state.items()}
+
+
+def _to_transformers(name: str, places: Sequence[tuple[int, int]], prefix: str) -> str:
+    """`blocks.3.norm1.bias` -> `hiera.encoder.stages.1.layers.1.layernorm_before.bias`"""
+    kind, _, rest = name.partition(".")
+    if kind in ("blocks", "decoder_blocks"):
+        number, rest = rest.split(".", 1)
+        rest = _rename(rest, [(ours, theirs) for theirs, ours in TRANSFORMERS_BLOCK])
+        if kind == "decoder_blocks":
+            return f"decoder.decoder_block.layers.{number}.{rest}"
+        stage, layer = places[int(number)]
+        return f"{prefix}encoder.stages.{stage}.layers.{layer}.{rest}"
+    theirs = _rename(name, [(ours, theirs) for theirs, ours in TRANSFORMERS])
+    return prefix + theirs if theirs.startswith(("embeddings.", "pooler.")) else theirs
+
+
 def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
     depths: dict[int, int] = {}
     for name in state:
@@ -91,7 +124,7 @@ def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
-    for theirs, ours in table:
-        if name.startswith(theirs):
-            return ours + name[len(theirs) :]
+    for before, after in table:
+        if name.startswith(before):
+            return after + name[len(before) :]
     return name

@@ -13,6 +13,7 @@ from .backbone import FeatureBackbone
 from .errors import CheckpointError, UsageError, near
 from .mae import MaskedAutoencoderHiera
 from .model import Hiera, HieraEncoder
+from .positions import Rule
 
 
 def create_model(
@@ -21,6 +22,7 @@ def create_model(
     checkpoint: str | Path | None = None,
     strict: bool = True,
     features_only: bool = False,
+    resample: Rule = "absolute-window",
     **config: Any,
 ) -> HieraEncoder | FeatureBackbone:
     """A model from the zoo, the hub or a file.
@@ -33,7 +35,10 @@ def create_model(
             load even without `pretrained`.
         strict: every parameter must be in the checkpoint (but for a replaced head).
         features_only: return stage maps, channels first (see `FeatureBackbone`).
-        config: constructor arguments that differ from the zoo's, e.g. `num_classes=10`.
+        resample: how position embeddings come to another `input_size`: `absolute-window`, or plain
+            `bicubic` (see positions.py).
+        config: constructor arguments that differ from the zoo's, e.g. `num_classes=10`,
+            `input_size=(384, 384)`.
 
     Raises:
         UsageError: unknown model or checkpoint.
@@ -41,11 +46,11 @@ def create_model(
     """
     row, choice = row_of(name), zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint)
     if row is None:
-        model = from_checkpoint(weights.read(name), strict=strict, **config)
+        model = from_checkpoint(weights.read(name), strict=strict, resample=resample, **config)
     else:
         wanted = pretrained or choice not in (None, *row.checkpoints)
         loaded = _read_for(row, choice) if wanted else None
-        model = from_zoo(row, loaded, strict=strict, **config)
+        model = from_zoo(row, loaded, strict=strict, resample=resample, **config)
     return FeatureBackbone(model) if features_only else model
 
 
@@ -168,6 +173,7 @@ def from_zoo(
     row: zoo.Model,
     checkpoint: weights.Checkpoint | None = None,
     strict: bool = True,
+    resample: Rule = "absolute-window",
     **config: Any,
 ) -> HieraEncoder:
     """Build a zoo row, with a checkpoint's weights or newly initialised."""
@@ -177,7 +183,13 @@ def from_zoo(
         model, card = cls(**{**row.config, **config}), {}
     else:
         model = pretrained.build(
-            cls, row.config, checkpoint, overrides=config, name=row.name, strict=strict
+            cls,
+            row.config,
+            checkpoint,
+            overrides=config,
+            name=row.name,
+            strict=strict,
+            resample=resample,
         )
         card = checkpoint.card
     model.card = {**card_of(row, None if checkpoint is None else checkpoint.source), **card}
@@ -185,12 +197,17 @@ def from_zoo(
 
 
 def from_checkpoint(
-    checkpoint: weights.Checkpoint, strict: bool = True, **config: Any
+    checkpoint: weights.Checkpoint,
+    strict: bool = True,
+    resample: Rule = "absolute-window",
+    **config: Any,
 ) -> HieraEncoder:
     """Build the model that a checkpoint was saved from."""
     cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
     arguments = pretrained.architecture(checkpoint)
-    model = pretrained.build(cls, arguments, checkpoint, overrides=config, strict=strict)
+    model = pretrained.build(
+        cls, arguments, checkpoint, overrides=config, strict=strict, resample=resample
+    )
     row = weights.identify(checkpoint.state)
     known = card_of(row, checkpoint.source) if row else {"source": checkpoint.source}
     model.card = {**known, **checkpoint.card}
@@ -225,11 +242,12 @@ def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
         pretrained: bool = False,
         checkpoint: str | None = row.default,
         strict: bool = True,
+        resample: Rule = "absolute-window",
         **config: Any,
     ) -> HieraEncoder:
         if pretrained:
             loaded = weights.read_zoo(row, checkpoint)
-            return from_zoo(row, loaded, strict=strict, **config)
+            return from_zoo(row, loaded, strict=strict, resample=resample, **config)
         return from_zoo(row, **config)
 
     build.__name__ = build.__qualname__ = row.name
@@ -239,6 +257,7 @@ def _zoo_function(row: zoo.Model) -> Callable[..., HieraEncoder]:
         pretrained: load the released weights.
         checkpoint: which of them: {", ".join(row.checkpoints)}.
         strict: every parameter must be in the checkpoint (but for a replaced head).
+        resample: as for `create_model`.
         config: constructor arguments that differ, e.g. `num_classes=10`.
     """
     build.checkpoints = {  # type: ignore[attr-defined]

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from .errors import CheckpointError, OutputError
+from .mapped import Mapped
 
 # Where the weights sit in a saved dictionary: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
 SAFETENSORS_MAX_HEADER = 100 << 20
+# Where a file that is no folder of ours carries what lies beside the weights in one: config.json
+# and hiera.json, as {"config": ..., "card": ...}. Other libraries pass over it.
+EXTRAS = "hiera"
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows.
+    """Tensors of a .safetensors or .pth file by name: the first half of `read`."""
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows, and
+    the extras that we wrote with them.
 
     The content decides, not the file's ending. Pickles are read with `weights_only`: nothing in
     the file runs.
@@ -31,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: damaged, unsafe, or no dictionary of plain dense tensors.
     """
     try:
-        tensors = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+        tensors, extras = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects or code, not only tensors; nothing of it was run",
@@ -45,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} is truncated or damaged ({_first_line(error)})", "fetch it again"
         ) from error
-    return _check_dense(path, tensors)
+    return _check_dense(path, tensors), _plain_extras(extras)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -75,6 +98,18 @@ def check_numbers(state: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For passes over weights that only wait for memory: torch's threads would wait for each other
+    at every tensor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path`, whole, when the block ends well: fsync, then rename.
 
@@ -89,7 +124,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
@@ -98,17 +133,122 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_safetensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors, with the metadata that transformers and the hub expect."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def write_safetensors(
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    extras: Mapping[str, Any] | None = None,
+    *,
+    checksum: bool = False,
+    from_files: bool = False,
+) -> str:
+    """Write tensors, with the metadata that transformers and the hub expect.
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with replacing(path) as temporary:
+    Args:
+        extras: what `read` gives back.
+        checksum: return the file's SHA-256; else "".
+        from_files: memory-mapped tensors are unchanged, and are copied from file to file.
+    """
+    metadata = {"format": "pt", **({EXTRAS: json.dumps(extras)} if extras else {})}
+    # The format's own order: wide numbers first, so that all of them are aligned.
+    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for name in order:
+        tensor, first = state[name], offset
+        offset += tensor.nbytes
+        kind, shape = SAFETENSORS_DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [first, offset]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, mapped = hashlib.sha256(), Mapped() if from_files else None
+    with (
+        replacing(path) as temporary,
+        ThreadPoolExecutor(1) as hashing,  # beside the writing, which waits for the disk
+        temporary.open("wb", buffering=0) as file,
+    ):
+        _write_all(file, head := len(text).to_bytes(8, "little") + text)
+        digest.update(head)
+        for tensor in (state[name].detach() for name in order):
+            if checksum:
+                hashing.submit(digest.update, _bytes_of(tensor))
+            if mapped is None or not mapped.copy(tensor, file.fileno()):
+                _write_all(file, _bytes_of(tensor))
+        hashing.shutdown()
+    if mapped is not None:
+        mapped.close()
+    return digest.hexdigest() if checksum else ""
+
+
+def _write_all(file: IO[bytes], content: Any) -> None:
+    """An unbuffered file may take less than it is given."""
+    data = memoryview(content)
+    while data.nbytes:
+        data = data[file.write(data) :]
+
+
+def write_pickle(
+    path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as the reference's authors publish them: torch.save of {"model_state": ...}.
+
+    Each tensor gets a storage of its own, over the same memory: a slice of a memory-mapped file
+    would take the whole file with it.
+    """
+    plain = {name: _own_storage(tensor) for name, tensor in state.items()}
+    content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
+    with replacing(path) as temporary, patient_file(temporary) as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def patient_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file for torch's archive writers, which end the process when a disk fills up under them:
+    they are told that all is well, and the error is raised when they are done."""
+    with path.open("wb") as file:
+        patient = _Patient(file)
+        yield cast(IO[bytes], patient)
+        file.flush()
+        if patient.error is not None:
+            raise patient.error
+
+
+class _Patient(io.RawIOBase):
+    """Passes writes on; keeps the first error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.at = file, 0
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:  # torch.export goes back to the start when it is done
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self.at += count
         try:
-            save_file(plain, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # how it reports a full disk
-            raise OutputError(f"{path} cannot be written ({_first_line(error)})") from error
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return count
+
+    def tell(self) -> int:
+        return self.at
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(_bytes_of(tensor)).view(tensor.dtype).reshape(tensor.shape)
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    """A uint8 array of the same memory, where it is on the CPU and contiguous."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,14 +271,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads((file.metadata() or {}).get(EXTRAS, "{}"))
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
         start = file.read(40)
     zipped = start.startswith(b"PK\x03\x04")
@@ -153,6 +294,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         )
     # Only the zip format can be mapped; the old one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
     for key in STATE_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -162,7 +304,13 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors",
             "save a state dict",
         )
-    return loaded
+    return {name: value for name, value in loaded.items() if name != EXTRAS}, extras
+
+
+def _plain_extras(extras: Any) -> dict[str, Any]:
+    """Those parts of a file's extras that are what they should be."""
+    found = extras if isinstance(extras, dict) else {}
+    return {k: v for k, v in found.items() if k in ("config", "card") and isinstance(v, dict)}
 
 
 def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -189,7 +337,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

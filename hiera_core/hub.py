@@ -32,6 +32,7 @@ CURES = (
     "give a local file with --checkpoint, fill the cache on a machine with network (HF_HOME), or "
     "set a mirror with HF_ENDPOINT"
 )
+RELEASED_BY = "facebook/"
 LICENCE_NOTE = "released Hiera weights are under CC BY-NC 4.0: no commercial use"
 TIMEOUT_S = 30
 CHUNK = 1 << 20
@@ -140,11 +141,11 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     except LocalEntryNotFoundError as error:
         if not is_weights:
             return None  # optional, and the weights are here
-        raise _hub_error(repo, error) from error
+        raise as_error(repo, error) from error
     except EntryNotFoundError:
         return None
     except Exception as error:  # network libraries raise many types
-        raise _hub_error(repo, error) from error
+        raise as_error(repo, error) from error
     if is_weights and not cached:
         _verify_blob(path, repo)
     return path
@@ -160,26 +161,27 @@ def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
         get_hf_file_metadata(url, token=options.get("token"))
     except HfHubHTTPError:
         return  # it answers; what it says is the download's business
-    log.info("fetching %s from the hub%s", repo, _licence(repo.startswith("facebook/")))
+    log.info("fetching %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
 
 
-def _hub_error(repo: str, error: Exception) -> HubError:
+def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = CURES) -> HubError:
+    """What went wrong with the hub, in our words, and the cure."""
     from huggingface_hub import errors
 
     cause = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
         reason, cure = "access is gated", "accept its terms on the hub and set HF_TOKEN"
     elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        reason, cure = "no such repository or revision", f"check the name; {CURES}"
+        reason, cure = "no such repository or revision", f"check the name; {cures}"
     elif is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
-        reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", CURES
+        reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", cures
     elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         reason, cure = "no room on the disk", "free some space or move HF_HOME"
     elif isinstance(error, errors.HfHubHTTPError):
-        reason, cure = _brief(error), CURES
+        reason, cure = _brief(error), cures
     else:
-        reason, cure = f"the hub does not answer ({_brief(cause)})", CURES
-    return HubError(f"{repo} could not be fetched: {reason}", cure)
+        reason, cure = f"the hub does not answer ({_brief(cause)})", cures
+    return HubError(f"{repo} could not be {action}: {reason}", cure)
 
 
 def _verify_blob(path: Path, repo: str) -> None:

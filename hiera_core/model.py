@@ -22,6 +22,7 @@ from .attention import Implementation, MaskUnitAttention, pool_tokens
 from .config import BlockRow, HieraConfig
 from .errors import UsageError
 from .layers import DropPath, Head, Mlp, PatchEmbed
+from .positions import absolute_window
 from .pretrained import PretrainedMixin
 
 NormLayer = Callable[[int], nn.Module]
@@ -54,6 +55,9 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             frames, *space = cfg.tokens
             self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(space), cfg.embed_dim))
             self.pos_embed_temporal = nn.Parameter(torch.zeros(1, frames, cfg.embed_dim))
+        elif cfg.abs_win_pos_embed:
+            self.pos_embed = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.global_pos_size))
+            self.pos_embed_win = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.mask_unit_size))
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
 
@@ -98,7 +102,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         """Parameters that optimisers should not decay, besides the one-dimensional ones."""
         if self._config.sep_pos_embed:
             return ["pos_embed_spatial", "pos_embed_temporal"]
-        return ["pos_embed"]
+        return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
 
     # Switches -----------------------------------------------------------------------------------
 
@@ -172,6 +176,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
 
     def get_pos_embed(self) -> torch.Tensor:
         """Position embedding in grid order, [1, n, c]."""
+        if self._config.abs_win_pos_embed:
+            return absolute_window(self.pos_embed, self.pos_embed_win, self.layout.grid)
         if not self._config.sep_pos_embed:
             return self.pos_embed
         frames, *space = self.layout.grid

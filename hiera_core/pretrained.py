@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 
-from . import files, weights
+from . import files, positions, weights
+from .config import HieraConfig
 from .errors import CheckpointError
 
 M = TypeVar("M", bound=torch.nn.Module)
+# timm's absolute-window models; their embedding does not tell the size they were trained at.
+ABSOLUTE_WINDOW = {"abs_win_pos_embed": True, "input_size": (256, 256)}
 CARD_NAME = "hiera.json"  # what config.json has no place for: an extra key breaks the reference
 
 
@@ -31,6 +36,7 @@ class PretrainedMixin(
         pretrained_model_name_or_path: str | Path,
         *,
         strict: bool = True,
+        resample: positions.Rule = "absolute-window",
         map_location: str | torch.device | None = None,
         **options: Any,
     ) -> Self:
@@ -40,6 +46,8 @@ class PretrainedMixin(
             pretrained_model_name_or_path: `facebook/hiera_base_224.mae_in1k_ft_in1k`, a folder, a
                 file or a URL.
             strict: every parameter must be there (but for a replaced head).
+            resample: how position embeddings come to another `input_size`: `absolute-window`, or
+                plain `bicubic` (see positions.py).
             map_location: the device to put the model on.
             options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the
                 hub; the rest overrides constructor arguments, e.g. `num_classes`.
@@ -52,7 +60,9 @@ class PretrainedMixin(
         fetch = {k: options.pop(k) for k in for_hub if k in options}
         checkpoint = weights.read(pretrained_model_name_or_path, **fetch)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
-        model = build(cls, config, checkpoint, overrides=options, strict=strict)  # type: ignore[type-var]
+        model = build(  # type: ignore[type-var]
+            cls, config, checkpoint, overrides=options, strict=strict, resample=resample
+        )
         if checkpoint.card:
             model.card = dict(checkpoint.card)
         return model if map_location is None else model.to(map_location)  # type: ignore[attr-defined]
@@ -77,7 +87,7 @@ def architecture(checkpoint: weights.Checkpoint, classifier: bool = False) -> di
     """
     config, row = checkpoint.config, weights.identify(checkpoint.state)
     if config is None and row is not None:
-        config = row.config
+        config = _told_by_shapes(row.config, checkpoint.state)
     if config is None:
         raise CheckpointError(
             f"{checkpoint.source} has no config.json and the shapes of no released model",
@@ -91,6 +101,52 @@ def architecture(checkpoint: weights.Checkpoint, classifier: bool = False) -> di
     return config
 
 
+def _told_by_shapes(config: dict[str, Any], state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """A zoo row's arguments, and what weights made elsewhere differ in: their input size, or the
+    absolute-window form."""
+    window = state.get("pos_embed_win")
+    if window is not None:
+        return {**config, **ABSOLUTE_WINDOW, "global_pos_size": tuple(state["pos_embed"].shape[2:])}
+    stride = config.get("patch_stride", HieraConfig.patch_stride)
+    size = positions.input_size_of(state, [config["input_size"]], stride)
+    return {**config, "input_size": size or config["input_size"]}
+
+
+def match(
+    cls: type[M],
+    config: dict[str, Any],
+    checkpoint: weights.Checkpoint,
+    *,
+    overrides: dict[str, Any] | None = None,
+    name: str | None = None,
+    strict: bool = True,
+    resample: positions.Rule = "absolute-window",
+) -> tuple[M, weights.Fit, dict[str, Any]]:
+    """A model on the meta device, the checkpoint's tensors for it (memory-mapped), and the
+    constructor arguments. Position embeddings made for another input size are resampled.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit; see `weights.fit`.
+        ConfigError: no such input size, with the nearest legal ones.
+    """
+    arguments = {**config, **(overrides or {})}
+    if checkpoint.num_classes and "num_classes" not in (overrides or {}):
+        arguments["num_classes"] = checkpoint.num_classes
+    model = _on_meta(cls, arguments, checkpoint, bool(overrides))
+    built: HieraConfig = model._config  # type: ignore[assignment]
+    likely = [(checkpoint.config or config).get("input_size"), built.input_size]
+    made_for = positions.input_size_of(checkpoint.state, likely, built.patch_stride)
+    state = positions.resample(checkpoint.state, made_for or built.input_size, built, resample)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    found = weights.fit(
+        dataclasses.replace(checkpoint, state=state),
+        expected,
+        name=name or f"this {cls.__name__}",
+        strict=strict,
+    )
+    return model, found, arguments
+
+
 def build(
     cls: type[M],
     config: dict[str, Any],
@@ -99,6 +155,7 @@ def build(
     overrides: dict[str, Any] | None = None,
     name: str | None = None,
     strict: bool = True,
+    resample: positions.Rule = "absolute-window",
 ) -> M:
     """A model with a checkpoint's weights.
 
@@ -109,13 +166,15 @@ def build(
     Raises:
         CheckpointError: the checkpoint does not fit; see `weights.fit`.
     """
-    arguments = {**config, **(overrides or {})}
-    if checkpoint.num_classes and "num_classes" not in (overrides or {}):
-        arguments["num_classes"] = checkpoint.num_classes
-    name = name or f"this {cls.__name__}"
-    model = _on_meta(cls, arguments, checkpoint, bool(overrides))
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    found = weights.fit(checkpoint, expected, name=name, strict=strict)
+    model, found, arguments = match(
+        cls,
+        config,
+        checkpoint,
+        overrides=overrides,
+        name=name,
+        strict=strict,
+        resample=resample,
+    )
     if found.missing:
         model = cls(**arguments)
         model.load_state_dict(found.state, strict=False)

@@ -19,6 +19,7 @@ log = logging.getLogger("hiera")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
+LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # timm's layer scales, what each scales
 
 
 @dataclass
@@ -188,16 +189,33 @@ def _fetch_released(where: zoo.Weights) -> hub.Fetched:
 
 
 def _load(fetched: hub.Fetched, source: str) -> Checkpoint:
-    raw = files.read_tensors(fetched.weights)
+    raw, extras = files.read(fetched.weights)
     state, dialect = dialects.to_reference(raw)
+    state = _fold_layer_scale(state)
     files.check_numbers(state, source)
     config = files.read_json(fetched.config) if fetched.config else None
-    card = files.read_json(fetched.card) if fetched.card else {}
+    card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
     if config is not None and "id2label" in config and "classes" not in card:
         card = {**card, "classes": _classes(config["id2label"], source)}
-    if dialect != "reference" or (config is not None and "stages" not in config):
-        config = None  # another library's; the shapes tell which model it is
+    if dialect != "reference" or config is None or "stages" not in config:
+        # Another library's config, or none: ours may be in the file, or the shapes tell the model.
+        config = extras.get("config")
     return Checkpoint(source, state, dialect, config, card)
+
+
+def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """timm's newer Hieras scale each branch by a vector: the same as a scaled last projection.
+    In float32, as 16 bits would lose weights that are scaled by 1e-5."""
+    state = dict(state)
+    for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        block, scale, _ = gamma.rsplit(".", 2)
+        factor = state.pop(gamma).float()
+        for kind in ("weight", "bias"):
+            name = f"{block}.{LAYER_SCALED[scale]}.{kind}"
+            if name in state and state[name].shape[0] == len(factor):
+                rows = factor.view(-1, *[1] * (state[name].dim() - 1))
+                state[name] = state[name].float() * rows
+    return state
 
 
 def _classes(id2label: Any, source: str) -> list[str]:
@@ -244,6 +262,8 @@ def _misfit(
     row = identify(checkpoint.state)
     if row is not None and row.name != name:
         hint = f"these are weights of {row.name}: use --model {row.name}"
+    elif "pos_embed_win" in unexpected:
+        hint = "it has an absolute-window position embedding: name the file itself as the model"
     elif any(n.startswith(("pos_embed", "decoder_pos_embed")) for n in other):
         hint = "it was made for another input size: build the model with that input_size"
     else:

@@ -23,6 +23,7 @@ FLOORS = [
     "__init__",
     "train",
     "evaluate",
+    "convert",
     "predictor",
     "extractor",
     "reconstructor",
@@ -50,9 +51,11 @@ FLOORS = [
     "model",
     "pretrained",
     "weights",
+    "positions",
     "hub",
     "plots",
     "files",
+    "mapped",
     "dialects",
     "attention",
     "layers",
@@ -101,6 +104,7 @@ def test_imports_point_down() -> None:
         ["eval", "-h"],
         ["mae", "--help"],
         ["features", "--help"],
+        ["convert", "--help"],
         ["models"],
         ["--version"],
     ],
@@ -151,8 +155,8 @@ def test_the_readme_names_every_model_and_file() -> None:
 def test_what_the_readme_prints_is_what_comes_out(
     hiera: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every `$ hiera ...` block of the README, run."""
-    for name in ("hiera_core", "hiera_cli"):  # what is written goes elsewhere
+    """Every `$ hiera ...` block of the README, run; elsewhere, if it writes."""
+    for name in ("hiera_core", "hiera_cli"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```console\n\$ hiera ([^\n]*)\n(.*?)```", README.read_text(), re.DOTALL)

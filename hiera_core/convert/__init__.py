@@ -1,0 +1,1 @@
+"""Checkpoints to other formats, proven: `hiera_core.convert.pipeline.convert`."""

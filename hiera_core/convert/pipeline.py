@@ -1,0 +1,130 @@
+"""`convert`: read, fit, write beside DEST, prove, and only then let it be DEST."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import factory, files
+from ..errors import UsageError
+from ..positions import Rule
+from . import export, plan, proof, publish, samples, stage, targets, writers
+from .plan import Plan
+from .proof import Proof
+
+
+@dataclass
+class Conversion:
+    """What came of it."""
+
+    source: str
+    output: Path
+    format: str
+    model: str
+    input_size: tuple[int, ...]
+    dtype: str
+    bytes: int  # of all files
+    files: list[str]
+    proof: Proof
+    notes: list[str]
+    url: str | None = None  # on the hub
+
+    def to_json(self) -> dict[str, Any]:
+        values = {**vars(self), "output": str(self.output), "proof": self.proof.to_json()}
+        return {**values, "input_size": list(self.input_size)}
+
+
+def convert(
+    source: str,
+    dest: str | Path,
+    to: str,
+    *,
+    size: Sequence[int] | None = None,
+    dtype: str = "auto",
+    resample: Rule = "absolute-window",
+    verify: str = "auto",
+    pictures: Sequence[str] = (),
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+) -> Conversion:
+    """Write a checkpoint in another format and prove that it is the same model.
+
+    Args:
+        source: zoo name, hub repository, folder, URL or file, in any dialect.
+        dest: a folder (hub, timm, transformers) or file (pth, onnx, pt2) to write.
+        to: the format: see `targets.TARGETS`.
+        size: input size in pixels (and frames), one side standing for both.
+        dtype: `auto` (as the source has it; programs fp32), `fp32`, `bf16`, `fp16`.
+        resample: how position embeddings come to another size: `absolute-window` or `bicubic`.
+        verify: `auto` compares renamed tensors bit by bit, and answers where values or the program
+            changed; `forward` compares answers too.
+        pictures: files or folders to compare answers on, in place of those at hand.
+        overwrite: replace DEST.
+        push_to_hub: a repository to publish it in.
+
+    Raises:
+        UsageError: DEST exists, the format has no such model, or no such input size.
+        CheckpointError: the source is no sound checkpoint, or the proof failed. No DEST is left.
+        HubError: it cannot be fetched or published.
+        OutputError: it cannot be written. No DEST is left.
+    """
+    dest = Path(dest)
+    target = targets.check(dest, to, dtype=dtype, overwrite=overwrite)
+    if push_to_hub is not None:
+        publish.check(push_to_hub)
+    program = target.dialect is None
+    with files.one_thread():
+        read = factory.read_weights(source)
+    made = plan.make(
+        read,
+        size=size,
+        dtype="fp32" if program and dtype == "auto" else dtype,
+        resample=resample,
+    )
+    plan.adapt(made, to)
+    (export if program else writers).check(made, to)
+    compare = program or bool(made.changed) or verify == "forward"
+    shown = None
+    if compare and len(made.size) == 1:
+        raise UsageError(
+            "answers are compared on pictures, and this model takes signals",
+            "use hub or pth, at its own size and precision",
+        )
+    if compare:
+        shown = samples.gather(made.transform, made.config["in_chans"], pictures)
+    with stage.staged(dest, target) as folder:
+        written = folder if target.folder else folder / dest.name
+        proven = _write(made, to, written, shown)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    url = None if push_to_hub is None else publish.push(dest, push_to_hub, list(sizes))
+    return Conversion(
+        source,
+        dest,
+        to,
+        made.name,
+        made.size,
+        made.dtype,
+        sum(sizes.values()),
+        sorted(sizes),
+        proven,
+        made.notes,
+        url,
+    )
+
+
+def _write(made: Plan, to: str, path: Path, shown: samples.Samples | None) -> Proof:
+    """Write and prove."""
+    tensors = None
+    if targets.TARGETS[to].dialect is None:
+        export.write(made, to, path)
+    else:
+        state = writers.write(made, to, path)
+        with files.one_thread():
+            tensors = proof.equal_bits(path / targets.NAME if path.is_dir() else path, state)
+    if shown is None:
+        return Proof(tensors=tensors)
+    found = proof.forward(made, to, path, shown)
+    found.tensors = tensors
+    return found

@@ -1,0 +1,183 @@
+"""Other input sizes: resampled position embeddings, native absolute-window models, legal sizes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import hiera_core
+from hiera_core import positions, weights, zoo
+from hiera_core.convert import plan
+from hiera_core.errors import CheckpointError, ConfigError, UsageError
+
+from .conftest import SMALL, assert_close, draw_weights
+
+VIDEO = {
+    **zoo.get("hiera_base_16x224").config,
+    "embed_dim": 16,
+    "stages": (1, 1, 2, 1),
+    "num_classes": 10,
+    "input_size": (8, 64, 64),
+}
+AUTOENCODER = {"q_pool": 2, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+
+
+def folder_of(cls: Any, path: Path, **config: Any) -> Any:
+    """A saved model with drawn weights, and itself."""
+    model = draw_weights(cls(**config)).eval()
+    model.save_pretrained(path)
+    return model
+
+
+def test_at_its_own_size_nothing_changes(small_folder: Path) -> None:
+    state = weights.read(small_folder).state
+    same = hiera_core.create_model(str(small_folder), input_size=(64, 64))
+    assert torch.equal(same.pos_embed, state["pos_embed"])
+    grid = (16, 16)
+    assert positions.resize(state["pos_embed"], grid, grid, (8, 8)) is state["pos_embed"]
+
+
+def test_the_rule_against_its_definition() -> None:
+    """W = mean over windows, tiled; the rest bicubic with antialias (facts of arXiv 2311.05613)."""
+    torch.manual_seed(0)
+    embed = torch.randn(1, 56 * 56, 5)
+    grid = embed.transpose(1, 2).reshape(1, 5, 56, 56)
+    window = torch.stack(
+        [grid[..., y : y + 8, x : x + 8] for y in range(0, 56, 8) for x in range(0, 56, 8)]
+    ).mean(0)
+    rest = grid - window.repeat(1, 1, 7, 7)
+    for size in ((96, 96), (40, 40), (56, 112)):
+        expected = F.interpolate(rest, size, mode="bicubic", antialias=True)
+        expected = expected + window.repeat(1, 1, size[0] // 8, size[1] // 8)
+        found = positions.resize(embed, (56, 56), size, (8, 8))
+        assert_close(found, expected.flatten(2).transpose(1, 2))
+        plain = positions.resize(embed, (56, 56), size)
+        expected = F.interpolate(grid, size, mode="bicubic", antialias=True)
+        assert_close(plain, expected.flatten(2).transpose(1, 2))
+
+
+def test_a_pattern_that_repeats_in_every_window_tiles() -> None:
+    """What the rule is for; plain interpolation blurs it out of step with the windows."""
+    window = torch.randn(1, 3, 8, 8)
+    embed = window.tile(1, 1, 7, 7).flatten(2).transpose(1, 2)
+    expected = window.tile(1, 1, 12, 12).flatten(2).transpose(1, 2)
+    assert_close(positions.resize(embed, (56, 56), (96, 96), (8, 8)), expected)
+    plain = positions.resize(embed, (56, 56), (96, 96))
+    assert (plain - expected).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("size", [192, 256, 320, 384, 448, (224, 448)])
+def test_image_models_at_other_sizes(size: Any, tmp_path: Path) -> None:
+    """The zoo's geometry with narrow blocks, run at every size."""
+    size = size if isinstance(size, tuple) else (size, size)
+    made = folder_of(hiera_core.Hiera, tmp_path, **{**SMALL, "input_size": (224, 224)})
+    model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size).eval()
+    assert model.config["input_size"] == size
+    assert model(torch.randn(1, 3, *size)).shape == (1, 10)
+    assert torch.equal(model.head.projection.weight, made.head.projection.weight)
+    plain = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size, resample="bicubic")
+    assert not torch.equal(plain.pos_embed, model.pos_embed)
+
+
+@pytest.mark.parametrize("size", [(16, 96, 96), (4, 64, 64), (8, 64, 96)])
+def test_video_models_at_other_sizes(size: tuple[int, ...], tmp_path: Path) -> None:
+    made = folder_of(hiera_core.Hiera, tmp_path, **VIDEO)
+    model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size).eval()
+    assert model(torch.randn(1, 3, *size)).shape == (1, 10)
+    before = made.pos_embed_temporal.transpose(1, 2)
+    linear = F.interpolate(before, size[0] // 2, mode="linear").transpose(1, 2)
+    assert_close(model.pos_embed_temporal, linear if size[0] != 8 else made.pos_embed_temporal)
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_an_autoencoder_s_decoder_is_interpolated_plainly(tmp_path: Path, video: bool) -> None:
+    config = {**(VIDEO if video else SMALL), **AUTOENCODER}
+    made = folder_of(hiera_core.MaskedAutoencoderHiera, tmp_path, **config)
+    size = (16, 96, 96) if video else (96, 96)
+    model = hiera_core.MaskedAutoencoderHiera.from_pretrained(tmp_path, input_size=size).eval()
+    old, new = made.layout.grid_after(2), model.layout.grid_after(2)
+    grid = made.decoder_pos_embed.transpose(1, 2).unflatten(2, old)
+    mode = {"mode": "trilinear"} if video else {"mode": "bicubic", "antialias": True}
+    expected = F.interpolate(grid, new, **mode).flatten(2).transpose(1, 2)
+    assert_close(model.decoder_pos_embed, expected)
+    assert model(torch.randn(1, 3, *size))[0].isfinite()
+
+
+def test_the_size_is_told_by_the_weights(tmp_path: Path, caplog: Any) -> None:
+    """A file without a config, made at 256: its shapes say so, a name brings it to 224."""
+    config = zoo.get("hiera_tiny_224").config
+    state = draw_weights(hiera_core.Hiera(**{**config, "input_size": (256, 256)})).state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    path = str(tmp_path / "weights.safetensors")
+    assert hiera_core.create_model(path).config["input_size"] == (256, 256)
+    with caplog.at_level(logging.INFO, "hiera"):
+        named = hiera_core.create_model("hiera_tiny_224", checkpoint=path)
+    assert named.config["input_size"] == (224, 224)
+    assert "resampled from 256x256 to 224x224" in caplog.text
+    checkpoint = weights.read(path)
+    checkpoint.state["pos_embed"] = checkpoint.state["pos_embed"][:, :4000]  # no square
+    with pytest.raises(CheckpointError, match="another input size"):
+        hiera_core.factory.from_zoo(zoo.get("hiera_tiny_224"), checkpoint)
+
+
+def test_illegal_sizes_are_refused_with_the_nearest(small_folder: Path) -> None:
+    checkpoint = weights.read(small_folder)
+    for size, near in [((100, 100), "96 or 128"), ((64, 40), "32 or 64"), ((16,), "32")]:
+        with pytest.raises(ConfigError, match=f"nearest legal size is {near}"):
+            plan.make(checkpoint, size=size)
+    with pytest.raises(UsageError, match="does not fit a model of 2 dimensions"):
+        plan.make(checkpoint, size=(8, 64, 64))
+    with pytest.raises(UsageError, match="use absolute-window or bicubic"):
+        hiera_core.Hiera.from_pretrained(small_folder, input_size=(96, 96), resample="nearest")  # type: ignore[arg-type]
+
+
+# Native absolute-window models -------------------------------------------------------------------
+
+NATIVE = {**SMALL, "abs_win_pos_embed": True, "global_pos_size": (5, 5)}
+
+
+def test_native_models_save_and_load_at_any_size(tmp_path: Path) -> None:
+    made = folder_of(hiera_core.Hiera, tmp_path, **NATIVE)
+    assert made.pos_embed.shape == (1, 16, 5, 5) and made.pos_embed_win.shape == (1, 16, 8, 8)
+    assert made.no_weight_decay() == ["pos_embed", "pos_embed_win"]
+    for size in ((64, 64), (96, 160)):
+        model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size)
+        assert torch.equal(model.pos_embed, made.pos_embed)
+        assert model.eval()(torch.randn(1, 3, *size)).isfinite().all()
+    made.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert made.pos_embed.grad.abs().sum() > 0 and made.pos_embed_win.grad.abs().sum() > 0
+
+
+def test_native_form_is_for_images() -> None:
+    with pytest.raises(ConfigError, match="for images"):
+        hiera_core.Hiera(**{**VIDEO, "abs_win_pos_embed": True})
+
+
+@torch.no_grad()
+def test_timm_s_absolute_window_model(tmp_path: Path) -> None:
+    """Its layer scale is folded into the projection that it scales."""
+    import timm
+
+    theirs = draw_weights(timm.create_model("hiera_base_abswin_256")).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("gamma"):
+            parameter.add_(0.5)
+    save_file(theirs.state_dict(), tmp_path / "abswin.safetensors")
+    ours = hiera_core.create_model(str(tmp_path / "abswin.safetensors")).eval()
+    assert ours.config["input_size"] == (256, 256) and ours.config["global_pos_size"] == (14, 14)
+    x = torch.randn(1, 3, 256, 256)
+    assert_close(ours.forward_logits(x), theirs(x))
+
+    with pytest.raises(CheckpointError, match="name the file itself"):
+        hiera_core.create_model("hiera_base_224", checkpoint=tmp_path / "abswin.safetensors")
+
+    other = timm.create_model("hiera_small_abswin_256")  # without the widening projection
+    save_file(other.state_dict(), tmp_path / "small.safetensors")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.proj\.weight is missing"):
+        hiera_core.create_model(str(tmp_path / "small.safetensors"))

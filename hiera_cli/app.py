@@ -16,7 +16,7 @@ import typer
 
 import hiera_core
 
-from . import errors, eval, models, predict, train
+from . import bench, errors, eval, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("predict")(predict.predict)
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
+app.command("bench")(bench.bench)
 app.command("models")(models.models)
 
 

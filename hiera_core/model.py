@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Implementation, MaskUnitAttention, pool_tokens
 from .config import BlockRow, HieraConfig
 from .errors import UsageError
+from .kernels import Linear
 from .layers import DropPath, Head, Mlp, PatchEmbed
+from .pieces import piece_tokens, run_in_pieces
 from .pretrained import PretrainedMixin
 
 NormLayer = Callable[[int], nn.Module]
@@ -196,20 +198,26 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
         if visible is not None:
             x = gather_windows(x, visible.keep, self.layout.windows)
-        ends = []
-        for block, last in zip(self.blocks, self._last_of_stage, strict=True):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+        ends: list[torch.Tensor] = []
+        for stage, windowed, blocks in self._runs():
+            tokens = piece_tokens(blocks, x) if windowed else None
+            if tokens is not None:
+                x = run_in_pieces(blocks, x, tokens)
             else:
-                x = block(x)
-            if collect and last:
-                ends.append(x)
+                for block in blocks:
+                    if self.grad_checkpointing and torch.is_grad_enabled():
+                        x = checkpoint(block, x, use_reentrant=False)
+                    else:
+                        x = block(x)
+            if collect:  # the last run of a stage replaces those before it
+                ends[stage:] = [x]
         return x, ends
 
-    @property
-    def _last_of_stage(self) -> list[bool]:
-        stages = [row.stage for row in self.rows] + [-1]
-        return [a != b for a, b in itertools.pairwise(stages)]
+    def _runs(self) -> list[tuple[int, bool, list[nn.Module]]]:
+        """Blocks in a row of one stage and one kind of attention: stage, within windows?, blocks."""
+        pairs = zip(self.rows, self.blocks, strict=True)
+        runs = itertools.groupby(pairs, lambda pair: (pair[0].stage, pair[0].use_mask_unit_attn))
+        return [(stage, windowed, [b for _, b in run]) for (stage, windowed), run in runs]
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""
@@ -343,7 +351,7 @@ class HieraBlock(nn.Module):
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if dim != dim_out:
-            self.proj = nn.Linear(dim, dim_out)
+            self.proj = Linear(dim, dim_out)
 
     @classmethod
     def from_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import sys
@@ -135,8 +136,8 @@ def bench(
         for number, name in enumerate(names, 1):
             default = machine.batch_for(zoo.get(name).kind, header.device, mode.value)
             for group in runner.groups([name], sizes or [default], template, peers):
-                told = f"[{number}/{len(names)}] "
-                rows += runner.measure(group, length, lambda text, told=told: progress(told + text))
+                tell = functools.partial(progress, f"{number}/{len(names)}")
+                rows += runner.measure(group, length, tell)
     _write(rows, header, output, format)
     for path in export or []:
         report.export(path, header, rows)
@@ -217,20 +218,20 @@ def _outcome(rows: list[Row], slower: bool) -> int:
 
 
 @contextlib.contextmanager
-def _progress(show: bool) -> Iterator[Callable[[str], None]]:
+def _progress(show: bool) -> Iterator[Callable[[str, str], None]]:
     """A line on stderr that changes, on a terminal; elsewhere one for each thing prepared."""
     if not show:
-        yield lambda text: None
+        yield lambda place, text: None
         return
     if not sys.stderr.isatty():
 
-        def note(text: str) -> None:
+        def note(place: str, text: str) -> None:
             if "preparing" in text:
-                say(text)
+                say(f"{place} {text}")
 
         yield note
         return
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(text.replace("[", r"\["))
+        yield lambda place, text: status.update(f"{place} {text}")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernels import Linear, takes_onednn
+from .kernels import HAS_ONEDNN, Linear
 
 Implementation = Literal["fused", "eager"]
 
@@ -21,6 +21,8 @@ Implementation = Literal["fused", "eager"]
 MAX_FUSED_BATCH = 65_535
 # Of the attention matrix that is held at a time on a CPU: what fits the cache of a core.
 SCORE_BYTES = 2 << 20
+# Of one that is kept for the backward pass; above, the fused kernel computes it anew.
+KEPT_SCORE_BYTES = 64 << 20
 
 
 class MaskUnitAttention(nn.Module):
@@ -92,8 +94,10 @@ def fused_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, limit: int = MAX_FUSED_BATCH
 ) -> torch.Tensor:
     """No attention matrix in memory. All [(b w), h, t, d]; in parts above `limit`."""
-    if q.dtype is torch.bfloat16 and takes_onednn(q) and not torch.is_grad_enabled():
-        return attention_by_products(q, k, v, scale)
+    if q.dtype is torch.bfloat16 and q.is_cpu and HAS_ONEDNN:
+        score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
+        if not torch.is_grad_enabled() or score_bytes <= KEPT_SCORE_BYTES:
+            return attention_by_products(q, k, v, scale)
     if q.shape[0] <= limit:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     parts = zip(q.split(limit), k.split(limit), v.split(limit), strict=True)
@@ -103,19 +107,27 @@ def fused_attention(
 def attention_by_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Two batched products, a few heads at a time: [(b w), h, t, d], in bf16 on a CPU.
+    """Two batched products: [(b w), h, t, d], in bf16 on a CPU; without gradients a few heads at a
+    time.
 
     There PyTorch's fused kernel computes in fp32, at 0.3 to 0.6 of the speed of oneDNN's products.
     """
     windows, heads, queries, width = q.shape
     q, k, v = (x.reshape(windows * heads, -1, width) for x in (q, k, v))
     step = max(1, SCORE_BYTES // (queries * k.shape[1] * q.element_size()))
-    out, nothing = torch.empty_like(q), q.new_empty(1, 1, 1)
-    for first in range(0, len(q), step):
-        part = slice(first, first + step)
-        scores = torch.baddbmm(nothing, q[part], k[part].transpose(1, 2), beta=0, alpha=scale)
-        torch.bmm(scores.softmax(-1), v[part], out=out[part])
+    if torch.is_grad_enabled() or step >= len(q):
+        out = _products(q, k, v, scale)
+    else:
+        parts = zip(q.split(step), k.split(step), v.split(step), strict=True)
+        out = torch.cat([_products(*part, scale) for part in parts])
     return out.view(windows, heads, queries, width)
+
+
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """n t d -> n t d"""
+    nothing = q.new_empty(1, 1, 1)  # with beta = 0 it is not read
+    scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=scale)
+    return scores.softmax(-1) @ v
 
 
 def eager_attention(

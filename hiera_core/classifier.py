@@ -11,7 +11,13 @@ import numpy as np
 import torch
 
 from . import factory
-from .device import compile_faults, is_out_of_memory, select_device, select_dtype
+from .device import (
+    compile_faults,
+    compile_for_inference,
+    is_out_of_memory,
+    select_device,
+    select_dtype,
+)
 from .errors import DeviceError, UsageError
 from .model import Hiera
 from .preprocess.image import ImageTransform
@@ -69,7 +75,8 @@ class Classifier:
         self.batch_size = batch_size or AUTO_BATCH[self.kind][self.device.type]
         # Logits: the softmax is taken in fp32, where 1000 probabilities do not fall together.
         logits = self.model.forward_logits
-        self._run = torch.compile(logits) if compile else logits
+        self._run = compile_for_inference(logits, self.device) if compile else logits
+        self._compiled_for = 0 if compile else None  # views: another number compiles anew
 
     def __call__(self, views: Sequence[np.ndarray]) -> torch.Tensor:
         """Views as the transform makes them -> float32 [views, classes] on the CPU.
@@ -91,11 +98,16 @@ class Classifier:
 
     def probabilities(self, pixels: np.ndarray) -> torch.Tensor:
         """One batch."""
+        count = len(pixels)
+        if self._compiled_for is not None:  # the last batch of many is filled up
+            missing = max(0, self._compiled_for - count)
+            pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
+            self._compiled_for = len(pixels)
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with torch.inference_mode():
             x = self.transform.normalise(batch).to(self.dtype)
             with compile_faults():
-                return self._run(x).float().softmax(-1).cpu()
+                return self._run(x)[:count].float().softmax(-1).cpu()
 
     def _halve(self, error: Exception, tried: int) -> None:
         if not is_out_of_memory(error):

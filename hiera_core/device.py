@@ -66,9 +66,18 @@ def compile_for_inference(function: Callable[..., Any], device: torch.device) ->
     On a CPU weights are constants of the program, packed for its products; on CUDA kernels are
     chosen by trying, and launches recorded once. Weights must not change afterwards.
     """
-    if device.type == "cpu":
-        return torch.compile(function, dynamic=False, options={"freezing": True})
-    return torch.compile(function, dynamic=False, mode="max-autotune")
+    if device.type != "cpu":
+        return torch.compile(function, dynamic=False, mode="max-autotune")
+    compiled = torch.compile(function, dynamic=False)
+
+    def frozen(*args: Any, **kwargs: Any) -> Any:
+        # As an option of torch.compile it comes too late: tracing looks for it, too.
+        with inductor.patch(freezing=True):
+            return compiled(*args, **kwargs)
+
+    from torch._inductor import config as inductor
+
+    return frozen
 
 
 def compile_for_training(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

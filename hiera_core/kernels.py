@@ -35,11 +35,13 @@ class Linear(nn.Linear):
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x weight^T + bias. [..., i], [o, i], [o] -> [..., o]"""
     if not takes_onednn(x):
+        if x.dtype is torch.float32 and x.is_cpu and _in_frozen_graph():
+            return _onednn(x, weight, bias)
         return F.linear(x, weight, bias)
     if not _needs_grad(x, weight, bias):
         return _onednn(x, weight, bias)
     if x.dtype is torch.float32:
-        out: torch.Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Linear.apply(x, weight, bias)
         return out
     return F.linear(x, weight, bias)  # oneDNN already, with its gradient
 
@@ -47,17 +49,27 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 def takes_onednn(x: torch.Tensor) -> bool:
     """Whether oneDNN may be called on `x` directly: plainly, with nobody looking over PyTorch's
     shoulder (autocast, the compiler, an exporter, a counter of operations)."""
-    return (
-        x.is_cpu
+    return bool(
+        not torch.compiler.is_compiling()
+        and x.is_cpu
         and x.dtype in _DTYPES
         and x.numel() > 0
         and HAS_ONEDNN
         and torch.backends.mkldnn.enabled
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._get_tracing_state()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _in_frozen_graph() -> bool:
+    """Whether PyTorch's compiler is making a program of constants: it would call MKL in fp32."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not torch.is_grad_enabled()
+        and HAS_ONEDNN
     )
 
 

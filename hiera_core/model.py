@@ -36,6 +36,14 @@ class Visible(NamedTuple):
     keep: torch.Tensor  # [b, k] window numbers, ascending
 
 
+class Run(NamedTuple):
+    """Blocks in a row, of one stage and one kind of attention."""
+
+    stage: int
+    windowed: bool
+    blocks: tuple[int, ...]  # their numbers
+
+
 class HieraEncoder(nn.Module, PretrainedMixin):
     """Patch embedding, position embedding and the blocks: what all Hieras share."""
 
@@ -46,6 +54,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         self._config = cfg = self.config_class.of(args, kwargs, config)
         self.layout = cfg.layout
         self.rows = cfg.block_rows()
+        self.runs = runs_of(self.rows)
         self.norm_layer = norm_factory(cfg.norm_layer)
         self.grad_checkpointing = False
 
@@ -199,8 +208,9 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         if visible is not None:
             x = gather_windows(x, visible.keep, self.layout.windows)
         ends: list[torch.Tensor] = []
-        for stage, windowed, blocks in self._runs():
-            tokens = piece_tokens(blocks, x) if windowed else None
+        for run in self.runs:
+            blocks = [self.blocks[number] for number in run.blocks]
+            tokens = piece_tokens(blocks, x) if run.windowed else None
             if tokens is not None:
                 x = run_in_pieces(blocks, x, tokens)
             else:
@@ -210,14 +220,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
                     else:
                         x = block(x)
             if collect:  # the last run of a stage replaces those before it
-                ends[stage:] = [x]
+                ends[run.stage :] = [x]
         return x, ends
-
-    def _runs(self) -> list[tuple[int, bool, list[nn.Module]]]:
-        """Blocks in a row of one stage and one kind of attention: stage, within windows?, blocks."""
-        pairs = zip(self.rows, self.blocks, strict=True)
-        runs = itertools.groupby(pairs, lambda pair: (pair[0].stage, pair[0].use_mask_unit_attn))
-        return [(stage, windowed, [b for _, b in run]) for (stage, windowed), run in runs]
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""
@@ -382,6 +386,14 @@ class HieraBlock(nn.Module):
         if self.attn.q_stride > 1:
             x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
         return x
+
+
+def runs_of(rows: list[BlockRow]) -> list[Run]:
+    """Rows, cut where the stage or the kind of attention changes."""
+    kinds = itertools.groupby(
+        range(len(rows)), lambda number: (rows[number].stage, rows[number].use_mask_unit_attn)
+    )
+    return [Run(stage, windowed, tuple(numbers)) for (stage, windowed), numbers in kinds]
 
 
 def gather_windows(x: torch.Tensor, keep: torch.Tensor, windows: int) -> torch.Tensor:

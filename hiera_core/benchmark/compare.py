@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -72,6 +73,6 @@ def _uncertainty(samples: Sequence[float]) -> float:
         return 0.5
     count = min(BLOCKS, len(samples))
     cuts = [round(i * len(samples) / count) for i in range(count + 1)]
-    blocks = [statistics.median(samples[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    blocks = [statistics.median(samples[a:b]) for a, b in itertools.pairwise(cuts)]
     few = 1 + 2 / count  # a spread from few values is itself uncertain
     return few * statistics.stdev(blocks) / math.sqrt(count) / statistics.median(samples)

@@ -49,7 +49,7 @@ def version(name: str) -> str:
 def loss_of(output: Any) -> torch.Tensor | None:
     """An autoencoder's loss: the reference returns it first, transformers as an attribute."""
     if isinstance(output, tuple):
-        return output[0]  # type: ignore[no-any-return]
+        return output[0]
     return getattr(output, "loss", None)
 
 

@@ -164,11 +164,11 @@ def _loss(row: zoo.Model, forward: Step, batch: int, device: torch.device) -> St
     target = torch.arange(batch, device=device) % row.config["num_classes"]
 
     def loss() -> torch.Tensor:
-        output = forward()
+        output: Any = forward()
         found = peers.loss_of(output)
         if found is not None:
             return found
-        logits = getattr(output, "logits", output)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
         return F.cross_entropy(logits.float(), target)
 
     return loss

@@ -140,12 +140,12 @@ def add_ratios(rows: list[Row]) -> None:
     for row in rows:
         best = ours.get(("fused", row.compiled)) or ours.get(("fused", False))
         if row.implementation == OURS and eager is not None and row.rounds:
-            row.speedup = _ratio(eager, row)[1]
+            row.speedup = ratio_of(eager, row)[1]
         elif row.implementation != OURS and best is not None and row.rounds:
-            row.ratio_low, row.ratio, row.ratio_high = _ratio(row, best)
+            row.ratio_low, row.ratio, row.ratio_high = ratio_of(row, best)
 
 
-def _ratio(slow: Row, fast: Row) -> tuple[float, float, float]:
+def ratio_of(slow: Row, fast: Row) -> tuple[float, float, float]:
     """Quartiles, turn by turn, of how many times faster the second is."""
     pairs = zip(slow.rounds, fast.rounds, strict=False)
     values = sorted(fast.batch * a / (b * slow.batch) for a, b in pairs)

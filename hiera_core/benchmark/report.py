@@ -73,11 +73,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return [f"{r.model} {r.label}: {'; '.join(r.notes)}" for r in rows if r.notes]
 
 
-def markdown(header: Header, rows: Sequence[Row]) -> str:
+def rows_as_markdown(rows: Sequence[Row]) -> str:
     names, lines = cells(rows)
-    text = "".join(f"{line}\n" for line in header.lines()) + "\n"
-    for line in [names, ["---"] * len(names), *lines]:
-        text += "| " + " | ".join(line) + " |\n"
+    table = [names, ["---"] * len(names), *lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in table)
+
+
+def markdown(header: Header, rows: Sequence[Row]) -> str:
+    text = "".join(f"{line}\n" for line in header.lines()) + "\n" + rows_as_markdown(rows)
     return text + "".join(f"\n{note}\n" for note in notes(rows))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -51,12 +50,12 @@ def takes_onednn(x: torch.Tensor) -> bool:
     shoulder (autocast, the compiler, an exporter, a counter of operations)."""
     return bool(
         not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
         and x.is_cpu
         and x.dtype in _DTYPES
         and x.numel() > 0
         and HAS_ONEDNN
         and torch.backends.mkldnn.enabled
-        and not torch._C._get_tracing_state()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -87,14 +86,15 @@ class _Linear(torch.autograd.Function):
         return _onednn(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
+        # With create_graph=True this is differentiated in turn, which the operator cannot be.
+        product = F.linear if torch.is_grad_enabled() else _onednn
         return (
-            _onednn(grad, weight.t(), None) if need_x else None,
-            _onednn(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if need_weight else None,
+            product(grad, weight.t(), None) if need_x else None,
+            product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
 

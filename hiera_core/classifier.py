@@ -103,7 +103,10 @@ class Classifier:
             missing = max(0, self._compiled_for - count)
             pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
             self._compiled_for = len(pixels)
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        batch = torch.from_numpy(pixels)
+        if self.device.type == "cuda":  # from pinned memory the copy does not wait
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True)
         with torch.inference_mode():
             x = self.transform.normalise(batch).to(self.dtype)
             with compile_faults():

@@ -62,7 +62,7 @@ def settings(device: str, dtype: str, mode: Mode, seconds: float | None) -> tupl
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     length = LENGTHS[where.type]
     if seconds is not None:
-        length = Length(seconds, 1, seconds, 3, length.turn)
+        length = Length(seconds, 5, seconds, 5, length.turn)
     header = Header(where.type, _machine(where), os.cpu_count() or 1, names[number])
     if where.type == "cpu":
         header.changes = _changes(header.dtype, dtype == "auto", length)

@@ -69,7 +69,7 @@ def _in_turns(jobs: Sequence[Job], length: Length, progress: Progress) -> list[R
     with contextlib.ExitStack() as stack:
         turns, failed = [], []
         for job in jobs:
-            progress(f"{job.model}, batch {job.batch}: preparing {job.implementation}")
+            progress(f"{job.model}, {job.dtype}, batch {job.batch}: preparing {job.implementation}")
             try:
                 worker = stack.enter_context(Worker(job))
             except NotOffered as error:

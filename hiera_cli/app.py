@@ -16,7 +16,7 @@ import typer
 
 import hiera_core
 
-from . import convert, errors, eval, features, mae, models, predict, train
+from . import bench, convert, errors, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
@@ -34,6 +34,7 @@ app.command("features")(features.features)
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("convert")(convert.convert)
+app.command("bench")(bench.bench)
 app.command("models")(models.models)
 
 

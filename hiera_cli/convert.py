@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hiera_core import hub, zoo
 from hiera_core.convert import targets
 
-from . import options
+from . import load, options
 from .errors import OK
 from .options import Dtype, Format
 from .writers import write_rows
@@ -121,8 +120,7 @@ def convert(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
     pixels = None if size is None else targets.parse_size(size)
     targets.check(dest, to, dtype=dtype, overwrite=overwrite)
-    if not hub.is_place(source):
-        zoo.get(zoo.split_tag(source)[0])  # a mistyped name is found before torch is imported
+    load.check_name(source)
     from hiera_core.convert import pipeline
 
     done = pipeline.convert(

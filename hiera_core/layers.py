@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .kernels import Linear, is_watched
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -49,11 +51,15 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = type(self.act) is nn.GELU and self.act.approximate == "none"
+        watched = is_watched(self.fc1) or is_watched(self.act)
+        if plain and not watched and type(self.fc1) is Linear:
+            return self.fc2(self.fc1.then_gelu(x))
         return self.fc2(self.act(self.fc1(x)))
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from .config import AutoencoderConfig, HieraConfig
 from .errors import UsageError
+from .kernels import Linear
 from .layers import conv_nd
 from .model import HieraBlock, HieraEncoder, Visible
 
@@ -47,7 +48,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         self.multi_scale_fusion_heads.append(nn.Identity())  # the last stage needs none
 
         tokens = math.prod(layout.grid_after(cfg.q_pool))
-        self.decoder_embed = nn.Linear(dim, dec)
+        self.decoder_embed = Linear(dim, dec)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dec))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, dec))
         self.decoder_blocks = nn.ModuleList(
@@ -58,7 +59,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         # Side of a predicted patch in pixels; square, as the released models are.
         self.pred_stride = cfg.patch_stride[-1] * cfg.q_stride[-1] ** cfg.q_pool
         patch_dims = min(2, len(cfg.q_stride))  # video predicts one frame a token
-        self.decoder_pred = nn.Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)
+        self.decoder_pred = Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)
         self.init_weights()
 
     def forward(

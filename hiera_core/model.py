@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Implementation, MaskUnitAttention, pool_tokens
 from .config import BlockRow, HieraConfig
 from .errors import UsageError
+from .kernels import Linear
 from .layers import DropPath, Head, Mlp, PatchEmbed
+from .pieces import piece_tokens, run_in_pieces
 from .positions import absolute_window
 from .pretrained import PretrainedMixin
 
@@ -35,6 +37,14 @@ class Visible(NamedTuple):
     keep: torch.Tensor  # [b, k] window numbers, ascending
 
 
+class Run(NamedTuple):
+    """Blocks in a row, of one stage and one kind of attention."""
+
+    stage: int
+    windowed: bool
+    blocks: tuple[int, ...]  # their numbers
+
+
 class HieraEncoder(nn.Module, PretrainedMixin):
     """Patch embedding, position embedding and the blocks: what all Hieras share."""
 
@@ -45,6 +55,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         self._config = cfg = self.config_class.of(args, kwargs, config)
         self.layout = cfg.layout
         self.rows = cfg.block_rows()
+        self.runs = runs_of(self.rows)
         self.norm_layer = norm_factory(cfg.norm_layer)
         self.grad_checkpointing = False
 
@@ -202,14 +213,20 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
         if visible is not None:
             x = gather_windows(x, visible.keep, self.layout.windows)
-        ends = []
-        for block, last in zip(self.blocks, self._last_of_stage, strict=True):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+        ends: list[torch.Tensor] = []
+        for run in self.runs:
+            blocks = [self.blocks[number] for number in run.blocks]
+            tokens = piece_tokens(blocks, x) if run.windowed else None
+            if tokens is not None:
+                x = run_in_pieces(blocks, x, tokens)
             else:
-                x = block(x)
-            if collect and last:
-                ends.append(x)
+                for block in blocks:
+                    if self.grad_checkpointing and torch.is_grad_enabled():
+                        x = checkpoint(block, x, use_reentrant=False)
+                    else:
+                        x = block(x)
+            if collect:  # the last run of a stage replaces those before it
+                ends[run.stage :] = [x]
         return x, ends
 
     def forward_features(
@@ -241,11 +258,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
         """One vector an input, from the stage ends that `encode` collected. -> [b, c]"""
         raise NotImplementedError
-
-    @property
-    def _last_of_stage(self) -> list[bool]:
-        stages = [row.stage for row in self.rows] + [-1]
-        return [a != b for a, b in itertools.pairwise(stages)]
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Stage ends as maps in grid order, [b, *grid, c]; when masked [b, k, *unit, c]."""
@@ -386,7 +398,7 @@ class HieraBlock(nn.Module):
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if dim != dim_out:
-            self.proj = nn.Linear(dim, dim_out)
+            self.proj = Linear(dim, dim_out)
 
     @classmethod
     def from_row(
@@ -417,6 +429,14 @@ class HieraBlock(nn.Module):
         if self.attn.q_stride > 1:
             x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
         return x
+
+
+def runs_of(rows: list[BlockRow]) -> list[Run]:
+    """Rows, cut where the stage or the kind of attention changes."""
+    kinds = itertools.groupby(
+        range(len(rows)), lambda number: (rows[number].stage, rows[number].use_mask_unit_attn)
+    )
+    return [Run(stage, windowed, tuple(numbers)) for (stage, windowed), numbers in kinds]
 
 
 def gather_windows(x: torch.Tensor, keep: torch.Tensor, windows: int) -> torch.Tensor:

@@ -38,3 +38,38 @@ def _figure(panels: int) -> Any:
     FigureCanvasAgg(figure)
     figure.subplots(1, panels)
     return figure
+
+
+def bars(
+    path: Path,
+    labels: Sequence[str],
+    marked: Sequence[bool],
+    rates: tuple[str, Sequence[float]],
+    times: tuple[str, Mapping[str, Sequence[float]]],
+    title: str,
+) -> None:
+    """A PNG with two logarithmic panels: a bar of `rates` for each label (marked ones in another
+    colour), and beside it a point for each of `times`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    figure = _figure(2)
+    figure.set_size_inches(12, 1.5 + 0.28 * max(4, len(labels)))
+    places = range(len(labels))
+    left, right = figure.axes
+    colours = ["tab:blue" if mark else "tab:gray" for mark in marked]
+    left.bar_label(left.barh(places, rates[1], color=colours), fmt="%.3g", padding=2, fontsize=8)
+    for name, values in times[1].items():
+        right.plot(values, places, "o", markersize=4, label=name)
+    right.legend()
+    for axes, what in ((left, rates[0]), (right, times[0])):
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set_xlabel(what)
+        axes.set_yticks(places, labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3, axis="x")
+    figure.suptitle(title, fontsize=9)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

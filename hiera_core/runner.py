@@ -10,7 +10,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from .device import compile_faults, is_out_of_memory, select_device, select_dtype
+from .device import (
+    compile_faults,
+    compile_for_inference,
+    is_out_of_memory,
+    select_device,
+    select_dtype,
+)
 from .errors import DeviceError, UsageError
 from .model import HieraEncoder
 from .preprocess.image import ImageTransform
@@ -67,7 +73,8 @@ class Runner(Generic[M, Result]):
         transforms: dict[Kind, Any] = {"image": ImageTransform, "video": VideoTransform}
         self.transform: Any = transforms[self.kind].from_card(card.get("preprocessing"), size)
         self.batch_size = batch_size or AUTO_BATCH[self.kind][self.device.type]
-        self._compile = compile
+        # A compiled program is for one number of views; the last batch is filled up to it.
+        self._compile, self._compiled_for = compile, 0
 
     def compute(self, x: torch.Tensor) -> Sequence[Result]:
         """One batch, normalised, float32 on the device [b, 3, *size] -> a result for each."""
@@ -91,12 +98,20 @@ class Runner(Generic[M, Result]):
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function through torch.compile, where that was asked for."""
-        return torch.compile(function) if self._compile else function
+        return compile_for_inference(function, self.device) if self._compile else function
 
     def _batch(self, pixels: np.ndarray) -> Sequence[Result]:
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        count = len(pixels)
+        if self._compile:
+            missing = max(0, self._compiled_for - count)
+            pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
+            self._compiled_for = len(pixels)
+        batch = torch.from_numpy(pixels)
+        if self.device.type == "cuda":  # from pinned memory the copy does not wait
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True)
         with torch.inference_mode(), compile_faults():
-            return self.compute(self.transform.normalise(batch))
+            return self.compute(self.transform.normalise(batch))[:count]
 
     def _halve(self, error: Exception, tried: int) -> None:
         if not is_out_of_memory(error):

@@ -69,7 +69,9 @@ def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> No
     assert len(calls) == 24
     for names in calls:
         assert "aten::_scaled_dot_product_attention_math" not in names
-        assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+        # In bf16 on a CPU two products of oneDNN's are faster than the fused kernel.
+        fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
+        assert ("aten::baddbmm" if dtype is torch.bfloat16 else fused) in names
 
 
 # Graphs -----------------------------------------------------------------------------------------

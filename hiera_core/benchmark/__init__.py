@@ -1,0 +1,1 @@
+"""Speed, measured: models and their peers, each in a process of its own, in turns."""

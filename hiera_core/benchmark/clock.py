@@ -1,0 +1,69 @@
+"""Time and memory of a step, on any device."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def timed(step: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, from an idle device to an idle device."""
+    synchronise(device)
+    start = time.perf_counter()
+    step()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def timed_for(step: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each call, as many calls as fit, at least one."""
+    samples = [timed(step, device)]
+    while sum(samples) < seconds:
+        samples.append(timed(step, device))
+    return samples
+
+
+class PeakMemory:
+    """Peak MiB since `start`: on CUDA of tensors; on a CPU of the process, above `base`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.base = 0.0 if device.type == "cuda" else _status("VmRSS")
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError, AttributeError):  # Linux only
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if sys.platform != "linux":
+            return None
+        return _status("VmHWM") - self.base
+
+
+def _status(field: str) -> float:
+    """A line of /proc/self/status in MiB; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return 0.0

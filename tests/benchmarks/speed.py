@@ -1,0 +1,128 @@
+"""The README's tables of speed: run `hiera bench` as they say and write what it found.
+
+    python -m tests.benchmarks.speed [--keep DIR] [--only NAME] [--write]
+
+Prints the section; with --write it replaces the one in the README. --keep leaves the measurements
+in a folder, and takes those that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiera_core.benchmark import report
+from hiera_core.benchmark.job import OURS, Row, ratio_of
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- python -m tests.benchmarks.speed --write -->", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table of ratios, and the command that measures it."""
+
+    title: str
+    arguments: str
+    compiled: bool = False
+
+
+IMAGE = "hiera_base_224 --attention fused --seconds 12"
+VIDEO = "hiera_base_16x224 --attention fused --seconds 15"
+MAE = "mae_hiera_base_224 --attention fused --mode grad --seconds 15"
+PEERS = ("reference", "timm", "transformers", "hiera-optim", "vit")
+ALL = f"--against {','.join(PEERS)}"
+CASES = {
+    "b_fp32": Case("Hiera-B, 8 images, fp32", f"{IMAGE} --dtype fp32 {ALL}"),
+    "b_bf16": Case("Hiera-B, 8 images, bf16", f"{IMAGE} --dtype bf16 {ALL},reference:fp32"),
+    "c_bf16": Case(
+        "the same, ours with `--compile`, peers as they are or compiled",
+        f"{IMAGE} --dtype bf16 --compile --against reference,hiera-optim,reference:fp32",
+        compiled=True,
+    ),
+    "v_fp32": Case(
+        "video Hiera-B, a clip, fp32", f"{VIDEO} --dtype fp32 --against reference,hiera-optim"
+    ),
+    "v_bf16": Case(
+        "video Hiera-B, a clip, bf16", f"{VIDEO} --dtype bf16 --against reference,hiera-optim"
+    ),
+    "m_fp32": Case(
+        "autoencoder of Hiera-B, 4 images, forward and backward, fp32",
+        f"{MAE} --dtype fp32 --against reference,transformers,hiera-optim",
+    ),
+    "m_bf16": Case(
+        "the same, bf16", f"{MAE} --dtype bf16 --against reference,transformers,hiera-optim"
+    ),
+}
+COLUMNS = (*PEERS, "reference, fp32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="folder of the measurements")
+    parser.add_argument("--only", choices=[*CASES, "all"], help="measure this, and print it")
+    parser.add_argument("--write", action="store_true", help="into the README")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [options.only] if options.only else [*CASES, "all"]
+        for name in wanted:
+            arguments = "--all" if name == "all" else CASES[name].arguments
+            measure(folder / f"{name}.json", arguments)
+        text = section(folder, wanted)
+    print(text)
+    if options.write:
+        before, rest = README.read_text().split(BEGIN, 1)
+        README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+
+
+def measure(path: Path, arguments: str) -> None:
+    if not path.exists():
+        command = [sys.executable, "-m", "hiera_cli", "bench", *arguments.split()]
+        subprocess.run([*command, f"--export={path}"], check=True)
+
+
+def section(folder: Path, names: list[str]) -> str:
+    """Machine, ratios, the ten classifiers, and the commands."""
+    first = json.loads((folder / f"{names[0]}.json").read_text())["header"]
+    text = f"\n{first['machine']}; torch {first['torch']}, Python {first['python']}.\n"
+    cases = {name: CASES[name] for name in names if name != "all"}
+    if cases:
+        text += f"\n| ours is so many times as fast as | {' | '.join(COLUMNS)} | ours |\n"
+        text += "| --- " * (len(COLUMNS) + 2) + "|\n"
+        for name, case in cases.items():
+            text += line(case, report.read(folder / f"{name}.json"))
+        text += "\n```sh\n"
+        text += "".join(f"hiera bench {case.arguments}\n" for case in cases.values()) + "```\n"
+    if "all" in names:
+        document = json.loads((folder / "all.json").read_text())
+        text += f"\n`hiera bench --all`. {' '.join(document['header']['changes'])}\n\n"
+        text += report.rows_as_markdown(report.read(folder / "all.json"))
+    return text
+
+
+def line(case: Case, rows: list[Row]) -> str:
+    """Medians of the turns, and their quartiles. Each peer in its fastest form, compiled or not."""
+    ours = next(r for r in rows if r.implementation == OURS and r.compiled == case.compiled)
+    cells = []
+    for column in COLUMNS:
+        peer, _, dtype = column.partition(", ")
+        forms = [
+            ratio_of(row, ours)
+            for row in rows
+            if row.implementation == peer and row.dtype == (dtype or ours.dtype) and row.rounds
+        ]
+        low, middle, high = min(forms, key=lambda form: form[1], default=(0.0, 0.0, 0.0))
+        cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})" if forms else "")
+    rate = f"{ours.throughput:.3g} {ours.unit}/s"
+    return f"| {case.title} | {' | '.join(cells)} | {rate} |\n"
+
+
+if __name__ == "__main__":
+    main()

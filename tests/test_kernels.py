@@ -1,0 +1,190 @@
+"""The CPU's fast paths: the same numbers, gradients, hooks and exports as the plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import hiera_core
+from hiera_core import kernels, pieces
+from hiera_core.attention import attention_by_products, fused_attention
+from hiera_core.kernels import Linear
+
+from .conftest import SMALL, assert_close, draw_weights
+
+VIDEO = {
+    "embed_dim": 16,
+    "stages": (1, 1, 1),
+    "q_pool": 2,
+    "input_size": (4, 32, 32),
+    "q_stride": (1, 2, 2),
+    "mask_unit_size": (1, 4, 4),
+    "mask_unit_attn": (True, True, False),
+    "patch_kernel": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "sep_pos_embed": True,
+    "num_classes": 10,
+}
+needs_onednn = pytest.mark.skipif(not kernels.HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Activations of the oneDNN calls, as they happen."""
+    seen: list[str] = []
+    plain = kernels._onednn
+
+    def spy(x: Any, weight: Any, bias: Any, activation: str = "none") -> torch.Tensor:
+        seen.append(activation)
+        return plain(x, weight, bias, activation)
+
+    monkeypatch.setattr(kernels, "_onednn", spy)
+    return seen
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_linear_and_gelu(dtype: torch.dtype, calls: list[str]) -> None:
+    layer = Linear(24, 40).to(dtype)
+    x = torch.randn(3, 7, 24, dtype=dtype)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+    assert_close(layer(x).double(), exact, tolerance)
+    assert_close(layer.then_gelu(x).double(), F.gelu(exact), tolerance)
+    assert_close(layer(x.transpose(0, 1)).double(), exact.transpose(0, 1), tolerance)
+    assert calls == ["none", "gelu", "none"]
+
+
+@needs_onednn
+def test_gradients_are_those_of_the_plain_layer(calls: list[str]) -> None:
+    layer, x = Linear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
+    out = torch.randn(3, 7, 40)
+    inputs = (x, layer.weight, layer.bias)
+    ours = torch.autograd.grad((layer(x) * out).sum(), inputs)
+    plain = torch.autograd.grad((F.linear(*inputs) * out).sum(), inputs)
+    for a, b in zip(ours, plain, strict=True):
+        assert_close(a, b)
+    assert len(calls) == 3
+    layer.weight.requires_grad_(False)  # frozen, as in fine-tuning a head
+    (only,) = torch.autograd.grad((layer(x) * out).sum(), x)
+    assert_close(only, plain[0])
+
+
+def test_second_derivatives() -> None:
+    found = []
+    x = torch.randn(2, 4, requires_grad=True)
+    layer = Linear(4, 4)
+    for forward in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        (first,) = torch.autograd.grad(forward(x).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), (x, layer.weight)))
+    for ours, plain in zip(*found, strict=True):
+        assert_close(ours, plain)
+
+
+def _autocast(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(x)
+
+
+def _counted(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+    with FlopCounterMode(display=False) as counter:
+        out = layer(x)
+    assert counter.get_total_flops() == 2 * 5 * 4 * 6
+    return out
+
+
+@pytest.mark.parametrize(
+    "see",
+    [
+        _autocast,
+        _counted,
+        lambda layer, x: torch.vmap(layer)(x),
+        lambda layer, x: torch.jit.trace(layer, x, check_trace=False)(x),
+        lambda layer, x: torch.export.export(layer, (x,)).module()(x),
+        lambda layer, x: layer.double()(x.double()),
+        lambda layer, x: layer(x[:0]),
+    ],
+    ids=["autocast", "counter", "vmap", "trace", "export", "double", "empty"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@torch.no_grad()
+def test_others_see_the_plain_layer(
+    see: Callable[[Linear, torch.Tensor], torch.Tensor], calls: list[str]
+) -> None:
+    see(Linear(4, 6), torch.randn(5, 4))
+    assert not calls
+
+
+@needs_onednn
+@pytest.mark.parametrize("config", [SMALL, VIDEO], ids=["image", "video"])
+@torch.no_grad()
+def test_pieces_change_nothing(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    model = draw_weights(hiera_core.Hiera(**config)).eval()
+    x = torch.randn(3, 3, *config["input_size"])
+    probs, maps = model(x, return_intermediates=True)
+    whole = len(calls)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)  # a window at a time
+    in_pieces, piece_maps = model(x, return_intermediates=True)
+    assert len(calls) - whole > 3 * whole
+    assert_close(in_pieces, probs)
+    for a, b in zip(piece_maps, maps, strict=True):
+        assert_close(a, b)
+    masked = model.get_random_mask(x, 0.5)
+    tokens = model(x, mask=masked)
+    monkeypatch.undo()
+    assert_close(tokens, model(x, mask=masked))
+
+
+@torch.no_grad()
+def test_hooks_see_whole_batches_and_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    model = hiera_core.Hiera(**SMALL).eval()
+    seen: list[torch.Size] = []
+    for module in (model.blocks[0], model.blocks[0].mlp.fc1, model.blocks[0].mlp.act):
+        module.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    model(torch.randn(2, 3, 64, 64))
+    assert seen == [(2, 256, 64), (2, 256, 64), (2, 256, 16)]
+
+
+@torch.no_grad()
+def test_replaced_layers_are_used() -> None:
+    model = hiera_core.Hiera(**SMALL).eval()
+    model.blocks[0].mlp.fc1 = nn.Sequential(model.blocks[0].mlp.fc1, nn.Identity())
+    model.blocks[1].mlp.act = nn.ReLU()
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 8), (40, 2, 64, 16)])
+def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiera_core.attention.SCORE_BYTES", 3000)
+    q, k, v = torch.randn(3, *shape).unbind(0)
+    q = q[:, :, : shape[2] // 4]
+    exact = F.scaled_dot_product_attention(q, k, v, scale=0.2)
+    assert_close(attention_by_products(q, k, v, 0.2), exact)
+    with torch.no_grad():
+        assert_close(attention_by_products(q, k, v, 0.2), exact)
+        half = fused_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.2)
+    assert_close(half.float(), exact, 2e-2)
+
+
+def test_training_in_bf16_has_the_gradients() -> None:
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (torch.randn(4, 2, 16, 8).to(dtype).requires_grad_() for _ in range(3))
+        with torch.no_grad():
+            for tensor, seed in zip((q, k, v), range(3), strict=True):
+                tensor.copy_(torch.randn(4, 2, 16, 8, generator=torch.manual_seed(seed)))
+        fused_attention(q, k, v, 0.3).square().sum().backward()
+        grads.append([t.grad.float() for t in (q, k, v) if t.grad is not None])
+    for exact, half in zip(*grads, strict=True):
+        assert_close(half, exact, 3e-2)

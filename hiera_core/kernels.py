@@ -50,13 +50,13 @@ def takes_onednn(x: torch.Tensor) -> bool:
     shoulder (autocast, the compiler, an exporter, a counter of operations)."""
     return bool(
         not torch.compiler.is_compiling()
+        and not _is_overseen()  # before anything is asked of `x`: tracers would record it
         and x.is_cpu
         and x.dtype in _DTYPES
         and x.numel() > 0
         and HAS_ONEDNN
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        and not _is_overseen()
     )
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
@@ -38,23 +38,28 @@ SAFETENSORS_DTYPES = {
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, only: Collection[str] | None = None) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors or .pth file by name: the first half of `read`."""
-    return read(path)[0]
+    return read(path, only)[0]
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(
+    path: Path, only: Collection[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows, and
     the extras that we wrote with them.
 
     The content decides, not the file's ending. Pickles are read with `weights_only`: nothing in
-    the file runs.
+    the file runs. With `only`, other tensors than these may be left out.
 
     Raises:
         CheckpointError: damaged, unsafe, or no dictionary of plain dense tensors.
     """
     try:
-        tensors, extras = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+        if is_safetensors(path):
+            tensors, extras = _read_safetensors(path, only)
+        else:
+            tensors, extras = _read_pickle(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects or code, not only tensors; nothing of it was run",
@@ -271,11 +276,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+def _read_safetensors(
+    path: Path, only: Collection[str] | None
+) -> tuple[dict[str, torch.Tensor], Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = only or file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
         return tensors, json.loads((file.metadata() or {}).get(EXTRAS, "{}"))
 
 

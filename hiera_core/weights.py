@@ -195,7 +195,8 @@ def _load(fetched: hub.Fetched, source: str) -> Checkpoint:
     files.check_numbers(state, source)
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
-    if config is not None and "id2label" in config and "classes" not in card:
+    # (Of a file that we converted the card knows better: id2label may be filled up with numbers.)
+    if config is not None and "id2label" in config and "classes" not in card and not extras:
         card = {**card, "classes": _classes(config["id2label"], source)}
     if dialect != "reference" or config is None or "stages" not in config:
         # Another library's config, or none: ours may be in the file, or the shapes tell the model.

@@ -31,6 +31,7 @@ VIDEO = {**zoo.get("hiera_base_16x224").config, **SMALL, "input_size": (8, 64, 6
 MODELS = {
     "image": (hiera_core.Hiera, SMALL),
     "video": (hiera_core.Hiera, VIDEO),
+    "nameless": (hiera_core.Hiera, SMALL),
     "mae": (hiera_core.MaskedAutoencoderHiera, {**SMALL, **AUTOENCODER}),
     "mae_video": (hiera_core.MaskedAutoencoderHiera, {**VIDEO, **AUTOENCODER}),
 }
@@ -44,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for seed, (kind, (cls, config)) in enumerate(MODELS.items()):
         model = draw_weights(cls(**config), seed)
         model.card = {"model": f"my_{kind}", "licence": "MIT", "source": "training"}
-        if cls is hiera_core.Hiera:
+        if kind in ("image", "video"):
             model.card["classes"] = [f"kind {i}" for i in range(10)]
         model.save_pretrained(root / kind)
     return {kind: root / kind for kind in MODELS}
@@ -74,6 +75,7 @@ def only(folder: Path, *names: str) -> None:
 
 WAYS = [(kind, "pth") for kind in MODELS]
 WAYS += [("image", "timm"), ("image", "transformers"), ("mae", "transformers")]
+WAYS += [("nameless", "timm"), ("nameless", "transformers")]
 
 
 @pytest.mark.parametrize(("kind", "through"), WAYS)

@@ -177,6 +177,18 @@ def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.Monk
     assert_close(half.float(), exact, 2e-2)
 
 
+@needs_onednn
+@torch.no_grad()
+def test_products_in_bf16_err_little_more_than_the_fused_kernel() -> None:
+    q, k, v = (2 * torch.randn(3, 4, 2, 49, 32)).bfloat16().unbind(0)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.2)
+    fused = F.scaled_dot_product_attention(q, k, v, scale=0.2)
+    ours, theirs = (
+        (x.double() - exact).square().mean() for x in (fused_attention(q, k, v, 0.2), fused)
+    )
+    assert ours < 4 * theirs  # of squares; with scores in bf16 it is above 20
+
+
 def test_training_in_bf16_has_the_gradients() -> None:
     grads = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -24,7 +24,7 @@ from hiera_core.device import DTYPES
 from hiera_core.preprocess.image import ImageTransform, open_image
 from tests.conftest import draw_weights
 
-PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "page", "moon")
+PICTURES = "astronaut chelsea coffee rocket camera coins page moon text clock cat grass".split()
 
 
 def main() -> None:
@@ -57,9 +57,12 @@ def draw(model: Any, transform: ImageTransform, views: list[np.ndarray]) -> Any:
     head, model.head = model.head, torch.nn.Identity()
     features = torch.cat(list(outputs(model, transform, views, torch.float32)))
     model.head = head
-    mean, spread = features.mean(0), features.std(0)
-    weight = torch.randn(head.projection.weight.shape, generator=torch.manual_seed(0))
-    weight = weight / spread / 10  # logits of about 3
+    mean = features.mean(0)
+    # Alike in all directions in which pictures differ, so that many classes win somewhere.
+    _, spread, directions = torch.linalg.svd(features - mean, full_matrices=False)
+    seen = directions[:32] / spread[:32, None] * len(views) ** 0.5
+    shape = (head.projection.out_features, len(seen))
+    weight = torch.randn(shape, generator=torch.manual_seed(0)) @ seen
     head.projection.weight.copy_(weight)
     head.projection.bias.copy_(-(weight @ mean))
     return model

@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+# Test processes share the cores; those that they start do, too.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+torch.set_num_threads(THREADS)
+
 # A real Hiera, narrow and shallow: 4 stages, all kinds of blocks, in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")

@@ -20,7 +20,7 @@ Implementation = Literal["fused", "eager"]
 # batch: 1,338 images or 168 clips reach it.
 MAX_FUSED_BATCH = 65_535
 # Of the attention matrix that is held at a time on a CPU: what fits the cache of a core.
-SCORE_BYTES = 512 << 10
+SCORE_BYTES = 1 << 20
 # Of one that is kept for the backward pass; above, the fused kernel computes it anew.
 KEPT_SCORE_BYTES = 64 << 20
 

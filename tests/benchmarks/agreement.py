@@ -32,40 +32,47 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--crops", type=int, default=200)
+    parser.add_argument("--heads", type=int, default=50)
     options = parser.parse_args()
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     model = hiera_core.hiera_nano_32(pretrained=True)
     transform = ImageTransform.from_card(model.card["preprocessing"], (32, 32))
     views = [transform.crop(open_image(s.content())[0]) for s in held_out("digits").sources]
-    say("hiera_nano_32, held-out digits", *answers(model, transform, views, dtype, device))
+    found = both(model, transform, views, dtype, device)
+    say("hiera_nano_32, held-out digits", [tuple(x.softmax(-1) for x in found)])
     import hiera
 
     transform = ImageTransform.from_card(None, (224, 224))
     views = [transform.crop(crop) for crop in crops(options.crops)]
-    reference = draw(hiera.hiera_base_224(), transform, views)
+    reference = draw_weights(hiera.hiera_base_224())
     ours = hiera_core.hiera_base_224()
     ours.load_state_dict(reference.state_dict())
+    exact = None
     for name, net in (("ours", ours), ("reference", reference)):
-        say(f"Hiera-B, drawn weights, {name}", *answers(net, transform, views, dtype, device))
+        net.head = torch.nn.Identity()
+        full, half = both(net, transform, views, dtype, device)
+        exact = full if exact is None else exact  # one set of heads for both
+        heads = [draw_head(exact, seed) for seed in range(options.heads)]
+        pairs = [(under(full, *head), under(half.to(dtype), *head)) for head in heads]
+        say(f"Hiera-B, drawn weights, {name}", pairs)
 
 
-@torch.inference_mode()
-def draw(model: Any, transform: ImageTransform, views: list[np.ndarray]) -> Any:
-    """Weights under which pictures get classes of their own: with others all pictures look alike,
-    so the head is drawn for what differs between them."""
-    draw_weights(model).eval()
-    head, model.head = model.head, torch.nn.Identity()
-    features = torch.cat(list(outputs(model, transform, views, torch.float32)))
-    model.head = head
+def draw_head(features: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """1000 classes for what differs between pictures, which otherwise all look alike: weight and
+    bias. The same in all of the 32 directions in which they differ most, so that many classes win
+    somewhere."""
     mean = features.mean(0)
-    # Alike in all directions in which pictures differ, so that many classes win somewhere.
     _, spread, directions = torch.linalg.svd(features - mean, full_matrices=False)
-    seen = directions[:32] / spread[:32, None] * len(views) ** 0.5
-    shape = (head.projection.out_features, len(seen))
-    weight = torch.randn(shape, generator=torch.manual_seed(0)) @ seen
-    head.projection.weight.copy_(weight)
-    head.projection.bias.copy_(-(weight @ mean))
-    return model
+    seen = directions[:32] / spread[:32, None] * len(features) ** 0.5
+    weight = torch.randn(1000, len(seen), generator=torch.manual_seed(seed)) @ seen
+    return weight, -(weight @ mean)
+
+
+def under(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Probabilities by a head in the features' own number format; the softmax is fp32's."""
+    dtype = features.dtype
+    logits = torch.nn.functional.linear(features, weight.to(dtype), bias.to(dtype))
+    return logits.float().softmax(-1)
 
 
 def outputs(
@@ -92,28 +99,32 @@ def crops(count: int) -> Iterator[Image.Image]:
 
 
 @torch.inference_mode()
-def answers(
+def both(
     model: Any,
     transform: ImageTransform,
     views: list[np.ndarray],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities in fp32 and in `dtype`; the softmax is fp32's in both."""
+    """Logits, or features of a model without a head, in fp32 and in `dtype`."""
     found = []
     for number in (torch.float32, dtype):
         net = copy.deepcopy(model).eval().to(device, number)
         net.head.act_func = torch.nn.Identity()
-        logits = torch.cat(list(outputs(net, transform, views, number, device)))
-        found.append(logits.softmax(-1))
+        found.append(torch.cat(list(outputs(net, transform, views, number, device))))
     return found[0], found[1]
 
 
-def say(name: str, exact: torch.Tensor, half: torch.Tensor) -> None:
-    same = (exact.argmax(1) == half.argmax(1)).float().mean().item()
+def say(name: str, pairs: list[tuple[torch.Tensor, ...]]) -> None:
+    """Of each head, or of the only one: probabilities in fp32 and in half precision."""
+    shares = [(e.argmax(1) == h.argmax(1)).float().mean().item() for e, h in pairs]
+    classes = min(e.argmax(1).unique().numel() for e, _ in pairs)
+    largest = max((e - h).abs().max().item() for e, h in pairs)
     print(
-        f"{name}: top-1 equal on {same:.1%} of {len(exact)}, {exact.argmax(1).unique().numel()} "
-        f"classes, largest difference of a probability {(exact - half).abs().max():.4f}"
+        f"{name}: top-1 equal on {sum(shares) / len(shares):.2%} of {len(pairs[0][0])} x "
+        f"{len(pairs)} heads, {classes} classes at least, largest difference of a probability "
+        f"{largest:.4f}",
+        flush=True,
     )
 
 

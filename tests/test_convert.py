@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hiera_core
-from hiera_core import dialects, files, mapped, weights, zoo
+from hiera_core import dialects, files, weights, zoo
 from hiera_core.convert import pipeline, proof, publish, targets, writers
 from hiera_core.errors import CheckpointError, HubError, UsageError
 
@@ -669,33 +669,14 @@ def test_large_programs_keep_their_weights_beside(
     assert code == 2 and "m.onnx.data' exists" in err
 
 
-def test_tensors_are_copied_by_the_kernel_where_they_are_mapped(
+def test_safetensors_are_the_official_writers_byte_for_byte(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The same bytes as the official writer's, mapped or not."""
     state = files.read_tensors(saved["image"] / targets.NAME)
     mixed = {**state, "norm.bias": state["norm.bias"].clone(), "x": state["norm.bias"][::2]}
     mixed["half"] = state["norm.weight"].half()
-    checksum = files.write_safetensors(tmp_path / "ours", mixed, checksum=True, from_files=True)
+    checksum = files.write_safetensors(tmp_path / "ours", mixed, checksum=True)
     plain = {name: tensor.contiguous().clone() for name, tensor in mixed.items()}
     save_file(plain, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest() == checksum
-
-
-@pytest.mark.skipif(not mapped.MAPS.exists(), reason="only Linux tells what is mapped")
-def test_a_file_that_was_replaced_is_not_copied_from(
-    saved: dict[str, Path], tmp_path: Path
-) -> None:
-    path = tmp_path / "m"
-    path.write_bytes((saved["image"] / targets.NAME).read_bytes())
-    state = files.read_tensors(path)
-    source = mapped.Mapped()
-    with (tmp_path / "out").open("wb") as file:
-        assert source.copy(state["norm.bias"], file.fileno())
-        assert not source.copy(torch.zeros(3), file.fileno())
-    path.rename(tmp_path / "old")
-    path.write_bytes(b"another file of that name")
-    files.write_safetensors(tmp_path / "again", state, from_files=True)
-    same_tensors(files.read_tensors(tmp_path / "again"), load_file(saved["image"] / targets.NAME))
-    source.close()

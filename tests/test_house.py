@@ -56,7 +56,6 @@ FLOORS = [
     "hub",
     "plots",
     "files",
-    "mapped",
     "dialects",
     "pieces",
     "attention",

@@ -69,9 +69,7 @@ def write(plan: Plan, name: str, path: Path) -> dict[str, Any]:
         files.write_pickle(path, state, extras)
         return state
     hub = name == "hub"
-    checksum = files.write_safetensors(
-        path / NAME, state, None if hub else extras, checksum=hub, from_files=True
-    )
+    checksum = files.write_safetensors(path / NAME, state, None if hub else extras, checksum=hub)
     for file, content in CONFIGS[name](plan).items():
         files.write_json(path / file, content)
     with files.replacing(path / "README.md") as temporary:

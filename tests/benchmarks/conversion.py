@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import hiera_core
 from hiera_core import files, zoo
 from hiera_core.convert import pipeline
+from tests.conftest import draw_weights
 
 LARGEST = "hiera_huge_224"
 ONCE = """
@@ -50,13 +51,8 @@ print(json.dumps([time.perf_counter() - start, memory.peak() * 2**20]))
 def draw(name: str, path: Path) -> None:
     """A model's parameters at full size, random, as the reference's authors publish them."""
     with torch.device("meta"):
-        shapes = hiera_core.create_model(name).state_dict()
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        key: torch.empty(value.shape).uniform_(-0.04, 0.04, generator=generator)
-        for key, value in shapes.items()
-    }
-    files.write_pickle(path, state)
+        model = hiera_core.create_model(name)
+    files.write_pickle(path, draw_weights(model.to_empty(device="cpu")).state_dict())
 
 
 def round_trips(names: list[str], verify: str) -> None:

@@ -21,7 +21,8 @@ Implementation = Literal["fused", "eager"]
 MAX_FUSED_BATCH = 65_535
 # Of the attention matrix that is held at a time on a CPU: what fits the cache of a core.
 SCORE_BYTES = 1 << 20
-# Of one that is kept for the backward pass; above, the fused kernel computes it anew.
+# Of one that is kept for the backward pass; above, the fused kernel computes it anew. Also of one
+# that a compiled program holds whole: its softmax is quick, and every call costs.
 KEPT_SCORE_BYTES = 64 << 20
 
 
@@ -96,7 +97,10 @@ def fused_attention(
     """No attention matrix in memory. All [(b w), h, t, d]; in parts above `limit`."""
     if q.dtype is torch.bfloat16 and q.is_cpu and HAS_ONEDNN:
         score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
-        if not torch.is_grad_enabled() or score_bytes <= KEPT_SCORE_BYTES:
+        few, grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
+        if few and not grad and torch.compiler.is_compiling():
+            return eager_attention(q, k, v, scale)
+        if few or not grad:
             return attention_by_products(q, k, v, scale)
     if q.shape[0] <= limit:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -60,7 +60,8 @@ class Mlp(nn.Module):
         watched = is_watched(self.fc1) or is_watched(self.act)
         if plain and not watched and type(self.fc1) is Linear:
             return self.fc2(self.fc1.then_gelu(x))
-        return self.fc2(self.act(self.fc1(x)))
+        rows = x.flatten(0, -2)  # torch.compile applies the activation in the product, if no view
+        return self.fc2(self.act(self.fc1(rows))).view(*x.shape[:-1], -1)  # stands between them
 
 
 class DropPath(nn.Module):

@@ -58,10 +58,13 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = type(self.act) is nn.GELU and self.act.approximate == "none"
         watched = is_watched(self.fc1) or is_watched(self.act)
-        if plain and not watched and type(self.fc1) is Linear:
-            return self.fc2(self.fc1.then_gelu(x))
-        rows = x.flatten(0, -2)  # torch.compile applies the activation in the product, if no view
-        return self.fc2(self.act(self.fc1(rows))).view(*x.shape[:-1], -1)  # stands between them
+        if watched or not plain or type(self.fc1) is not Linear:
+            return self.fc2(self.act(self.fc1(x)))
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            # The compiler puts the activation into the product where no view stands between them.
+            rows = self.act(self.fc1(x.flatten(0, -2)))
+            return self.fc2(rows).view(*x.shape[:-1], -1)
+        return self.fc2(self.fc1.then_gelu(x))
 
 
 class DropPath(nn.Module):

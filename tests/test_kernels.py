@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hiera_core
 from hiera_core import kernels, pieces
-from hiera_core.attention import attention_by_products, fused_attention
+from hiera_core.attention import attention_by_products, eager_attention, fused_attention
 from hiera_core.kernels import Linear
 
 from .conftest import SMALL, assert_close, draw_weights
@@ -175,6 +175,27 @@ def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.Monk
         assert_close(attention_by_products(q, k, v, 0.2), exact)
         half = fused_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.2)
     assert_close(half.float(), exact, 2e-2)
+
+
+@needs_onednn
+@pytest.mark.parametrize("whole", [True, False])
+@torch.no_grad()
+def test_compiled_programs_hold_few_scores_whole(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And many in tiles; either way the model answers as it does in fp32."""
+    if not whole:
+        monkeypatch.setattr("hiera_core.attention.KEPT_SCORE_BYTES", 0)
+    torch.compiler.reset()
+    q, k, v = torch.randn(3, 6, 2, 16, 8).bfloat16().unbind(0)
+    expected = (eager_attention if whole else attention_by_products)(q, k, v, 0.2)
+    compiled = torch.compile(fused_attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, k, v, 0.2), expected)
+    model = draw_weights(hiera_core.Hiera(**SMALL)).eval()
+    x = torch.randn(2, 3, *model.config["input_size"])
+    exact = model(x)
+    half = torch.compile(model.bfloat16(), fullgraph=True, backend="aot_eager")
+    assert_close(half(x.bfloat16()).float(), exact, 6e-2)  # of probabilities
 
 
 @needs_onednn

@@ -95,7 +95,8 @@ def fused_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, limit: int = MAX_FUSED_BATCH
 ) -> torch.Tensor:
     """No attention matrix in memory. All [(b w), h, t, d]; in parts above `limit`."""
-    if q.dtype is torch.bfloat16 and q.is_cpu and HAS_ONEDNN:
+    exported = torch.compiler.is_exporting()  # for any device, and any batch: no sizes are asked
+    if q.dtype is torch.bfloat16 and q.is_cpu and HAS_ONEDNN and not exported:
         score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
         few, grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
         if few and not grad and torch.compiler.is_compiling():

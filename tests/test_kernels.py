@@ -198,6 +198,23 @@ def test_compiled_programs_hold_few_scores_whole(
     assert_close(half(x.bfloat16()).float(), exact, 6e-2)  # of probabilities
 
 
+@torch.no_grad()
+def test_exported_attention_in_bf16_takes_any_batch() -> None:
+    """Not only so many that their scores would be kept."""
+
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return fused_attention(x, x, x, 0.2)
+
+    x = torch.randn(2, 1, 512, 8).bfloat16()
+    batch = torch.export.Dim("batch", min=1, max=60_000)  # 64 MiB of scores are 128
+    program = torch.export.export(Attention(), (x,), dynamic_shapes=({0: batch},)).module()
+    many = x[:1].expand(130, -1, -1, -1)
+    assert_close(
+        program(many).float(), F.scaled_dot_product_attention(*[many] * 3, scale=0.2).float(), 2e-2
+    )
+
+
 @needs_onednn
 @torch.no_grad()
 def test_products_in_bf16_err_little_more_than_the_fused_kernel() -> None:

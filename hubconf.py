@@ -2,6 +2,6 @@
 
 dependencies = ["torch", "huggingface_hub", "yaml", "safetensors"]
 
-from hiera_core.factory import functions as _functions  # noqa: E402
+from hiera_core.models.factory import functions as _functions  # noqa: E402
 
 globals().update(_functions)

@@ -16,7 +16,8 @@ import typer
 
 import hiera_core
 
-from . import bench, convert, errors, eval, features, mae, models, predict, train
+from . import exit_codes
+from .commands import bench, convert, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0  # from a signal to the end at the latest
@@ -62,7 +63,7 @@ def main() -> None:
     _prepare_streams()
     if "--debug" not in sys.argv:
         warnings.simplefilter("ignore")  # other libraries': stderr is for our one-line messages
-    signal.signal(signal.SIGTERM, errors.on_sigterm)
+    signal.signal(signal.SIGTERM, exit_codes.on_sigterm)
     _leave_soon_after_signals()
     _leave(run(sys.argv[1:]))
 
@@ -85,15 +86,15 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:  # the last resort
         if debug:
             raise
-        return errors.exit_code_of(error)
-    return code if isinstance(code, int) else errors.OK
+        return exit_codes.exit_code_of(error)
+    return code if isinstance(code, int) else exit_codes.OK
 
 
 class _Say(logging.Handler):
     """The library's log, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.say(record.getMessage())
+        exit_codes.print_message(record.getMessage())
 
 
 def _leave_soon_after_signals() -> None:

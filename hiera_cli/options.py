@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from hiera_core.errors import UsageError, near
+from hiera_core.errors import UsageError, did_you_mean
+
+from .output_formats import Format
 
 
 class Device(StrEnum):
@@ -24,14 +26,6 @@ class Dtype(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
-
-
-class Format(StrEnum):
-    auto = "auto"
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
 
 
 class OnError(StrEnum):
@@ -64,7 +58,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         option = str(key).replace("_", "-")
         if option not in known:
-            hint = near(option, known) or f"options are {', '.join(sorted(known))}"
+            hint = did_you_mean(option, known) or f"options are {', '.join(sorted(known))}"
             raise UsageError(f"config {str(path)!r}: unknown option {key!r}", hint)
         defaults[str(known[option].name)] = value
     context.default_map = {**(context.default_map or {}), **defaults}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import DeviceError, UsageError, near
+from .errors import DeviceError, UsageError, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,7 +25,7 @@ def select_device(name: str = "auto") -> torch.device:
         name = "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
     kind = name.partition(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
-        hint = near(kind, ("cpu", "cuda", "mps")) or "use auto, cpu, cuda or mps"
+        hint = did_you_mean(kind, ("cpu", "cuda", "mps")) or "use auto, cpu, cuda or mps"
         raise UsageError(f"unknown device {name!r}", hint)
     if (kind == "cuda" and not _has_cuda()) or (kind == "mps" and not _has_mps()):
         raise DeviceError(f"device {name!r} is not available here", "use --device cpu")
@@ -47,6 +47,12 @@ def has_native_bf16() -> bool:
     """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX); emulation is slower."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return `fp32`, `bf16` or `fp16`; for other dtypes torch's own name, such as `float64`."""
+    names = {value: name for name, value in DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -98,6 +104,21 @@ def compile_faults() -> Iterator[None]:
             f"torch.compile failed ({type(error).__name__})",
             "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
         ) from error
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch's CPU operations in one thread.
+
+    For passes over weights, which only wait for memory: with more threads, torch would synchronise
+    them at every tensor.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _has_cuda() -> bool:

@@ -50,7 +50,13 @@ class InputError(HieraError):
     """One input that cannot be used. The batch goes on without it."""
 
 
-def near(name: str, choices: Iterable[str], count: int = 3) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, or the name of its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def did_you_mean(name: str, choices: Iterable[str], count: int = 3) -> str:
     """`did you mean a, b or c?` for a mistyped `name`; empty when nothing is near."""
     found = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.6)
     if not found:

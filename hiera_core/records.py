@@ -1,9 +1,9 @@
-"""The record: what every command that takes inputs says of each of them, in every format."""
+"""The record: the result of one input, in the same form for every command and every format."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from .errors import HieraError
 
@@ -11,71 +11,120 @@ Kind = Literal["image", "video"]
 Status = Literal["ok", "partial", "error"]
 
 
+class PredictionJson(TypedDict):
+    id: int
+    label: str | None
+    prob: float
+
+
+class SegmentJson(TypedDict):
+    start: float  # seconds
+    end: float
+    topk: list[PredictionJson]
+
+
+class ErrorJson(TypedDict):
+    type: str
+    message: str
+    hint: str
+
+
+class VideoJson(TypedDict):
+    """What was read of a video."""
+
+    duration: float  # seconds
+    fps: float
+    frames: int
+    used: int
+    damaged: int
+    views: int
+
+
+class RecordJson(TypedDict):
+    """A record as a dictionary, ready for JSON."""
+
+    input: str
+    index: int
+    status: Status
+    kind: Kind
+    model: str
+    topk: list[PredictionJson]
+    notes: list[str]
+    error: ErrorJson | None
+    video: NotRequired[VideoJson]
+    segments: NotRequired[list[SegmentJson]]
+
+
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """One class of a top-k, with its probability."""
 
     id: int
     label: str | None
     prob: float
 
+    def to_json(self) -> PredictionJson:
+        return {"id": self.id, "label": self.label, "prob": self.prob}
+
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of a video, in seconds, with its classes."""
+class SegmentResult:
+    """The classes of a segment of a video."""
 
-    start: float
+    start: float  # seconds
     end: float
-    topk: list[Guess]
+    topk: list[Prediction]
+
+    def to_json(self) -> SegmentJson:
+        return {"start": self.start, "end": self.end, "topk": [p.to_json() for p in self.topk]}
 
 
 @dataclass
 class Record:
-    """One input's outcome."""
+    """The result of one input."""
 
     input: str
-    index: int  # place among the inputs, from 0
+    index: int  # position among the inputs, from 0
     model: str
     kind: Kind = "image"
     status: Status = "ok"
-    topk: list[Guess] = field(default_factory=list)
+    topk: list[Prediction] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: HieraError | None = None
-    video: dict[str, Any] | None = None  # what was read of a video: duration, frames, views, ...
-    segments: list[Segment] | None = None  # where pieces of a video were asked for
-    shots: list[Any] = field(default_factory=list)  # small pictures of it, where asked for
-    result: Any = None  # what a task made of it besides: features, a reconstruction
-    extra: dict[str, Any] = field(default_factory=dict)  # what a task says besides, for JSON
-    lines: list[str] = field(default_factory=list)  # and for people
+    video: VideoJson | None = None
+    segments: list[SegmentResult] | None = None  # None unless segments were asked for
+    thumbnails: list[Any] = field(default_factory=list)  # small pictures, if asked for
+    result: Any = None  # tensors of the task: features or a reconstruction
+    extra: dict[str, Any] = field(default_factory=dict)  # further keys of the task, for JSON
+    lines: list[str] = field(default_factory=list)  # the same as text, for a terminal
 
     def fail(self, error: HieraError) -> Record:
-        """Make this the record of a failure."""
+        """Turn this into the record of a failure, and return it."""
         self.status, self.error, self.topk, self.segments = "error", error, [], None
         self.result, self.extra, self.lines = None, {}, []
         return self
 
-    def to_json(self) -> dict[str, Any]:
-        """Videos have `video` besides, and `segments` where asked for."""
-        error = self.error
-        values = {
+    def to_json(self) -> RecordJson:
+        """Return the record as a dictionary.
+
+        Records of videos also have a `video` field, and `segments` if these were asked for.
+        """
+        values: RecordJson = {
             "input": self.input,
             "index": self.index,
             "status": self.status,
             "kind": self.kind,
             "model": self.model,
-            "topk": _topk(self.topk),
+            "topk": [p.to_json() for p in self.topk],
             "notes": self.notes,
-            "error": error
-            and {"type": type(error).__name__, "message": error.message, "hint": error.hint},
+            "error": None if self.error is None else error_json(self.error),
         }
         if self.video is not None:
             values["video"] = self.video
         if self.segments is not None:
-            values["segments"] = [
-                {"start": s.start, "end": s.end, "topk": _topk(s.topk)} for s in self.segments
-            ]
-        return values | self.extra
+            values["segments"] = [s.to_json() for s in self.segments]
+        return {**values, **self.extra}  # type: ignore[typeddict-item]
 
 
-def _topk(guesses: list[Guess]) -> list[dict[str, Any]]:
-    return [{"id": g.id, "label": g.label, "prob": g.prob} for g in guesses]
+def error_json(error: HieraError) -> ErrorJson:
+    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}

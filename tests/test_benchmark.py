@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from hiera_core import zoo
-from hiera_core.benchmark import clock, machine, peers, report, runner, subjects
-from hiera_core.benchmark.compare import Change, compare
-from hiera_core.benchmark.job import Job, Length, Row, add_ratios
+from hiera_core.benchmarking import machine, peers, report, runner, timer, workloads
+from hiera_core.benchmarking.compare import Change, compare
+from hiera_core.benchmarking.job import Job, Measurement, RunLength, add_ratios
 from hiera_core.errors import DeviceError, UsageError
 
 Hiera = Callable[..., tuple[int, str, str]]
-SHORT = Length(seconds=0.02, runs=2, limit=0.02, least=2, turn=0.01)
+SHORT = RunLength(seconds=0.02, runs=2, limit=0.02, least=2, turn=0.01)
 NANO = Job("hiera", "hiera_nano_32", batch=2)
 
 
-def row(median: float = 0.1, spread: float = 0.01, count: int = 40, **values: Any) -> Row:
+def row(median: float = 0.1, spread: float = 0.01, count: int = 40, **values: Any) -> Measurement:
     """A row with samples evenly spread around a median."""
     offsets = [((7 * i) % count) / count - 0.5 for i in range(count)]
     given = {"attention": "fused", "compiled": False, "mode": "infer", "device": "cpu"} | values
-    found = Row("hiera_nano_32", "hiera", dtype="fp32", batch=8, **given)
+    found = Measurement("hiera_nano_32", "hiera", dtype="fp32", batch=8, **given)
     found.samples_s = [median * (1 + spread * x) for x in offsets]
     found.matmul_gflops = found.matmul_gflops or 100.0
     return found
@@ -154,22 +154,22 @@ def test_peers_are_the_same_model(name: str, model: str, mode: Any) -> None:
     job = Job(name, model, batch=2, mode=mode)
     if name == "timm" and mode == "grad":
         with pytest.raises(peers.NotOffered, match="no Hiera autoencoder"):
-            subjects.build(job)
+            workloads.build(job)
         return
-    (variant,) = subjects.build(job)
+    (variant,) = workloads.build(job)
     assert variant.row.params == pytest.approx(zoo.get(model).params, abs=10)
-    assert clock.timed(variant.step, machine.select_device("cpu")) > 0
+    assert timer.timed(variant.step, machine.select_device("cpu")) > 0
 
 
 def test_a_vit_has_its_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert subjects.count_gmacs(Job("vit", "hiera_base_224", 1)) == pytest.approx(17, abs=0.9)
-    assert subjects.count_gmacs(Job("hiera", "hiera_base_224", 1)) == pytest.approx(9, abs=0.5)
+    assert workloads.count_gmacs(Job("vit", "hiera_base_224", 1)) == pytest.approx(17, abs=0.9)
+    assert workloads.count_gmacs(Job("hiera", "hiera_base_224", 1)) == pytest.approx(9, abs=0.5)
 
 
 @pytest.mark.parametrize("mode", ["grad", "train"])
 @pytest.mark.parametrize("model", ["hiera_nano_32", "mae_hiera_nano_8x32"])
 def test_training_steps(model: str, mode: Any) -> None:
-    variants = subjects.build(Job("hiera", model, batch=2, mode=mode))
+    variants = workloads.build(Job("hiera", model, batch=2, mode=mode))
     assert [v.row.attention for v in variants] == ["fused", "eager"]
     for variant in variants:
         variant.step()

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core import builtin, movies, zoo
-from hiera_core.classifier import Classifier
-from hiera_core.preprocess.video import Sampling
+from hiera_core import zoo
+from hiera_core.data import toy_datasets, video_writer
+from hiera_core.data.clip_reader import read_segments
+from hiera_core.data.clip_sampling import Sampling
+from hiera_core.inference.predict import Classifier
 
 BOX = Path(hiera_core.__file__).parent / "box"
 SAMPLES = BOX / "samples"
@@ -82,8 +84,10 @@ def clips(count: int) -> Iterator[tuple[np.ndarray, int]]:
     model = hiera_core.create_model("hiera_nano_8x32", pretrained=True)
     transform = Classifier(model).transform
     for i in range(count):
-        file = movies.encode(builtin.draw_clip(i % 4, np.random.default_rng((99, i))), builtin.RATE)
-        _, pieces = transform.pieces(file, Sampling(clips=1, crops=1))
+        file = video_writer.encode(
+            toy_datasets.draw_clip(i % 4, np.random.default_rng((99, i))), toy_datasets.RATE
+        )
+        _, pieces = read_segments(file, Sampling(clips=1, crops=1), transform)
         yield next(pieces).views[0], i % 4
 
 

@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hiera_core
-from hiera_core import dialects, files, weights, zoo
-from hiera_core.convert import pipeline, proof, publish, targets, writers
+from hiera_core import zoo
+from hiera_core.conversion import converter, formats, publish, verify, write_weights
 from hiera_core.errors import CheckpointError, HubError, UsageError
+from hiera_core.weights import files, key_mapping, load
 
 from .conftest import SMALL, Hub, HubHandler, assert_close, draw_weights, run_process
 
@@ -35,7 +36,7 @@ MODELS = {
     "mae": (hiera_core.MaskedAutoencoderHiera, {**SMALL, **AUTOENCODER}),
     "mae_video": (hiera_core.MaskedAutoencoderHiera, {**VIDEO, **AUTOENCODER}),
 }
-ENDING = {name: target.ending for name, target in targets.TARGETS.items()}
+ENDING = {name: target.ending for name, target in formats.FORMATS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,9 @@ def test_round_trips_are_exact(
     for source, dest, to in [(saved[kind], "there", through), (tmp_path / "there", "back", "hub")]:
         code, out, err = hiera("convert", source, tmp_path / dest, "--to", to)
         assert (code, err) == (0, "")
-        assert json.loads(out)["proof"]["tensors"] == len(load_file(saved[kind] / targets.NAME))
+        assert json.loads(out)["proof"]["tensors"] == len(
+            load_file(saved[kind] / formats.WEIGHTS_NAME)
+        )
     same_folder(saved[kind], tmp_path / "back")
 
 
@@ -95,10 +98,13 @@ def test_names_of_every_zoo_model_come_back(name: str) -> None:
     row = zoo.get(name)
     with torch.device("meta"):
         state = hiera_core.create_model(name).state_dict()
-    ways: list[dialects.Dialect] = ["reference", *(["transformers"] if row.kind == "image" else [])]
+    ways: list[key_mapping.Naming] = [
+        "reference",
+        *(["transformers"] if row.kind == "image" else []),
+    ]
     for dialect in ways + (["timm"] if not row.autoencoder else []):  # type: ignore[operator]
-        there = dialects.from_reference(state, dialect, row.config["stages"])
-        back, told = dialects.to_reference(there)
+        there = key_mapping.from_reference(state, dialect, row.config["stages"])
+        back, told = key_mapping.to_reference(there)
         assert told == dialect
         assert back.keys() == state.keys() and all(back[n] is state[n] for n in state)
 
@@ -106,11 +112,13 @@ def test_names_of_every_zoo_model_come_back(name: str) -> None:
 def test_a_pth_is_what_the_reference_loads(saved: dict[str, Path], tmp_path: Path) -> None:
     import hiera as reference
 
-    pipeline.convert(str(saved["image"]), tmp_path / "m.pth", "pth")
+    converter.convert(str(saved["image"]), tmp_path / "m.pth", "pth")
     content = torch.load(tmp_path / "m.pth", weights_only=True)
     model = reference.Hiera(**SMALL)
     model.load_state_dict(content["model_state"], strict=True)
-    sizes = [path.stat().st_size for path in (tmp_path / "m.pth", saved["image"] / targets.NAME)]
+    sizes = [
+        path.stat().st_size for path in (tmp_path / "m.pth", saved["image"] / formats.WEIGHTS_NAME)
+    ]
     assert sizes[0] < 1.1 * sizes[1]
 
 
@@ -121,12 +129,12 @@ def test_a_pth_is_what_the_reference_loads(saved: dict[str, Path], tmp_path: Pat
 def test_timm_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -> None:
     import timm
 
-    pipeline.convert(str(saved["image"]), tmp_path / "timm", "timm")
+    converter.convert(str(saved["image"]), tmp_path / "timm", "timm")
     ours = hiera_core.Hiera.from_pretrained(saved["image"]).eval()
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
     by_path = timm.create_model(
         "hiera_base_224",
-        checkpoint_path=tmp_path / "timm" / targets.NAME,
+        checkpoint_path=tmp_path / "timm" / formats.WEIGHTS_NAME,
         num_classes=10,
         **config["model_args"],
     )
@@ -142,7 +150,7 @@ def test_timm_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -
 def test_transformers_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -> None:
     from transformers import AutoImageProcessor, HieraForImageClassification
 
-    pipeline.convert(str(saved["image"]), tmp_path / "tf", "transformers")
+    converter.convert(str(saved["image"]), tmp_path / "tf", "transformers")
     theirs = HieraForImageClassification.from_pretrained(tmp_path / "tf").eval()
     assert theirs.config.id2label[3] == "kind 3"
     ours = hiera_core.Classifier(hiera_core.Hiera.from_pretrained(saved["image"]), dtype="fp32")
@@ -159,7 +167,7 @@ def test_transformers_reconstructs_with_the_same_loss(
 ) -> None:
     from transformers import HieraForPreTraining
 
-    pipeline.convert(str(saved["mae"]), tmp_path / "tf", "transformers")
+    converter.convert(str(saved["mae"]), tmp_path / "tf", "transformers")
     theirs = HieraForPreTraining.from_pretrained(tmp_path / "tf").eval()
     ours = hiera_core.MaskedAutoencoderHiera.from_pretrained(saved["mae"]).eval()
     x, noise = torch.randn(1, 3, 64, 64), torch.rand(1, 4)
@@ -276,10 +284,10 @@ def test_programs_in_half_precision(tmp_path: Path, hiera: Command) -> None:
 def test_missing_packages_are_named(
     tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = targets.importlib.util.find_spec
+    find = formats.importlib.util.find_spec
     gone = {"onnx", "onnxscript"}
     monkeypatch.setattr(
-        targets.importlib.util, "find_spec", lambda name: None if name in gone else find(name)
+        formats.importlib.util, "find_spec", lambda name: None if name in gone else find(name)
     )
     code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
     assert code == 2 and err.count("\n") == 1
@@ -328,13 +336,13 @@ def test_your_own_pictures(
 
 
 def test_weights_beyond_fp16(saved: dict[str, Path], tmp_path: Path, hiera: Command) -> None:
-    state = load_file(saved["image"] / targets.NAME)
+    state = load_file(saved["image"] / formats.WEIGHTS_NAME)
     state["norm.weight"][0] = 1e6
-    save_file(state, tmp_path / targets.NAME)
+    save_file(state, tmp_path / formats.WEIGHTS_NAME)
     (tmp_path / "config.json").write_bytes((saved["image"] / "config.json").read_bytes())
     code, _, err = hiera("convert", tmp_path, tmp_path / "x", "--to", "hub", "--dtype", "fp16")
     assert code == 3 and "beyond the range of fp16" in err
-    only(tmp_path, targets.NAME, "config.json")
+    only(tmp_path, formats.WEIGHTS_NAME, "config.json")
 
 
 @torch.no_grad()
@@ -371,7 +379,7 @@ def test_a_wrong_bit_is_found(
         spoilt[last].view(-1)[-1] = torch.nextafter(spoilt[last].view(-1)[-1], torch.tensor(9.0))
         files.write_safetensors(path, spoilt, extras)
 
-    monkeypatch.setattr(writers.files, "write_pickle", spoil)
+    monkeypatch.setattr(write_weights.files, "write_pickle", spoil)
     code, _, err = hiera("convert", saved["image"], tmp_path / "m.pth", "--to", "pth")
     assert code == 3 and "head.projection.bias differs" in err and "it was removed" in err
     only(tmp_path)
@@ -380,26 +388,26 @@ def test_a_wrong_bit_is_found(
 def test_groups_hold_every_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = {name: torch.randn(50) for name in "abcde"}
     files.write_pickle(tmp_path / "x", state)
-    monkeypatch.setattr(proof, "GROUP_BYTES", 400)
-    assert proof.equal_bits(tmp_path / "x", state) == 5
+    monkeypatch.setattr(verify, "GROUP_BYTES", 400)
+    assert verify.verify_bits(tmp_path / "x", state) == 5
     for other in (
         {**state, "c": -state["c"]},
         {**state, "f": state["a"]},
         {**state, "e": state["e"].half()},
     ):
         with pytest.raises(CheckpointError, match="is not what it should be"):
-            proof.equal_bits(tmp_path / "x", other)
+            verify.verify_bits(tmp_path / "x", other)
 
 
 def test_other_answers_are_found(
     saved: dict[str, Path], tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """timm's config says other heads: every tensor is right, the model is not."""
-    arguments = dict(writers.TIMM_ARGUMENTS)
+    arguments = dict(write_weights.TIMM_ARGUMENTS)
     del arguments["mask_unit_attn"]
     config = {**SMALL, "mask_unit_attn": (False, False, False, False)}
     draw_weights(hiera_core.Hiera(**config)).save_pretrained(tmp_path / "source")
-    monkeypatch.setattr(writers, "TIMM_ARGUMENTS", arguments)
+    monkeypatch.setattr(write_weights, "TIMM_ARGUMENTS", arguments)
     dest = tmp_path / "x"
     code, _, err = hiera(
         "convert", tmp_path / "source", dest, "--to", "timm", "--verify", "forward"
@@ -411,9 +419,9 @@ def test_other_answers_are_found(
 def test_without_the_library_we_read_it_ourselves(
     saved: dict[str, Path], tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hiera_core.convert import readers
+    from hiera_core.conversion import read_back
 
-    monkeypatch.setitem(readers.READERS, "timm", ("no_such_package", "timm", readers._timm))
+    monkeypatch.setitem(read_back.READERS, "timm", ("no_such_package", "timm", read_back._timm))
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", "timm", "--verify", "forward"]
     code, out, err = hiera(*arguments)
     assert code == 0 and "timm is not installed" in err
@@ -432,9 +440,9 @@ class Payload:
 
 
 def bad_file(kind: str, saved: Path, path: Path) -> None:
-    state = load_file(saved / targets.NAME)
+    state = load_file(saved / formats.WEIGHTS_NAME)
     if kind == "truncated":
-        path.write_bytes((saved / targets.NAME).read_bytes()[:-1000])
+        path.write_bytes((saved / formats.WEIGHTS_NAME).read_bytes()[:-1000])
     elif kind == "foreign":
         save_file({"cls_token": torch.zeros(3)}, path)
     elif kind == "code":
@@ -465,7 +473,7 @@ def test_bad_sources_leave_nothing(
 ) -> None:
     bad_file(kind, saved["image"], tmp_path / "bad.pth")
     before = [p.name for p in tmp_path.iterdir()]
-    for to in targets.TARGETS:
+    for to in formats.FORMATS:
         code, out, err = hiera(
             "convert", tmp_path / "bad.pth", tmp_path / f"x{ENDING[to]}", "--to", to
         )
@@ -499,17 +507,17 @@ def test_destinations(saved: dict[str, Path], tmp_path: Path, hiera: Command) ->
         code, _, err = hiera("convert", source, tmp_path / dest, "--to", to, "--overwrite")
         assert code == 0, err
     assert (
-        weights.read(tmp_path / "file.pth").state
-        and weights.read(tmp_path / "folder").dialect == "timm"
+        load.read_checkpoint(tmp_path / "file.pth").state
+        and load.read_checkpoint(tmp_path / "folder").dialect == "timm"
     )
     only(tmp_path, "file.pth", "folder", "full", "link")
 
 
 def test_in_place(saved: dict[str, Path], tmp_path: Path) -> None:
     """The source is mapped while its folder is replaced."""
-    pipeline.convert(str(saved["image"]), tmp_path / "m", "hub")
-    pipeline.convert(str(tmp_path / "m"), tmp_path / "m", "timm", overwrite=True)
-    pipeline.convert(str(tmp_path / "m"), tmp_path / "m", "hub", overwrite=True)
+    converter.convert(str(saved["image"]), tmp_path / "m", "hub")
+    converter.convert(str(tmp_path / "m"), tmp_path / "m", "timm", overwrite=True)
+    converter.convert(str(tmp_path / "m"), tmp_path / "m", "hub", overwrite=True)
     same_folder(saved["image"], tmp_path / "m")
 
 
@@ -619,7 +627,7 @@ def test_publishing(publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path)
     arguments[2] = tmp_path / "y"
     done = run_process(*arguments, "me/other", **env)
     assert done.returncode == 4 and "could not be published" in done.stderr
-    assert (tmp_path / "y" / targets.NAME).is_file()
+    assert (tmp_path / "y" / formats.WEIGHTS_NAME).is_file()
 
 
 def test_publishing_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -631,11 +639,11 @@ def test_publishing_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_pixels_of_the_samples_are_real() -> None:
-    from hiera_core.convert import samples
+    from hiera_core.conversion import sample_inputs
 
     model = hiera_core.create_model("hiera_nano_32", pretrained=True)
     transform = hiera_core.Classifier(model).transform
-    shown = samples.gather(transform, 3)
+    shown = sample_inputs.gather_samples(transform, 3)
     assert len(shown) == 8
     batch = torch.cat(list(shown.batches()))
     assert batch.shape == (8, 3, 32, 32) and np.ptp(batch.numpy(), axis=(1, 2, 3)).min() > 0.5
@@ -657,9 +665,9 @@ def test_large_programs_keep_their_weights_beside(
     tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """protobuf ends at 2 GB."""
-    from hiera_core.convert import export
+    from hiera_core.conversion import export_program
 
-    monkeypatch.setattr(export, "PROTOBUF_LIMIT", 0)
+    monkeypatch.setattr(export_program, "PROTOBUF_LIMIT", 0)
     code, out, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
     assert json.loads(out)["files"] == ["m.onnx", "m.onnx.data"]
@@ -672,7 +680,7 @@ def test_large_programs_keep_their_weights_beside(
 def test_safetensors_are_the_official_writers_byte_for_byte(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:
-    state = files.read_tensors(saved["image"] / targets.NAME)
+    state = files.read_tensors(saved["image"] / formats.WEIGHTS_NAME)
     mixed = {**state, "norm.bias": state["norm.bias"].clone(), "x": state["norm.bias"][::2]}
     mixed["half"] = state["norm.weight"].half()
     checksum = files.write_safetensors(tmp_path / "ours", mixed, checksum=True)

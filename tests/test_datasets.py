@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_core import builtin, datasets
+from hiera_core.data import datasets, toy_datasets
 from hiera_core.errors import InputError, UsageError
 
 
@@ -34,15 +34,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folders(folder: Path) -> None:
-    found = datasets.splits(folder)
+    found = datasets.open_splits(folder)
     assert found.train.classes == ["a cat", "dog"]
     assert found.train.labels is not None and found.val is not None
     assert found.train.labels.tolist() == [0] * 6 + [1] * 6
     assert len(found.val) == 6
-    assert len(datasets.held_out(folder)) == 6
-    assert len(datasets.splits(folder, labelled=False).train) == 12
-    half = datasets.splits(folder / "train", val=0.5)
-    again = datasets.splits(folder / "train", val="0.5")
+    assert len(datasets.open_eval_data(folder)) == 6
+    assert len(datasets.open_splits(folder, labelled=False).train) == 12
+    half = datasets.open_splits(folder / "train", val=0.5)
+    again = datasets.open_splits(folder / "train", val="0.5")
     assert half.val is not None and again.val is not None
     names = {s.name for s in half.val.sources}
     assert names == {s.name for s in again.val.sources}
@@ -63,7 +63,7 @@ def test_folders(folder: Path) -> None:
 )
 def test_lists(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
-    found = datasets.find(folder / name)
+    found = datasets.open_dataset(folder / name)
     assert found.classes == ["cat", "dog"]
     assert found.sources[0].content() == folder / "train/a cat/0.png"
     assert found.labels is not None and found.labels.tolist() == [0, 1]
@@ -72,14 +72,14 @@ def test_lists(folder: Path, name: str, text: str) -> None:
 def test_lists_with_numbers(folder: Path) -> None:
     (folder / "n.csv").write_text("train/dog/0.png,3\ntrain/dog/1.png\n")
     with pytest.raises(UsageError, match="line 2 has no label"):
-        datasets.find(folder / "n.csv")
+        datasets.open_dataset(folder / "n.csv")
     (folder / "n.txt").write_text("train/dog/0.png 3\ntrain/dog/1.png 1\n")
-    found = datasets.find(folder / "n.txt")
+    found = datasets.open_dataset(folder / "n.txt")
     assert found.classes is None and found.num_classes == 4
     (folder / "m.txt").write_text("train/dog/0.png\n")
     with pytest.raises(UsageError, match="line 1 has no label"):
-        datasets.find(folder / "m.txt")
-    assert len(datasets.find(folder / "m.txt", labelled=False)) == 1
+        datasets.open_dataset(folder / "m.txt")
+    assert len(datasets.open_dataset(folder / "m.txt", labelled=False)) == 1
 
 
 def test_a_class_that_is_only_held_out_counts(folder: Path) -> None:
@@ -87,17 +87,19 @@ def test_a_class_that_is_only_held_out_counts(folder: Path) -> None:
     lines = [f"train/dog/{i}.png {9 if i == 5 else i % 2}" for i in range(20)]
     (folder / "n.txt").write_text("\n".join(lines))
     for share in (0.2, 0.4, 0.6):
-        found = datasets.splits(folder / "n.txt", share)
+        found = datasets.open_splits(folder / "n.txt", share)
         assert found.val is not None
         assert found.train.num_classes == found.val.num_classes == 10
 
 
 def test_other_data_have_another_fingerprint(folder: Path) -> None:
-    digits = datasets.splits("digits")
+    digits = datasets.open_splits("digits")
     assert digits.val is not None
-    marks = {s.fingerprint for s in (digits.train, digits.val, datasets.find(folder / "train"))}
+    marks = {
+        s.fingerprint for s in (digits.train, digits.val, datasets.open_dataset(folder / "train"))
+    }
     assert len(marks) == 3
-    assert datasets.splits("digits").train.fingerprint == digits.train.fingerprint
+    assert datasets.open_splits("digits").train.fingerprint == digits.train.fingerprint
 
 
 def test_tar_shards(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_tar_shards(tmp_path: Path) -> None:
                     entry.size = len(data)
                     archive.addfile(entry, io.BytesIO(data))
     for data in (tmp_path, tmp_path / "s-{00..01}.tar"):
-        found = datasets.find(data)
+        found = datasets.open_dataset(data)
         assert len(found) == 6
         assert found.labels is not None and found.labels.tolist() == [0, 1, 0] * 2
         assert found.sources[4].content() == picture(11)
@@ -124,14 +126,14 @@ def test_tar_shards(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="truncated"):
         last.content()
     with pytest.raises(UsageError, match="cannot be read"):
-        datasets.find(tmp_path)
+        datasets.open_dataset(tmp_path)
 
 
 def test_built_in_sets() -> None:
-    digits = datasets.splits("digits")
+    digits = datasets.open_splits("digits")
     assert digits.val is not None and (len(digits.train), len(digits.val)) == (1438, 359)
-    assert digits.train.classes == builtin.DIGITS
-    shapes = datasets.splits("shapes")
+    assert digits.train.classes == toy_datasets.DIGITS
+    shapes = datasets.open_splits("shapes")
     assert shapes.val is not None and len(shapes.val) == 800
     assert shapes.train.sources[0].content() == shapes.train.sources[0].content()
 
@@ -140,9 +142,9 @@ def test_a_shape_glides_and_its_twin_hops() -> None:
     """Only the order of frames tells the direction: without it, rows and columns look alike."""
     alike = 0
     for seed in range(20):
-        clips = [builtin.draw_clip(d, np.random.default_rng(seed)) for d in range(4)]
+        clips = [toy_datasets.draw_clip(d, np.random.default_rng(seed)) for d in range(4)]
         assert clips[0].shape == (8, 48, 48, 3)
-        assert (clips[0] == builtin.draw_clip(0, np.random.default_rng(seed))).all()
+        assert (clips[0] == toy_datasets.draw_clip(0, np.random.default_rng(seed))).all()
         assert not (clips[0] == clips[1]).all()
         right, left, down, _ = (clip.astype(int).sum(0) for clip in clips)
         # But where the two shapes meet in one of them, and triangles stay upright.
@@ -158,23 +160,23 @@ def test_a_shape_glides_and_its_twin_hops() -> None:
 def test_no_such_data(data: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
     with pytest.raises(UsageError) as found:
-        datasets.find(data or tmp_path)
+        datasets.open_dataset(data or tmp_path)
     assert says in str(found.value)
 
 
 def test_classes_are_numbered_as_the_model_has_them(folder: Path) -> None:
-    samples = datasets.find(folder / "val")
-    by_name = datasets.with_classes(samples, ["dog", "A_Cat", "mouse"], 3)
+    samples = datasets.open_dataset(folder / "val")
+    by_name = datasets.remap_labels(samples, ["dog", "A_Cat", "mouse"], 3)
     assert by_name.labels is not None and by_name.labels.tolist() == [1] * 3 + [0] * 3
     with pytest.raises(UsageError, match="knows no class 'a cat'"):
-        datasets.with_classes(samples, ["dog", "cow"], 2)
+        datasets.remap_labels(samples, ["dog", "cow"], 2)
     with pytest.raises(UsageError, match="2 classes, the model 1"):
-        datasets.with_classes(samples, None, 1)
-    numbers = datasets.Samples(samples.sources, samples.labels, ["2", "0"])
-    found = datasets.with_classes(numbers, ["x", "y", "z"], 3)
+        datasets.remap_labels(samples, None, 1)
+    numbers = datasets.MediaDataset(samples.sources, samples.labels, ["2", "0"])
+    found = datasets.remap_labels(numbers, ["x", "y", "z"], 3)
     assert found.labels is not None and found.labels.tolist() == [2] * 3 + [0] * 3
     wnids = [f"n{i:08}" for i in range(2)]
-    found = datasets.with_classes(
-        datasets.Samples(samples.sources, samples.labels, wnids), ["tench", "goldfish"], 2
+    found = datasets.remap_labels(
+        datasets.MediaDataset(samples.sources, samples.labels, wnids), ["tench", "goldfish"], 2
     )
     assert found.labels is not None and found.labels.tolist() == [0] * 3 + [1] * 3

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hiera_core import builtin, datasets, zoo
-from hiera_core.evaluate import Evaluation, published_top1
-from hiera_core.inputs import Source
+from hiera_core import zoo
+from hiera_core.data import datasets, toy_datasets
+from hiera_core.data.sources import Source
+from hiera_core.inference.evaluate import Evaluation, published_top1
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -19,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four digits of each of three classes, one of them damaged."""
-    digits = builtin.Digits()
+    digits = toy_datasets.Digits()
     for number, name in ((3, "three"), (5, "five"), (8, "eight")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in np.flatnonzero(digits.labels == number)[:4]:
@@ -84,14 +85,14 @@ def test_the_published_accuracy_stands_beside() -> None:
     classes = [f"n{i:08}" for i in range(1000)]
     sources = [Source("x")] * 50_000
     labels = np.zeros(50_000, np.int64)
-    imagenet = datasets.Samples(sources, labels, classes)
+    imagenet = datasets.MediaDataset(sources, labels, classes)
     row = zoo.get("hiera_base_224")
     card = {"model": row.name, "source": f"{row.name}.{row.default}"}
     assert published_top1(imagenet, card) == 84.5
     assert published_top1(imagenet, {**card, "source": "mine/"}) is None
     assert published_top1(imagenet, {}) is None
-    assert published_top1(datasets.Samples(sources[:100], labels[:100], classes), card) is None
-    kinetics = datasets.Samples(sources[:19_800], np.arange(19_800) % 400)
+    assert published_top1(datasets.MediaDataset(sources[:100], labels[:100], classes), card) is None
+    kinetics = datasets.MediaDataset(sources[:19_800], np.arange(19_800) % 400)
     video = {"model": "hiera_base_16x224", "source": "hiera_base_16x224.mae_k400_ft_k400"}
     assert published_top1(kinetics, video) == 84.0
     found = Evaluation.empty(3)

@@ -16,17 +16,20 @@ import torch
 from PIL import Image
 
 import hiera_core
-from hiera_core import arrays, inputs, panels
+from hiera_core.data import sources
+from hiera_core.data.clip_reader import read_segments
 from hiera_core.errors import InputError, UsageError
-from hiera_core.extractor import FeatureExtractor, Wanted
-from hiera_core.store import FeatureStore
+from hiera_core.inference import feature_files
+from hiera_core.inference.feature_store import FeatureStore
+from hiera_core.inference.features import FeatureExtractor, FeatureSelection
+from hiera_core.viz import feature_maps
 
 from .conftest import SMALL, assert_close, draw_weights
 from .test_reconstructor import BOX, IMAGE, VIDEO, pixels, some_input, some_model
 from .test_video import SMALL_VIDEO, write_video
 
 Command = Callable[..., tuple[int, str, str]]
-ALL = Wanted(stages=None, pool=False)
+ALL = FeatureSelection(stages=None, pool=False)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,7 @@ def test_transformers_hidden_states_and_where_its_backbone_differs() -> None:
     )  # fmt: skip
     theirs = draw_weights(HieraModel(config)).eval()
     ours = hiera_core.Hiera(embed_dim=32, stages=(1, 1, 1, 1), input_size=(64, 64), num_classes=0)
-    state, _ = hiera_core.dialects.to_reference(theirs.state_dict())
+    state, _ = hiera_core.weights.key_mapping.to_reference(theirs.state_dict())
     ours.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64)
     states = theirs(x, output_hidden_states=True).reshaped_hidden_states[1:]
@@ -136,7 +139,7 @@ def test_the_left_half_stays_left(name: str, tmp_path: Path) -> None:
     frames = np.stack([half] * 8)
     if "8x" in name:
         file = tmp_path / "x.mp4"
-        file.write_bytes(hiera_core.movies.encode(frames, 4))
+        file.write_bytes(hiera_core.data.video_writer.encode(frames, 4))
     else:
         file = tmp_path / "x.png"
         Image.fromarray(half).save(file)
@@ -164,7 +167,7 @@ def test_one_line(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         hiera_core.features(tmp_path / "none.png", "hiera_nano_32")
     with pytest.raises(UsageError, match="has 3 stages"):
-        FeatureExtractor("hiera_nano_32", wanted=Wanted((4,)))
+        FeatureExtractor("hiera_nano_32", wanted=FeatureSelection((4,)))
     sampling = hiera_core.Sampling(clips=2)
     with pytest.raises(UsageError, match="several views"):
         FeatureExtractor("hiera_nano_8x32", wanted=ALL, sampling=sampling)
@@ -179,10 +182,10 @@ def test_views_of_a_video_are_averaged(tmp_path: Path) -> None:
     one = hiera_core.features(clip, model)["embedding"]
     sampling = hiera_core.Sampling(clips=3, crops=2)
     several = FeatureExtractor(model, sampling=sampling)
-    (record,) = several(inputs.expand([str(clip)]))
+    (record,) = several(sources.expand([str(clip)]))
     assert record.video["views"] == 6 and not torch.allclose(record.result["embedding"], one)
     runner = several.runner("video")
-    _, pieces = runner.transform.pieces(clip, sampling)
+    _, pieces = read_segments(clip, sampling, runner.transform)
     each = [r["embedding"] for r in runner.run(next(pieces).views)]
     assert_close(record.result["embedding"], torch.stack(each).mean(0))
 
@@ -215,12 +218,12 @@ def test_shards_resume_without_redoing_any(
     assert {f.name: f.stat().st_mtime_ns for f in part.iterdir()}.items() >= times.items()
     found: dict[str, torch.Tensor] = {}
     for record in again:
-        values, listed = arrays.read(record["file"]["name"])
+        values, listed = feature_files.read(record["file"]["name"])
         assert listed[record["file"]["row"]] == record["input"]
         assert list(values["embedding"].shape[1:]) == record["features"]["embedding"]["shape"]
         found[record["input"]] = values["embedding"][record["file"]["row"]]
     for record in whole:
-        values, _ = arrays.read(record["file"]["name"])
+        values, _ = feature_files.read(record["file"]["name"])
         assert torch.equal(values["embedding"][record["file"]["row"]], found[record["input"]])
     code, _, err = hiera("features", digits, *options, "--resume", "--stages", "1")
     assert code == 2 and "was made with" in err
@@ -237,14 +240,14 @@ def test_maps_in_one_file(hiera: Command, tmp_path: Path) -> None:
     ok, failed = (json.loads(line) for line in out.splitlines())
     assert code == 1 and failed["status"] == "error"
     assert ok["features"]["stage2"] == {"shape": [8, 8, 48], "cell": [4, 4]}
-    values, names = arrays.read(file)
+    values, names = feature_files.read(file)
     assert names == [str(BOX / "three.png")]
     assert {n: tuple(v.shape) for n, v in values.items()} == {
         "stage1": (1, 16, 16, 24),
         "stage2": (1, 8, 8, 48),
         "stage3": (1, 4, 4, 96),
     }
-    metadata = arrays.read_metadata(file)
+    metadata = feature_files.read_metadata(file)
     assert metadata["shapes"]["stage3"] == [4, 4, 96] and metadata["model"] == "hiera_nano_32"
     code, _, err = hiera("features", BOX / "three.png", *options)
     assert code == 2 and "--overwrite" in err
@@ -252,30 +255,32 @@ def test_maps_in_one_file(hiera: Command, tmp_path: Path) -> None:
 
 def test_pictures_and_videos_have_shards_of_their_own(tmp_path: Path) -> None:
     models = {"image": "hiera_nano_32", "video": "hiera_nano_8x32"}
-    extractor = FeatureExtractor(lambda kind: hiera_core.factory.create_encoder(models[kind]))
+    extractor = FeatureExtractor(
+        lambda kind: hiera_core.models.factory.create_encoder(models[kind])
+    )
     paths = [str(BOX / n) for n in ("three.png", "moving_right.mp4", "five.png")]
     with FeatureStore(tmp_path / "out") as store:
-        for record in extractor(inputs.expand(paths)):
+        for record in extractor(sources.expand(paths)):
             store.add(record)
-    values, names = arrays.read(tmp_path / "out/image-00000.safetensors")
+    values, names = feature_files.read(tmp_path / "out/image-00000.safetensors")
     assert names == [paths[0], paths[2]] and values["embedding"].shape == (2, 96)
-    assert arrays.read_metadata(tmp_path / "out/video-00000.safetensors")["indices"] == [1]
+    assert feature_files.read_metadata(tmp_path / "out/video-00000.safetensors")["indices"] == [1]
     with (
         FeatureStore(tmp_path / "one.npz") as store,
         pytest.raises(InputError, match="name a folder"),
     ):
-        for record in extractor(inputs.expand(paths)):
+        for record in extractor(sources.expand(paths)):
             store.add(record)
 
 
 def test_an_interrupted_run_keeps_whole_rows(digits: Path, tmp_path: Path) -> None:
     extractor = FeatureExtractor("hiera_nano_32", batch_size=4)
     with pytest.raises(KeyboardInterrupt), FeatureStore(tmp_path / "out") as store:
-        for record in extractor(inputs.expand([str(digits)])):
+        for record in extractor(sources.expand([str(digits)])):
             store.add(record)
             if record.index == 7:
                 raise KeyboardInterrupt
-    _, names = arrays.read(tmp_path / "out/image-00000.safetensors")
+    _, names = feature_files.read(tmp_path / "out/image-00000.safetensors")
     assert len(names) == 8
 
 
@@ -344,10 +349,10 @@ def test_principal_components_as_colours() -> None:
     """Two regions that differ in one direction get two colours; the sign is fixed."""
     values = torch.zeros(6, 8, 5)
     values[:, 4:, 2] = 3.0
-    colours = panels.principal_colours(values)
+    colours = feature_maps.pca_colours(values)
     assert colours.shape == (6, 8, 3)
     assert (colours[:, :4, 0] == 0).all() and (colours[:, 4:, 0] == 255).all()
-    assert panels.principal_colours(torch.ones(1, 1, 7)).shape == (1, 1, 3)
+    assert feature_maps.pca_colours(torch.ones(1, 1, 7)).shape == (1, 1, 3)
 
 
 def test_bad_use_of_features(hiera: Command, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 import hiera_core
-from hiera_core import annotate, inputs, mirror
+from hiera_core.data import sources
+from hiera_core.data.image_reader import open_image
 from hiera_core.errors import InputError
-from hiera_core.preprocess.image import open_image
+from hiera_core.viz import annotate, output_paths
 
 from .conftest import SMALL, draw_weights
 from .test_video import SMALL_VIDEO, write_video
@@ -53,13 +54,13 @@ def test_two_hundred_good_and_forty_damaged(tmp_path: Path, pictures: Path) -> N
     draw.shuffle(names)
 
     predictor = hiera_core.Predictor(small_models, dtype="fp32")
-    mixed = [r.to_json() for r in predictor(inputs.expand(map(str, names)))]
+    mixed = [r.to_json() for r in predictor(sources.expand(map(str, names)))]
     assert [r["input"] for r in mixed] == [str(name) for name in names]
     assert [r["index"] for r in mixed] == list(range(240))
     failed = [r for r in mixed if r["status"] == "error"]
     assert len(failed) == 40 and all("bad_" in r["input"] for r in failed)
 
-    clean = {r.input: r for r in predictor(inputs.expand(map(str, good)))}
+    clean = {r.input: r for r in predictor(sources.expand(map(str, good)))}
     for record in mixed:
         if record["status"] != "error":
             alone = clean[record["input"]]
@@ -93,13 +94,13 @@ def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
     results: list[str] = []
 
     def names() -> Any:
-        yield inputs.Source("first", Path(path))
+        yield sources.Source("first", Path(path))
         for _ in range(200):
             if results:
                 break
             __import__("time").sleep(0.05)
         assert results == ["first"]
-        yield inputs.Source("second", Path(path))
+        yield sources.Source("second", Path(path))
 
     for record in predictor(names()):
         results.append(record.input)
@@ -139,13 +140,13 @@ def test_annotated_pictures(
 def test_contact_sheets(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "x.mp4", frames=180)
     sampling = hiera_core.Sampling(every=0.05)
-    (record,) = hiera_core.Predictor(small_models, sampling=sampling, keep_shots=True)(
-        inputs.expand([str(clip)])
+    (record,) = hiera_core.Predictor(small_models, sampling=sampling, keep_thumbnails=True)(
+        sources.expand([str(clip)])
     )
     assert record.segments is not None and len(record.segments) == 120
-    assert len(record.shots) == 60, "at most so many, evenly spread"
-    assert [s.seconds for s in record.shots][:3] == pytest.approx([0, 0.1, 0.2], abs=0.04)
-    path = annotate.save(record, tmp_path)
+    assert len(record.thumbnails) == 60, "at most so many, evenly spread"
+    assert [s.seconds for s in record.thumbnails][:3] == pytest.approx([0, 0.1, 0.2], abs=0.04)
+    path = annotate.save_annotated(record, tmp_path)
     assert path.name == "x.mp4.png" and path.parent == tmp_path / tmp_path.relative_to("/")
 
 
@@ -161,9 +162,9 @@ def test_output_paths_stay_below_the_folder() -> None:
         ("x", "x~.png"),
         ("x.png", "x.png"),
     ]:
-        assert str(mirror.mirrored(name, ".png", annotate.FORMATS)) == expected
-    assert str(mirror.mirrored("a/x.mp4", ".png")) == "a/x.mp4.png"
-    long = [mirror.mirrored(f"{'é' * 125}{i}.jpg", ".png") for i in range(2)]
+        assert str(output_paths.relative_output_path(name, ".png", annotate.FORMATS)) == expected
+    assert str(output_paths.relative_output_path("a/x.mp4", ".png")) == "a/x.mp4.png"
+    long = [output_paths.relative_output_path(f"{'é' * 125}{i}.jpg", ".png") for i in range(2)]
     assert long[0] != long[1] and all(len(os.fsencode(p.name)) < 255 for p in long)
 
 
@@ -189,7 +190,7 @@ def test_a_hundred_thousand_names(hiera: Command, small_folder: Path, tmp_path: 
     assert code == 1 and out.count("\n") == 1 and "gone_0.jpg" in err
     predictor = hiera_core.Predictor(str(small_folder))
     last = -1
-    for record in predictor(inputs.expand([f"@{tmp_path}/list.txt"])):
+    for record in predictor(sources.expand([f"@{tmp_path}/list.txt"])):
         assert (record.index, record.input) == (last + 1, f"gone_{last + 1}.jpg")
         last = record.index
     assert last == 99_999

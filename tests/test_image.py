@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from hiera_core import zoo
+from hiera_core.data.image_reader import open_image, without_pillow_limit
+from hiera_core.data.transforms import ImageTransform
 from hiera_core.errors import InputError
-from hiera_core.preprocess.image import ImageTransform, open_image, trusted_sizes
 
 from .conftest import PICTURES
 
-TRANSFORM = ImageTransform.from_card(None, (224, 224))
+TRANSFORM = ImageTransform.from_preprocessing(None, (224, 224))
 GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))  # dark left, bright right, 64 wide
 
 
@@ -67,8 +68,8 @@ def test_only_the_crop_is_resampled_of_a_long_picture() -> None:
 
 def test_other_sizes_scale_the_recipe() -> None:
     card = zoo.get("hiera_base_224").preprocessing
-    assert ImageTransform.from_card(card, (448, 448)).resize == 512
-    wide = ImageTransform.from_card(card, (224, 448))
+    assert ImageTransform.from_preprocessing(card, (448, 448)).resize == 512
+    wide = ImageTransform.from_preprocessing(card, (224, 448))
     assert wide.crop(photo((640, 480))).shape == (224, 448, 3)
     assert wide.crop(photo((100, 900))).shape == (224, 448, 3)
 
@@ -152,9 +153,9 @@ def test_content_decides_not_the_ending(tmp_path: Path) -> None:
 
 def test_bombs_are_refused_by_their_header() -> None:
     bomb = encoded(Image.new("1", (15000, 15000)), "PNG")
-    with trusted_sizes(), pytest.raises(InputError, match="15000x15000 pixels are more"):
+    with without_pillow_limit(), pytest.raises(InputError, match="15000x15000 pixels are more"):
         open_image(bomb)
-    with trusted_sizes():
+    with without_pillow_limit():
         image, _ = open_image(encoded(Image.new("1", (11000, 11000)), "PNG"))
     assert image.size == (11000, 11000), "below the limit, without Pillow's warning"
     with pytest.raises(InputError, match="max-pixels"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hiera_core.data.sources import Source, check_inputs, expand, kind_of
 from hiera_core.errors import InputError, UsageError
-from hiera_core.inputs import Source, check, expand, kind_of
 
 from .conftest import Hub
 
@@ -36,7 +36,7 @@ def test_folders_in_name_order(tree: Path) -> None:
     with pytest.raises(InputError, match="holds no pictures"):
         failing.content()
     with pytest.raises(UsageError, match="holds no pictures"):
-        check(["a.PNG", "none"])  # before anything is decoded
+        check_inputs(["a.PNG", "none"])  # before anything is decoded
 
 
 def test_files_and_globs(tree: Path) -> None:
@@ -47,8 +47,8 @@ def test_files_and_globs(tree: Path) -> None:
     (tree / "odd[1].jpg").touch()
     assert names("odd[1].jpg") == ["odd[1].jpg"], "a file of that name comes first"
     with pytest.raises(UsageError, match="nothing matches"):
-        check(["*.tiff"])
-    check(["*.jpg", "gone.jpg", "-"])
+        check_inputs(["*.tiff"])
+    check_inputs(["*.jpg", "gone.jpg", "-"])
 
 
 def test_lists(tree: Path) -> None:
@@ -57,7 +57,7 @@ def test_lists(tree: Path) -> None:
     (tree / "nul.txt").write_bytes(b"a\nb.jpg\0c.jpg\0")
     assert names("@nul.txt") == ["a\nb.jpg", "c.jpg"]
     with pytest.raises(UsageError, match=r"no list 'gone\.txt'"):
-        check(["@gone.txt"])
+        check_inputs(["@gone.txt"])
 
 
 def test_standard_input(tree: Path) -> None:

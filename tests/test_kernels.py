@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hiera_core
-from hiera_core import kernels, pieces
-from hiera_core.attention import attention_by_products, eager_attention, fused_attention
-from hiera_core.kernels import Linear
+from hiera_core.models import cpu
+from hiera_core.models.attention import eager_attention, fused_attention
+from hiera_core.models.cpu import Linear, matmul_attention
 
 from .conftest import SMALL, assert_close, draw_weights
 
@@ -32,20 +32,20 @@ VIDEO = {
     "sep_pos_embed": True,
     "num_classes": 10,
 }
-needs_onednn = pytest.mark.skipif(not kernels.HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not cpu.HAS_ONEDNN, reason="this PyTorch has no oneDNN")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Activations of the oneDNN calls, as they happen."""
     seen: list[str] = []
-    plain = kernels._onednn
+    plain = cpu._onednn
 
     def spy(x: Any, weight: Any, bias: Any, activation: str = "none") -> torch.Tensor:
         seen.append(activation)
         return plain(x, weight, bias, activation)
 
-    monkeypatch.setattr(kernels, "_onednn", spy)
+    monkeypatch.setattr(cpu, "_onednn", spy)
     return seen
 
 
@@ -133,7 +133,7 @@ def test_pieces_change_nothing(
     x = torch.randn(3, 3, *config["input_size"])
     probs, maps = model(x, return_intermediates=True)
     whole = len(calls)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)  # a window at a time
+    monkeypatch.setattr(cpu, "PIECE_BYTES", 1)  # a window at a time
     in_pieces, piece_maps = model(x, return_intermediates=True)
     assert len(calls) - whole > 3 * whole
     assert_close(in_pieces, probs)
@@ -147,7 +147,7 @@ def test_pieces_change_nothing(
 
 @torch.no_grad()
 def test_hooks_see_whole_batches_and_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    monkeypatch.setattr(cpu, "PIECE_BYTES", 1)
     model = hiera_core.Hiera(**SMALL).eval()
     seen: list[torch.Size] = []
     for module in (model.blocks[0], model.blocks[0].mlp.fc1, model.blocks[0].mlp.act):
@@ -170,9 +170,9 @@ def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.Monk
     q, k, v = torch.randn(3, *shape).unbind(0)
     q = q[:, :, : shape[2] // 4]
     exact = F.scaled_dot_product_attention(q, k, v, scale=0.2)
-    assert_close(attention_by_products(q, k, v, 0.2), exact)
+    assert_close(matmul_attention(q, k, v, 0.2), exact)
     with torch.no_grad():
-        assert_close(attention_by_products(q, k, v, 0.2), exact)
+        assert_close(matmul_attention(q, k, v, 0.2), exact)
         half = fused_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.2)
     assert_close(half.float(), exact, 2e-2)
 
@@ -188,7 +188,7 @@ def test_compiled_programs_hold_few_scores_whole(
         monkeypatch.setattr("hiera_core.attention.KEPT_SCORE_BYTES", 0)
     torch.compiler.reset()
     q, k, v = torch.randn(3, 6, 2, 16, 8).bfloat16().unbind(0)
-    expected = (eager_attention if whole else attention_by_products)(q, k, v, 0.2)
+    expected = (eager_attention if whole else matmul_attention)(q, k, v, 0.2)
     compiled = torch.compile(fused_attention, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q, k, v, 0.2), expected)
     model = draw_weights(hiera_core.Hiera(**SMALL)).eval()

@@ -12,10 +12,10 @@ from torch import nn
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.attention import eager_attention, fused_attention
-from hiera_core.benchmarking import benchmark
+from hiera_core.benchmarking.reference_api import benchmark
 from hiera_core.errors import ConfigError, UsageError
-from hiera_core.mae import normalise_patches
+from hiera_core.models.attention import eager_attention, fused_attention
+from hiera_core.models.mae import normalise_patches
 
 from .conftest import SMALL, assert_close, draw_weights
 
@@ -255,7 +255,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    drop = hiera_core.model.DropPath(0.25)
+    drop = hiera_core.models.hiera.DropPath(0.25)
     torch.manual_seed(0)
     kept = drop(torch.ones(4000, 2))
     assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
@@ -270,10 +270,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 @torch.no_grad()
 def test_hiera_base_as_a_whole(pictures: Path) -> None:
     """Each picture alone and in a batch of 16; and no slow kernel in the whole forward."""
-    from hiera_core.preprocess.image import ImageTransform, open_image
+    from hiera_core.data.image_reader import open_image
+    from hiera_core.data.transforms import ImageTransform
 
     model = draw_weights(hiera_core.hiera_base_224()).eval()
-    transform = ImageTransform.from_card(model.card["preprocessing"], (224, 224))
+    transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (224, 224))
     crops = [transform.crop(open_image(path)[0]) for path in sorted(pictures.iterdir())]
     views = np.stack([np.rot90(crop, turn) for crop in crops for turn in range(4)])
     x = transform.normalise(torch.from_numpy(views))

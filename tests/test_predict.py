@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 import hiera_core
-from hiera_core import inputs, zoo
+from hiera_core import zoo
+from hiera_core.data import sources
 from hiera_core.device import has_native_bf16, select_device, select_dtype
 from hiera_core.errors import DeviceError, UsageError
 
@@ -81,7 +82,7 @@ def test_labels_are_torchvision_s() -> None:
     from torchvision.models import ResNet50_Weights
     from torchvision.models.video import MViT_V2_S_Weights
 
-    from hiera_core import labels
+    from hiera_core.zoo import labels
 
     images = labels.class_names("imagenet1k")
     assert list(images) == ResNet50_Weights.DEFAULT.meta["categories"]
@@ -124,9 +125,9 @@ def test_each_input_once_in_order(
 
 def test_good_results_do_not_depend_on_bad_neighbours(small_folder: Path, mixed: Path) -> None:
     predictor = hiera_core.Predictor(str(small_folder), dtype="fp32", batch_size=4)
-    everything = list(predictor(inputs.expand([str(mixed)])))
+    everything = list(predictor(sources.expand([str(mixed)])))
     good = [r for r in everything if r.status == "ok"]
-    clean = list(predictor(inputs.expand([r.input for r in good])))
+    clean = list(predictor(sources.expand([r.input for r in good])))
     for record, alone in zip(good, clean, strict=True):
         assert [g.id for g in record.topk] == [g.id for g in alone.topk]
         assert [g.prob for g in record.topk] == pytest.approx(
@@ -286,7 +287,7 @@ def test_out_of_memory_halves_the_batch(
         return whole(pixels)
 
     classifier._batch = limited  # type: ignore[method-assign]
-    records = list(predictor(inputs.expand([str(pictures)] * 2)))
+    records = list(predictor(sources.expand([str(pictures)] * 2)))
     assert len(records) == 8 and all(r.status == "ok" for r in records)
     assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
 
@@ -295,7 +296,7 @@ def test_out_of_memory_halves_the_batch(
 
     classifier._batch = exhausted  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="no memory left"):
-        list(predictor(inputs.expand([str(pictures)])))
+        list(predictor(sources.expand([str(pictures)])))
 
 
 def test_a_caller_s_model_stays_as_it_was(pictures: Path) -> None:
@@ -471,7 +472,7 @@ def test_unexpected_errors_are_one_line_unless_debug(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(inputs, "check", broken)
+    monkeypatch.setattr(sources, "check", broken)
     code, _, err = hiera("predict", pictures / "coffee.png")
     assert code == 1 and err.count("\n") == 1 and "--debug" in err
     with pytest.raises(ZeroDivisionError):

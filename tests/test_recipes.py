@@ -9,16 +9,16 @@ import pytest
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError
-from hiera_core.train import config
-from hiera_core.train.schedule import rate_at
+from hiera_core.training import recipe as recipes
+from hiera_core.training.lr_schedule import learning_rate_at
 
 
 def test_every_model_has_one() -> None:
-    assert sorted(config.names()) == sorted(zoo.names())
-    for name in config.names():
-        recipe = config.read(name)
+    assert sorted(recipes.names()) == sorted(zoo.names())
+    for name in recipes.names():
+        recipe = recipes.read_recipe(name)
         assert recipe.model.name == name
-        assert config.Recipe.of(recipe.to_dict()) == recipe  # what is written reads back
+        assert recipes.Recipe.of(recipe.to_dict()) == recipe  # what is written reads back
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_every_model_has_one() -> None:
     ],
 )
 def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
-    recipe = config.read(name)
+    recipe = recipes.read_recipe(name)
     optimizer, schedule = recipe.optimizer, recipe.schedule
     drop_path = recipe.model.config["drop_path_rate"]
     found = (recipe.batch_size, optimizer.lr, optimizer.layer_decay, schedule.epochs, drop_path)
@@ -71,30 +71,30 @@ def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
 )
 def test_wrong_values_are_refused(settings: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError) as found:
-        config.read("hiera_base_224", settings)
+        recipes.read_recipe("hiera_base_224", settings)
     assert says in str(found.value)
 
 
 def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: hiera_base_224\noptimizer: {lr: 1e-3}\nbatch_size: 64\n")
-    mine, base = config.read(path, {"data.val": 0.1}), config.read("hiera_base_224")
+    mine, base = recipes.read_recipe(path, {"data.val": 0.1}), recipes.read_recipe("hiera_base_224")
     assert (mine.optimizer.lr, mine.batch_size, mine.data.val) == (1e-3, 64, 0.1)
     assert mine.augment == base.augment
     (tmp_path / "other.yaml").write_text("extends: mine.yaml\nseed: 3\n")
-    assert config.read(tmp_path / "other.yaml").batch_size == 64
+    assert recipes.read_recipe(tmp_path / "other.yaml").batch_size == 64
     path.write_text("- a\n")
     with pytest.raises(UsageError, match="holds no keys"):
-        config.read(path)
+        recipes.read_recipe(path)
     with pytest.raises(UsageError, match="cannot be read"):
-        config.read(tmp_path / "none.yaml")
+        recipes.read_recipe(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="did you mean"):
-        config.read("hiera_bsae_224")
+        recipes.read_recipe("hiera_bsae_224")
 
 
 def test_learning_rate_over_time() -> None:
-    recipe = config.read("hiera_base_224", {"batch_size": 256})  # a quarter of 1024
-    rates = [rate_at(step, 1000, recipe) for step in range(1001)]
+    recipe = recipes.read_recipe("hiera_base_224", {"batch_size": 256})  # a quarter of 1024
+    rates = [learning_rate_at(step, 1000, recipe) for step in range(1001)]
     assert rates[0] == 0
     assert rates[25] == pytest.approx(2e-3 / 4 / 2)  # 5 of 100 epochs warm up
     assert rates[50] == pytest.approx(2e-3 / 4)

@@ -16,11 +16,11 @@ from hiera.hiera_mae import MaskedAutoencoderHiera as ReferenceAutoencoder
 from PIL import Image
 
 import hiera_core
-from hiera_core import datasets
+from hiera_core.data import datasets
+from hiera_core.data.image_reader import open_image
 from hiera_core.errors import UsageError
-from hiera_core.mae import MaskedAutoencoderHiera, normalise_patches
-from hiera_core.preprocess.image import open_image
-from hiera_core.reconstructor import Painter, reconstruct
+from hiera_core.inference.reconstruct import BatchReconstructor, reconstruct
+from hiera_core.models.mae import MaskedAutoencoderHiera, normalise_patches
 
 from .conftest import assert_close, draw_weights
 from .test_video import write_video
@@ -95,7 +95,7 @@ def test_labels_in_place_of_predictions_give_the_original(
     found = told(lambda values: values)
     hidden = found.masked != found.original
     truth = x if config is IMAGE else x[:, :, ::2]  # a video's target: frames 0, 2, 4, ...
-    painter = Painter(model)
+    painter = BatchReconstructor(model)
     assert_close(found.original, painter.transform.denormalise(truth))
     share = hidden.float().mean().item()
     assert abs(share - painter.mask_ratio) < 0.15, "about so much is hidden"
@@ -138,12 +138,12 @@ def test_visible_patches_are_the_original_s_unless_raw() -> None:
 def test_the_box_autoencoder_beats_the_mean_of_a_patch() -> None:
     """By a decibel at least, on held-out digits; the mean is what a prediction of zero shows."""
     model = hiera_core.mae_hiera_nano_32(pretrained=True).eval()
-    held = datasets.held_out("digits").sources
-    painter = Painter(model)
+    held = datasets.open_eval_data("digits").sources
+    painter = BatchReconstructor(model)
     views = [painter.transform.crop(open_image(held[i].content())[0]) for i in range(100)]
     print("mask ratio  model  mean of the patch  gain (dB)")
     for ratio in (0.4, 0.6, 0.75):
-        painter = Painter(model, mask_ratio=ratio, seed=3)
+        painter = BatchReconstructor(model, mask_ratio=ratio, seed=3)
         found = painter.run(views)
         x = painter.transform.normalise(torch.from_numpy(np.stack(views)))
         nothing = torch.zeros_like(torch.cat([f.preds for f in found]))
@@ -209,9 +209,9 @@ def test_mae_of_a_video(hiera: Command, tmp_path: Path) -> None:
 def test_a_movie_runs_at_its_true_rate(tmp_path: Path) -> None:
     """Of the released video models: 16 frames 4 apart at 30 a second, every second predicted."""
     model = some_model({**VIDEO, "input_size": (16, 64, 64)})
-    assert Painter(model).rate == 30 / 8
+    assert BatchReconstructor(model).rate == 30 / 8
     pipeline = hiera_core.Reconstructor(model)
-    (record,) = pipeline(hiera_core.inputs.expand([str(write_video(tmp_path / "x.mp4"))]))
+    (record,) = pipeline(hiera_core.data.sources.expand([str(write_video(tmp_path / "x.mp4"))]))
     assert record.video["views"] == 1
     assert record.result.reconstruction.shape == (3, 8, 64, 64)
 
@@ -271,5 +271,5 @@ def test_no_nan_becomes_a_picture(tmp_path: Path) -> None:
     model = some_model(IMAGE)
     torch.nn.init.constant_(model.decoder_norm.weight, torch.inf)
     pipeline = hiera_core.Reconstructor(model)
-    (record,) = pipeline(hiera_core.inputs.expand([str(BOX / "three.png")]))
+    (record,) = pipeline(hiera_core.data.sources.expand([str(BOX / "three.png")]))
     assert record.error is not None and "not finite" in record.error.message

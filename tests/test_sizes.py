@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import hiera_core
-from hiera_core import positions, weights, zoo
-from hiera_core.convert import plan
+from hiera_core import zoo
+from hiera_core.conversion import plan
 from hiera_core.errors import CheckpointError, ConfigError, UsageError
+from hiera_core.models import pos_embed
+from hiera_core.weights import load
 
 from .conftest import SMALL, assert_close, draw_weights
 
@@ -36,11 +38,11 @@ def folder_of(cls: Any, path: Path, **config: Any) -> Any:
 
 
 def test_at_its_own_size_nothing_changes(small_folder: Path) -> None:
-    state = weights.read(small_folder).state
+    state = load.read_checkpoint(small_folder).state
     same = hiera_core.create_model(str(small_folder), input_size=(64, 64))
     assert torch.equal(same.pos_embed, state["pos_embed"])
     grid = (16, 16)
-    assert positions.resize(state["pos_embed"], grid, grid, (8, 8)) is state["pos_embed"]
+    assert pos_embed.resize(state["pos_embed"], grid, grid, (8, 8)) is state["pos_embed"]
 
 
 def test_the_rule_against_its_definition() -> None:
@@ -55,9 +57,9 @@ def test_the_rule_against_its_definition() -> None:
     for size in ((96, 96), (40, 40), (56, 112)):
         expected = F.interpolate(rest, size, mode="bicubic", antialias=True)
         expected = expected + window.repeat(1, 1, size[0] // 8, size[1] // 8)
-        found = positions.resize(embed, (56, 56), size, (8, 8))
+        found = pos_embed.resize(embed, (56, 56), size, (8, 8))
         assert_close(found, expected.flatten(2).transpose(1, 2))
-        plain = positions.resize(embed, (56, 56), size)
+        plain = pos_embed.resize(embed, (56, 56), size)
         expected = F.interpolate(grid, size, mode="bicubic", antialias=True)
         assert_close(plain, expected.flatten(2).transpose(1, 2))
 
@@ -67,8 +69,8 @@ def test_a_pattern_that_repeats_in_every_window_tiles() -> None:
     window = torch.randn(1, 3, 8, 8)
     embed = window.tile(1, 1, 7, 7).flatten(2).transpose(1, 2)
     expected = window.tile(1, 1, 12, 12).flatten(2).transpose(1, 2)
-    assert_close(positions.resize(embed, (56, 56), (96, 96), (8, 8)), expected)
-    plain = positions.resize(embed, (56, 56), (96, 96))
+    assert_close(pos_embed.resize(embed, (56, 56), (96, 96), (8, 8)), expected)
+    plain = pos_embed.resize(embed, (56, 56), (96, 96))
     assert (plain - expected).abs().max() > 0.5
 
 
@@ -120,19 +122,19 @@ def test_the_size_is_told_by_the_weights(tmp_path: Path, caplog: Any) -> None:
         named = hiera_core.create_model("hiera_tiny_224", checkpoint=path)
     assert named.config["input_size"] == (224, 224)
     assert "resampled from 256x256 to 224x224" in caplog.text
-    checkpoint = weights.read(path)
+    checkpoint = load.read_checkpoint(path)
     checkpoint.state["pos_embed"] = checkpoint.state["pos_embed"][:, :4000]  # no square
     with pytest.raises(CheckpointError, match="another input size"):
-        hiera_core.factory.from_zoo(zoo.get("hiera_tiny_224"), checkpoint)
+        hiera_core.models.factory.from_zoo(zoo.get("hiera_tiny_224"), checkpoint)
 
 
 def test_illegal_sizes_are_refused_with_the_nearest(small_folder: Path) -> None:
-    checkpoint = weights.read(small_folder)
+    checkpoint = load.read_checkpoint(small_folder)
     for size, near in [((100, 100), "96 or 128"), ((64, 40), "32 or 64"), ((16,), "32")]:
         with pytest.raises(ConfigError, match=f"nearest legal size is {near}"):
-            plan.make(checkpoint, size=size)
+            plan.make_plan(checkpoint, size=size)
     with pytest.raises(UsageError, match="does not fit a model of 2 dimensions"):
-        plan.make(checkpoint, size=(8, 64, 64))
+        plan.make_plan(checkpoint, size=(8, 64, 64))
     with pytest.raises(UsageError, match="use absolute-window or bicubic"):
         hiera_core.Hiera.from_pretrained(small_folder, input_size=(96, 96), resample="nearest")  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hiera_core.errors import ConfigError
-from hiera_core.tokens import TokenLayout
+from hiera_core.models.token_layout import TokenLayout
 
 LAYOUTS = [
     TokenLayout((16,), (8,), (2,), 3, 3),

@@ -16,45 +16,40 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core import datasets, movies, zoo
-from hiera_core.errors import (
-    CheckpointError,
-    DeviceError,
-    OutputError,
-    TrainingError,
-    UsageError,
-)
-from hiera_core.train import config, data, dist, engine, optim, plan, setup
-from hiera_core.train.augment import Augment, mix
+from hiera_core import zoo
+from hiera_core.data import datasets, video_writer
+from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
+from hiera_core.training import build, dataloader, distributed, optimizer, recipe, sampler, trainer
+from hiera_core.training.augment import Augment, mix
 from tests.conftest import assert_close
 
-CPU = dist.World(torch.device("cpu"))
+CPU = distributed.World(torch.device("cpu"))
 # The models in the box, narrower: a step in milliseconds.
 NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}
 NARROW_MAE = {**NARROW, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 SHORT = {"schedule.warmup_epochs": 0, "batch_size": 32, "log_every": 1, "save_every": 1}
 
 
-def recipe_of(model: str, **settings: Any) -> config.Recipe:
+def recipe_of(model: str, **settings: Any) -> recipe.Recipe:
     part = NARROW_MAE if model.startswith("mae_") else NARROW
     values = {
         "model.config": part,
         **SHORT,
         **{k.replace("__", "."): v for k, v in settings.items()},
     }
-    return config.read(model, values)
+    return recipe.read_recipe(model, values)
 
 
 def digits(count: int = 128, val: int = 32) -> datasets.Splits:
-    found = datasets.find("digits")
+    found = datasets.open_dataset("digits")
     return datasets.Splits(found.part(range(count)), found.part(range(count, count + val)))
 
 
 def run(
-    recipe: config.Recipe, folder: Path, splits: datasets.Splits | None = None, **options: Any
+    recipe: recipe.Recipe, folder: Path, splits: datasets.Splits | None = None, **options: Any
 ) -> dict[str, Any]:
-    choices = setup.Options(**{"workers": 0, **options})
-    return engine.train(recipe, splits or digits(), folder, CPU, choices)
+    choices = build.RunOptions(**{"workers": 0, **options})
+    return trainer.train(recipe, splits or digits(), folder, CPU, choices)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -66,16 +61,18 @@ def losses(folder: Path) -> list[float]:
     return [event["loss"] for event in events(folder, "step")]
 
 
-def batches_of(recipe: config.Recipe, samples: datasets.Samples, size: tuple[int, ...]) -> Any:
+def batches_of(recipe: recipe.Recipe, samples: datasets.MediaDataset, size: tuple[int, ...]) -> Any:
     """What a run of the recipe sees, without the run."""
     row = zoo.get(recipe.model.name)
     card = row.preprocessing
     augment = Augment(recipe.augment, size, card["mean"], card["std"], card["interpolation"])
     windows = hiera_core.create_model(recipe.model.name).layout.windows
-    masking = data.Masking(windows, int(windows * (1 - recipe.mask_ratio)))
-    dataset = data.TrainSet(samples, augment, recipe, None, masking if row.autoencoder else None)
-    collate = data.Collate((3, *size), None if row.autoencoder else 10, recipe)
-    for keys in plan.Plan(len(samples), recipe).batches():
+    masking = dataloader.MaskSampler(windows, int(windows * (1 - recipe.mask_ratio)))
+    dataset = dataloader.TrainDataset(
+        samples, augment, recipe, None, masking if row.autoencoder else None
+    )
+    collate = dataloader.Collator((3, *size), None if row.autoencoder else 10, recipe)
+    for keys in sampler.StepSampler(len(samples), recipe).batches():
         yield collate([dataset[key] for key in keys])
 
 
@@ -130,7 +127,7 @@ def test_parameter_groups_of_hiera_base() -> None:
     """24 blocks: by hand, layer decay 0.7 gives the embedding 0.7 ** 25 and the head 1."""
     with torch.device("meta"):
         model = hiera_core.hiera_base_224()
-    groups = {name: g for g in optim.groups(model, 0.7) for name in g.names}
+    groups = {name: g for g in optimizer.parameter_groups(model, 0.7) for name in g.names}
     assert set(groups) == {name for name, _ in model.named_parameters()}
     by_hand = {
         "pos_embed": (0.7**25, False),
@@ -148,14 +145,16 @@ def test_parameter_groups_of_hiera_base() -> None:
     for name, (scale, decay) in by_hand.items():
         assert groups[name].scale == pytest.approx(scale), name
         assert groups[name].decay == decay, name
-    assert len(optim.groups(model, 0.7)) == 2 * 26  # embedding, 24 blocks, head; decayed or not
-    assert len(optim.groups(model)) == 2
+    assert (
+        len(optimizer.parameter_groups(model, 0.7)) == 2 * 26
+    )  # embedding, 24 blocks, head; decayed or not
+    assert len(optimizer.parameter_groups(model)) == 2
     count = sum(p.numel() for n, p in model.named_parameters() if not groups[n].decay)
     by_shape = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 1)
     assert count == by_shape + 56 * 56 * 96
     with torch.device("meta"):
         video = hiera_core.mae_hiera_base_16x224()
-    undecayed = {n for g in optim.groups(video) if not g.decay for n in g.names}
+    undecayed = {n for g in optimizer.parameter_groups(video) if not g.decay for n in g.names}
     assert {"pos_embed_spatial", "pos_embed_temporal", "decoder_pos_embed"} <= undecayed
     assert "mask_token" not in undecayed
 
@@ -165,8 +164,8 @@ def test_parameter_groups_of_hiera_base() -> None:
 
 def test_batches_do_not_depend_on_the_number_of_processes() -> None:
     recipe = recipe_of("hiera_nano_32", data__repeats=2, accumulate=2, schedule__epochs=4)
-    whole = list(plan.Plan(70, recipe).batches())
-    shares = [list(plan.Plan(70, recipe, rank, 2).batches()) for rank in range(2)]
+    whole = list(sampler.StepSampler(70, recipe).batches())
+    shares = [list(sampler.StepSampler(70, recipe, rank, 2).batches()) for rank in range(2)]
     together = [a + b for a, b in zip(*shares, strict=True)]
     flat = [a + b for a, b in zip(whole[::2], whole[1::2], strict=True)]  # two passes a step
     assert [a + b for a, b in zip(together[::2], together[1::2], strict=True)] == flat
@@ -174,12 +173,12 @@ def test_batches_do_not_depend_on_the_number_of_processes() -> None:
     for epoch in range(2):
         seen = [key.sample for step in flat[4 * epoch : 4 * epoch + 4] for key in step]
         assert len(seen) == len(set(seen)) == 64
-    assert list(plan.Plan(70, recipe).batches(3)) == whole[6:]
+    assert list(sampler.StepSampler(70, recipe).batches(3)) == whole[6:]
 
 
 def test_every_held_out_sample_once() -> None:
     for samples, world in ((7, 2), (64, 3), (1, 2)):
-        shares = [list(plan.eval_batches(samples, 4, rank, world)) for rank in range(world)]
+        shares = [list(sampler.eval_batches(samples, 4, rank, world)) for rank in range(world)]
         assert len({len(share) for share in shares}) == 1  # collectives would wait otherwise
         rows = [key.sample for share in shares for keys in share for key in keys]
         assert sorted(row for row in rows if row is not None) == list(range(samples))
@@ -191,19 +190,19 @@ def test_mixing_stays_between_neighbours() -> None:
     assert batch.target.shape == (8, 10)
     assert torch.allclose(batch.target.sum(1), torch.ones(8))
     assert ((batch.target > 0).sum(1) <= 2).all()
-    two = next(plan.Plan(128, recipe, 1, 2).batches())
+    two = next(sampler.StepSampler(128, recipe, 1, 2).batches())
     augment = Augment(recipe.augment, (32, 32), [0.5] * 3, [0.5] * 3)
-    dataset = data.TrainSet(digits().train, augment, recipe)
-    second = data.Collate((3, 32, 32), 10, recipe)([dataset[key] for key in two])
+    dataset = dataloader.TrainDataset(digits().train, augment, recipe)
+    second = dataloader.Collator((3, 32, 32), 10, recipe)([dataset[key] for key in two])
     assert_close(second.x, batch.x[4:], 0)
     assert_close(second.target, batch.target[4:], 0)
     with pytest.raises(UsageError, match="mixed in pairs"):
-        plan.Plan(128, recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=7))
+        sampler.StepSampler(128, recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=7))
 
 
 def test_clips_are_changed_as_a_whole() -> None:
     """A clip of equal frames stays one: crop, flip, operations, erasing and mixing alike."""
-    part = config.AugmentPart(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
+    part = recipe.AugmentSettings(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
     augment = Augment(part, (32, 32), [0.5] * 3, [0.5] * 3, "bilinear")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     views = []
@@ -239,10 +238,10 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     record = hiera_core.predict(next(iter(_pictures(tmp_path))), str(tmp_path / "run"))
     assert record["topk"][0]["label"] in datasets.builtin.DIGITS
     # The saved weights are the averages, and measure what the log says of them.
-    from hiera_core import evaluate
-    from hiera_core.predictor import Predictor
+    from hiera_core.inference.evaluate import evaluate_dataset
+    from hiera_core.inference.predict import Predictor
 
-    found = evaluate.evaluate(digits().val, Predictor(str(tmp_path / "run"), topk=5), 10)
+    found = evaluate_dataset(digits().val, Predictor(str(tmp_path / "run"), topk=5))
     assert found.top1 == pytest.approx(result["val"]["top1"])
     assert found.top5 == pytest.approx(result["val"]["top5"])
 
@@ -328,7 +327,7 @@ def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         (pictures / "ab"[i % 2] / f"{i}.png").write_bytes(content)
     (pictures / "a" / "10.png").write_bytes(b"\x89PNG\r\n nothing")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=2, data__max_bad=0.05)
-    splits = datasets.splits(pictures)
+    splits = datasets.open_splits(pictures)
     run(recipe, tmp_path / "run", splits)
     bad = events(tmp_path / "run", "bad")
     assert {event["input"] for event in bad} == {str(pictures / "a" / "10.png")}
@@ -382,14 +381,14 @@ def test_the_training_step_is_one_graph(model: str) -> None:
     """As `--compile` has it; a graph break is an error under fullgraph."""
     recipe = recipe_of(model)
     mae = hiera_core.create_model(model, **NARROW_MAE).train()
-    units = torch.stack([data.Masking(mae.layout.windows, 6).draw(i) for i in range(2)])
+    units = torch.stack([dataloader.MaskSampler(mae.layout.windows, 6).draw(i) for i in range(2)])
     x = torch.randn(2, 3, *mae.config["input_size"])
-    batch = data.Batch(x, torch.ones(2), units=units)
-    from hiera_core.train.task import views_of
+    batch = dataloader.Batch(x, torch.ones(2), units=units)
+    from hiera_core.training.losses import compute_losses
 
-    expected = views_of(mae, batch, recipe, torch.float32).losses
+    expected = compute_losses(mae, batch, recipe, torch.float32).losses
     mae.compile(fullgraph=True, backend="aot_eager")
-    found = views_of(mae, batch, recipe, torch.float32).losses
+    found = compute_losses(mae, batch, recipe, torch.float32).losses
     found.mean().backward()
     assert_close(found.detach(), expected.detach(), 1e-5)
     assert mae.get_parameter("blocks.0.attn.qkv.weight").grad is not None
@@ -413,7 +412,7 @@ def test_out_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_batches_that_do_not_fit(tmp_path: Path, settings: Any, says: str | None) -> None:
     if says is None:
-        plan.Plan(128, recipe_of("hiera_nano_32", **settings))
+        sampler.StepSampler(128, recipe_of("hiera_nano_32", **settings))
         return
     with pytest.raises(UsageError, match=says):
         run(recipe_of("hiera_nano_32", **settings), tmp_path / "run")
@@ -422,13 +421,13 @@ def test_batches_that_do_not_fit(tmp_path: Path, settings: Any, says: str | None
 
 def test_videos_are_read_by_time(tmp_path: Path) -> None:
     """Repeats of a clip are decoded once, begin where they are told, and stay within it."""
-    from hiera_core.preprocess.video import VideoTransform
+    from hiera_core.data.transforms import VideoTransform
 
     row = zoo.get("hiera_nano_8x32")
-    clip = VideoTransform.from_card(row.preprocessing, row.config["input_size"])
+    clip = VideoTransform.from_preprocessing(row.preprocessing, row.config["input_size"])
     frames = np.zeros((24, 48, 48, 3), np.uint8)
     frames += np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
-    views = data.read_clips(movies.encode(frames, 4), clip, [0.0, 0.5, 1.0])
+    views = dataloader.read_clips(video_writer.encode(frames, 4), clip, [0.0, 0.5, 1.0])
     shades = [view[:, 20, 20, 0].astype(int) // 10 for view in views]
     for found, start in zip(shades, (0, 8, 16), strict=True):
         assert np.abs(found - np.arange(start, start + 8)).max() <= 1
@@ -566,6 +565,6 @@ def test_unreadable_held_out_samples_stop_a_run(tmp_path: Path) -> None:
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
     (tmp_path / "val.txt").write_text("\n".join(f"{n}.png {n}" for n in range(8)))
-    splits = datasets.Splits(digits().train, datasets.find(tmp_path / "val.txt"))
+    splits = datasets.Splits(digits().train, datasets.open_dataset(tmp_path / "val.txt"))
     with pytest.raises(TrainingError, match="8 of 8 held-out samples"):
         run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "run", splits)

@@ -18,15 +18,11 @@ import torch
 from torch.nn import functional
 
 import hiera_core
+from hiera_core.data.clip_reader import read_segments
+from hiera_core.data.clip_sampling import Sampling, clip_indices, crop_offsets
+from hiera_core.data.transforms import VideoTransform, scaled_size
+from hiera_core.data.video_reader import Video
 from hiera_core.errors import InputError, UsageError
-from hiera_core.preprocess.frames import Video
-from hiera_core.preprocess.video import (
-    Sampling,
-    VideoTransform,
-    clip_indices,
-    crop_offsets,
-    scaled_size,
-)
 
 from .conftest import assert_close, draw_weights
 
@@ -172,8 +168,8 @@ def test_views_are_slowfast_s(tmp_path: Path, size: tuple[int, int]) -> None:
     pixels = "yuv444p" if size[1] % 2 else "yuv420p"
     path = write_video(tmp_path / "x.mp4", frames=90, size=size, pixels=pixels)
     frames = torch.from_numpy(np.stack(all_frames(path))).float().permute(0, 3, 1, 2)
-    transform = VideoTransform.from_card(None, (16, 224, 224))
-    _, pieces = transform.pieces(path, Sampling(clips=2))
+    transform = VideoTransform.from_preprocessing(None, (16, 224, 224))
+    _, pieces = read_segments(path, Sampling(clips=2), transform)
     (piece,) = pieces
     assert len(piece.views) == 6
     height, width = scaled_size(size[1], size[0], 224)
@@ -245,7 +241,7 @@ def test_seeking_gives_the_frames_that_decoding_gives(
     with Video(path) as video:
         assert abs(video.frames - 120) <= 1 and video.fps == pytest.approx(30, rel=0.02)
         for shown in video.read([i for i in wanted if i < len(frames)]):
-            assert shown.sound, shown.index
+            assert shown.intact, shown.index
             assert np.array_equal(shown.pixels, frames[shown.index]), shown.index
     with Video(path.read_bytes()) as video:
         (shown,) = video.read([62])
@@ -262,7 +258,7 @@ def test_variable_rate_is_sampled_by_time(tmp_path: Path) -> None:
             seconds = shown.index / video.fps + 0.25 / video.fps
             belongs = max(i for i, t in enumerate(times) if t <= seconds + 1e-3)
             assert np.array_equal(shown.pixels, frames[belongs]), shown.index
-            assert shown.sound
+            assert shown.intact
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -292,7 +288,7 @@ def test_sound_longer_than_the_picture(tmp_path: Path) -> None:
     path = write_video(tmp_path / "x.mkv", frames=90, sound=True)
     with Video(path) as video:
         assert abs(video.frames - 90) <= 1
-        assert all(shown.sound for shown in video.read([0, 45, video.frames - 1]))
+        assert all(shown.intact for shown in video.read([0, 45, video.frames - 1]))
 
 
 def test_cost_follows_the_frames_asked_for(tmp_path: Path) -> None:
@@ -330,7 +326,7 @@ def test_segments(hiera: Command, small_video_folder: Path, clip: Path) -> None:
     classifier = predictor.classifier("video")
     frames = all_frames(clip)
     transform = classifier.transform
-    _, pieces = transform.pieces(clip, Sampling(segments=2.5))
+    _, pieces = read_segments(clip, Sampling(segments=2.5), transform)
     view = np.array(next(pieces).views[0])
     middle = functional.interpolate(
         torch.from_numpy(frames[5])[None].permute(0, 3, 1, 2).float(),
@@ -379,7 +375,7 @@ def test_without_a_model_the_input_chooses(clip: Path, pictures: Path) -> None:
 
     predictor = hiera_core.Predictor(build)
     assert built == [], "nothing is loaded before it is needed"
-    sources = hiera_core.inputs.expand([str(pictures), str(clip), str(pictures)])
+    sources = hiera_core.data.sources.expand([str(pictures), str(clip), str(pictures)])
     records = list(predictor(sources))
     assert [r.kind for r in records] == ["image"] * 4 + ["video"] + ["image"] * 4
     assert all(r.status == "ok" for r in records) and sorted(built) == ["image", "video"]
@@ -433,10 +429,10 @@ def test_every_truncation_is_seen(tmp_path: Path, name: str) -> None:
     options = {"movflags": "+faststart"} if name == "fast.mp4" else {}
     path = write_video(tmp_path / name, frames=90, size=(64, 48), options=options)
     whole = path.read_bytes()
-    transform = VideoTransform.from_card(None, (16, 64, 64))
+    transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
 
     def pixels(content: bytes) -> tuple[Any, int]:
-        report, pieces = transform.pieces(content, Sampling())
+        report, pieces = read_segments(content, Sampling(), transform)
         (piece,) = pieces
         return piece.views.frames, report.damaged  # type: ignore[attr-defined]
 
@@ -461,7 +457,7 @@ def test_flipped_bytes_are_counted(tmp_path: Path) -> None:
     """Whatever is damaged, the frames reported are the frames used."""
     path = write_video(tmp_path / "x.mp4", frames=90, size=(64, 48))
     whole = np.frombuffer(path.read_bytes(), np.uint8)
-    transform = VideoTransform.from_card(None, (16, 64, 64))
+    transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
     wanted = len(np.unique(clip_indices(90, 30, 5)))
     draw = np.random.default_rng(0)
     noticed = 0
@@ -472,7 +468,7 @@ def test_flipped_bytes_are_counted(tmp_path: Path) -> None:
                 0, 8, count
             ).astype(np.uint8)
             try:
-                report, pieces = transform.pieces(content.tobytes(), Sampling())
+                report, pieces = read_segments(content.tobytes(), Sampling(), transform)
                 (piece,) = pieces
             except InputError:
                 noticed += 1

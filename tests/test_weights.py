@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 import hiera_core
-from hiera_core import dialects, files, weights
 from hiera_core.errors import CheckpointError, HubError, OutputError, UsageError
+from hiera_core.weights import files, key_mapping, load
 
 from .conftest import SMALL, Hub, assert_close, draw_weights, run_process
 
@@ -215,7 +215,7 @@ def test_transformers_weights(tmp_path: Path, autoencoder: bool) -> None:
 
 def test_foreign_names_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"not a Hiera checkpoint .*cls_token"):
-        dialects.to_reference({"cls_token": 1, "layers.0.weight": 2})
+        key_mapping.to_reference({"cls_token": 1, "layers.0.weight": 2})
 
 
 # Damage -----------------------------------------------------------------------------------------
@@ -354,8 +354,8 @@ def test_missing_file(hiera: Command) -> None:
 
 def test_weights_are_mapped_not_copied(small_folder: Path) -> None:
     """Loading takes no random initialisation and no second copy."""
-    checkpoint = weights.read(small_folder)
-    model = hiera_core.factory.from_checkpoint(checkpoint)
+    checkpoint = load.read_checkpoint(small_folder)
+    model = hiera_core.models.factory.from_checkpoint(checkpoint)
     name = "blocks.0.mlp.fc1.weight"
     assert model.get_parameter(name).data_ptr() == checkpoint.state[name].data_ptr()
 
@@ -404,7 +404,7 @@ def test_hub_download_cache_and_failures(
             assert cure in lines[0]
 
     hub.repositories["someone/old"] = old = {**contents}
-    state = weights.read(small_folder).state
+    state = load.read_checkpoint(small_folder).state
     torch.save(state, tmp_path / "old.bin")
     old["pytorch_model.bin"] = (tmp_path / "old.bin").read_bytes()
     del old["model.safetensors"]
@@ -425,7 +425,7 @@ def test_damaged_download_leaves_no_file(
     hub: Hub, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob is named by its SHA-256; other bytes under that name are thrown away."""
-    from hiera_core import hub as client
+    from hiera_core.weights import download as client
 
     blob = tmp_path / ("0" * 64)
     blob.write_bytes(b"other bytes")
@@ -470,7 +470,7 @@ def test_urls_are_told_apart_and_a_stale_rest_is_thrown_away(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two addresses that end alike; a .partial longer than the file; a line that breaks."""
-    from hiera_core import hub as client
+    from hiera_core.weights import download as client
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     hub.plain = {"/one/model.pth": b"first", "/two/model.pth": b"second"}

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 
 import hiera_core
-from hiera_core.datasets import held_out
+from hiera_core.data.datasets import open_eval_data
+from hiera_core.data.image_reader import open_image
+from hiera_core.data.transforms import ImageTransform
 from hiera_core.device import DTYPES
-from hiera_core.preprocess.image import ImageTransform, open_image
 from tests.conftest import draw_weights
 
 PICTURES = "astronaut chelsea coffee rocket camera coins page moon text clock cat grass".split()
@@ -36,13 +37,13 @@ def main() -> None:
     options = parser.parse_args()
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     model = hiera_core.hiera_nano_32(pretrained=True)
-    transform = ImageTransform.from_card(model.card["preprocessing"], (32, 32))
-    views = [transform.crop(open_image(s.content())[0]) for s in held_out("digits").sources]
+    transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (32, 32))
+    views = [transform.crop(open_image(s.content())[0]) for s in open_eval_data("digits").sources]
     found = both(model, transform, views, dtype, device)
     say("hiera_nano_32, held-out digits", [tuple(x.softmax(-1) for x in found)])
     import hiera
 
-    transform = ImageTransform.from_card(None, (224, 224))
+    transform = ImageTransform.from_preprocessing(None, (224, 224))
     views = [transform.crop(crop) for crop in crops(options.crops)]
     reference = draw_weights(hiera.hiera_base_224())
     ours = hiera_core.hiera_base_224()

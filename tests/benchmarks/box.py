@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from hiera_core import builtin, files, movies
-from hiera_core.datasets import held_out
+from hiera_core.data import toy_datasets, video_writer
+from hiera_core.data.datasets import open_eval_data
+from hiera_core.weights import files
 from hiera_core.zoo import get
 
 MODELS = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}
@@ -61,7 +62,7 @@ def both_stages(data: str, folder: Path, ship: bool) -> None:
 
 def put_into_the_box(weights: Path, model: str) -> None:
     """In half precision: all four stay below 4 MB."""
-    target = next(iter(get(model).checkpoints.values())).shipped
+    target = next(iter(get(model).checkpoints.values())).bundled_path
     assert target is not None
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(weights).items()}
     files.write_safetensors(target, state)
@@ -70,24 +71,25 @@ def put_into_the_box(weights: Path, model: str) -> None:
 
 def ship_digits() -> None:
     """The first three, five and eight of what is held out, each named for what it shows."""
-    held = held_out("digits")
+    held = open_eval_data("digits")
     assert held.labels is not None
     for name in ("three", "five", "eight"):
-        first = held.labels.tolist().index(builtin.DIGITS.index(name))
+        first = held.labels.tolist().index(toy_datasets.DIGITS.index(name))
         keep_sample(f"{name}.png", held.sources[first].content())
 
 
 def ship_clip() -> None:
     """A new clip, at twice the size."""
-    frames = builtin.draw_clip(0, np.random.default_rng(2026), side=96)
+    frames = toy_datasets.draw_clip(0, np.random.default_rng(2026), side=96)
     keep_sample(
-        f"{builtin.DIRECTIONS[0].replace(' ', '_')}.mp4", movies.encode(frames, builtin.RATE)
+        f"{toy_datasets.DIRECTIONS[0].replace(' ', '_')}.mp4",
+        video_writer.encode(frames, toy_datasets.RATE),
     )
 
 
 def keep_sample(name: str, content: Path | bytes) -> None:
     assert isinstance(content, bytes)
-    folder = Path(builtin.__file__).parent / "box" / "samples"
+    folder = Path(toy_datasets.__file__).parent / "box" / "samples"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
 

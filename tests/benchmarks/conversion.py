@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 import hiera_core
-from hiera_core import files, zoo
-from hiera_core.convert import pipeline
+from hiera_core import zoo
+from hiera_core.conversion import converter
+from hiera_core.weights import files
 from tests.conftest import draw_weights
 
 LARGEST = "hiera_huge_224"
@@ -66,15 +67,15 @@ def round_trips(names: list[str], verify: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             draw(name, root / "drawn.pth")
-            pipeline.convert(str(root / "drawn.pth"), root / "hub", "hub", verify=verify)
+            converter.convert(str(root / "drawn.pth"), root / "hub", "hub", verify=verify)
             (root / "drawn.pth").unlink()
             first = load_file(root / "hub" / "model.safetensors")
             for way in ways:
-                made = pipeline.convert(str(root / "hub"), root / way, way, verify=verify)
+                made = converter.convert(str(root / "hub"), root / way, way, verify=verify)
                 if verify == "forward":
                     proof = made.proof
                     print(f"  {proof.reader}: {proof.what} within {proof.max_difference:.1e}")
-                pipeline.convert(str(root / way), root / "back", "hub", overwrite=True)
+                converter.convert(str(root / way), root / "back", "hub", overwrite=True)
                 again = load_file(root / "back" / "model.safetensors")
                 assert again.keys() == first.keys()
                 assert all(torch.equal(again[key], first[key]) for key in first)
@@ -92,7 +93,7 @@ def cost(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw(LARGEST, root / "drawn.pth")
-        pipeline.convert(str(root / "drawn.pth"), root / "hub", "hub")
+        converter.convert(str(root / "drawn.pth"), root / "hub", "hub")
         (root / "drawn.pth").unlink()
         source = root / "hub" / "model.safetensors"
         size = source.stat().st_size
@@ -121,8 +122,9 @@ def cost(rounds: int) -> None:
 
 def sizes() -> None:
     """The digits at larger sizes, without training for them: accuracy by rule."""
-    from hiera_core import datasets, evaluate
-    from hiera_core.predictor import Predictor
+    from hiera_core.data import datasets
+    from hiera_core.inference.evaluate import evaluate_dataset
+    from hiera_core.inference.predict import Predictor
 
     print("size  absolute-window  bicubic")
     for side in (32, 48, 64):
@@ -132,8 +134,10 @@ def sizes() -> None:
                 "hiera_nano_32", pretrained=True, input_size=(side, side), resample=rule
             )
             predictor = Predictor(model, dtype="fp32")
-            samples = datasets.with_classes(datasets.held_out("digits"), model.card["classes"], 10)
-            found.append(evaluate.evaluate(samples, predictor, 10).top1)
+            samples = datasets.remap_labels(
+                datasets.open_eval_data("digits"), model.card["classes"], 10
+            )
+            found.append(evaluate_dataset(samples, predictor).top1)
         print(f"{side:4}  {found[0]:14.2f}%  {found[1]:6.2f}%")
 
 

@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hiera_core.benchmark import report
-from hiera_core.benchmark.job import OURS, Row, ratio_of
+from hiera_core.benchmarking import report
+from hiera_core.benchmarking.job import OURS, Measurement, ratio_of
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- python -m tests.benchmarks.speed --write -->", "<!-- end -->"
@@ -113,7 +113,7 @@ def section(folder: Path, names: list[str]) -> str:
     return text
 
 
-def line(title: str, rows: list[Row], compiled: bool, peers_compiled: bool) -> str:
+def line(title: str, rows: list[Measurement], compiled: bool, peers_compiled: bool) -> str:
     """Medians of the turns, and their quartiles."""
     ours = next(r for r in rows if r.implementation == OURS and r.compiled == compiled)
     cells = []

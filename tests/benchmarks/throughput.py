@@ -45,8 +45,8 @@ def main() -> None:
 
 def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
     import hiera_core
-    from hiera_core import inputs
-    from hiera_core.preprocess.image import open_image
+    from hiera_core.data import sources
+    from hiera_core.data.image_reader import open_image
 
     paths = write_photos(folder, arguments.photos, (2000, 1500))
     model = hiera_core.create_model(arguments.model).eval()
@@ -67,7 +67,7 @@ def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
             classifier(views)
         run = (time.perf_counter() - start) / (max(1, 80 // len(views)) * len(views))
         start = time.perf_counter()
-        records = list(predictor(inputs.expand(map(str, paths))))
+        records = list(predictor(sources.expand(map(str, paths))))
         whole = (time.perf_counter() - start) / len(paths)
         assert all(r.status == "ok" for r in records)
         best = run + decode / (os.cpu_count() or 1)
@@ -103,11 +103,13 @@ def compare_lengths(folder: Path) -> None:
 
 
 def reading_time(path: Path) -> float:
-    from hiera_core.preprocess.video import Sampling, VideoTransform
+    from hiera_core.data.clip_reader import read_segments
+    from hiera_core.data.clip_sampling import Sampling
+    from hiera_core.data.transforms import VideoTransform
 
-    transform = VideoTransform.from_card(None, (16, 224, 224))
+    transform = VideoTransform.from_preprocessing(None, (16, 224, 224))
     start = time.perf_counter()
-    _, pieces = transform.pieces(path, Sampling())
+    _, pieces = read_segments(path, Sampling(), transform)
     (_,) = pieces
     return time.perf_counter() - start
 

@@ -1,0 +1,118 @@
+"""Models as programs that run without this package: ONNX and torch.export.
+
+Both take `input` [batch, chans, *size], normalised float32, for any batch, and give `logits`
+[batch, classes] in float32 (`features`, where the model has no classifier).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..device import DTYPES
+from ..errors import UsageError
+from ..models.attention import MAX_FUSED_BATCH
+from ..weights.files import open_deferring_errors
+from .plan import ConversionPlan
+
+OPSET = 18
+PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights lie beside the .onnx file
+
+
+class Program(torch.nn.Module):
+    """What is exported: float32 in, logits out in float32, whatever the weights' precision."""
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.forward_logits(input.to(self.dtype))  # type: ignore[operator]
+        return logits.float()
+
+
+def check_exportable(plan: ConversionPlan, name: str) -> None:
+    """Raise UsageError for models that are no function from an input to logits."""
+    if plan.is_autoencoder:
+        raise UsageError(
+            f"{plan.name} is an autoencoder, and {name} holds classifiers and their features",
+            "use hub, pth or transformers, or convert a fine-tuned checkpoint",
+        )
+
+
+def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
+    """Export to a file."""
+    model = plan.build()
+    program = Program(model, DTYPES[plan.dtype]).eval()
+    # Two, since a batch of one would be taken for a constant.
+    example = torch.zeros(2, plan.config["in_chans"], *plan.size)
+    # Beyond this the fused attention is split, which is another program.
+    batch = torch.export.Dim("batch", min=1, max=MAX_FUSED_BATCH // model.layout.windows)
+    with _quiet(), torch.no_grad():
+        exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
+        EXPORTERS[name](exported, plan, path)
+
+
+def metadata(plan: ConversionPlan) -> dict[str, str]:
+    """What a user of the file needs besides the program; values are JSON where they are no text."""
+    card = {key: str(value) for key, value in plan.card.items() if key in ("source", "licence")}
+    return {
+        "model": plan.name,
+        **card,
+        "input_size": json.dumps(plan.size),
+        "labels": json.dumps(plan.class_names or []),
+        "preprocessing": json.dumps(vars(plan.transform)),
+    }
+
+
+def output_name(plan: ConversionPlan) -> str:
+    return "logits" if plan.num_classes else "features"
+
+
+def _write_pt2(exported: Any, plan: ConversionPlan, path: Path) -> None:
+    with open_deferring_errors(path) as file:
+        torch.export.save(exported, file, extra_files=metadata(plan))
+
+
+def _write_onnx(exported: Any, plan: ConversionPlan, path: Path) -> None:
+    program = torch.onnx.export(
+        exported,
+        input_names=["input"],
+        output_names=[output_name(plan)],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(metadata(plan))
+    size = sum(t.numel() * t.element_size() for t in exported.state_dict.values())
+    program.save(path, external_data=size > PROTOBUF_LIMIT * 0.9)
+
+
+EXPORTERS: dict[str, Callable[[Any, ConversionPlan, Path], None]] = {
+    "onnx": _write_onnx,
+    "pt2": _write_pt2,
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters talk a lot, to stdout too; what matters is proven afterwards."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

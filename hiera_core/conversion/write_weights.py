@@ -1,0 +1,203 @@
+"""Renamed checkpoints: a folder or file as each library expects it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_file
+from ..data.transforms import ImageTransform
+from ..device import DTYPES
+from ..errors import UsageError
+from ..models.config import HieraConfig
+from ..weights import files, key_mapping
+from ..weights.download import sha256_of
+from .formats import FORMATS, WEIGHTS_NAME
+from .model_card import model_card
+from .plan import ConversionPlan, transformers_class
+
+# timm's name of each constructor argument.
+TIMM_ARGUMENTS = {
+    "input_size": "img_size",
+    "head_dropout": "drop_rate",
+    **{
+        name: name
+        for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
+        "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
+        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
+    },
+}
+TRANSFORMERS_ARGUMENTS = {
+    "input_size": "image_size",
+    "in_chans": "num_channels",
+    "embed_dim": "embed_dim",
+    "stages": "depths",
+    "q_pool": "num_query_pool",
+    "q_stride": "query_stride",
+    "mask_unit_size": "masked_unit_size",
+    "mask_unit_attn": "masked_unit_attention",
+    "dim_mul": "embed_dim_multiplier",
+    "patch_kernel": "patch_size",
+    "patch_stride": "patch_stride",
+    "patch_padding": "patch_padding",
+    "mlp_ratio": "mlp_ratio",
+    "drop_path_rate": "drop_path_rate",
+    "decoder_embed_dim": "decoder_hidden_size",
+    "decoder_depth": "decoder_depth",
+    "decoder_num_heads": "decoder_num_heads",
+}
+_KINDS = {1: "signals", 3: "video"}
+BICUBIC, BILINEAR = 3, 2  # as Pillow numbers them
+
+
+def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]:
+    """Write a renamed checkpoint.
+
+    Args:
+        name: the format.
+        path: the file, or the (existing) folder.
+
+    Returns:
+        The tensors by the names they have in the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    dialect = FORMATS[name].dialect or "reference"
+    state = key_mapping.from_reference(plan.state, dialect, plan.config["stages"])
+    extras = {"config": plan.config, "card": plan.card}
+    if not FORMATS[name].folder:
+        files.write_pickle(path, state, extras)
+        return state
+    hub = name == "hub"
+    files.write_safetensors(path / WEIGHTS_NAME, state, None if hub else extras)
+    checksum = sha256_of(path / WEIGHTS_NAME) if hub else ""
+    for file, content in CONFIGS[name](plan).items():
+        files.write_json(path / file, content)
+    with atomic_file(path / "README.md") as temporary:
+        temporary.write_text(model_card(plan, name, checksum), encoding="utf-8")
+    return state
+
+
+def check_representable(plan: ConversionPlan, name: str) -> None:
+    """Raise UsageError for models that a format has no place for."""
+    config, dims = plan.config, len(plan.size)
+    if name in ("timm", "transformers") and dims != 2:
+        raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")
+    if name in ("timm", "transformers") and config.get("norm_layer", "LayerNorm") != "LayerNorm":
+        raise UsageError(f"{name} has no Hiera with {config['norm_layer']}", "use hub or pth")
+    if name == "transformers":
+        step = config["q_stride"][0] ** (len(config["stages"]) - 1)
+        if config["mask_unit_size"][0] % step:
+            raise UsageError(
+                f"transformers has no Hiera with mask units of {config['mask_unit_size']}: they "
+                f"must be multiples of {step}",
+                "use hub, pth or timm",
+            )
+        if not _attends_alike(plan):
+            raise UsageError(
+                f"transformers would attend within other windows than {plan.name}: it takes every "
+                "stage to be pooled, and a stage that begins with global attention to be global",
+                "use hub or pth",
+            )
+
+
+def _attends_alike(plan: ConversionPlan) -> bool:
+    """Whether transformers' rule gives every block the kind of attention that ours has."""
+    kinds = plan.config["mask_unit_attn"]
+    specs = plan.model.block_specs
+    for spec, before in zip(specs, [None, *specs], strict=False):
+        first = before is not None and before.stage != spec.stage
+        theirs = kinds[spec.stage] or (first and kinds[spec.stage - 1])
+        if theirs != spec.use_mask_unit_attn or (theirs and spec.stage > plan.config["q_pool"]):
+            return False
+    return True
+
+
+def _hub(plan: ConversionPlan) -> dict[str, Any]:
+    return {"config.json": plan.config, "hiera.json": plan.card}
+
+
+def _timm(plan: ConversionPlan) -> dict[str, Any]:
+    """`timm.create_model(architecture, checkpoint_path=..., **model_args)`, or `local-dir:`."""
+    config = {**vars(HieraConfig()), **plan.config}
+    arguments = {theirs: config[ours] for ours, theirs in TIMM_ARGUMENTS.items()}
+    if not arguments["abs_win_pos_embed"]:
+        del arguments["abs_win_pos_embed"], arguments["global_pos_size"]
+    transform = plan.transform
+    pretrained = {
+        "input_size": (config["in_chans"], *plan.size),
+        "fixed_input_size": True,
+        "num_classes": plan.num_classes,
+        "mean": transform.mean,
+        "std": transform.std,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+        "license": str(plan.card.get("licence", "")).lower(),
+    }
+    if isinstance(transform, ImageTransform):
+        pretrained["interpolation"] = transform.interpolation
+        pretrained["crop_pct"] = min(transform.size) / transform.resize
+    if names := plan.class_names:
+        pretrained["label_names"] = names
+    return {
+        "config.json": {
+            "architecture": timm_architecture(plan.name),
+            "num_classes": plan.num_classes,
+            "num_features": plan.model.block_specs[-1].dim_out,
+            "global_pool": "avg",
+            "model_args": arguments,
+            "pretrained_cfg": pretrained,
+        }
+    }
+
+
+def timm_architecture(name: str) -> str:
+    """timm's own name for a model where it has one, else the one whose arguments are overridden."""
+    name = name.removeprefix("mae_")
+    sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
+    return name if name in [f"hiera_{size}_224" for size in sizes] else "hiera_base_224"
+
+
+def _transformers(plan: ConversionPlan) -> dict[str, Any]:
+    config, stages = plan.config, plan.config["stages"]
+    written = {
+        theirs: config[ours] for ours, theirs in TRANSFORMERS_ARGUMENTS.items() if ours in config
+    }
+    first_blocks = [sum(stages[:stage]) for stage in range(len(stages))]
+    written |= {
+        "model_type": "hiera",
+        "architectures": [transformers_class(plan)],
+        "num_heads": [plan.model.block_specs[block].heads for block in first_blocks],
+        "layer_norm_eps": 1e-6,
+        "dtype": str(DTYPES.get(plan.dtype, plan.dtype)).removeprefix("torch."),
+    }
+    if plan.num_classes:
+        names = plan.class_names or [f"LABEL_{i}" for i in range(plan.num_classes)]
+        written["id2label"] = {str(number): label for number, label in enumerate(names)}
+        written["label2id"] = {label: number for number, label in enumerate(names)}
+    transform = plan.transform
+    assert isinstance(transform, ImageTransform)
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": transform.resize},
+        "resample": BICUBIC if transform.interpolation == "bicubic" else BILINEAR,
+        "do_center_crop": True,
+        "crop_size": dict(zip(("height", "width"), transform.size, strict=True)),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": transform.mean,
+        "image_std": transform.std,
+    }
+    return {"config.json": written, "preprocessor_config.json": processor}
+
+
+CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
+    "hub": _hub,
+    "timm": _timm,
+    "transformers": _transformers,
+}

@@ -1,1 +1,0 @@
-"""Checkpoints to other formats, proven: `hiera_core.convert.pipeline.convert`."""

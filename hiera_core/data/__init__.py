@@ -1,0 +1,1 @@
+"""Files in, model input out: sources, readers, sampling, transforms and data sets."""

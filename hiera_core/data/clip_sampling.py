@@ -1,0 +1,159 @@
+"""Which frames and crops of a video the model sees, as SlowFast evaluates videos.
+
+Sources: SlowFast's decoder.get_start_end_idx with offset sampling, temporal_sampling and
+spatial_sampling. The paper's Kinetics-400 accuracy is measured with 5 clips x 3 crops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import InputError, UsageError
+from ..records import VideoJson
+from .image_reader import MAX_PIXELS
+
+MAX_DAMAGED = 0.1  # share of frames that may be damaged or lost before a video is an error
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which parts of a video the model sees.
+
+    Args:
+        clips, crops: Views along time and along the long side. None: 5 x 3 for a whole video, 1 x 1
+            for each segment.
+        stride: Distance of the sampled frames, in frames at `fps`. None: the model's own.
+        segments: Seconds; classify the video in segments of this length.
+        every: Seconds; show an image model single frames at this distance.
+        max_pixels: Larger frames are refused before decoding.
+        fps: Frames per second in which `stride` counts. None: the model's own.
+
+    Raises:
+        UsageError: A value is not a finite number above 0, or both `segments` and `every` are set.
+    """
+
+    clips: int | None = None
+    crops: int | None = None
+    stride: int | None = None
+    segments: float | None = None
+    every: float | None = None
+    max_pixels: int = MAX_PIXELS
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "crops", "stride", "segments", "every", "fps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} is {value}", "give a number above 0")
+        if self.segments is not None and self.every is not None:
+            raise UsageError(
+                "segments are for video models, every is for image models", "choose one"
+            )
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """Number of clips and of crops."""
+        whole = self.segments is None
+        return self.clips or (5 if whole else 1), self.crops or (3 if whole else 1)
+
+
+@dataclass
+class VideoReport:
+    """What was read of a video, for its record."""
+
+    duration: float  # seconds
+    fps: float
+    frames: int  # frames in the video
+    used: int = 0  # frames that were decoded for the model, counted once in each segment
+    damaged: int = 0  # used frames that were decoded with errors, or lost and replaced
+    views: int = 0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> VideoJson:
+        return {
+            "duration": self.duration,
+            "fps": self.fps,
+            "frames": self.frames,
+            "used": self.used,
+            "damaged": self.damaged,
+            "views": self.views,
+        }
+
+
+def segment_bounds(frames: int, fps: float, seconds: float | None) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last + 1 frame of each segment of `seconds`; if that is None, of the
+    whole video."""
+    if seconds is None:
+        yield 0, frames
+        return
+    first, number = 0, 0
+    while first < frames:
+        number += 1
+        last = min(frames, max(first + 1, round(number * seconds * fps)))
+        yield first, last
+        first = last
+
+
+def clip_indices(
+    frames: int,
+    fps: float,
+    clips: int,
+    length: int = 16,
+    stride: int = 4,
+    target_fps: float = 30,
+) -> np.ndarray:
+    """Return the frame numbers of evenly spread clips, as in SlowFast's test sampling.
+
+    Args:
+        frames, fps: Length and frame rate of the video.
+        clips: Number of clips. A single clip is taken from the middle.
+        length, stride, target_fps: A clip has `length` frames, `stride` apart at `target_fps`.
+
+    Returns:
+        int64 [clips, length]. Beyond the end of the video, the last frame is repeated.
+    """
+    span = stride * length / target_fps * fps
+    delta = max(frames - span, 0)
+    step = math.floor(delta / 2) if clips == 1 else math.floor(delta / (clips - 1))
+    starts = [step] if clips == 1 else [clip * step for clip in range(clips)]
+    return frame_indices(starts, span, length, frames)
+
+
+def frame_indices(starts: Sequence[float], span: float, length: int, frames: int) -> np.ndarray:
+    """Return the frame numbers of clips that begin at `starts` and cover `span` frames each.
+
+    -> int64 [clips, length]. Beyond the end of the video, the last frame is repeated.
+    """
+    rows = [torch.linspace(start, start + span - 1, length) for start in starts]
+    indices: np.ndarray = torch.stack(rows).clamp(0, frames - 1).long().numpy()
+    return indices
+
+
+def crop_offsets(side: int, size: int, crops: int) -> list[int]:
+    """Return where crops of `size` pixels begin along a side of `side` pixels.
+
+    The first crop begins at 0, the last one ends at the end, and the centre is rounded up. A single
+    crop is the centre.
+    """
+    room = side - size
+    if crops == 1:
+        return [math.ceil(room / 2)]
+    return [math.ceil(room * i / (crops - 1)) for i in range(crops)]
+
+
+def check_damage(damaged: int, wanted: int) -> None:
+    """Check how many of the frames that were asked for are damaged or lost.
+
+    Raises:
+        InputError: More than a tenth of them.
+    """
+    if damaged > MAX_DAMAGED * wanted:
+        raise InputError(
+            f"{damaged} of {wanted} frames are damaged or lost",
+            "the file is damaged or cut off; fetch it again",
+        )

@@ -1,0 +1,139 @@
+"""Data that needs no download: what the models in the box are trained on.
+
+`digits`: scikit-learn's 1,797 handwritten digits (UCI optdigits, CC BY 4.0), enlarged to 32x32.
+`shapes`: clips drawn here. One shape glides in a direction, the class; its twin hops about on the
+crossing line, through as many places. So no frame tells the class, nor do all of them together when
+their order is lost: only motion does.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .. import zoo
+from ..errors import UsageError
+from ..records import Kind
+from .sources import Source
+from .video_writer import encode
+
+DIGITS = tuple("zero one two three four five six seven eight nine".split())
+DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")
+DIGIT_SIDE = 32  # pixels
+CLIPS = 4000
+FRAMES, RATE, SIDE = 8, 4, 48  # of a clip: frames, a second, pixels
+
+
+class Digits(Sequence[Source]):
+    """The digits as PNG files in memory.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise UsageError(
+                "the data set 'digits' comes with scikit-learn, which is not installed",
+                "pip install scikit-learn",
+            ) from error
+        bunch = load_digits()
+        self.images, self.labels = bunch.images, bunch.target.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Source:  # type: ignore[override]
+        ink = Image.fromarray((self.images[index] * (255 / 16)).astype(np.uint8))
+        picture = ink.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        picture.save(file, "PNG", compress_level=1)
+        return Source(f"digits/{index:04}.png", data=file.getvalue())
+
+
+class Shapes(Sequence[Source]):
+    """Clips as MP4 files in memory, each drawn from its number alone."""
+
+    labels = np.arange(CLIPS, dtype=np.int64) % len(DIRECTIONS)
+
+    def __len__(self) -> int:
+        return CLIPS
+
+    def __getitem__(self, index: int) -> Source:  # type: ignore[override]
+        return Source(f"shapes/{index:04}.mp4", data=_clip_file(range(CLIPS)[index]))
+
+
+@functools.lru_cache(maxsize=CLIPS)
+def _clip_file(index: int) -> bytes:
+    clip = draw_clip(int(Shapes.labels[index]), np.random.default_rng((7, index)))
+    return encode(clip, RATE)
+
+
+def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> np.ndarray:
+    """A clip of one of DIRECTIONS. -> uint8 [FRAMES, side, side, 3]"""
+    scale, large = side / SIDE, 4  # drawn larger, then reduced: smooth edges and half pixels
+    background, ink = random.integers(0, 90, 3), random.integers(150, 256, 3)
+    radius, step = random.uniform(4.5, 6.5), random.uniform(2.4, 3.0)
+    draw = (_disc, _square, _triangle)[random.integers(3)]
+    path = (np.arange(FRAMES) - (FRAMES - 1) / 2) * step
+    hops = _hops()[random.integers(len(_hops()))]
+    reach = path[-1] + radius
+    along = random.uniform(reach, SIDE - reach, 2)  # middles of both paths
+    across = random.uniform(radius, SIDE - radius, 2)
+    glide = along[0] + (path if direction % 2 == 0 else path[::-1])
+    hop = along[1] + path[hops]
+    frames = []
+    for k in range(FRAMES):
+        image = Image.new("RGB", (round(side * large),) * 2, tuple(map(int, background)))
+        places = [(glide[k], across[0]), (across[1], hop[k])]  # x, y
+        for x, y in places:
+            place = (x, y) if direction < 2 else (y, x)
+            draw(ImageDraw.Draw(image), place, radius, scale * large, tuple(map(int, ink)))
+        frames.append(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
+    return np.stack(frames)
+
+
+@functools.cache
+def _hops() -> np.ndarray:
+    """Orders of the places on a line with no short hop between any two, and no drift. -> [n, 8]"""
+    orders = np.array(list(itertools.permutations(range(FRAMES))))
+    far = np.abs(np.diff(orders, axis=1)).min(1) >= 3
+    drift = orders @ (np.arange(FRAMES) - (FRAMES - 1) / 2)
+    return orders[far & (np.abs(drift) < 0.3 * drift.max())]
+
+
+def sample(kind: Kind) -> Source:
+    """Return an input to try a model on: a photograph of a cat, or a clip. Both ship here."""
+    name = "cat.jpg" if kind == "image" else "moving_right.mp4"
+    title = "sample picture" if kind == "image" else "sample clip"
+    return Source(title, path=zoo.ASSETS / "samples" / name)
+
+
+def _disc(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+) -> None:
+    x, y = place
+    draw.ellipse([scale * v for v in (x - radius, y - radius, x + radius, y + radius)], fill=ink)  # type: ignore[arg-type]
+
+
+def _square(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+) -> None:
+    x, y, r = *place, radius * 0.9
+    draw.rectangle([scale * v for v in (x - r, y - r, x + r, y + r)], fill=ink)  # type: ignore[arg-type]
+
+
+def _triangle(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+) -> None:
+    # Not turned with the direction: an arrow would give the class away.
+    x, y, r = *place, radius
+    corners = [(x - r, y + r), (x + r, y + r), (x, y - r)]
+    draw.polygon([(scale * a, scale * b) for a, b in corners], fill=ink)  # type: ignore[arg-type]

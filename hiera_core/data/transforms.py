@@ -1,0 +1,244 @@
+"""Preprocessing for evaluation: resize, crop and normalise images and video frames.
+
+Images are processed like the reference's evaluation, video clips like SlowFast's (spatial_sampling
+with uniform crops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import zoo
+from ..errors import CheckpointError
+from .clip_sampling import crop_offsets
+
+if TYPE_CHECKING:
+    from ..models.hiera import HieraEncoder
+
+# Aspect ratio up to which a picture is resized as a whole; of longer ones, only the crop is.
+MAX_WHOLE_RESIZE = 4
+
+
+def transform_for(model: HieraEncoder) -> ImageTransform | VideoTransform:
+    """Return the preprocessing of a model: its own (`model.card`), at its input size.
+
+    Raises:
+        UsageError: The model takes one-dimensional signals.
+        CheckpointError: The preprocessing that was saved with the model is not usable.
+    """
+    size = tuple(model.config["input_size"])
+    saved = getattr(model, "card", {}).get("preprocessing")
+    if model.kind == "video":
+        return VideoTransform.from_preprocessing(saved, size)
+    return ImageTransform.from_preprocessing(saved, size)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Evaluation preprocessing: short side to `resize`, centre crop of `size`, normalise.
+
+    Args:
+        size: Height and width that the model takes, in pixels.
+        resize: Short side before the crop, in pixels.
+        mean, std: Statistics of the channels, scaled to [0, 1].
+        interpolation: `bicubic` or `bilinear`, both with antialias.
+    """
+
+    size: tuple[int, int]
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+    default_model: ClassVar[str] = zoo.DEFAULT_IMAGE_MODEL
+
+    @classmethod
+    def from_preprocessing(
+        cls, preprocessing: Mapping[str, Any] | None, input_size: tuple[int, ...]
+    ) -> Self:
+        """Return a model's own preprocessing, scaled to its input size.
+
+        Args:
+            preprocessing: As in zoo.yaml and hiera.json; missing keys are those of hiera_base_224.
+            input_size: (y, x) in pixels.
+
+        Raises:
+            CheckpointError: A value is not usable.
+        """
+        known = {**zoo.get(cls.default_model).preprocessing, **(preprocessing or {})}
+        height, width = input_size[-2:]
+        try:
+            resize, size = int(known["resize"]), tuple(map(int, known["size"]))
+            mean, std = tuple(map(float, known["mean"])), tuple(map(float, known["std"]))
+            interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
+        if (height, width) != size:  # keep the ratio of resize to crop (256 to 224)
+            resize = round(min(height, width) * resize / min(size))
+        return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """Resize and centre-crop an RGB picture. -> uint8 [height, width, 3]
+
+        For a very long picture, only the pixels that the crop needs are resampled. So a picture of
+        20000x1 costs no more than any other, and the result is the same except for rounding.
+        """
+        (height, width), (w, h) = self.size, image.size
+        new_w, new_h = _resized_size(w, h, self.resize)
+        if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
+            grow = max(width / new_w, height / new_h)
+            new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
+        left, top = round((new_w - width) / 2), round((new_h - height) / 2)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
+            resized = image.resize((new_w, new_h), resampling)
+            return np.array(resized.crop((left, top, left + width, top + height)))
+        x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized picture
+        box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
+        return np.array(image.resize((width, height), resampling, box=box))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, height, width, 3] -> float32 [b, 3, height, width], on the same device."""
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        x = pixels.to(torch.float32).div(255).sub(mean).div(std)
+        return x.permute(0, 3, 1, 2)
+
+    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the inverse of the normalisation, in [0, 1]. [b, 3, height, width]"""
+        return denormalise_channels(x, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class VideoTransform:
+    """Evaluation preprocessing of a video model.
+
+    Args:
+        size: Height and width that the model takes, in pixels.
+        frames: Frames in a clip.
+        stride: Distance of a clip's frames, in frames at `fps`.
+        fps: Frames per second in which `stride` counts.
+        mean, std: Statistics of the channels, scaled to [0, 1].
+    """
+
+    size: tuple[int, int]
+    frames: int
+    stride: int
+    fps: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    default_model: ClassVar[str] = zoo.DEFAULT_VIDEO_MODEL
+
+    @classmethod
+    def from_preprocessing(
+        cls, preprocessing: Mapping[str, Any] | None, input_size: tuple[int, ...]
+    ) -> Self:
+        """Return a model's own preprocessing, at its input size.
+
+        Args:
+            preprocessing: As in zoo.yaml and hiera.json; missing keys are those of
+                hiera_base_16x224.
+            input_size: (frames, y, x), in frames and pixels.
+
+        Raises:
+            CheckpointError: A value is not usable.
+        """
+        known = {**zoo.get(cls.default_model).preprocessing, **(preprocessing or {})}
+        frames, height, width = input_size
+        try:
+            mean, std = tuple(map(float, known["mean"])), tuple(map(float, known["std"]))
+            stride, fps = int(known["stride"]), float(known["fps"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
+        return cls((height, width), frames, stride, fps, mean, std)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [b, t, height, width, 3] in 0..255 -> [b, 3, t, height, width], same device."""
+        mean = torch.tensor(self.mean, device=pixels.device)
+        std = torch.tensor(self.std, device=pixels.device)
+        return pixels.div(255).sub(mean).div(std).permute(0, 4, 1, 2, 3)
+
+    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the inverse of the normalisation, in [0, 1]. [b, 3, t, height, width]"""
+        return denormalise_channels(x, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class CropGrid:
+    """Rows and columns of the resized frame that the crops need, and where each crop begins."""
+
+    y: np.ndarray  # in source pixels
+    x: np.ndarray
+    boxes: list[tuple[int, int]]  # (top, left) of each crop in the sampled frame
+
+    @classmethod
+    def for_crops(cls, height: int, width: int, size: tuple[int, int], crops: int) -> CropGrid:
+        """Place crops of `size` along the long side of a frame of [height, width] pixels."""
+        new_h, new_w = _resized_frame_size(height, width, max(size))
+        along_x = new_w >= new_h
+        tops = crop_offsets(new_h, size[0], 1 if along_x else crops)
+        lefts = crop_offsets(new_w, size[1], crops if along_x else 1)
+        corners = [(top, left) for top in tops for left in lefts]
+        corners = corners[:1] if len(set(corners)) == 1 else corners
+        rows = np.unique([top + np.arange(size[0]) for top in tops])
+        columns = np.unique([left + np.arange(size[1]) for left in lefts])
+        boxes = [
+            (int(np.searchsorted(rows, top)), int(np.searchsorted(columns, left)))
+            for top, left in corners
+        ]
+        return cls(
+            _pixel_centres(rows, height / new_h), _pixel_centres(columns, width / new_w), boxes
+        )
+
+    def sample(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize a frame, bilinear without antialias, like torch's interpolate(align_corners=False).
+
+        uint8 [height, width, 3] -> float32 [rows, columns, 3]
+        """
+        return _interpolate_axis(_interpolate_axis(pixels, self.y, 0), self.x, 1)
+
+
+def denormalise_channels(
+    x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
+    """Undo the normalisation of channels. [b, c, ...] -> [b, c, ...]"""
+    shape = (-1, *[1] * (x.dim() - 2))
+    centre, scale = (torch.tensor(v, device=x.device).view(shape) for v in (mean, std))
+    return x * scale + centre
+
+
+def _resized_size(width: int, height: int, short: int) -> tuple[int, int]:
+    """Return (width, height) with the short side at `short`. The long side is truncated, not
+    rounded, as in torchvision."""
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _resized_frame_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Return (height, width) with the short side at `short`. The long side is rounded down after
+    the division, as in SlowFast."""
+    if height <= width:
+        return short, int(width / height * short)
+    return int(height / width * short), short
+
+
+def _pixel_centres(positions: np.ndarray, scale: float) -> np.ndarray:
+    """Map pixels of the resized frame to coordinates in the source frame. -> float32"""
+    return np.maximum((positions + 0.5) * scale - 0.5, 0).astype(np.float32)
+
+
+def _interpolate_axis(pixels: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Interpolate linearly between neighbours along an axis. -> float32"""
+    low = np.minimum(positions.astype(np.int64), pixels.shape[axis] - 1)
+    high = np.minimum(low + 1, pixels.shape[axis] - 1)
+    weight = (positions - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    a, b = pixels.take(low, axis).astype(np.float32), pixels.take(high, axis).astype(np.float32)
+    return a + (b - a) * weight

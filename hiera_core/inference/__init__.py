@@ -1,0 +1,1 @@
+"""Inference on a stream of inputs: predict, features, reconstruct, evaluate."""

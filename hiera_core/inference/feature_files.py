@@ -1,0 +1,158 @@
+"""Files of named arrays with metadata: safetensors, npz, parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..atomic import atomic_file
+from ..errors import UsageError
+
+Arrays = dict[str, np.ndarray]
+Metadata = dict[str, Any]
+
+
+def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Features of a file or shard: arrays [inputs, *shape] by name, and the inputs' names.
+
+    Raises:
+        UsageError: it is damaged, or no file of features.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    found = FORMATS[path.suffix].read(path)
+    return {n: torch.from_numpy(a.copy()) for n, a in found.items()}, metadata["inputs"]
+
+
+def read_metadata(path: Path) -> Metadata:
+    """`inputs`, `indices`, `kind`, `shapes` and `settings` of a file.
+
+    Raises:
+        UsageError: it is damaged, or no file of features.
+    """
+    try:
+        found: Metadata = FORMATS[path.suffix].metadata(path)
+        if len(found["inputs"]) == len(found["indices"]) and found["shapes"]:
+            return found
+    except Exception as error:  # readers raise many types on damaged files
+        raise UsageError(
+            f"{path} is damaged, or no file of features ({type(error).__name__})", "remove it"
+        ) from error
+    raise UsageError(f"{path} holds no features", "remove it")
+
+
+def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
+    """Write a file in the format of its ending, whole or not at all.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    with atomic_file(path) as temporary:
+        FORMATS[path.suffix].write(temporary, arrays, metadata)
+
+
+def check_format(name: str) -> None:
+    """Raise UsageError for a format whose package is not installed."""
+    if name == "parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise UsageError(
+                "parquet needs pyarrow, which is not installed",
+                "pip install 'hiera-toolkit[parquet]', or --save-as safetensors",
+            ) from error
+
+
+# Formats ------------------------------------------------------------------------------------------
+
+
+def _write_safetensors(path: Path, arrays: Arrays, metadata: Metadata) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(arrays, path, metadata={"format": "pt", "hiera": json.dumps(metadata)})
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from error
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def _safetensors_metadata(path: Path) -> Metadata:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        found: Metadata = json.loads((file.metadata() or {})["hiera"])
+    return found
+
+
+def _write_npz(path: Path, arrays: Arrays, metadata: Metadata) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays, metadata=np.array(json.dumps(metadata)))  # type: ignore[arg-type]
+
+
+def _read_npz(path: Path) -> Arrays:
+    with path.open("rb") as opened, np.load(opened) as file:
+        return {name: file[name] for name in file.files if name != "metadata"}
+
+
+def _npz_metadata(path: Path) -> Metadata:
+    with path.open("rb") as opened, np.load(opened) as file:
+        found: Metadata = json.loads(str(file["metadata"]))
+    return found
+
+
+def _write_parquet(path: Path, arrays: Arrays, metadata: Metadata) -> None:
+    """A row an input: its name and place, and each feature as a list of numbers (flat; the shape is
+    in the schema's metadata)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    printable = [n.encode("utf-8", "backslashreplace").decode() for n in metadata["inputs"]]
+    columns: dict[str, Any] = {"input": pa.array(printable), "index": pa.array(metadata["indices"])}
+    for name, array in arrays.items():
+        flat = pa.array(array.reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, array[0].size)
+    table = pa.table(columns).replace_schema_metadata({"hiera": json.dumps(metadata)})
+    pq.write_table(table, path)
+
+
+def _read_parquet(path: Path) -> Arrays:
+    import pyarrow.parquet as pq
+
+    table, shapes = pq.read_table(path), _parquet_metadata(path)["shapes"]
+    return {
+        name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, *shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _parquet_metadata(path: Path) -> Metadata:
+    import pyarrow.parquet as pq
+
+    found: Metadata = json.loads(pq.read_schema(path).metadata[b"hiera"])
+    return found
+
+
+class Format(NamedTuple):
+    """How files with an ending are written and read."""
+
+    write: Callable[[Path, Arrays, Metadata], None]
+    read: Callable[[Path], Arrays]
+    metadata: Callable[[Path], Metadata]
+
+
+FORMATS = {
+    ".safetensors": Format(_write_safetensors, _read_safetensors, _safetensors_metadata),
+    ".npz": Format(_write_npz, _read_npz, _npz_metadata),
+    ".parquet": Format(_write_parquet, _read_parquet, _parquet_metadata),
+}

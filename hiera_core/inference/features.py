@@ -1,0 +1,267 @@
+"""Features of images and videos: one vector for each input, or stage maps in spatial order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Unpack, overload
+
+import numpy as np
+import torch
+
+from .. import zoo
+from ..data.clip_reader import DecodedSegment
+from ..data.clip_sampling import Sampling
+from ..data.sources import Source
+from ..errors import InputError, UsageError
+from ..models import factory
+from ..models.hiera import HieraEncoder
+from ..records import Kind, Record
+from ..viz.feature_maps import draw_feature_maps
+from .batching import BatchOptions, BatchRunner
+from .pipeline import Pipeline, PipelineOptions, run_pipeline, single_view_sampling
+
+Features = dict[str, torch.Tensor]  # float32 on the CPU, by name
+
+
+@overload  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+def features(
+    source: str | Path,
+    model: str | HieraEncoder | None = None,
+    *,
+    stages: Sequence[int] | None = (),
+    pool: bool = True,
+    **options: Unpack[PipelineOptions],
+) -> Features | list[Features]: ...
+
+
+@overload
+def features(
+    source: Iterable[str | Path],
+    model: str | HieraEncoder | None = None,
+    *,
+    stages: Sequence[int] | None = (),
+    pool: bool = True,
+    **options: Unpack[PipelineOptions],
+) -> list[Features]: ...
+
+
+def features(
+    source: str | Path | Iterable[str | Path],
+    model: str | HieraEncoder | None = None,
+    *,
+    stages: Sequence[int] | None = (),
+    pool: bool = True,
+    **options: Unpack[PipelineOptions],
+) -> Features | list[Features]:
+    """Return the features of images and videos in one line.
+
+    >>> hiera_core.features("photo.jpg")["embedding"]
+
+    Args:
+        source: An image or video, a folder, glob or URL, or several of them.
+        model, options: See `FeatureExtractor` and `PipelineOptions`.
+        stages, pool: See `FeatureSelection`.
+
+    Returns:
+        A dictionary of float32 tensors for a single file or URL, else a list of them in the order
+        of the inputs.
+
+    Raises:
+        InputError: An input cannot be read.
+        UsageError: A folder is empty, a glob matches nothing, or see `FeatureExtractor`.
+    """
+    selection = FeatureSelection(None if stages is None else tuple(stages), pool)
+    found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source)
+    records = found if isinstance(found, list) else [found]
+    for record in records:
+        if record.error is not None:
+            raise InputError(f"{record.input}: {record.error.message}", record.error.hint)
+    results: list[Features] = [record.result for record in records]
+    return results if isinstance(found, list) else results[0]
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """Which features of an input.
+
+    Args:
+        stages: Stages whose maps are returned, counted from 1. (): the model's embedding (if
+            `pool`) or the map of the last stage (otherwise). None: all stages.
+        pool: Average the maps over space and time.
+    """
+
+    stages: tuple[int, ...] | None = ()
+    pool: bool = True
+
+    def stages_of(self, depth: int, name: str) -> tuple[int, ...]:
+        """Return the selected stages of the model `name`, which has `depth` stages.
+
+        Raises:
+            UsageError: The model has no such stage.
+        """
+        if self.stages is None:
+            return tuple(range(1, depth + 1))
+        if any(not 1 <= stage <= depth for stage in self.stages):
+            raise UsageError(
+                f"{name} has {depth} stages", f"choose among 1 to {depth}, not {self.stages}"
+            )
+        return self.stages or (() if self.pool else (depth,))
+
+
+class BatchExtractor(BatchRunner[HieraEncoder, Features]):
+    """Features of preprocessed views.
+
+    A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
+    `keep_maps` it also holds `map1`, ... to draw: of the selected stages, or of all.
+
+    Args:
+        model: A built model.
+        selection: Which features.
+        keep_maps: Also return maps to draw.
+        options: See `BatchRunner`.
+    """
+
+    def __init__(
+        self,
+        model: HieraEncoder,
+        selection: FeatureSelection,
+        *,
+        keep_maps: bool = False,
+        **options: Unpack[BatchOptions],
+    ) -> None:
+        super().__init__(model, **options)
+        self.selection = selection
+        self.stages = selection.stages_of(len(self.model.stage_ends), self.name)
+        self.keep_maps = keep_maps
+        self._features = self.compiled(self._forward)
+
+    def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        _, ends = self.model.encode(x, collect=True)
+        return self.model.embedding(ends), self.model.stage_maps(ends)
+
+    def compute(self, x: torch.Tensor) -> Sequence[Features]:
+        embedding, maps = self._features(x.to(self.dtype))
+        found: Features = {}
+        if not self.stages:
+            found["embedding"] = embedding.float().cpu()
+        for stage in self.stages:
+            values = maps[stage - 1].float()
+            values = values.flatten(1, -2).mean(1) if self.selection.pool else values
+            found[f"stage{stage}"] = values.cpu()
+        if self.keep_maps:
+            drawn = self.stages or range(1, len(maps) + 1)
+            found |= {f"map{stage}": maps[stage - 1].float().cpu() for stage in drawn}
+        return [{name: values[i] for name, values in found.items()} for i in range(len(x))]
+
+    def cell_size(self, stage: int) -> tuple[int, ...]:
+        """Return how many pixels (and frames) a cell of a stage's map covers."""
+        return self.model.reduction(stage - 1)
+
+
+class FeatureExtractor(Pipeline[BatchExtractor]):
+    """Features of a stream of images and videos.
+
+    Records have a `result`, a dictionary of float32 tensors (see `BatchExtractor`). For a video it
+    holds the features of the centre clip, or, with more views, their average.
+
+    Args:
+        model: See `Pipeline`. Classifiers and autoencoders; the defaults are hiera_base_224 and
+            hiera_base_16x224.
+        selection: Which features.
+        visualize: Also draw the stages: records get one of `thumbnails`, see `draw_feature_maps`.
+        sampling: Which parts of a video the model sees; by default one clip and one crop.
+        workers, device, dtype, batch_size, compile: See `PipelineOptions`.
+
+    Raises:
+        UsageError: The model or stage is unknown, or the sampling asks for maps of several views,
+            for segments or for single frames.
+        CheckpointError, HubError: See `read_checkpoint`.
+        DeviceError: The device does not exist.
+    """
+
+    default_models: ClassVar[dict[Kind, str]] = {
+        "image": zoo.DEFAULT_IMAGE_MODEL,
+        "video": zoo.DEFAULT_VIDEO_MODEL,
+    }
+
+    def __init__(
+        self,
+        model: str | HieraEncoder | Callable[[Kind], HieraEncoder] | None = None,
+        *,
+        selection: FeatureSelection | None = None,
+        visualize: bool = False,
+        sampling: Sampling | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.selection, self.visualize = selection or FeatureSelection(), visualize
+        sampling = single_view_sampling(sampling)
+        if not self.selection.pool and sampling.views != (1, 1):
+            raise UsageError(
+                "maps of several views show different parts and cannot be averaged",
+                "use one clip and one crop, or pooled features",
+            )
+        # Returns what an earlier run has written for an input, given its name and position; see
+        # `FeatureStore.find`.
+        self.find_done: Callable[[str, int], dict[str, Any] | None] = lambda name, index: None
+        super().__init__(
+            model,
+            sampling=sampling,
+            workers=workers,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            compile=compile,
+        )
+
+    def finished_record(self, source: Source, index: int) -> Record | None:
+        done = self.find_done(source.name, index)
+        if done is None:
+            return None
+        record = Record(source.name, index, done["model"], done["kind"])
+        shapes = {name: {"shape": shape} for name, shape in done["shapes"].items()}
+        record.extra = {"features": shapes, "file": done["file"]}
+        return record
+
+    def load(self, name: str) -> HieraEncoder:
+        return factory.create_encoder(name)
+
+    def make_runner(self, model: HieraEncoder, **options: Any) -> BatchExtractor:
+        return BatchExtractor(model, self.selection, keep_maps=self.visualize, **options)
+
+    def finish_image(self, record: Record, pixels: np.ndarray, result: Features) -> None:
+        self._finish(record, result, pixels[None])
+
+    def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
+        (segment,) = segments
+        results = self.runner("video").run(segment.views)
+        averages = {n: torch.stack([r[n] for r in results]).mean(0) for n in results[0]}
+        # Maps of different views show different places: the first view is drawn with its frames.
+        averages |= {n: v for n, v in results[0].items() if n.startswith("map")}
+        self._finish(record, averages, segment.views[0])
+
+    def _finish(self, record: Record, found: Features, frames: np.ndarray) -> None:
+        """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255."""
+        if not all(bool(values.isfinite().all()) for values in found.values()):
+            record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))
+            return
+        runner = self.runner(record.kind)
+        if self.visualize:
+            maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
+            record.thumbnails = [draw_feature_maps(maps, frames, runner.kind)]
+        record.result = {n: v for n, v in found.items() if not n.startswith("map")}
+        record.extra["features"] = {
+            name: {"shape": list(values.shape)} | _cell_of(name, runner)
+            for name, values in record.result.items()
+        }
+
+
+def _cell_of(name: str, runner: BatchExtractor) -> dict[str, list[int]]:
+    if not name.startswith("stage"):
+        return {}
+    return {"cell": list(runner.cell_size(int(name.removeprefix("stage"))))}

@@ -1,0 +1,310 @@
+"""Run a stream of inputs through models: decode in worker threads, compute in batches, and yield
+one record for each input, in order.
+
+A subclass decides what is made of an input: classes, features or a reconstruction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data import sources
+from ..data.clip_reader import DecodedSegment, read_segments
+from ..data.clip_sampling import Sampling, VideoReport
+from ..data.image_reader import open_image, without_pillow_limit
+from ..data.sources import Source
+from ..errors import HieraError, InputError, UsageError
+from ..records import Kind, Record
+from .batching import BatchRunner
+from .prefetch import prefetch_map, prefetch_next
+
+# Finished records, in batches, that may wait for a picture before them.
+MAX_WAITING_BATCHES = 4
+R = TypeVar("R", bound=BatchRunner[Any, Any])
+
+
+class PipelineOptions(TypedDict, total=False):
+    """Keyword arguments that `predict`, `features` and their classes share.
+
+    Keys:
+        sampling: Which parts of a video the model sees.
+        workers: Decoding threads; None for one per core.
+        device, dtype: See `select_device` and `select_dtype`.
+        batch_size: Views in one forward pass; None for a size that suits the device.
+        compile: Run the model through torch.compile.
+    """
+
+    sampling: Sampling | None
+    workers: int | None
+    device: str
+    dtype: str
+    batch_size: int | None
+    compile: bool
+
+
+@dataclass
+class DecodedInput:
+    """An input on its way to the model: the pixels of an image, the segments of a video, or
+    neither if the record is finished."""
+
+    record: Record
+    pixels: np.ndarray | None = None
+    report: VideoReport | None = None
+    segments: Iterator[DecodedSegment] | None = None
+
+
+class Pipeline(Generic[R]):
+    """Base class of `Predictor`, `FeatureExtractor` and `Reconstructor`.
+
+    Args:
+        model: A name, hub repository, folder or file (see `create_model`); a built model; a
+            function that builds one for a kind of input; or None for the task's default model of
+            each kind, which is loaded when the first input of that kind comes.
+        sampling: Which parts of a video the model sees.
+        workers: Decoding threads, or None for one per core.
+        runner_options: Keyword arguments for `make_runner`.
+
+    Raises:
+        UsageError: The model is for another task, or the name is unknown.
+        CheckpointError, HubError: See `read_checkpoint`.
+        DeviceError: The device does not exist.
+    """
+
+    default_models: ClassVar[dict[Kind, str]]
+
+    def __init__(
+        self,
+        model: str | torch.nn.Module | Callable[[Kind], Any] | None = None,
+        *,
+        sampling: Sampling | None = None,
+        workers: int | None = None,
+        **runner_options: Any,
+    ) -> None:
+        self.sampling = sampling or Sampling()
+        self.workers = workers or os.cpu_count() or 1
+        self._options, self._lock = runner_options, threading.Lock()
+        self._runners: dict[Kind, R] = {}
+        self._build: Callable[[Kind], Any] | None = None
+        if isinstance(model, str | torch.nn.Module):
+            only = self._make_ready(model)
+            self._runners[only.kind] = only
+        else:
+            self._build = model or (lambda kind: self.load(self.default_models[kind]))
+
+    # What a subclass defines ----------------------------------------------------------------------
+
+    def load(self, name: str) -> torch.nn.Module:
+        """Return a model of this task by its name."""
+        raise NotImplementedError
+
+    def make_runner(self, model: Any, **options: Any) -> R:
+        """Return a `BatchRunner` of this task."""
+        raise NotImplementedError
+
+    def finished_record(self, source: Source, index: int) -> Record | None:
+        """Return the record of an input that an earlier run has finished, else None."""
+        return None
+
+    def on_image_decoded(self, record: Record, image: Image.Image) -> None:
+        """Called in a worker thread when an image has been decoded."""
+
+    def finish_image(self, record: Record, pixels: np.ndarray, result: Any) -> None:
+        """Complete the record of an image with the result of the model."""
+        raise NotImplementedError
+
+    def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
+        """Run the segments of a video through the model, and complete its record.
+
+        Raises:
+            InputError: From `segments`, if too many frames are damaged.
+        """
+        raise NotImplementedError
+
+    # The stream ---------------------------------------------------------------------------------
+
+    def __call__(self, inputs: Iterable[Source]) -> Iterator[Record]:
+        """Yield one record for each source, in order. Memory does not grow with their number.
+
+        Raises:
+            DeviceError: A single image or clip is out of memory.
+            CheckpointError, HubError: A model that is needed now cannot be loaded.
+        """
+        batch = self._options.get("batch_size") or 64
+        limit = 2 * batch + self.workers
+        waiting: list[DecodedInput] = []
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        try:
+            with without_pillow_limit():
+                for decoded in prefetch_map(
+                    self._decode,
+                    enumerate(inputs),
+                    pool=pool,
+                    limit=limit,
+                    cost=lambda item: limit // self.workers if item[1].looks_like_video else 1,
+                ):
+                    if decoded is not None:
+                        waiting.append(decoded)
+                    if decoded is None or self._fills_batch(waiting):
+                        yield from self._compute(waiting, pool)
+                        waiting = []
+                yield from self._compute(waiting, pool)
+        finally:  # nobody reads what is still being decoded, so do not wait for it
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def runner(self, kind: Kind) -> R:
+        """Return the `BatchRunner` for images or for videos; it is made when first needed.
+
+        Raises:
+            InputError: The model takes the other kind.
+        """
+        if self.sampling.every is not None:
+            kind = "image"
+        with self._lock:
+            if kind not in self._runners:
+                if self._build is None:
+                    (other,) = self._runners.values()
+                    raise self.mismatch(kind, other)
+                self._runners[kind] = self._make_ready(self._build(kind))
+            return self._runners[kind]
+
+    @property
+    def chooses_by_kind(self) -> bool:
+        """Whether the kind of an input chooses the model."""
+        return self._build is not None
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Kinds of input for which a model is loaded."""
+        return list(self._runners)
+
+    def mismatch(self, kind: Kind, model: BatchRunner[Any, Any]) -> InputError:
+        """Return the error for an image given to a video model, or a video to an image model."""
+        what, takes = ("video", "pictures") if kind == "video" else ("picture", "video clips")
+        return InputError(
+            f"a {what}, and {model.name} takes {takes}",
+            f"use a model for {kind}s such as {self.default_models[kind]}, or leave out --model",
+        )
+
+    # Decoding, in worker threads ------------------------------------------------------------------
+
+    def _decode(self, item: tuple[int, Source]) -> DecodedInput:
+        index, source = item
+        finished = self.finished_record(source, index)
+        if finished is not None:
+            return DecodedInput(finished)
+        record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
+        try:
+            content = source.content()
+            kind = sources.kind_of(content, source.name)
+            record.kind = kind
+            runner = self.runner(kind)
+            record.model = runner.name
+            if kind == "video":
+                return self._open_video(record, content, runner)
+            image, record.notes = open_image(content, self.sampling.max_pixels)
+            self.on_image_decoded(record, image)
+            return DecodedInput(record, runner.transform.crop(image))
+        except InputError as error:
+            return DecodedInput(record.fail(error))
+        except HieraError:
+            raise  # this input is not to blame for a model that cannot be loaded
+        except Exception as error:  # resizing can fail too (memory); the others go on
+            return DecodedInput(record.fail(InputError(str(error) or type(error).__name__)))
+
+    def _open_video(self, record: Record, content: Path | bytes, runner: R) -> DecodedInput:
+        """Open a video and decode its first segment; the others follow while the model works."""
+        report, segments = read_segments(content, self.sampling, runner.transform)
+        segments = _with_input_errors(segments)
+        try:
+            first = next(segments)
+        except InputError as error:
+            record.video = report.to_json()
+            return DecodedInput(record.fail(error))
+        return DecodedInput(record, report=report, segments=itertools.chain([first], segments))
+
+    # Computing ----------------------------------------------------------------------------------
+
+    def _fills_batch(self, waiting: list[DecodedInput]) -> bool:
+        """Whether there are images for a batch, or a video, which makes batches by itself."""
+        images = sum(d.pixels is not None for d in waiting)
+        size = self._runners["image"].batch_size if images else 1
+        full = images >= size or len(waiting) >= MAX_WAITING_BATCHES * size
+        return full or waiting[-1].segments is not None
+
+    def _compute(self, batch: list[DecodedInput], pool: ThreadPoolExecutor) -> Iterator[Record]:
+        images = [d.pixels for d in batch if d.pixels is not None]
+        results = iter(self.runner("image").run(images) if images else ())
+        for decoded in batch:
+            if decoded.pixels is not None:
+                self.finish_image(decoded.record, decoded.pixels, next(results))
+            elif decoded.segments is not None:
+                self._compute_video(decoded, pool)
+            yield decoded.record
+
+    def _compute_video(self, decoded: DecodedInput, pool: ThreadPoolExecutor) -> None:
+        record, report = decoded.record, decoded.report
+        assert decoded.segments is not None and report is not None
+        try:
+            self.finish_video(record, prefetch_next(decoded.segments, pool))
+        except InputError as error:
+            record.fail(error)
+        record.video = report.to_json()
+        record.notes += report.notes
+        if record.error is None and report.damaged:
+            record.status = "partial"
+            record.notes.append(f"{report.damaged} of {report.used} frames damaged or lost")
+
+    # Models -------------------------------------------------------------------------------------
+
+    def _make_ready(self, model: str | torch.nn.Module) -> R:
+        borrowed = not isinstance(model, str)
+        built = self.load(model) if isinstance(model, str) else model
+        return self.make_runner(built, borrowed=borrowed, **self._options)
+
+
+def single_view_sampling(sampling: Sampling | None) -> Sampling:
+    """Return the sampling with one clip and one crop, unless other numbers are given.
+
+    Raises:
+        UsageError: The sampling asks for segments or single frames.
+    """
+    sampling = sampling or Sampling()
+    if sampling.segments is not None or sampling.every is not None:
+        raise UsageError("segments and every are for prediction", "leave them out")
+    return replace(sampling, clips=sampling.clips or 1, crops=sampling.crops or 1)
+
+
+def run_pipeline(
+    pipeline: Pipeline[Any], source: str | Path | Iterable[str | Path]
+) -> Record | list[Record]:
+    """Return a record for a single file or URL, else a list of records.
+
+    Raises:
+        UsageError: A folder is empty, or a glob matches nothing; and see the pipeline.
+    """
+    single = isinstance(source, str | Path)
+    names = [str(source)] if single else [str(s) for s in source]  # type: ignore[union-attr]
+    sources.check_inputs(names)
+    records = list(pipeline(sources.expand(names)))
+    return records[0] if single and sources.names_one(names[0]) else records
+
+
+def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:
+    """Turn every error of decoding into an InputError, so that the other inputs go on."""
+    try:
+        yield from segments
+    except HieraError:
+        raise
+    except Exception as error:
+        raise InputError(str(error) or type(error).__name__) from error

@@ -1,0 +1,263 @@
+"""Classify images and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Unpack, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import zoo
+from ..data.clip_reader import DecodedSegment
+from ..data.clip_sampling import Sampling
+from ..errors import InputError, UsageError
+from ..models import factory
+from ..models.hiera import Hiera
+from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
+from ..viz.annotate import Thumbnails, make_thumbnail
+from .batching import BatchOptions, BatchRunner
+from .pipeline import Pipeline, PipelineOptions, run_pipeline
+
+VIDEO_THUMBNAILS = 12  # of a whole video
+
+
+class PredictorOptions(PipelineOptions, total=False):
+    """Keyword arguments of `predict` and `Predictor`, besides those of every pipeline.
+
+    Keys:
+        topk: Number of classes in a record.
+        class_names: Names in place of the model's own.
+    """
+
+    topk: int
+    class_names: Sequence[str] | None
+
+
+@overload  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+def predict(
+    source: str | Path, model: str | Hiera | None = None, **options: Unpack[PredictorOptions]
+) -> RecordJson | list[RecordJson]: ...
+
+
+@overload
+def predict(
+    source: Iterable[str | Path],
+    model: str | Hiera | None = None,
+    **options: Unpack[PredictorOptions],
+) -> list[RecordJson]: ...
+
+
+def predict(
+    source: str | Path | Iterable[str | Path],
+    model: str | Hiera | None = None,
+    **options: Unpack[PredictorOptions],
+) -> RecordJson | list[RecordJson]:
+    """Classify images and videos in one line.
+
+    >>> hiera_core.predict("photo.jpg")["topk"][0]["label"]
+
+    Args:
+        source: An image or video, a folder, glob or URL, or several of them.
+        model, options: See `Predictor` and `PredictorOptions`.
+
+    Returns:
+        A record (a dictionary with input, status, topk, ...) for a single file or URL, else a list
+        of records in the order of the inputs. An input that cannot be read has the status "error"
+        and an `error` entry.
+
+    Raises:
+        UsageError: A folder is empty, a glob matches nothing, or see `Predictor`.
+    """
+    records = run_pipeline(Predictor(model, **options), source)
+    return [r.to_json() for r in records] if isinstance(records, list) else records.to_json()
+
+
+class Classifier(BatchRunner[Hiera, torch.Tensor]):
+    """Class probabilities of preprocessed views.
+
+    Args:
+        model: A built classifier.
+        class_names: Names in place of the model's own.
+        options: `borrowed`, `device`, `dtype`, `batch_size`, `compile`, as for `BatchRunner`.
+
+    Raises:
+        UsageError: The model is not a classifier.
+        DeviceError: The device does not exist, or has too little memory for the model.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        class_names: Sequence[str] | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> None:
+        super().__init__(_check_classifier(model), **options)
+        self.class_names = class_names or factory.class_names_of(self.model)
+        # Logits, because the softmax is taken in fp32: in 16 bits, many of 1000 probabilities
+        # would be equal.
+        self._logits = self.compiled(self.model.forward_logits)
+
+    def __call__(self, views: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return probabilities, float32 [views, classes] on the CPU.
+
+        Args:
+            views: As the model's transform makes them.
+
+        Raises:
+            DeviceError: A single view is out of memory.
+        """
+        return torch.stack(self.run(views))
+
+    def compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        probabilities: torch.Tensor = self._logits(x.to(self.dtype)).float().softmax(-1).cpu()
+        return probabilities.unbind()
+
+
+class Predictor(Pipeline[Classifier]):
+    """Classifies a stream of images and videos.
+
+    Args:
+        model: See `Pipeline`. The defaults are hiera_base_224 and hiera_base_16x224.
+        sampling: Which parts of a video the model sees.
+        topk: Number of classes in a record.
+        keep_thumbnails: Add small pictures of the input to its record, see `annotate.draw_record`.
+        class_names: Names in place of the model's own.
+        workers, device, dtype, batch_size, compile: See `PipelineOptions`.
+
+    Raises:
+        UsageError: The model is not a classifier, its name is unknown, or it cannot take the
+            sampling.
+        CheckpointError, HubError: See `read_checkpoint`.
+        DeviceError: The device does not exist.
+    """
+
+    default_models: ClassVar[dict[Kind, str]] = {
+        "image": zoo.DEFAULT_IMAGE_MODEL,
+        "video": zoo.DEFAULT_VIDEO_MODEL,
+    }
+
+    def __init__(
+        self,
+        model: str | Hiera | Callable[[Kind], Hiera] | None = None,
+        *,
+        sampling: Sampling | None = None,
+        topk: int = 5,
+        keep_thumbnails: bool = False,
+        class_names: Sequence[str] | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.topk, self.keep_thumbnails = topk, keep_thumbnails
+        super().__init__(
+            model,
+            sampling=sampling,
+            workers=workers,
+            class_names=class_names,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            compile=compile,
+        )
+        for only in self._runners.values():
+            self._check_sampling(only)
+
+    def load(self, name: str) -> Hiera:
+        return factory.create_classifier(name)
+
+    def make_runner(self, model: torch.nn.Module, **options: Any) -> Classifier:
+        return Classifier(model, **options)
+
+    def classifier(self, kind: Kind) -> Classifier:
+        """Return the classifier of images or of videos; see `runner`."""
+        return self.runner(kind)
+
+    def on_image_decoded(self, record: Record, image: Image.Image) -> None:
+        if self.keep_thumbnails:
+            record.thumbnails = [make_thumbnail(image)]
+
+    def finish_image(self, record: Record, pixels: np.ndarray, result: torch.Tensor) -> None:
+        record.topk = self._top_classes(record, result)
+
+    def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
+        """Average the probabilities over the views of each segment, and over all segments."""
+        classifier = self.classifier(record.kind)
+        averages, seconds, results, thumbnails = [], [], [], Thumbnails()
+        by_segment = self.sampling.segments is not None or self.sampling.every is not None
+        for segment in segments:
+            probs = classifier(segment.views).mean(0)
+            averages.append(probs)
+            seconds.append(segment.end - segment.start)
+            topk = self._top_classes(record, probs)
+            results.append(SegmentResult(segment.start, segment.end, topk))
+            if self.keep_thumbnails:
+                _add_thumbnails(thumbnails, segment, results[-1] if by_segment else None)
+        weight = torch.tensor(seconds)
+        overall = (torch.stack(averages) * (weight / weight.sum())[:, None]).sum(0)
+        record.topk = self._top_classes(record, overall)
+        if record.error is None:
+            record.thumbnails = thumbnails.kept
+            record.segments = results if by_segment else None
+
+    def mismatch(self, kind: Kind, model: BatchRunner[Any, Any]) -> InputError:
+        if kind == "image":
+            return super().mismatch(kind, model)
+        return InputError(
+            f"a video, and {model.name} takes pictures",
+            "--every SECONDS shows it single frames; or use a video model such as "
+            f"{self.default_models[kind]}",
+        )
+
+    def _top_classes(self, record: Record, probs: torch.Tensor) -> list[Prediction]:
+        if not bool(probs.isfinite().all()):
+            record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
+            return []
+        values, ids = probs.topk(min(self.topk, len(probs)))
+        names = self.classifier(record.kind).class_names
+        return [
+            Prediction(i, names[i] if names is not None and i < len(names) else None, value)
+            for i, value in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _check_sampling(self, only: Classifier) -> None:
+        if self.sampling.segments is not None and only.kind == "image":
+            raise UsageError(
+                f"{only.name} takes pictures, and segments are for video models",
+                "use --every SECONDS, or a video model such as hiera_base_16x224",
+            )
+        if self.sampling.every is not None and only.kind == "video":
+            raise UsageError(
+                f"{only.name} takes clips, and single frames are for image models",
+                "use --segments SECONDS, or an image model such as hiera_base_224",
+            )
+
+
+def _check_classifier(model: torch.nn.Module) -> Hiera:
+    if not isinstance(model, Hiera):
+        raise UsageError(
+            "this is an autoencoder: it reconstructs, it does not classify",
+            "use a classifier such as hiera_base_224",
+        )
+    if not model.config["num_classes"]:
+        raise UsageError("this model has no classifier (num_classes=0)", "give it a head")
+    return model
+
+
+def _add_thumbnails(
+    thumbnails: Thumbnails, segment: DecodedSegment, result: SegmentResult | None
+) -> None:
+    """Add the middle frame of a segment with its class, or a dozen frames of a whole video."""
+    if result is not None:
+        middle = len(segment.frames) // 2
+        best = result.topk[0] if result.topk else None
+        thumbnails.add(segment.frames[middle], segment.times[middle], best)
+        return
+    count = min(VIDEO_THUMBNAILS, len(segment.frames))
+    for row in np.linspace(0, len(segment.frames) - 1, count).round().astype(int).tolist():
+        thumbnails.add(segment.frames[row], segment.times[row])

@@ -1,0 +1,302 @@
+"""Reconstruct masked images and videos with an autoencoder, as pictures.
+
+The released autoencoders predict the pixels of each patch after normalising them by the patch's own
+mean and standard deviation. To show a prediction, it is scaled back with the true values of the
+original. So the brightness and contrast of each patch are given, and its content is the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import zoo
+from ..atomic import atomic_file
+from ..data import video_writer
+from ..data.clip_reader import DecodedSegment
+from ..data.clip_sampling import Sampling
+from ..data.transforms import transform_for
+from ..errors import InputError, UsageError
+from ..models import factory
+from ..models.config import AutoencoderConfig
+from ..models.mae import MaskedAutoencoderHiera, patch_statistics
+from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_rows
+from ..records import Kind, Record
+from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
+from ..viz.output_paths import output_path
+from .batching import BatchOptions, BatchRunner
+from .pipeline import Pipeline, single_view_sampling
+
+GREY = 0.5  # how masked patches are shown
+PICTURE_NAMES = ("original", "masked", "reconstruction")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The reconstruction of a batch, or (without the dimension b) of one input.
+
+    Pictures are [b, 3, height, width] in [0, 1]; a reconstruction may exceed this range slightly.
+    For video they are [b, 3, t, height, width]: the predicted frames, the first of each token.
+    """
+
+    original: torch.Tensor
+    masked: torch.Tensor
+    reconstruction: torch.Tensor
+    preds: torch.Tensor  # [b, m, p], of the deleted tokens, normalised
+    labels: torch.Tensor  # [b, m, p]
+    loss: torch.Tensor  # [b], mean squared difference of preds and labels
+    mask: torch.Tensor  # [b, mask units], True = visible
+
+    def unbind(self) -> list[Reconstruction]:
+        """Return one reconstruction for each input of the batch."""
+        parts = zip(*(getattr(self, f.name).unbind() for f in fields(self)), strict=True)
+        return [Reconstruction(*part) for part in parts]
+
+    def cpu(self) -> Reconstruction:
+        return Reconstruction(*(getattr(self, f.name).cpu() for f in fields(self)))
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MaskedAutoencoderHiera,
+    x: torch.Tensor,
+    mask_ratio: float | None = None,
+    *,
+    mask: torch.Tensor | None = None,
+    raw: bool = False,
+    forward: Callable[..., tuple[torch.Tensor, ...]] | None = None,
+) -> Reconstruction:
+    """Mask a batch, let the model fill in what is hidden, and return the pictures.
+
+    >>> model = hiera_core.create_model("mae_hiera_nano_32", pretrained=True)
+    >>> hiera_core.reconstruct(model, x).reconstruction
+
+    Args:
+        model: An autoencoder.
+        x: [b, 3, *size], normalised as in the model's preprocessing.
+        mask_ratio: Share of mask units that are hidden, in (0, 1); None for 0.6 (images) or 0.9
+            (video). The units are drawn with torch's global random numbers.
+        mask: A fixed mask: [b, mask units] bool, True = visible, or the numbers of the visible
+            units, [b, k] int64.
+        raw: Show the decoder's output everywhere; otherwise visible patches are the original's.
+        forward: Called in place of the model's forward (compiled or parallel).
+
+    Raises:
+        UsageError: The ratio leaves no visible or no masked unit, or a shape does not fit.
+    """
+    if mask is None:
+        ratio = MASK_RATIOS[model.kind] if mask_ratio is None else mask_ratio
+        check_mask_ratio(ratio, model.layout.windows)
+        mask = model.random_visible(x, ratio).mask
+    visible = model.visible_from_mask(mask)
+    cells = model.deleted_tokens(visible).cells
+    patches = model.pixel_labels(x.float())  # [b, n, p]
+    mean, deviation = patch_statistics(patches)
+    normed = x.to(next(model.parameters()).dtype)
+    if raw:
+        latent, _ = model.forward_encoder(normed, mask=mask)
+        decoded = model.forward_decoder(latent, visible).float()
+        preds, painted = gather_rows(decoded, cells), decoded * deviation + mean
+    else:
+        preds = (forward or model)(normed, mask=mask)[1].float().unflatten(0, (len(x), -1))
+        hidden_pixels = preds * gather_rows(deviation, cells) + gather_rows(mean, cells)
+        painted = _replace_rows(patches, cells, hidden_pixels)
+    labels = gather_rows((patches - mean) / deviation, cells)
+    transform = transform_for(model)
+    original = transform.denormalise(model.pixels_of(patches))
+    blank = torch.zeros_like(patches)
+    hidden = model.pixels_of(_replace_rows(blank, cells, torch.ones_like(preds))).bool()
+    return Reconstruction(
+        original,
+        original.masked_fill(hidden, GREY),
+        transform.denormalise(model.pixels_of(painted)),
+        preds,
+        labels,
+        (preds - labels).square().mean((1, 2)),
+        visible.mask,
+    )
+
+
+class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
+    """Reconstructions of preprocessed views.
+
+    All views get the same mask: the one that the model itself draws for a single input after
+    `torch.manual_seed(seed)`.
+
+    Args:
+        model: An autoencoder.
+        mask_ratio: None for the default of images or video.
+        seed: Seed of the mask.
+        raw: See `reconstruct`.
+        options: See `BatchRunner`.
+
+    Raises:
+        UsageError: The model is a classifier, or the ratio leaves no visible or no masked unit.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        mask_ratio: float | None = None,
+        seed: int = 0,
+        raw: bool = False,
+        **options: Unpack[BatchOptions],
+    ) -> None:
+        if not isinstance(model, MaskedAutoencoderHiera):
+            raise UsageError(
+                "this is a classifier: it has no decoder to reconstruct with",
+                "use an autoencoder such as mae_hiera_base_224",
+            )
+        super().__init__(model, **options)
+        self.raw = raw
+        self.mask_ratio = MASK_RATIOS[self.kind] if mask_ratio is None else mask_ratio
+        windows = self.model.layout.windows
+        check_mask_ratio(self.mask_ratio, windows)
+        generator = torch.Generator().manual_seed(seed)
+        self.units = draw_units(1, windows, self.mask_ratio, generator=generator)
+        self._forward = self.compiled(self.model)
+
+    def compute(self, x: torch.Tensor) -> Sequence[Reconstruction]:
+        units = self.units.to(x.device).expand(len(x), -1)
+        found = reconstruct(self.model, x, mask=units, raw=self.raw, forward=self._forward)
+        return found.cpu().unbind()
+
+    @property
+    def frame_rate(self) -> Fraction:
+        """Predicted frames of a video, per second."""
+        clip, frames = self.transform, self.model.config["patch_stride"][0]
+        return Fraction(clip.fps).limit_denominator(1001) / (clip.stride * frames)
+
+
+class Reconstructor(Pipeline[BatchReconstructor]):
+    """Reconstructs a stream of images and videos. A video is represented by its centre clip.
+
+    Records have a `result`: a `Reconstruction` of one input, on the CPU.
+
+    Args:
+        model: See `Pipeline`. Autoencoders; the defaults are mae_hiera_base_224 and
+            mae_hiera_base_16x224.
+        mask_ratio, seed, raw: See `BatchReconstructor`.
+        sampling: `stride`, `fps` and `max_pixels` of it are used.
+        workers, device, dtype, batch_size, compile: See `PipelineOptions`.
+
+    Raises:
+        UsageError: The model is a classifier, its name is unknown, or the mask ratio is out of
+            bounds.
+        CheckpointError, HubError: See `read_checkpoint`.
+        DeviceError: The device does not exist.
+    """
+
+    default_models: ClassVar[dict[Kind, str]] = {
+        "image": f"mae_{zoo.DEFAULT_IMAGE_MODEL}",
+        "video": f"mae_{zoo.DEFAULT_VIDEO_MODEL}",
+    }
+
+    def __init__(
+        self,
+        model: str
+        | MaskedAutoencoderHiera
+        | Callable[[Kind], MaskedAutoencoderHiera]
+        | None = None,
+        *,
+        mask_ratio: float | None = None,
+        seed: int = 0,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            sampling=replace(single_view_sampling(sampling), clips=1, crops=1),
+            workers=workers,
+            mask_ratio=mask_ratio,
+            seed=seed,
+            raw=raw,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            compile=compile,
+        )
+
+    def load(self, name: str) -> MaskedAutoencoderHiera:
+        return factory.create_autoencoder(name)
+
+    def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchReconstructor:
+        return BatchReconstructor(model, **options)
+
+    def finish_image(self, record: Record, pixels: np.ndarray, result: Reconstruction) -> None:
+        if not bool(result.loss.isfinite()):
+            record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
+            return
+        visible = int(result.mask.sum())
+        record.result = result
+        record.extra["mae"] = {
+            "loss": float(result.loss),
+            "mask_ratio": self.runner(record.kind).mask_ratio,
+            "visible": visible,
+            "masked": len(result.mask) - visible,
+        }
+
+    def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
+        (segment,) = segments
+        (result,) = self.runner("video").run(segment.views)
+        self.finish_image(record, segment.views[0], result)
+
+
+def save_reconstruction(
+    record: Record, folder: Path, runner: BatchReconstructor, reconstruction_only: bool = False
+) -> list[Path]:
+    """Write the pictures of a record below `folder`, and return their paths.
+
+    An image becomes a PNG with original, masked and reconstruction side by side. A video becomes an
+    MP4 of the three, at the rate of the predicted frames, and a PNG with its frames in three rows.
+
+    Args:
+        record: A record of a `Reconstructor`.
+        folder: The folder of all results.
+        runner: The runner that made the record.
+        reconstruction_only: Write the reconstruction alone, at its own size.
+
+    Raises:
+        InputError: A file would replace the input.
+        OutputError: A file cannot be written.
+    """
+    result: Reconstruction = record.result
+    names = PICTURE_NAMES[-1:] if reconstruction_only else PICTURE_NAMES
+    pictures = [getattr(result, name) for name in names]
+    if record.kind == "video":
+        pictures = [frames.transpose(0, 1) for frames in pictures]  # c t y x -> t c y x
+    shown = [to_uint8(picture) for picture in pictures]
+    path = output_path(folder, record.input, ".png")
+    if record.kind == "image":
+        single = reconstruction_only
+        picture = Image.fromarray(shown[0]) if single else captioned_grid([shown], columns=names)
+        save_png(picture, path)
+        return [path]
+    save_png(captioned_grid([list(frames) for frames in shown], rows=names), path)
+    movie = output_path(folder, record.input, ".mp4")
+    with atomic_file(movie) as temporary:
+        temporary.write_bytes(video_writer.encode(side_by_side(shown), runner.frame_rate))
+    return [movie, path]
+
+
+def mask_units(entry: zoo.ModelEntry) -> int:
+    """Return how many mask units a model of the zoo has."""
+    return AutoencoderConfig(**entry.config).layout.windows
+
+
+def _replace_rows(patches: torch.Tensor, cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Replace some rows. b n p, b m, b m p -> b n p"""
+    return patches.scatter(1, cells[..., None].expand_as(values), values)

@@ -1,0 +1,1 @@
+"""The networks: Hiera, its masked autoencoder, and how they are built and saved."""

@@ -1,0 +1,304 @@
+"""Constructor arguments of the models, checked, and the specification of every block."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypedDict
+
+from torch import nn
+
+from ..errors import ConfigError, did_you_mean
+from .token_layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Arguments of one transformer block."""
+
+    stage: int  # counted from 0
+    dim: int
+    dim_out: int
+    heads: int
+    q_stride: int  # queries pooled into one; 1 = no pooling
+    window_size: int  # tokens of a mask unit after the block's pooling
+    use_mask_unit_attn: bool
+
+
+@dataclass(frozen=True)
+class HieraConfig:
+    """Constructor arguments of `Hiera`, with the reference's names and defaults (base, 224x224).
+
+    Sizes have one number for each dimension: pixels (or frames, or samples), or tokens.
+
+    Raises:
+        ConfigError: The arguments contradict each other, or the input size is not legal; the hint
+            names the nearest legal sizes.
+    """
+
+    input_size: tuple[int, ...] = (224, 224)
+    in_chans: int = 3
+    embed_dim: int = 96  # channels of the first stage
+    num_heads: int = 1  # heads of the first stage
+    num_classes: int = 1000  # 0: no head, the model returns pooled features
+    stages: tuple[int, ...] = (2, 3, 16, 3)  # blocks in each stage
+    q_pool: int = 3  # number of stage transitions that pool
+    q_stride: tuple[int, ...] = (2, 2)
+    mask_unit_size: tuple[int, ...] = (8, 8)  # tokens of the first stage
+    mask_unit_attn: tuple[bool, ...] = (True, True, False, False)  # for each stage
+    dim_mul: float = 2.0
+    head_mul: float = 2.0
+    patch_kernel: tuple[int, ...] = (7, 7)
+    patch_stride: tuple[int, ...] = (4, 4)
+    patch_padding: tuple[int, ...] = (3, 3)
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    norm_layer: str | Callable[[int], nn.Module] = (
+        "LayerNorm"  # a name in torch.nn (eps 1e-6) or a class
+    )
+    head_dropout: float = 0.0
+    head_init_scale: float = 0.001
+    sep_pos_embed: bool = False  # separate embeddings for space and time (video)
+    # Position embedding as a global map plus the tiled pattern of a window (arXiv 2311.05613). The
+    # names are timm's; the reference does not have this form.
+    abs_win_pos_embed: bool = False
+    global_pos_size: tuple[int, ...] = (14, 14)  # cells of the map
+
+    # Order of positional arguments. Empty: the order of the fields.
+    positional: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_arguments(
+        cls,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return the configuration of a constructor call. `config` wins, as in the reference.
+
+        Raises:
+            TypeError: An argument is unknown or given twice, or there are too many.
+            ConfigError: See the class.
+        """
+        fields = [f.name for f in dataclasses.fields(cls)]
+        order = cls.positional or tuple(fields)
+        if len(args) > len(order):
+            raise TypeError(f"at most {len(order)} positional arguments, got {len(args)}")
+        given = dict(zip(order, args, strict=False))
+        for name in kwargs:
+            if name in given:
+                raise TypeError(f"argument {name!r} is given twice")
+            if name not in fields:
+                raise TypeError(f"unknown argument {name!r} {did_you_mean(name, fields)}".rstrip())
+        return cls(**{**given, **kwargs, **(config or {})})
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # from JSON or YAML
+                object.__setattr__(self, field.name, tuple(value))
+        self._check_dimensions()
+        self._check_input_size()
+        self._check_stages()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens along each dimension after the patch embedding."""
+        return tuple(i // s for i, s in zip(self.input_size, self.patch_stride, strict=True))
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Token order of the model."""
+        levels = len(self.stages) - 1
+        return TokenLayout(self.tokens, self.mask_unit_size, self.q_stride, levels, self.q_pool)
+
+    def block_specs(self) -> list[BlockSpec]:
+        """Return the specification of every block.
+
+        The first block of a stage widens and pools. It still attends like the stage before it, so
+        that global attention only ever sees pooled tokens.
+        """
+        specs: list[BlockSpec] = []
+        dim, heads, window = self.embed_dim, self.num_heads, math.prod(self.mask_unit_size)
+        for stage, depth in enumerate(self.stages):
+            for block in range(depth):
+                first = stage > 0 and block == 0
+                pooled = first and stage <= self.q_pool
+                q_stride = math.prod(self.q_stride) if pooled else 1
+                dim_out = int(dim * self.dim_mul) if first else dim
+                heads = int(heads * self.head_mul) if first else heads
+                window //= q_stride
+                windowed = self.mask_unit_attn[stage - 1 if first else stage]
+                specs.append(BlockSpec(stage, dim, dim_out, heads, q_stride, window, windowed))
+                dim = dim_out
+        return specs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of config.json. A norm given as a class is left out: JSON has no form
+        for it."""
+        values = dataclasses.asdict(self)
+        if not self.abs_win_pos_embed:  # the reference fails on an argument that it does not know
+            del values["abs_win_pos_embed"], values["global_pos_size"]
+        if not isinstance(self.norm_layer, str):
+            del values["norm_layer"]
+        return values
+
+    # Checks -----------------------------------------------------------------------------------
+
+    def _check_dimensions(self) -> None:
+        dims = len(self.input_size)
+        if dims not in (1, 2, 3):
+            raise ConfigError(f"input_size {self.input_size} has {dims} dimensions", "use 1 to 3")
+        for name in ("q_stride", "mask_unit_size", "patch_kernel", "patch_stride", "patch_padding"):
+            value = getattr(self, name)
+            if len(value) != dims:
+                raise ConfigError(
+                    f"{name} {value} has {len(value)} dimensions where input_size "
+                    f"{self.input_size} has {dims}",
+                    f"give {name} {dims} numbers",
+                )
+        if self.sep_pos_embed and dims != 3:
+            raise ConfigError("sep_pos_embed is for video", "give input_size as (frames, y, x)")
+        if self.abs_win_pos_embed and (dims != 2 or len(self.global_pos_size) != 2):
+            raise ConfigError("abs_win_pos_embed is for images", "give both sizes as (y, x)")
+
+    def _check_input_size(self) -> None:
+        """Check that sizes are multiples of patch stride x mask unit (32 pixels in the zoo)."""
+        units = zip(self.q_stride, self.mask_unit_size, strict=True)
+        levels = len(self.stages) - 1
+        for dim, (unit, size) in enumerate(zip(units, self.input_size, strict=True)):
+            step = math.lcm(unit[0] ** levels, unit[1]) * self.patch_stride[dim]
+            if size < 1 or size % step:
+                below = size // step * step
+                legal = f"{below} or {below + step}" if below else f"{step}"
+                raise ConfigError(
+                    f"input_size {self.input_size}: {size} is not a multiple of {step} "
+                    "(patch stride x mask unit)",
+                    f"the nearest legal size is {legal}",
+                )
+            kernel, pad = self.patch_kernel[dim], self.patch_padding[dim]
+            tokens = (size + 2 * pad - kernel) // self.patch_stride[dim] + 1
+            if tokens != self.tokens[dim]:
+                raise ConfigError(
+                    f"kernel {kernel}, stride {self.patch_stride[dim]} and padding {pad} make "
+                    f"{tokens} tokens of {size} pixels, not {self.tokens[dim]}",
+                    "choose patch_padding so that tokens = size / stride",
+                )
+
+    def _check_stages(self) -> None:
+        stages = len(self.stages)
+        if min(self.stages, default=0) < 1:
+            raise ConfigError(f"stages {self.stages}", "give every stage at least one block")
+        if not 0 <= self.q_pool < stages:
+            raise ConfigError(f"q_pool {self.q_pool} with {stages} stages", "use fewer pools")
+        if len(self.mask_unit_attn) < stages:
+            raise ConfigError(
+                f"mask_unit_attn has {len(self.mask_unit_attn)} entries for {stages} stages",
+                "give one a stage",
+            )
+        for spec in self.block_specs():
+            if spec.dim_out % spec.heads:
+                raise ConfigError(
+                    f"{spec.heads} heads do not divide {spec.dim_out} channels (stage {spec.stage})",
+                    "change embed_dim or num_heads",
+                )
+            if spec.use_mask_unit_attn and spec.window_size == 0:
+                raise ConfigError(
+                    f"stage {spec.stage} attends within mask units of {self.mask_unit_size}, but "
+                    "pooling has used them up",
+                    "use larger mask units or global attention there",
+                )
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(HieraConfig):
+    """Constructor arguments of `MaskedAutoencoderHiera`.
+
+    The paper's table gives 8 decoder heads for video. The released code, with which the weights
+    were trained, has 16 everywhere. The shapes are equal, so a wrong value would load silently.
+    """
+
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+
+    positional: ClassVar[tuple[str, ...]] = (
+        "in_chans",
+        "patch_stride",
+        "mlp_ratio",
+        "decoder_embed_dim",
+        "decoder_depth",
+        "decoder_num_heads",
+        "norm_layer",
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of config.json. The usual norm is left out, because the reference's
+        autoencoder does not accept a norm by name."""
+        values = super().to_json()
+        if values.get("norm_layer") == "LayerNorm":
+            del values["norm_layer"]
+        return values
+
+    def _check_stages(self) -> None:
+        super()._check_stages()
+        if not self.layout.maskable:
+            raise ConfigError(
+                f"mask units of {self.mask_unit_size} tokens are not blocks that survive "
+                f"{self.q_pool} pools of {self.q_stride}, so they cannot be masked",
+                f"use mask_unit_size = q_stride ** k with {self.q_pool} <= k < stages",
+            )
+        patch = [p * q**self.q_pool for p, q in zip(self.patch_stride, self.q_stride, strict=True)]
+        if len(patch) == 3 and self.q_stride[0] ** self.q_pool != 1:
+            raise ConfigError(
+                f"q_stride {self.q_stride} pools over time, and a token predicts one frame",
+                "use q_stride = (1, y, x)",
+            )
+        if len(set(patch[-2:])) > 1:
+            raise ConfigError(
+                f"a token covers {patch[-2]} x {patch[-1]} pixels, but predictions are square",
+                "use equal patch_stride and q_stride for y and x",
+            )
+        if self.decoder_embed_dim % self.decoder_num_heads:
+            raise ConfigError(
+                f"{self.decoder_num_heads} decoder heads do not divide {self.decoder_embed_dim}",
+                "change decoder_embed_dim or decoder_num_heads",
+            )
+
+
+class HieraArguments(TypedDict, total=False):
+    """Keyword arguments of `Hiera`, for type checkers: the fields of `HieraConfig`."""
+
+    input_size: tuple[int, ...]
+    in_chans: int
+    embed_dim: int
+    num_heads: int
+    num_classes: int
+    stages: tuple[int, ...]
+    q_pool: int
+    q_stride: tuple[int, ...]
+    mask_unit_size: tuple[int, ...]
+    mask_unit_attn: tuple[bool, ...]
+    dim_mul: float
+    head_mul: float
+    patch_kernel: tuple[int, ...]
+    patch_stride: tuple[int, ...]
+    patch_padding: tuple[int, ...]
+    mlp_ratio: float
+    drop_path_rate: float
+    norm_layer: str | Callable[[int], nn.Module]
+    head_dropout: float
+    head_init_scale: float
+    sep_pos_embed: bool
+    abs_win_pos_embed: bool
+    global_pos_size: tuple[int, ...]
+
+
+class AutoencoderArguments(HieraArguments, total=False):
+    """Keyword arguments of `MaskedAutoencoderHiera`: the fields of `AutoencoderConfig`."""
+
+    decoder_embed_dim: int
+    decoder_depth: int
+    decoder_num_heads: int

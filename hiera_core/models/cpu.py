@@ -1,0 +1,290 @@
+"""Faster CPU kernels for the four places where a Hiera spends its time.
+
+This is the only module of `models` that asks for the device, the compiler or the size of a cache.
+The rest of the model calls four names, and each equals the plain PyTorch expression beside it:
+
+    Linear                  nn.Linear
+    mlp(fc1, act, fc2, x)   fc2(act(fc1(x)))
+    attention(q, k, v, s)   softmax(s q k^T) v, or None where PyTorch's own kernel is best
+    run_blocks(blocks, x)   for block in blocks: x = block(x)
+
+PyTorch gives fp32 matrix products on a CPU to MKL. On AMD processors MKL can run at half the speed
+of oneDNN (measured on a Zen 5: 100 against 225 GFLOP/s a core). In bf16 PyTorch does use oneDNN,
+but without the activation that oneDNN can apply on the way. So these functions call oneDNN
+directly, through the operator that PyTorch's own compiler uses. Results agree within rounding.
+
+Letters in shape comments: b batch, w windows (1 for global attention), h heads, t tokens of a
+window, d channels of a head, c channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+# Largest buffer, in bytes, for the hidden activations of the MLP when windowed blocks run in
+# chunks. Values from 2 to 10 MB made no difference on a machine with 1 MB of L2 cache a core and
+# 32 MB of L3.
+CHUNK_BYTES = 4 << 20
+MLP_RATIO = 4
+# Part of the attention matrix, in bytes, that is computed at a time. It fits the cache of a core.
+SCORE_BYTES = 1 << 20
+# Largest attention matrix, in bytes, that is kept whole: for the backward pass, which otherwise
+# recomputes it in the fused kernel, and in a compiled program, where every call costs time.
+KEPT_SCORE_BYTES = 64 << 20
+
+
+# The four names that the model calls --------------------------------------------------------------
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, with the same parameters and names, computed by `linear`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., dim_in] -> [..., dim_out]"""
+        return linear(x, self.weight, self.bias)
+
+
+def mlp(fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return `fc2(act(fc1(x)))`. [..., c] -> [..., c]
+
+    An exact GELU is computed in the same pass as `fc1`. Modules with hooks are called as modules.
+    """
+    is_gelu = type(act) is nn.GELU and act.approximate == "none"
+    if has_hooks(fc1) or has_hooks(act) or not is_gelu or type(fc1) is not Linear:
+        return fc2(act(fc1(x)))
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # The compiler fuses the activation into the product if no view stands between them.
+        rows = act(fc1(x.flatten(0, -2)))
+        return fc2(rows).view(*x.shape[:-1], -1)
+    return fc2(_linear_gelu(fc1, x))
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> torch.Tensor | None:
+    """Return attention in bf16 on a CPU by matrix products, or None if the caller should use
+    PyTorch's fused kernel. All tensors are [(b w), h, t, d].
+
+    PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's products.
+    """
+    if torch.compiler.is_exporting():  # an exported program is for any device and any batch size
+        return None
+    if q.dtype is not torch.bfloat16 or not q.is_cpu or not HAS_ONEDNN:
+        return None
+    score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
+    fits, needs_grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
+    if fits and not needs_grad and torch.compiler.is_compiling():
+        return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+    if fits or not needs_grad:
+        return matmul_attention(q, k, v, scale)
+    return None
+
+
+def run_blocks(blocks: Sequence[Any], x: torch.Tensor, *, windowed: bool) -> torch.Tensor:
+    """Return `x` after all blocks. b (w t) c -> b (w t') c'
+
+    Blocks that attend within windows may see any number of windows at a time. On a CPU, all
+    windows of a batch would leave the cache between any two layers, and buffers above 32 MB come
+    fresh from the operating system each time, which takes a tenth of the time of a Hiera-B in
+    fp32. So windowed blocks run in chunks of windows that fit the cache.
+    """
+    tokens = chunk_tokens(blocks, x) if windowed else None
+    if tokens is not None:
+        return run_in_chunks(blocks, x, tokens)
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+# Linear layers ------------------------------------------------------------------------------------
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x weight^T + bias. [..., i], [o, i], [o] -> [..., o]"""
+    if not can_use_onednn(x):
+        if x.dtype is torch.float32 and x.is_cpu and _in_frozen_graph():
+            return _onednn(x, weight, bias)
+        return F.linear(x, weight, bias)
+    if not _needs_grad(x, weight, bias):
+        return _onednn(x, weight, bias)
+    if x.dtype is torch.float32:
+        out: torch.Tensor = _Linear.apply(x, weight, bias)
+        return out
+    return F.linear(x, weight, bias)  # in bf16 this is oneDNN, with its gradient
+
+
+def can_use_onednn(x: torch.Tensor) -> bool:
+    """Whether oneDNN may be called directly on `x`: no autocast, compiler, exporter or operation
+    counter has to see the call."""
+    return bool(
+        not torch.compiler.is_compiling()
+        and not _is_traced()  # first, because a tracer would record the questions about `x`
+        and x.is_cpu
+        and x.dtype in ONEDNN_DTYPES
+        and x.numel() > 0
+        and HAS_ONEDNN
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a forward hook or a forward pre-hook is registered on the module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return the exact GELU of `layer(x)`, in one pass if no gradient is needed."""
+    if can_use_onednn(x) and not _needs_grad(x, layer.weight, layer.bias):
+        return _onednn(x, layer.weight, layer.bias, "gelu")
+    return F.gelu(layer(x))
+
+
+def _is_traced() -> bool:
+    """Whether a tracer, dispatch mode or functional transform is active."""
+    return bool(
+        torch._C._get_tracing_state()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _in_frozen_graph() -> bool:
+    """Whether PyTorch compiles for inference. It would call MKL for products in fp32."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not torch.is_grad_enabled()
+        and HAS_ONEDNN
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer whose three products (output and both gradients) are computed by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        # With create_graph=True this is differentiated again, which oneDNN's operator cannot be.
+        product = F.linear if torch.is_grad_enabled() else _onednn
+        return (
+            product(grad, weight.t(), None) if need_x else None,
+            product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if need_weight else None,
+            rows.sum(0) if need_bias else None,
+        )
+
+
+def _onednn(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
+    algorithm = "none" if activation == "gelu" else ""  # "none": the exact GELU, by erf
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, weight, bias, activation, [], algorithm
+    )
+    return out
+
+
+def _needs_grad(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _has_onednn() -> bool:
+    """Whether the private operator and the private probes of PyTorch exist and work."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        _is_traced()
+        x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+        plain = F.gelu(F.linear(x, weight, bias))
+        return torch.allclose(_onednn(x, weight, bias, "gelu"), plain, atol=1e-5)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+HAS_ONEDNN = _has_onednn()
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+
+def matmul_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Return attention by batched products, a few heads or rows at a time. [(b w), h, t, d]"""
+    windows, heads, queries, width = q.shape
+    q, k, v = (x.reshape(windows * heads, -1, width) for x in (q, k, v))
+    if torch.is_grad_enabled():
+        out = _scores(q, k, scale).softmax(-1) @ v
+    else:
+        rows = max(1, SCORE_BYTES // (k.shape[1] * k.element_size()))
+        step = max(1, rows // queries)
+        parts = zip(q.split(step), k.split(step), v.split(step), strict=True)
+        tiles = [
+            torch.cat([_precise_softmax(tile, y, scale) @ z for tile in x.split(rows, 1)], 1)
+            for x, y, z in parts
+        ]
+        out = torch.cat(tiles)
+    return out.view(windows, heads, queries, width)
+
+
+def _precise_softmax(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the softmax of scores that keep the digits which rounding to bf16 cuts off.
+
+    A second product, which sums in fp32, finds the rounding error of the first. This leaves a
+    fourth of the error, nearly as little as the fused kernel. (b w h) t d, (b w h) u d -> ... t u
+    """
+    scores = _scores(q, k, scale)
+    rest = torch.baddbmm(scores, q, k.transpose(1, 2), beta=-1, alpha=scale)
+    return scores.float().add_(rest).softmax(-1).to(q.dtype)
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """n t d, n u d -> n t u"""
+    unused = q.new_empty(1, 1, 1)  # with beta=0 it is not read
+    return torch.baddbmm(unused, q, k.transpose(1, 2), beta=0, alpha=scale)
+
+
+# Windows in chunks that fit the cache -------------------------------------------------------------
+
+
+def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
+    """Return how many tokens of [b, (w t), c] go through windowed blocks at a time.
+
+    None means all at once: on other devices, for gradients, for few tokens, or if a hook would see
+    the chunks.
+    """
+    first = blocks[0]
+    if torch.is_grad_enabled() or first.training or not can_use_onednn(x):
+        return None
+    window = first.attn.q_stride * first.attn.window_size
+    if not window:  # pooling has merged the windows
+        return None
+    row_bytes = MLP_RATIO * first.dim_out * x.element_size()
+    tokens = int(max(1, CHUNK_BYTES // (row_bytes * window)) * window)
+    if tokens >= x.shape[0] * x.shape[1]:
+        return None
+    return None if any(has_hooks(m) for block in blocks for m in block.modules()) else tokens
+
+
+def run_in_chunks(blocks: Sequence[nn.Module], x: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Run chunks of so many tokens through all blocks, one after another. b (w t) c -> b (w t') c'"""
+    done = []
+    for chunk in x.reshape(1, -1, x.shape[-1]).split(tokens, 1):
+        for block in blocks:
+            chunk = block(chunk)
+        done.append(chunk)
+    return torch.cat(done, 1).view(x.shape[0], -1, done[0].shape[-1])

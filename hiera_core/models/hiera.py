@@ -1,0 +1,545 @@
+"""Hiera, the hierarchical vision transformer (Ryali et al. 2023, arXiv 2306.00989).
+
+Read from the top: the encoder that classifier and masked autoencoder share, the classifier, the
+block. Tokens are in window-major order between patch embedding and output: see token_layout.py.
+
+Letters in shape comments: b batch, n tokens, w windows (mask units), k kept windows, t tokens of a
+window, c channels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack, overload
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UsageError
+from ..records import Kind
+from . import cpu
+from .attention import Implementation, MaskUnitAttention, pool_tokens
+from .config import BlockSpec, HieraArguments, HieraConfig
+from .layers import DropPath, Head, Mlp, PatchEmbed
+from .masking import VisibleUnits, draw_units, gather_windows
+from .pos_embed import absolute_window
+from .pretrained import PretrainedMixin
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class BlockGroup(NamedTuple):
+    """Consecutive blocks of one stage with one kind of attention."""
+
+    stage: int
+    windowed: bool
+    blocks: tuple[int, ...]  # numbers of the blocks
+
+
+class HieraEncoder(nn.Module, PretrainedMixin):
+    """Patch embedding, position embedding and blocks: the part that all Hieras share."""
+
+    config_class: ClassVar[type[HieraConfig]] = HieraConfig
+
+    def __init__(
+        self,
+        *args: object,
+        config: dict[str, object] | None = None,
+        **kwargs: Unpack[HieraArguments],
+    ) -> None:
+        super().__init__()
+        self._config = cfg = self.config_class.from_arguments(args, kwargs, config)
+        self.layout = cfg.layout
+        self.block_specs = cfg.block_specs()
+        self.block_groups = group_blocks(self.block_specs)
+        self.norm_layer = norm_factory(cfg.norm_layer)
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(
+            cfg.in_chans, cfg.embed_dim, cfg.patch_kernel, cfg.patch_stride, cfg.patch_padding
+        )
+        if cfg.sep_pos_embed:
+            frames, *space = cfg.tokens
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(space), cfg.embed_dim))
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, frames, cfg.embed_dim))
+        elif cfg.abs_win_pos_embed:
+            self.pos_embed = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.global_pos_size))
+            self.pos_embed_win = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.mask_unit_size))
+        else:
+            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
+
+        # These are plain numbers, so they stay on the CPU when the model is built on "meta".
+        rates = torch.linspace(0, cfg.drop_path_rate, len(self.block_specs), device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            HieraBlock.from_spec(spec, cfg.mlp_ratio, rate, self.norm_layer)
+            for spec, rate in zip(self.block_specs, rates, strict=True)
+        )
+
+    # Properties under the reference's names ----------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, ready for JSON."""
+        return self._config.to_json()
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of input: "image" or "video".
+
+        Raises:
+            UsageError: The model takes one-dimensional signals.
+        """
+        dims = len(self._config.input_size)
+        if dims == 1:
+            raise UsageError("this model takes signals", "give one for pictures or videos")
+        return "video" if dims == 3 else "image"
+
+    @property
+    def tokens_spatial_shape(self) -> list[int]:
+        return list(self.layout.grid)
+
+    @property
+    def mask_spatial_shape(self) -> list[int]:
+        return list(self.layout.unit_grid)
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """Number of the last block of each stage, counted from 0."""
+        return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
+
+    @property
+    def q_pool(self) -> int:
+        return self._config.q_pool
+
+    def reduction(self, stage: int) -> tuple[int, ...]:
+        """Return how many pixels (or frames) a cell of the stage's map covers along each dimension.
+
+        Stages are counted from 0.
+        """
+        pools = min(stage, self.q_pool)
+        pairs = zip(self._config.patch_stride, self._config.q_stride, strict=True)
+        return tuple(patch * q**pools for patch, q in pairs)
+
+    def no_weight_decay(self) -> list[str]:
+        """Return the names of parameters without weight decay, besides the one-dimensional ones."""
+        if self._config.sep_pos_embed:
+            return ["pos_embed_spatial", "pos_embed_temporal"]
+        return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
+
+    # Switches -----------------------------------------------------------------------------------
+
+    def set_attention(self, implementation: Implementation) -> None:
+        """Use `fused` attention (one kernel, the default) or `eager` (explicit softmax) in every block.
+
+        Raises:
+            UsageError: Another name.
+        """
+        if implementation not in ("fused", "eager"):
+            raise UsageError(f"unknown attention {implementation!r}", "use 'fused' or 'eager'")
+        for module in self.modules():
+            if isinstance(module, MaskUnitAttention):
+                module.implementation = implementation
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of storing its activations."""
+        self.grad_checkpointing = enable
+
+    # Masks ---------------------------------------------------------------------------------------
+
+    def get_random_mask(self, x: torch.Tensor, mask_ratio: float) -> torch.Tensor:
+        """Return a random mask, [b, mask units] bool, True = visible.
+
+        int(units * (1 - mask_ratio)) units stay visible. The same seed gives the reference's mask.
+        """
+        return self.random_visible(x, mask_ratio).mask
+
+    def random_visible(self, x: torch.Tensor, mask_ratio: float) -> VisibleUnits:
+        """Draw visible units for a batch of inputs [b, chans, *size]."""
+        units = draw_units(x.shape[0], self.layout.windows, mask_ratio, device=x.device)
+        return self.visible_from_units(units)
+
+    def visible_from_units(self, units: torch.Tensor) -> VisibleUnits:
+        """Return the visible units from their numbers in grid order, [b, k] int64."""
+        shape, device = (units.shape[0], self.layout.windows), units.device
+        mask = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, units, True)
+        return VisibleUnits(mask, self._windows_of(units))
+
+    def visible_from_mask(self, mask: torch.Tensor) -> VisibleUnits:
+        """Return the visible units from a boolean mask [b, mask units], True = visible.
+
+        Counting a boolean mask synchronises a GPU and breaks a compiled graph. So it is converted
+        once, here; the model works with `keep_ids`, and training passes the numbers of the visible
+        units [b, k] (int64) instead of a mask.
+
+        Raises:
+            UsageError: The shape is wrong, or the rows do not keep the same number of units, at
+                least one.
+        """
+        if mask.dtype == torch.int64 and mask.dim() == 2 and mask.shape[1] < self.layout.windows:
+            return self.visible_from_units(mask)
+        mask = mask.bool()
+        if mask.dim() != 2 or mask.shape[1] != self.layout.windows:
+            raise UsageError(
+                f"mask has shape {tuple(mask.shape)}",
+                f"expected [batch, {self.layout.windows}], True = visible",
+            )
+        counts = mask.sum(1)
+        kept = int(counts[0])
+        if kept == 0 or bool((counts != kept).any()):
+            raise UsageError(
+                f"mask rows keep {counts.tolist()} units", "keep the same number, at least one"
+            )
+        units = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :kept]
+        return VisibleUnits(mask, self._windows_of(units))
+
+    def _windows_of(self, units: torch.Tensor) -> torch.Tensor:
+        """Map mask units, numbered in grid order, to their windows in ascending order. [b, k]"""
+        if not self.layout.maskable:
+            raise UsageError(
+                f"mask units {self.layout.unit} of this model cannot be masked",
+                "mask units must be a power of q_stride that survives every pool",
+            )
+        if self.layout.aligned_levels != self.layout.levels:  # windows are not in grid order
+            units = self.layout.unit_of_window(units.device).argsort()[units]
+        return units.sort(dim=1).values
+
+    # Forward --------------------------------------------------------------------------------------
+
+    def get_pos_embed(self) -> torch.Tensor:
+        """Return the position embedding in grid order, [1, n, c]."""
+        if self._config.abs_win_pos_embed:
+            return absolute_window(self.pos_embed, self.pos_embed_win, self.layout.grid)
+        if not self._config.sep_pos_embed:
+            return self.pos_embed
+        frames, *space = self.layout.grid
+        spatial = self.pos_embed_spatial.repeat(1, frames, 1)
+        return spatial + self.pos_embed_temporal.repeat_interleave(math.prod(space), dim=1)
+
+    def encode(
+        self, x: torch.Tensor, visible: VisibleUnits | None = None, collect: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the tokens after the last block, and after each stage.
+
+        [b, chans, *size] -> [b, (w t), c], and a list of such tensors
+
+        Args:
+            x: Inputs.
+            visible: Only these k of the w windows go through the blocks.
+            collect: Keep the tokens of each stage, which costs memory; otherwise the list is empty.
+
+        Raises:
+            UsageError: The input or the mask does not fit the model.
+        """
+        self._check_input(x)
+        if visible is not None and visible.mask.shape[0] != x.shape[0]:
+            raise UsageError(
+                f"mask has {visible.mask.shape[0]} rows for {x.shape[0]} inputs", "give one each"
+            )
+        unit_grid = self.layout.unit_grid
+        mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
+        x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
+        if visible is not None:
+            x = gather_windows(x, visible.keep_ids, self.layout.windows)
+        ends: list[torch.Tensor] = []
+        for group in self.block_groups:
+            x = self._run_group(group, x)
+            if collect:  # the last group of a stage replaces those before it
+                ends[group.stage :] = [x]
+        return x, ends
+
+    def _run_group(self, group: BlockGroup, x: torch.Tensor) -> torch.Tensor:
+        """b (w t) c -> b (w t') c'"""
+        blocks = [self.blocks[number] for number in group.blocks]
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return cpu.run_blocks(blocks, x, windowed=group.windowed)
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+    @overload
+    def forward_features(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        return_intermediates: Literal[False] = False,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def forward_features(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        return_intermediates: Literal[True],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+
+    def forward_features(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, return_intermediates: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return features in spatial order, before normalisation, pooling and head.
+
+        Args:
+            x, mask: As for `Hiera.forward`. A mask given as the numbers of the visible units
+                ([b, k] int64) compiles without a graph break.
+            return_intermediates: Also return the maps of all stages.
+
+        Returns:
+            The last stage's map [b, *grid, c], e.g. [b, 7, 7, 768] for images and [b, 8, 7, 7, 768]
+            for video. With a mask, [b, k, *unit, c] for the visible units, in the order of the
+            tokens. With `return_intermediates`, a pair of that and the list of all stage maps.
+
+        Raises:
+            UsageError: The input or the mask does not fit the model.
+        """
+        visible = None if mask is None else self.visible_from_mask(mask)
+        x, ends = self.encode(x, visible, collect=return_intermediates)
+        masked = visible is not None
+        if not return_intermediates:
+            return self._as_map(x, len(self._config.stages) - 1, masked)
+        maps = self.stage_maps(ends, masked)
+        return maps[-1], maps
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
+        raise NotImplementedError
+
+    def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
+        """Return stage maps in grid order from the tokens that `encode` collected.
+
+        [b, *grid, c] each; if masked, [b, k, *unit, c].
+        """
+        return [self._as_map(x, stage, masked) for stage, x in enumerate(ends)]
+
+    def _as_map(self, x: torch.Tensor, stage: int, masked: bool) -> torch.Tensor:
+        arrange = self.layout.to_units if masked else self.layout.to_grid
+        return arrange(x, min(stage, self.q_pool))
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        expected = (self._config.in_chans, *self._config.input_size)
+        if tuple(x.shape[1:]) != expected:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}",
+                f"expected [batch, {', '.join(map(str, expected))}]; build the model with another "
+                "input_size or in_chans for other inputs",
+            )
+
+
+class Hiera(HieraEncoder):
+    """The classifier. `HieraConfig` documents the arguments; names, order and defaults are the
+    reference's.
+
+    `forward` returns class probabilities in evaluation mode and logits in training mode.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        config: dict[str, object] | None = None,
+        **kwargs: Unpack[HieraArguments],
+    ) -> None:
+        super().__init__(*args, config=config, **kwargs)
+        self.num_features = self.block_specs[-1].dim_out
+        self.norm = self.norm_layer(self.num_features)
+        self.head = self._make_head(self._config.num_classes)
+        self.init_weights()
+
+    @overload
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        return_intermediates: Literal[False] = False,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        return_intermediates: Literal[True],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        return_intermediates: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Classify a batch.
+
+        Args:
+            x: Inputs, [b, chans, *size].
+            mask: [b, mask units] bool, True = visible; every row keeps the same number of units.
+            return_intermediates: Also return the map of every stage, channels last.
+
+        Returns:
+            Probabilities (logits in training mode), [b, classes]. With a mask, the tokens of the
+            visible units before normalisation, in the reference's order, [b, n, c]. With
+            `return_intermediates`, a pair of that and a list of stage maps [b, *grid, c] (with a
+            mask [b, k, *unit, c]).
+
+        Raises:
+            UsageError: The input or the mask does not fit the model.
+        """
+        x = x[0] if isinstance(x, list) else x  # SlowFast's training passes a list of one
+        visible = None if mask is None else self.visible_from_mask(mask)
+        x, ends = self.encode(x, visible, collect=return_intermediates)
+        if visible is None:
+            out = self.head(self.pool(x))
+        else:
+            out = self.layout.reference_order(x, self.q_pool)
+        if not return_intermediates:
+            return out
+        return out, self.stage_maps(ends, masked=visible is not None)
+
+    def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits in either mode. [b, chans, *size] -> [b, classes]"""
+        x = self.pool(self.encode(x)[0])
+        return self.head.forward_logits(x) if isinstance(self.head, Head) else x
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the normalised mean over tokens. [b, n, c] -> [b, c]"""
+        pooled: torch.Tensor = self.norm(x.mean(dim=1))
+        return pooled
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """Return the input of the head: the last stage, pooled and normalised. -> [b, c]"""
+        return self.pool(ends[-1])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a newly initialised one for so many classes; 0 removes the head."""
+        self._config = type(self._config)(**{**vars(self._config), "num_classes": num_classes})
+        parameter = next(self.parameters())
+        self.head = self._make_head(num_classes)
+        self._init_head()
+        self.head.train(self.training).to(parameter.device, parameter.dtype)
+
+    def _make_head(self, num_classes: int) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        return Head(self.num_features, num_classes, dropout_rate=self._config.head_dropout)
+
+    def init_weights(self) -> None:
+        """Initialise as the reference does, in its order: the same seed gives the same weights."""
+        if self.patch_embed.proj.weight.is_meta:
+            return  # values come from a checkpoint
+        for name in self.no_weight_decay():
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
+        self.apply(_init_module)
+        self._scale_head()
+
+    def _init_head(self) -> None:
+        self.head.apply(_init_module)
+        self._scale_head()
+
+    @torch.no_grad()
+    def _scale_head(self) -> None:
+        if isinstance(self.head, Head):
+            for parameter in self.head.projection.parameters():
+                parameter.mul_(self._config.head_init_scale)
+
+
+class HieraBlock(nn.Module):
+    """Attention (which may pool and widen) and MLP, each with a residual connection.
+
+    Args:
+        dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn: As for `MaskUnitAttention`.
+        mlp_ratio: Hidden width of the MLP relative to `dim_out`.
+        drop_path: Probability of dropping a residual branch in training.
+        norm_layer: Called with a width.
+        act_layer: Called without arguments.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        norm_layer: NormLayer = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        q_stride: int = 1,
+        window_size: int = 0,
+        use_mask_unit_attn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.dim_out = dim, dim_out
+        self.norm1 = norm_layer(dim)
+        self.attn = MaskUnitAttention(
+            dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn
+        )
+        self.norm2 = norm_layer(dim_out)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        if dim != dim_out:
+            self.proj = cpu.Linear(dim, dim_out)
+
+    @classmethod
+    def from_spec(
+        cls, spec: BlockSpec, mlp_ratio: float, drop_path: float, norm_layer: NormLayer
+    ) -> HieraBlock:
+        return cls(
+            spec.dim,
+            spec.dim_out,
+            spec.heads,
+            mlp_ratio,
+            drop_path,
+            norm_layer,
+            q_stride=spec.q_stride,
+            window_size=spec.window_size,
+            use_mask_unit_attn=spec.use_mask_unit_attn,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, n, dim] -> [b, n / q_stride, dim_out], window-major."""
+        x_norm = self.norm1(x)
+        x = self.shortcut(x, x_norm) + self.drop_path(self.attn(x_norm))
+        out: torch.Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+    def shortcut(self, x: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
+        """Return the residual, widened and pooled like the output of the attention.
+
+        It is widened from the normalised input, as in the released models.
+        """
+        if self.dim != self.dim_out:
+            x = self.proj(x_norm)
+        if self.attn.q_stride > 1:
+            x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
+        return x
+
+
+def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:
+    """Split the blocks where the stage or the kind of attention changes."""
+    kinds = itertools.groupby(
+        range(len(specs)), lambda number: (specs[number].stage, specs[number].use_mask_unit_attn)
+    )
+    return [BlockGroup(stage, windowed, tuple(numbers)) for (stage, windowed), numbers in kinds]
+
+
+def norm_factory(norm: str | NormLayer) -> NormLayer:
+    """Return a norm's constructor: of a name in torch.nn with eps 1e-6, or the callable itself."""
+    if callable(norm):
+        return norm
+    return partial(getattr(nn, norm), eps=1e-6)
+
+
+def _init_module(module: nn.Module) -> None:
+    """Truncated normal 0.02 for weights; 0.02 for Linear and norm biases, as in the reference."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.bias, 0.02)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.constant_(module.bias, 0.02)
+        nn.init.constant_(module.weight, 1.0)
+
+
+Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

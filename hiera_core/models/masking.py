@@ -1,0 +1,83 @@
+"""Masks of mask units: the default ratios, the check of a ratio, and the gathers that drop units.
+
+torch is imported inside the functions that draw, because commands check a mask ratio before they
+spend seconds on importing it.
+
+Letters in shape comments: b batch, w mask units (windows), k visible units, n tokens, m kept rows,
+t tokens of a window, c channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import UsageError
+from ..records import Kind
+
+if TYPE_CHECKING:
+    import torch
+
+# Share of mask units that are hidden, as in pre-training (paper, section 4). This is the only
+# definition.
+MASK_RATIOS: dict[Kind, float] = {"image": 0.6, "video": 0.9}
+
+
+class VisibleUnits(NamedTuple):
+    """The mask units that the encoder sees, in the two forms that it needs."""
+
+    mask: torch.Tensor  # [b, w] bool in grid order, True = visible
+    keep_ids: torch.Tensor  # [b, k] window numbers, ascending
+
+
+def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
+    """Check a mask ratio, and whether it suits a model with so many mask units.
+
+    Raises:
+        UsageError: The ratio is outside (0, 1) or NaN, or leaves no visible or no masked unit.
+    """
+    if not 0.0 < mask_ratio < 1.0:  # also False for NaN
+        raise UsageError(f"mask ratio {mask_ratio} is outside (0, 1)", "use 0.6, or 0.9 for video")
+    if units is None:
+        return
+    kept = visible_count(units, mask_ratio)
+    if kept in (0, units):
+        what = "visible" if kept == 0 else "masked"
+        raise UsageError(
+            f"mask ratio {mask_ratio} leaves no {what} unit of {units}",
+            "choose one nearer 0.5",
+        )
+
+
+def visible_count(units: int, mask_ratio: float) -> int:
+    """Return how many of the mask units stay visible: int(units * (1 - mask_ratio))."""
+    return int(units * (1 - mask_ratio))
+
+
+def draw_units(
+    batch: int,
+    units: int,
+    mask_ratio: float,
+    *,
+    device: torch.device | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the numbers of randomly chosen visible units. -> [b, k] int64, in random order
+
+    The order of random numbers is the reference's: the same seed gives the same mask.
+    """
+    import torch
+
+    noise = torch.rand(batch, units, device=device, generator=generator)
+    return noise.argsort(dim=1)[:, : visible_count(units, mask_ratio)]
+
+
+def gather_windows(x: torch.Tensor, keep_ids: torch.Tensor, windows: int) -> torch.Tensor:
+    """Drop the windows that are not in `keep_ids`. b (w t) c, b k -> b (k t) c"""
+    batch, _, channels = x.shape
+    x = gather_rows(x.view(batch, windows, -1), keep_ids)
+    return x.view(batch, -1, channels)
+
+
+def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """b n c, b m -> b m c"""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

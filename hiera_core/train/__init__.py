@@ -1,1 +1,0 @@
-"""Training: one engine; the recipe supplies model, data, augmentation, optimiser and schedule."""

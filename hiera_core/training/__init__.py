@@ -1,0 +1,1 @@
+"""Training by recipe: pre-training (MAE) and fine-tuning."""

@@ -1,0 +1,1 @@
+"""Pictures of results: annotated inputs, grids, feature maps and charts."""

@@ -1,0 +1,1 @@
+"""Weights of finished models: downloads, files, parameter names, checked state dicts."""

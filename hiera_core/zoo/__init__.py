@@ -1,0 +1,27 @@
+"""What exists: models, checkpoints and class names. Nothing here imports torch."""
+
+from .registry import (
+    ASSETS,
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_VIDEO_MODEL,
+    CheckpointEntry,
+    ModelEntry,
+    block_dims,
+    get,
+    models,
+    names,
+    split_tag,
+)
+
+__all__ = [
+    "ASSETS",
+    "DEFAULT_IMAGE_MODEL",
+    "DEFAULT_VIDEO_MODEL",
+    "CheckpointEntry",
+    "ModelEntry",
+    "block_dims",
+    "get",
+    "models",
+    "names",
+    "split_tag",
+]

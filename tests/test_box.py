@@ -20,9 +20,9 @@ from hiera_core.data.clip_reader import read_segments
 from hiera_core.data.clip_sampling import Sampling
 from hiera_core.inference.predict import Classifier
 
-BOX = Path(hiera_core.__file__).parent / "box"
+BOX = zoo.ASSETS
 SAMPLES = BOX / "samples"
-MODELS = [row for row in zoo.models().values() if row.checkpoints[row.default].box]
+MODELS = [row for row in zoo.models().values() if row.checkpoints[row.default].asset]
 NO_NETWORK = """
 import socket, sys
 def refuse(*_, **__): raise OSError("no network in this test")

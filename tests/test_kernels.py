@@ -133,7 +133,7 @@ def test_pieces_change_nothing(
     x = torch.randn(3, 3, *config["input_size"])
     probs, maps = model(x, return_intermediates=True)
     whole = len(calls)
-    monkeypatch.setattr(cpu, "PIECE_BYTES", 1)  # a window at a time
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # a window at a time
     in_pieces, piece_maps = model(x, return_intermediates=True)
     assert len(calls) - whole > 3 * whole
     assert_close(in_pieces, probs)
@@ -147,7 +147,7 @@ def test_pieces_change_nothing(
 
 @torch.no_grad()
 def test_hooks_see_whole_batches_and_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "PIECE_BYTES", 1)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)
     model = hiera_core.Hiera(**SMALL).eval()
     seen: list[torch.Size] = []
     for module in (model.blocks[0], model.blocks[0].mlp.fc1, model.blocks[0].mlp.act):
@@ -166,7 +166,7 @@ def test_replaced_layers_are_used() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 8), (40, 2, 64, 16)])
 def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiera_core.attention.SCORE_BYTES", 3000)
+    monkeypatch.setattr("hiera_core.models.cpu.SCORE_BYTES", 3000)
     q, k, v = torch.randn(3, *shape).unbind(0)
     q = q[:, :, : shape[2] // 4]
     exact = F.scaled_dot_product_attention(q, k, v, scale=0.2)
@@ -185,7 +185,7 @@ def test_compiled_programs_hold_few_scores_whole(
 ) -> None:
     """And many in tiles; either way the model answers as it does in fp32."""
     if not whole:
-        monkeypatch.setattr("hiera_core.attention.KEPT_SCORE_BYTES", 0)
+        monkeypatch.setattr("hiera_core.models.cpu.KEPT_SCORE_BYTES", 0)
     torch.compiler.reset()
     q, k, v = torch.randn(3, 6, 2, 16, 8).bfloat16().unbind(0)
     expected = (eager_attention if whole else matmul_attention)(q, k, v, 0.2)

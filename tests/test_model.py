@@ -12,7 +12,7 @@ from torch import nn
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.benchmarking.reference_api import benchmark
+from hiera_core.benchmarking import benchmark
 from hiera_core.errors import ConfigError, UsageError
 from hiera_core.models.attention import eager_attention, fused_attention
 from hiera_core.models.mae import normalise_patches

@@ -16,6 +16,7 @@ from hiera.hiera_mae import MaskedAutoencoderHiera as ReferenceAutoencoder
 from PIL import Image
 
 import hiera_core
+from hiera_core import zoo
 from hiera_core.data import datasets
 from hiera_core.data.image_reader import open_image
 from hiera_core.errors import UsageError
@@ -26,7 +27,7 @@ from .conftest import assert_close, draw_weights
 from .test_video import write_video
 
 Command = Callable[..., tuple[int, str, str]]
-BOX = Path(hiera_core.__file__).parent / "box/samples"
+BOX = zoo.ASSETS / "samples"
 PATCHED = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "embed_dim": 16}
 IMAGE = {**PATCHED, "stages": (1, 1, 2, 1), "q_pool": 2, "input_size": (128, 64)}
 VIDEO = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -122,7 +123,7 @@ def train(
     return OK
 
 
-def _summary(result: dict[str, object]) -> str:
+def _summary(result: Mapping[str, object]) -> str:
     measured = result.get("val")
     values = measured if isinstance(measured, dict) else result
     parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []

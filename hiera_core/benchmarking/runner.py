@@ -115,7 +115,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        command = [sys.executable, "-m", "hiera_core.benchmark.worker", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "hiera_core.benchmarking.worker", json.dumps(asdict(job))]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )

@@ -1,6 +1,6 @@
 """One process: builds a job's variants and times them, a turn at a time, as it is asked.
 
-`python -m hiera_core.benchmark.worker JOB` reads requests from standard input and answers on
+`python -m hiera_core.benchmarking.worker JOB` reads requests from standard input and answers on
 standard output, a line of JSON each; the first answer says what was built.
 """
 

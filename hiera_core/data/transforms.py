@@ -198,7 +198,7 @@ class CropGrid:
         )
 
     def sample(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize a frame, bilinear without antialias, like torch's interpolate(align_corners=False).
+        """Resize a frame like torch's interpolate: bilinear, no antialias, align_corners=False.
 
         uint8 [height, width, 3] -> float32 [rows, columns, 3]
         """

@@ -25,8 +25,8 @@ from .pipeline import Pipeline, PipelineOptions, run_pipeline, single_view_sampl
 Features = dict[str, torch.Tensor]  # float32 on the CPU, by name
 
 
-@overload  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-def features(
+@overload
+def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path,
     model: str | HieraEncoder | None = None,
     *,

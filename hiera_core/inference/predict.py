@@ -36,8 +36,8 @@ class PredictorOptions(PipelineOptions, total=False):
     class_names: Sequence[str] | None
 
 
-@overload  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-def predict(
+@overload
+def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path, model: str | Hiera | None = None, **options: Unpack[PredictorOptions]
 ) -> RecordJson | list[RecordJson]: ...
 

@@ -201,7 +201,8 @@ class HieraConfig:
         for spec in self.block_specs():
             if spec.dim_out % spec.heads:
                 raise ConfigError(
-                    f"{spec.heads} heads do not divide {spec.dim_out} channels (stage {spec.stage})",
+                    f"{spec.heads} heads do not divide {spec.dim_out} channels "
+                    f"(stage {spec.stage})",
                     "change embed_dim or num_heads",
                 )
             if spec.use_mask_unit_attn and spec.window_size == 0:

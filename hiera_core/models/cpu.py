@@ -281,7 +281,7 @@ def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
 
 
 def run_in_chunks(blocks: Sequence[nn.Module], x: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Run chunks of so many tokens through all blocks, one after another. b (w t) c -> b (w t') c'"""
+    """Run chunks of `tokens` through all blocks, one after another. b (w t) c -> b (w t') c'"""
     done = []
     for chunk in x.reshape(1, -1, x.shape[-1]).split(tokens, 1):
         for block in blocks:

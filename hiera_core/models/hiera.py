@@ -134,7 +134,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     # Switches -----------------------------------------------------------------------------------
 
     def set_attention(self, implementation: Implementation) -> None:
-        """Use `fused` attention (one kernel, the default) or `eager` (explicit softmax) in every block.
+        """Choose `fused` attention (one kernel, the default) or `eager` (explicit softmax).
 
         Raises:
             UsageError: Another name.

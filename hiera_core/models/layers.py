@@ -84,7 +84,10 @@ def _softmax(x: torch.Tensor) -> torch.Tensor:
 
 
 class Head(nn.Module):
-    """Dropout and a linear classifier. Return logits in training, `act_func(logits)` in evaluation."""
+    """Dropout and a linear classifier.
+
+    The output is logits in training mode, and `act_func(logits)` in evaluation mode.
+    """
 
     def __init__(
         self,

@@ -239,15 +239,15 @@ class MaskedAutoencoderHiera(HieraEncoder):
         return conv_nd(len(kernel))(width, dim, kernel_size=kernel, stride=kernel)
 
     def _fuse(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """b k *unit c -> b k u c, with u in window-major order like the tokens of the last stage."""
+        """b k *unit c -> b k u c, with u in the window-major order of the last stage."""
         batch, kept = x.shape[:2]
         x = head(x.flatten(0, 1).movedim(-1, 1)).movedim(1, -1)  # (b k) *unit c
         x = x.unflatten(0, (batch, kept))
         return self.layout.from_units(x, self.q_pool)
 
     def init_weights(self) -> None:
-        """Initialise as MAE does: Xavier for Linear layers and the flattened patch embedding, biases
-        0, norms 1 and 0."""
+        """Initialise as MAE does: Xavier for Linear layers and for the flattened patch embedding,
+        biases 0, norm weights 1."""
         if self.patch_embed.proj.weight.is_meta:
             return  # values come from a checkpoint
         for name in (*self.no_weight_decay(), "mask_token", "decoder_pos_embed"):
@@ -263,7 +263,7 @@ def normalise_patches(patches: torch.Tensor) -> torch.Tensor:
 
 
 def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and standard deviation that `normalise_patches` uses. [..., p] -> 2 x [..., 1]"""
+    """Return the mean and the standard deviation of each patch. [..., p] -> two of [..., 1]"""
     mean = patches.mean(dim=-1, keepdim=True)
     var = patches.var(dim=-1, keepdim=True)
     return mean, (var + 1.0e-6) ** 0.5

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..data.datasets import Splits
+from ..data.datasets import Splits, open_splits
 from ..data.image_reader import without_pillow_limit
 from ..errors import TrainingError
 from . import optimizer
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoint import CheckpointManager
 from .dataloader import Batch, Collator, TrainDataset, make_loader
-from .distributed import World, unwrap_model, without_gradient_sync
+from .distributed import World, join_processes, unwrap_model, without_gradient_sync
 from .losses import compute_losses
 from .lr_schedule import learning_rate_at
 from .previews import Previews
-from .recipe import Recipe
+from .recipe import Recipe, read_recipe
 from .run_folder import RunFolder
 from .run_log import RunLog, StepStatistics
 from .sampler import StepSampler, derive_seed
@@ -34,29 +34,70 @@ log = logging.getLogger("hiera")
 SAVED_ONLY = ("recipe", "card", "data", "seen", "unread")  # of what a checkpoint holds
 
 
+class ValidationResult(TypedDict, total=False):
+    """Measurements on held-out data. Accuracies are in percent, and of classifiers only."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+    bad: int  # unreadable samples
+
+
+class TrainingResult(TypedDict, total=False):
+    """The last measurements of a run."""
+
+    step: int
+    epoch: float
+    loss: float
+    unreadable: int  # samples
+    val: ValidationResult  # if data is held out
+
+
 def train(
-    recipe: Recipe,
-    splits: Splits,
+    recipe: str | Path | Recipe,
+    data: str | Path | Splits,
     folder: str | Path,
-    world: World,
+    world: World | None = None,
     options: RunOptions | None = None,
-) -> dict[str, Any]:
-    """Carry out a recipe.
+    *,
+    settings: Mapping[str, object] | None = None,
+    device: str = "auto",
+) -> TrainingResult:
+    """Train a model by a recipe.
+
+    >>> hiera_core.train("hiera_nano_32", "digits", "runs/digits")
 
     Writes to `folder`: model.safetensors, config.json and hiera.json (ready for
-    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png, checkpoints/, and of an
-    autoencoder pictures/, reconstructions after every pass.
+    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png, checkpoints/, and for an
+    autoencoder pictures/, which shows reconstructions after every pass.
 
-    Returns:
-        what was last measured: `step`, `loss`, and `val` (loss, top1, top5) where data is held out.
+    Args:
+        recipe: The name of a model, a .yaml file, or a `Recipe`.
+        data: See `open_splits`.
+        folder: The folder of the run.
+        world: The processes of the run; None: those that torchrun started, or this one alone.
+        options: How the run is carried out; what it computes is decided by the recipe.
+        settings: Values of the recipe that differ, by dotted keys: {"optimizer.lr": 1e-3}.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, if `world` is None.
 
     Raises:
-        UsageError: the folder is in use, the data does not fit, or another recipe was begun there.
-        TrainingError: the loss is no number, or too many samples are unreadable.
-        CheckpointError, HubError: weights to begin with, or to go on with, cannot be loaded.
-        DeviceError: out of memory. OutputError: the disk is full.
+        UsageError: The folder is in use, the data does not fit, or the folder holds a run with
+            another recipe.
+        TrainingError: The loss is NaN or infinite, or too many samples are unreadable.
+        CheckpointError, HubError: Weights to begin with, or to resume from, cannot be loaded.
+        DeviceError: The device does not exist, or is out of memory.
+        OutputError: The disk is full.
     """
-    return Trainer(recipe, splits, Path(folder), world, options or RunOptions()).run()
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe, settings)
+    if not isinstance(data, Splits):
+        data = open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
+    options = options or RunOptions()
+    if world is not None:
+        return Trainer(recipe, data, Path(folder), world, options).run()
+    with join_processes(device) as world:
+        return Trainer(recipe, data, Path(folder), world, options).run()
 
 
 class Trainer:
@@ -86,7 +127,7 @@ class Trainer:
         self.seen, self.unread = (self.folder.meta.get(key, 0) for key in ("seen", "unread"))
         self.folder.claim()  # from here on nothing is wrong with what was asked for
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> TrainingResult:
         last = self._resume()
         self.report.open(last["step"])
         try:
@@ -100,7 +141,8 @@ class Trainer:
             self.report.close()
         with ema_weights(self.training):
             self.folder.export(self.parts, last)
-        return last
+        result: TrainingResult = last  # type: ignore[assignment]
+        return result
 
     def _resume(self) -> dict[str, Any]:
         """What was last measured, and at which step."""

@@ -29,7 +29,7 @@ LARGEST = "hiera_huge_224"
 ONCE = """
 import json, os, shutil, sys, time
 import torch, safetensors.torch
-from hiera_core.benchmark.clock import PeakMemory
+from hiera_core.benchmarking.timer import PeakMemory
 from hiera_core.convert import pipeline
 what, folder, dest = sys.argv[1:]
 source = os.path.join(folder, "model.safetensors")

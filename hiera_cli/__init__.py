@@ -1,1 +1,1 @@
-"""The command line of the Hiera toolkit: parse, one call to hiera_core, print."""
+"""Command line of the Hiera toolkit. A command parses its options, calls hiera_core and prints."""

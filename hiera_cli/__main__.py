@@ -1,4 +1,4 @@
-"""`python -m hiera_cli`, the same as `hiera`."""
+"""Entry point of `python -m hiera_cli`, which is the same as the command `hiera`."""
 
 from .app import main
 

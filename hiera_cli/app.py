@@ -1,8 +1,9 @@
-"""The command table and the entry point."""
+"""Table of the commands, and the entry point."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -20,27 +22,40 @@ from . import exit_codes
 from .commands import bench, convert, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_S = 3.0  # from a signal to the end at the latest
+GRACE_S = 3.0  # seconds after a signal until the process ends at the latest
+
+COMMANDS: dict[str, Callable[..., object]] = {
+    "predict": predict.predict,
+    "mae": mae.mae,
+    "features": features.features,
+    "train": train.train,
+    "eval": eval.evaluate,
+    "convert": convert.convert,
+    "bench": bench.bench,
+    "models": models.models,
+}
+
+
+def _help_text(command: Callable[..., object]) -> str:
+    """Return the docstring of a command with each paragraph on one line, because typer keeps the
+    line breaks within a paragraph, which then wraps badly on a narrow terminal."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
 
 app = typer.Typer(
     name="hiera",
-    help="Hiera, the hierarchical vision transformer, for images and video.",
+    help="Command line of Hiera, a hierarchical vision transformer for images and video.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("predict")(predict.predict)
-app.command("mae")(mae.mae)
-app.command("features")(features.features)
-app.command("train")(train.train)
-app.command("eval")(eval.evaluate)
-app.command("convert")(convert.convert)
-app.command("bench")(bench.bench)
-app.command("models")(models.models)
+for _name, _command in COMMANDS.items():
+    app.command(_name, help=_help_text(_command))(_command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"hiera {hiera_core.__version__}")
         raise typer.Exit
 
@@ -49,57 +64,74 @@ def _print_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error instead of one line."),
     ] = False,
 ) -> None:
-    """Classify, reconstruct, train: Hiera for pictures and videos."""
+    """Take the options that stand before the name of a command."""
 
 
 def main() -> None:
-    """The console script: run, then exit with the code (see errors.py)."""
+    """Run the command line of this process, and exit with its code (see exit_codes.py)."""
     _prepare_streams()
     if "--debug" not in sys.argv:
-        warnings.simplefilter("ignore")  # other libraries': stderr is for our one-line messages
+        # Warnings of other libraries would hide our one-line messages on stderr.
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, exit_codes.on_sigterm)
-    _leave_soon_after_signals()
-    _leave(run(sys.argv[1:]))
+    _exit_soon_after_signals()
+    _exit_now(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out one command line and give its exit code. All errors end here, in one line."""
+    """Run one command line and return its exit code.
+
+    Every error becomes one line on stderr, unless the arguments contain `--debug`.
+    """
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]  # also after the command's name
-    log = logging.getLogger("hiera")
-    if not any(isinstance(handler, _Say) for handler in log.handlers):
-        log.addHandler(_Say())
-        for other in ("huggingface_hub", "torch", "PIL"):  # our line says it all
-            logging.getLogger(other).setLevel(logging.CRITICAL)
+    # Also accept --debug after the name of the command.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _attach_message_handler()
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="hiera", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as error:
         code = error.code
-    except BaseException as error:  # the last resort
+    except BaseException as error:
         if debug:
             raise
         return exit_codes.exit_code_of(error)
     return code if isinstance(code, int) else exit_codes.OK
 
 
-class _Say(logging.Handler):
-    """The library's log, as lines on stderr."""
+class _MessageHandler(logging.Handler):
+    """Prints the log of hiera_core as messages on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         exit_codes.print_message(record.getMessage())
 
 
-def _leave_soon_after_signals() -> None:
-    """A signal is an exception in the main thread, once that comes back to Python: a long pass
-    through the model could hold it up for minutes. What is done is on the disk by then."""
+def _attach_message_handler() -> None:
+    """Print the log of hiera_core; silence libraries whose errors our own messages repeat."""
+    log = logging.getLogger("hiera")
+    if any(isinstance(handler, _MessageHandler) for handler in log.handlers):
+        return
+    log.addHandler(_MessageHandler())
+    for library in ("huggingface_hub", "torch", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def _exit_soon_after_signals() -> None:
+    """End the process at most `GRACE_S` seconds after SIGINT or SIGTERM.
+
+    Python raises the exception of a signal only between two bytecodes of the main thread, and a
+    long forward pass can delay that by minutes. Finished results are already on disk by then.
+    """
     if os.name != "posix":
         return
     receive, send = os.pipe()
@@ -108,7 +140,7 @@ def _leave_soon_after_signals() -> None:
 
     def watch() -> None:
         signum = 0
-        while signum not in ENDING_SIGNALS:  # a worker's end (SIGCHLD) wakes it, too
+        while signum not in ENDING_SIGNALS:  # other signals arrive here too, such as SIGCHLD
             signum = os.read(receive, 1)[0]
         time.sleep(GRACE_S)
         os._exit(128 + signum)
@@ -117,11 +149,14 @@ def _leave_soon_after_signals() -> None:
 
 
 def _prepare_streams() -> None:
-    """File names are bytes and need not be UTF-8: pass them through, never fail on one. Labels
-    need not be ASCII."""
+    """Reopen standard streams that are closed, and make the others accept every file name.
+
+    File names are bytes and need not be UTF-8, so they must pass through unchanged.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed: else the next file to be opened takes its place
-            # Opened for reading, so that results that are printed are not lost without a word.
+        # Without this, the next file that is opened would get the number of a closed stream.
+        if getattr(sys, name) is None:
+            # stdout is opened for reading, so that printing results fails instead of losing them.
             os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
@@ -131,8 +166,8 @@ def _prepare_streams() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _leave(code: int) -> None:
-    """Exit at once: tearing down torch costs a fifth of a second."""
+def _exit_now(code: int) -> None:
+    """Exit without tearing down torch, which takes a fifth of a second."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""From an exception to one line, a remedy and an exit code."""
+"""Exit codes, and the one-line messages on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hiera_core.errors import (
 )
 
 OK, SOME_FAILED, USAGE, CHECKPOINT, HUB, MACHINE = range(6)
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as in shells
 
 EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
     (UsageError, USAGE),
@@ -33,20 +33,24 @@ EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
 
 
 class ReaderGone(BaseException):
-    """The reader of standard output has gone (`| head`); typer would make exit code 1 of EPIPE."""
+    """The reader of standard output has closed it, as in `hiera ... | head`.
+
+    A BrokenPipeError would not do, because typer catches it and exits with 1.
+    """
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception, so that what is done is flushed on the way out."""
+    """SIGTERM as an exception, so that finished results are flushed before the process ends."""
 
 
 def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    """Raise `Terminated`; this is a signal handler."""
     raise Terminated
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Say what happened on stderr, in one line, and give the exit code for it."""
-    if hasattr(error, "format_message"):  # click's; typer may carry its own copy of click
+    """Print one line about an error on stderr, and return the exit code for it."""
+    if hasattr(error, "format_message"):  # a usage error of click, or of typer's copy of click
         print_message(error.format_message())
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -56,30 +60,32 @@ def exit_code_of(error: BaseException) -> int:
         print_message("terminated")
         return TERMINATED
     if isinstance(error, BrokenPipeError | ReaderGone):
-        _close_stdout()
+        _redirect_stdout()
         return BROKEN_PIPE
     if isinstance(error, HieraError):
         print_message(str(error))
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), SOME_FAILED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print_message("no room left on the disk; free some and use --resume")
+        print_message("the disk is full; free some space and use --resume")
         return MACHINE
     if isinstance(error, MemoryError):
         print_message("out of memory; use a smaller model or batch")
         return MACHINE
-    kind = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
-    print_message(f"unexpected error ({kind}); run again with --debug and report what it prints")
+    first_line = next(iter(str(error).splitlines()), "")
+    reason = f"{type(error).__name__}: {first_line}".rstrip(": ")
+    print_message(f"unexpected error ({reason}); run again with --debug and report what it prints")
     return SOME_FAILED
 
 
 def print_message(text: str) -> None:
-    """One line on stderr, whatever the text holds."""
+    """Print a message as one line on stderr. Line breaks within it become spaces."""
     line = " ".join(text.split())
-    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone, and the reader
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
         print(f"hiera: {line}", file=sys.stderr, flush=True)
 
 
-def _close_stdout() -> None:
-    """The reader has gone (`| head`): nothing more to say, also not at interpreter exit."""
+def _redirect_stdout() -> None:
+    """Send the rest of standard output to the null device, so that flushing it at exit does not
+    fail again."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

@@ -1,9 +1,9 @@
-"""From the model options to what a command works with."""
+"""Turn the options --model, --checkpoint and --random-init into a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError
@@ -12,49 +12,92 @@ from hiera_core.weights import download
 
 from .exit_codes import print_message
 
+if TYPE_CHECKING:
+    from hiera_core.models.hiera import Hiera, HieraEncoder
+    from hiera_core.models.mae import MaskedAutoencoderHiera
+
 Task = Literal["classifier", "autoencoder", "encoder"]
 
 
 def check_model_name(name: str | None) -> zoo.ModelEntry | None:
-    """The zoo's row that --model names, if it names one. Finds a mistyped name before torch is
-    imported.
+    """Return the zoo's entry that --model names; None if it names a location, or is not given.
+
+    This does not import torch, so that a mistyped name is reported at once.
 
     Raises:
-        UsageError: neither a model nor a place.
+        UsageError: The name is neither a model of the zoo nor a location.
     """
     if name is None or download.is_location(name):
         return None
     return zoo.get(zoo.split_tag(name)[0])
 
 
-def load_model(task: Task, name: str | None, checkpoint: str | None, random_init: bool) -> Any:
-    """What a `Pipeline` takes as its model: a name, a built model, a function of the input's kind,
-    or None where the input decides.
+@overload
+def load_model(
+    task: Literal["classifier"], name: str | None, checkpoint: str | None, random_init: bool
+) -> str | Hiera | Callable[[Kind], Hiera] | None: ...
+
+
+@overload
+def load_model(
+    task: Literal["autoencoder"], name: str | None, checkpoint: str | None, random_init: bool
+) -> str | MaskedAutoencoderHiera | Callable[[Kind], MaskedAutoencoderHiera] | None: ...
+
+
+@overload
+def load_model(
+    task: Literal["encoder"], name: str | None, checkpoint: str | None, random_init: bool
+) -> str | HieraEncoder | Callable[[Kind], HieraEncoder] | None: ...
+
+
+def load_model(
+    task: Task, name: str | None, checkpoint: str | None, random_init: bool
+) -> str | HieraEncoder | Callable[[Kind], HieraEncoder] | None:
+    """Return the model of a command, in a form that a `Pipeline` takes.
+
+    This is a model, its name, a function that builds a model for a kind of input, or None for the
+    default model of each kind.
+
+    Args:
+        task: What the model must be able to do. A `Pipeline` checks this for a model with random
+            weights, or one that it loads by its name.
+        name: Value of --model.
+        checkpoint: Value of --checkpoint.
+        random_init: Value of --random-init.
 
     Raises:
-        UsageError, CheckpointError, HubError: as `factory.create_classifier`.
+        UsageError, CheckpointError, HubError: See `factory.create_classifier`.
     """
+    if random_init:
+        return _random_model(task, name, checkpoint)
+    if checkpoint is None:
+        return name
     from hiera_core.models import factory
 
-    create: dict[Task, Callable[..., Any]] = {
+    create: dict[Task, Callable[[str | None, str], HieraEncoder]] = {
         "classifier": factory.create_classifier,
         "autoencoder": factory.create_autoencoder,
         "encoder": factory.create_encoder,
     }
-    if random_init:
-        if checkpoint is not None or (name is not None and download.is_location(name)):
-            raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
-        print_message("--random-init: weights are random, the outputs mean nothing")
-        front = "mae_" if task == "autoencoder" else ""
-        defaults = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
-
-        def build(kind: Kind) -> Any:
-            import torch
-
-            torch.manual_seed(0)  # but the same in every run
-            return factory.create_model(name or front + defaults[kind])
-
-        return build if name is None else build("image")
-    if checkpoint is None:
-        return name
     return create[task](name, checkpoint)
+
+
+def _random_model(
+    task: Task, name: str | None, checkpoint: str | None
+) -> HieraEncoder | Callable[[Kind], HieraEncoder]:
+    """Return a model with random weights, or without a name a function that builds one."""
+    if checkpoint is not None or (name is not None and download.is_location(name)):
+        raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
+    print_message("--random-init: weights are random, the outputs mean nothing")
+    from hiera_core.models import factory
+
+    prefix = "mae_" if task == "autoencoder" else ""
+    defaults = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
+
+    def build(kind: Kind) -> HieraEncoder:
+        import torch
+
+        torch.manual_seed(0)  # every run gets the same weights
+        return factory.create_model(name or prefix + defaults[kind])
+
+    return build if name is None else build("image")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
+from typer.models import OptionInfo
 
+from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
 
 from .output_formats import Format
 
 
 class Device(StrEnum):
+    """Values of --device."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -22,6 +27,8 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
+    """Values of --dtype."""
+
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
@@ -29,12 +36,18 @@ class Dtype(StrEnum):
 
 
 class OnError(StrEnum):
+    """Values of --on-error."""
+
     skip = "skip"
     stop = "stop"
 
 
 def auto_or_count(text: str) -> int | None:
-    """`auto` -> None, `8` -> 8."""
+    """Parse a number: `auto` -> None, `8` -> 8.
+
+    Raises:
+        BadParameter: The text is neither.
+    """
     if text == "auto":
         return None
     if not text.isdigit() or int(text) < 1:
@@ -43,7 +56,12 @@ def auto_or_count(text: str) -> int | None:
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """--config: options from a YAML file become defaults, so the command line wins."""
+    """Read the YAML file of --config. Its values become the defaults of the command's options, so
+    that the command line takes precedence.
+
+    Raises:
+        UsageError: The file cannot be read, or holds an option that the command does not have.
+    """
     if path is None:
         return None
     try:
@@ -53,105 +71,176 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(f"config {str(path)!r} cannot be read ({reason})") from error
     if not isinstance(values, dict):
         raise UsageError(f"config {str(path)!r} holds no options", "write `option: value` lines")
-    known = {_spelling(p): p for p in context.command.params if p.name != "config"}
-    defaults: dict[str, Any] = {}
+    known = {_option_name(p.opts): p.name for p in context.command.params if p.name != "config"}
+    defaults: dict[str, object] = {}
     for key, value in values.items():
         option = str(key).replace("_", "-")
         if option not in known:
             hint = did_you_mean(option, known) or f"options are {', '.join(sorted(known))}"
             raise UsageError(f"config {str(path)!r}: unknown option {key!r}", hint)
-        defaults[str(known[option].name)] = value
+        defaults[str(known[option])] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
 
-def _spelling(parameter: Any) -> str:
-    """`--batch-size/-b` -> `batch-size`."""
-    longest: str = max(parameter.opts, key=len)
-    return longest.removeprefix("--").lower()
+def _option_name(spellings: Sequence[str]) -> str:
+    """Return the long name of an option: (`--batch-size`, `-b`) -> `batch-size`."""
+    return max(spellings, key=len).removeprefix("--").lower()
 
+
+# Inputs -----------------------------------------------------------------------------------------
 
 INPUTS_HELP = (
-    "Pictures, videos, folders, globs, http(s) URLs, @list.txt, or - for standard input (paths, or "
-    "one file)."
+    "Images and videos: files, folders, globs, http(s) URLs, @list.txt for a file with one path "
+    "per line, or - for standard input (paths, or the content of one file)."
 )
 InputsArg = Annotated[
     list[str], typer.Argument(help=INPUTS_HELP, metavar="INPUTS", show_default=False)
 ]
-RecursiveOpt = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Also folders within folders.")
-]
+RecursiveOpt = Annotated[bool, typer.Option("--recursive", "-r", help="Also read subfolders.")]
 OnErrorOpt = Annotated[
-    OnError, typer.Option(help="skip: report a bad input and go on; stop: end there.")
+    OnError,
+    typer.Option(
+        help="What to do if an input cannot be processed: skip it and go on, or stop there."
+    ),
 ]
+MAX_PIXELS = 178_956_970  # equal to `image_reader.MAX_PIXELS`, whose module imports torch
 MaxPixelsOpt = Annotated[
-    int, typer.Option(min=1, help="Refuse larger pictures before decoding (width x height).")
+    int,
+    typer.Option(min=1, help="Refuse images and frames with more pixels, before they are decoded."),
 ]
-MAX_PIXELS = 178_956_970  # as preprocess.image, which needs torch, has it
 StrideOpt = Annotated[
     int | None,
-    typer.Option(min=1, help="Frames between sampled ones at 30 a second (default: 4)."),
-]
-ModelOpt = Annotated[
-    str | None,
     typer.Option(
+        min=1,
+        help="Distance between the sampled frames of a clip, in frames at the rate of --fps.",
+        show_default="the model's own, 4 for the released models",
+    ),
+]
+FpsOpt = Annotated[
+    float | None,
+    typer.Option(
+        help="Frame rate in which --stride counts, in frames per second.",
+        show_default="the model's own, 30 for the released models",
+    ),
+]
+
+# Model ------------------------------------------------------------------------------------------
+
+
+def model_option(default: str) -> OptionInfo:
+    """Return the option --model, with a default that the help shows."""
+    return typer.Option(
         "--model",
         "-m",
-        help="Name from `hiera models` (NAME.CHECKPOINT picks one), hub repository, folder or "
-        "file. (default: hiera_base_224, or what --checkpoint holds)",
-    ),
+        help="Name from `hiera models`, hub repository, folder or file. NAME.CHECKPOINT chooses "
+        "one of the checkpoints of a model. With --checkpoint alone, the model is the one that "
+        "the checkpoint was saved from.",
+        show_default=default,
+    )
+
+
+ModelOpt = Annotated[
+    str | None,
+    model_option(f"{zoo.DEFAULT_IMAGE_MODEL} for images, {zoo.DEFAULT_VIDEO_MODEL} for videos"),
 ]
 CheckpointOpt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="Weights for the model: a tag, file, folder, URL or hub repository, in the naming of "
-        "hiera-transformer, timm or transformers.",
+        help="Weights to load in place of the model's own: a checkpoint name, file, folder, URL or "
+        "hub repository, with parameters named as in hiera-transformer, timm or transformers.",
     ),
 ]
 RandomInitOpt = Annotated[
     bool,
-    typer.Option("--random-init", help="Random weights: a dry run, the outputs mean nothing."),
+    typer.Option(
+        "--random-init",
+        help="Use random weights, for a dry run without a download. The outputs mean nothing.",
+    ),
 ]
-DeviceOpt = Annotated[Device, typer.Option(help="Where to compute.")]
+
+# Computation ------------------------------------------------------------------------------------
+
+DeviceOpt = Annotated[
+    Device, typer.Option(help="Device that runs the model. auto: cuda, else mps, else cpu.")
+]
 DtypeOpt = Annotated[
     Dtype,
-    typer.Option(help="auto: fp16 on CUDA, bf16 on a CPU that has it natively, else fp32."),
+    typer.Option(
+        help="Number format of weights and activations. auto: fp16 on CUDA, bf16 on a CPU with "
+        "native bf16, else fp32."
+    ),
 ]
 BatchSizeOpt = Annotated[
     str,
     typer.Option(
-        "--batch-size", "-b", metavar="auto|N", help="Inputs a pass. Out of memory halves it."
+        "--batch-size",
+        "-b",
+        metavar="auto|N",
+        help="Images or clips in one forward pass. auto: a size that suits the device. If memory "
+        "runs out, the size is halved.",
     ),
 ]
 WorkersOpt = Annotated[
-    str, typer.Option("--workers", "-j", metavar="auto|N", help="Decoding threads.")
+    str,
+    typer.Option(
+        "--workers", "-j", metavar="auto|N", help="Threads that decode inputs. auto: one per core."
+    ),
 ]
 CompileOpt = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Use torch.compile: slow start, then faster.")
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the model with torch.compile: the start is slower, then it runs faster.",
+    ),
 ]
+
+# Output -----------------------------------------------------------------------------------------
+
 OutputOpt = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File for the results (default: standard output)."),
+    typer.Option(
+        "--output", "-o", help="File to write the results to.", show_default="standard output"
+    ),
 ]
 FormatOpt = Annotated[
     Format,
     typer.Option(
-        "--format", "-f", help="auto: by the output's ending; table on a terminal, else jsonl."
+        "--format",
+        "-f",
+        help="Format of the results. auto: the ending of --output decides; without --output, table "
+        "on a terminal, else jsonl.",
     ),
 ]
-OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")]
-ResumeOpt = Annotated[
-    bool, typer.Option("--resume", help="Go on with the output of an interrupted run (jsonl).")
+PrintFormatOpt = Annotated[
+    Format,
+    typer.Option(
+        "--format", "-f", help="Format of what is printed. auto: table on a terminal, else jsonl."
+    ),
 ]
-QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+OverwriteOpt = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output file if it exists.")
+]
+ResumeOpt = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue an interrupted run: keep its results in --output (jsonl only), and process "
+        "the remaining inputs.",
+    ),
+]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
+VerboseOpt = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print more messages on standard error.")
+]
 ConfigOpt = Annotated[
     Path | None,
     typer.Option(
         "--config",
         callback=read_config,
         is_eager=True,
-        help="YAML file with any of these options; the command line wins.",
+        help="YAML file with values for these options, such as `topk: 3`. The command line takes "
+        "precedence.",
     ),
 ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from hiera_core.records import Record
+from hiera_core.records import Record, error_json
 
 
 class Format(StrEnum):
+    """Values of --format."""
+
     auto = "auto"
     table = "table"
     json = "json"
@@ -21,14 +23,18 @@ class Format(StrEnum):
 
 
 class Writer(Protocol):
-    """Puts records on a stream in one format."""
+    """Writes records to a stream in one format.
+
+    Writers are created with the stream, the number of classes in a record, and the names of the
+    task's own fields, for formats with fixed columns.
+    """
 
     def write(self, record: Record) -> None: ...
     def close(self) -> None: ...
 
 
 class TableWriter:
-    """For people: the input's name, then its classes."""
+    """Text for a terminal: the name of each input, and its results below it."""
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
         self.stream = stream
@@ -38,21 +44,21 @@ class TableWriter:
         notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
         failed = "  error" if record.error else ""
         print(f"{self.bold}{record.input}{self.plain}{failed}{notes}", file=self.stream)
-        for guess in record.topk:
-            label = guess.label if guess.label is not None else "class"
-            print(f"  {guess.prob:6.1%}  {label} ({guess.id})", file=self.stream)
+        for prediction in record.topk:
+            label = prediction.label if prediction.label is not None else "class"
+            print(f"  {prediction.prob:6.1%}  {label} ({prediction.id})", file=self.stream)
         for line in record.lines:
             print(f"  {line}", file=self.stream)
         for segment in record.segments or []:
-            times = f"{_clock(segment.start)} - {_clock(segment.end)}"
-            best = "  ".join(f"{g.prob:6.1%}  {g.label or g.id}" for g in segment.topk[:1])
+            times = f"{_format_time(segment.start)} - {_format_time(segment.end)}"
+            best = "  ".join(f"{p.prob:6.1%}  {p.label or p.id}" for p in segment.topk[:1])
             print(f"  {times}  {best}", file=self.stream)
 
     def close(self) -> None: ...
 
 
 class JsonlWriter:
-    """One JSON object a line."""
+    """JSON lines: one object per record."""
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
         self.stream = stream
@@ -64,21 +70,24 @@ class JsonlWriter:
 
 
 class JsonWriter:
-    """One JSON array, still written record by record."""
+    """One JSON array, which is also written record by record."""
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
-        self.stream, self.lead = stream, "[\n"
+        self.stream, self.separator = stream, "[\n"
 
     def write(self, record: Record) -> None:
-        self.stream.write(f"{self.lead}  {json.dumps(record.to_json())}")
-        self.lead = ",\n"
+        self.stream.write(f"{self.separator}  {json.dumps(record.to_json())}")
+        self.separator = ",\n"
 
     def close(self) -> None:
-        self.stream.write("[]\n" if self.lead == "[\n" else "\n]\n")
+        self.stream.write("[]\n" if self.separator == "[\n" else "\n]\n")
 
 
 class CsvWriter:
-    """One row an input, three columns a class; what a task says besides as JSON."""
+    """CSV with one row per record and three columns per class.
+
+    Segments and the task's own fields are JSON within their cell.
+    """
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
         columns = ["input", "index", "status", "kind", "model"]
@@ -90,14 +99,15 @@ class CsvWriter:
         self.writer.writeheader()
 
     def write(self, record: Record) -> None:
-        values: dict[str, Any] = {**record.to_json()}
-        row: dict[str, Any] = {k: values[k] for k in ("input", "index", "status", "kind", "model")}
-        for rank, guess in enumerate(record.topk, start=1):
-            row[f"top{rank}_id"] = guess.id
-            row[f"top{rank}_label"] = guess.label or ""
-            row[f"top{rank}_prob"] = guess.prob
+        values: Mapping[str, object] = record.to_json()
+        row = {name: values[name] for name in ("input", "index", "status", "kind", "model")}
+        for rank, prediction in enumerate(record.topk, start=1):
+            row[f"top{rank}_id"] = prediction.id
+            row[f"top{rank}_label"] = prediction.label or ""
+            row[f"top{rank}_prob"] = prediction.prob
         row["notes"] = "; ".join(record.notes)
-        row |= {f"error_{k}": v for k, v in (values["error"] or {}).items()}
+        if record.error is not None:
+            row |= {f"error_{key}": value for key, value in error_json(record.error).items()}
         for name in ("segments", *self.details):
             if name in values:
                 row[name] = json.dumps(values[name])
@@ -114,27 +124,64 @@ WRITERS: dict[Format, Callable[[IO[str], int, tuple[str, ...]], Writer]] = {
 }
 
 
-def write_rows(rows: list[dict[str, Any]], columns: list[str], format: Format) -> str:
-    """Rows of a listing (not records) as text in a format."""
+def write_rows(
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str], format: Format
+) -> str:
+    """Return the rows of a listing (not records) as text.
+
+    Args:
+        rows: Rows with the same keys.
+        columns: Keys that a table shows. The other formats hold all keys.
+        format: Any format but `auto`.
+    """
     if format is Format.json:
         return json.dumps(rows, indent=2) + "\n"
     if format is Format.jsonl:
         return "".join(json.dumps(row) + "\n" for row in rows)
     if format is Format.csv:
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, list(rows[0]) if rows else columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+        writer.writerows({key: _cell_text(value) for key, value in row.items()} for row in rows)
         return text.getvalue()
-    cells = [columns] + [[_cell(row[c]) for c in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join((c or "-").ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells
-    ]
-    return "".join(line.rstrip() + "\n" for line in lines)
+    return format_table(columns, [[_cell_text(row[c]) or "-" for c in columns] for row in rows])
 
 
-def _cell(value: Any) -> str:
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table with aligned columns, without borders. Lines are never wrapped.
+
+    Args:
+        columns: Headers of the columns.
+        rows: Cells of each row, as many as there are columns.
+    """
+    # Imported here, because `hiera --help` must start fast and prints no table.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for column in columns:
+        table.add_column(Text(column), no_wrap=True, overflow="ignore")
+    for row in rows:
+        # `Text` keeps brackets, which rich would take for markup in a plain string.
+        table.add_row(*(Text(cell.expandtabs()) for cell in row))
+    text = io.StringIO()
+    # A width beyond that of any table, so that rich does not cut it. With all of these given, the
+    # environment (FORCE_COLOR, TERM, COLUMNS) has no influence.
+    console = Console(
+        file=text,
+        width=100_000,
+        height=100,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        legacy_windows=False,
+    )
+    console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
+
+
+def _cell_text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -142,7 +189,7 @@ def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _clock(seconds: float) -> str:
-    """62.5 -> 0:01:02.5"""
+def _format_time(seconds: float) -> str:
+    """Return a position in a video: 62.5 -> 0:01:02.5."""
     minutes, rest = divmod(round(seconds, 1), 60)
     return f"{int(minutes) // 60}:{int(minutes) % 60:02}:{rest:04.1f}"

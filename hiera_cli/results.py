@@ -1,4 +1,4 @@
-"""The one object that prints: records to a stream or file, as they come, in any format."""
+"""Output of the commands that make one record per input: results, messages, progress, exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
@@ -21,17 +21,23 @@ PARTIAL = ".partial"
 
 
 class ResultStream:
-    """Results to stdout or a file, messages and progress to stderr.
+    """Writes results to standard output or a file, and messages and progress to stderr.
 
-    A file is written as NAME.partial and gets its name when it is whole, so an interrupted run
-    leaves what it has done, marked as such.
+    A file is written as NAME.partial, and renamed to NAME when all inputs are done. So an
+    interrupted run leaves its results under a name that shows that some are missing.
 
     Args:
-        path: a file, or None for standard output.
-        topk: columns of csv for classes; details: for what a task says besides.
+        path: The output file, or None for standard output.
+        format: Format of the results.
+        topk: Number of classes in a record, for the columns of csv.
+        details: Names of the task's own fields, for the columns of csv.
+        overwrite: Replace the file.
+        resume: Append to the NAME.partial of an interrupted run.
+        quiet: Print no progress and no summary.
 
     Raises:
-        UsageError: the file exists, its folder is missing or read-only, nothing to resume.
+        UsageError: The file exists, its folder is missing or read-only, an interrupted run left
+            results, or this format cannot be resumed.
     """
 
     def __init__(
@@ -49,8 +55,9 @@ class ResultStream:
         self.partial = None if path is None else path.with_name(path.name + PARTIAL)
         self.format = resolve_format(format, path)
         self.topk, self.details, self.resume = topk, details, resume
-        self.ok = self.failed = self.done = 0  # done: by the run that is resumed
-        self.whole = True  # False: stopped early, so a file keeps its .partial name
+        self.ok = self.failed = 0
+        self.skipped = 0  # inputs that the interrupted run has finished; `ok` or `failed`, too
+        self.complete = True  # False if the run stops early, so that the file stays .partial
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
         if path is not None:
@@ -65,35 +72,35 @@ class ResultStream:
         stream: IO[str] = sys.stdout
         if self.partial is not None:
             if self.resume and self.partial.exists():
-                _cut_torn_line(self.partial)
+                _remove_incomplete_line(self.partial)
             stream = self._open(self.partial)
         self.stream = stream
         self.writer = WRITERS[self.format](stream, self.topk, self.details)
         self._progress = contextlib.ExitStack()
-        self._advance = self._progress.enter_context(_progress(self._shows_progress()))
+        self._advance = self._progress.enter_context(_progress_counter(self._shows_progress()))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone; the results are not
+        with contextlib.suppress(OSError):  # the terminal may be closed
             self._progress.close()
         if kind is None:
             self.writer.close()
-        # After an error it stands, not what flushing would say of it again.
+        # If there is an error already, an error of flushing must not replace it.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
             self.stream.flush()
         if self.partial is not None and self.path is not None:
             os.fsync(self.stream.fileno())
             self.stream.close()
-            if kind is None and self.whole:
+            if kind is None and self.complete:
                 self.partial.replace(self.path)
             elif not (self.ok or self.failed or self.partial.stat().st_size):
-                self.partial.unlink()  # nothing was done: nothing to resume
+                self.partial.unlink()  # there is nothing to resume
 
     def skip_done(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """Pass over the inputs that the resumed run has records of, and count those.
+        """Yield the inputs that the resumed run has not finished, and count the others.
 
         Raises:
-            UsageError: they are other inputs, or not in that order.
+            UsageError: The inputs differ from those of the resumed run, or their order does.
         """
         sources = iter(sources)
         for name, status in _finished(self.partial) if self.resume and self.partial else ():
@@ -101,16 +108,21 @@ class ResultStream:
             if source is None or source.name != name:
                 now = "nothing" if source is None else repr(source.name)
                 raise UsageError(
-                    f"--resume: input {self.done} was {name!r} and is {now} now",
+                    f"--resume: input {self.skipped} was {name!r} and is {now} now",
                     "give the same inputs in the same order, or --overwrite",
                 )
-            self.done += 1
+            self.skipped += 1
             self.failed += status == "error"
             self.ok += status != "error"
         yield from sources
 
     def record(self, record: Record) -> None:
-        """Write one record, at once; say on stderr what went wrong with it."""
+        """Write one record at once, and print its error on stderr if it has one.
+
+        Raises:
+            ReaderGone: The reader of standard output has closed it.
+            OutputError: The record cannot be written.
+        """
         try:
             self.writer.write(record)
             self.stream.flush()
@@ -129,18 +141,23 @@ class ResultStream:
     def write_all(
         self, records: Iterable[Record], each: Callable[[Record], None], stop: bool = False
     ) -> int:
-        """Write records as they come, after `each` has seen them, and give the exit code.
+        """Write all records as they arrive.
 
         Args:
-            each: may raise InputError, which makes the record an error.
-            stop: end at the first error.
+            records: The records of a `Pipeline`.
+            each: Called with each record without an error, before it is written. If it raises an
+                InputError, the record gets this error.
+            stop: End at the first error.
+
+        Returns:
+            The exit code.
 
         Raises:
-            UsageError: there are none.
+            UsageError: There are no records.
         """
         with self:
             for record in records:
-                record.index += self.done
+                record.index += self.skipped
                 if record.error is None:
                     try:
                         each(record)
@@ -148,24 +165,24 @@ class ResultStream:
                         record.fail(error)
                 self.record(record)
                 if record.error is not None and stop:
-                    self.whole = False
+                    self.complete = False
                     break
         if not (self.ok or self.failed):
-            raise UsageError("no inputs", "the list, pattern or standard input holds none")
-        self.closing_line()
+            raise UsageError("no inputs", "the list, pattern or standard input is empty")
+        self.print_summary()
         return SOME_FAILED if self.failed else OK
 
-    def closing_line(self) -> None:
-        """`n ok, m failed`, where there was more than one input or anything failed."""
+    def print_summary(self) -> None:
+        """Print `n ok, m failed`, if anything failed or there was more than one input."""
         if self.failed or (self.ok > 1 and not self.quiet):
-            path = self.path if self.whole else self.partial
-            where = f" -> {path}" if path else ""
-            print_message(f"{self.ok} ok, {self.failed} failed{where}")
+            path = self.path if self.complete else self.partial
+            target = f" -> {path}" if path else ""
+            print_message(f"{self.ok} ok, {self.failed} failed{target}")
 
     def _shows_progress(self) -> bool:
-        """On a terminal that shows no results itself: those are progress enough."""
-        busy = self.path is None and sys.stdout.isatty()
-        return sys.stderr.isatty() and not busy and not self.quiet
+        """Whether to show a counter: on a terminal, unless the results go to a terminal, too."""
+        prints_results = self.path is None and sys.stdout.isatty()
+        return sys.stderr.isatty() and not prints_results and not self.quiet
 
     def _open(self, path: Path) -> IO[str]:
         try:
@@ -177,19 +194,31 @@ class ResultStream:
 
 
 def resolve_format(format: Format, path: Path | None) -> Format:
-    """What `auto` means: by the file's ending; else a table on a terminal, jsonl elsewhere."""
+    """Return the format that `auto` stands for; other formats are returned as they are.
+
+    For a file its ending decides, and jsonl is used for unknown endings. Standard output gets a
+    table if it is a terminal, else jsonl.
+    """
     if format is not Format.auto:
         return format
     if path is None:
         return Format.table if sys.stdout.isatty() else Format.jsonl
-    endings = {".json": Format.json, ".jsonl": Format.jsonl, ".csv": Format.csv}
-    if path.suffix.lower() in endings:
-        return endings[path.suffix.lower()]
-    return Format.table if path.suffix.lower() == ".txt" else Format.jsonl
+    endings = {
+        ".json": Format.json,
+        ".jsonl": Format.jsonl,
+        ".csv": Format.csv,
+        ".txt": Format.table,
+    }
+    return endings.get(path.suffix.lower(), Format.jsonl)
 
 
 def check_file(path: Path | None, overwrite: bool) -> None:
-    """Raise UsageError unless the output (if there is one) can be written."""
+    """Check that an output file can be written, if one is given.
+
+    Raises:
+        UsageError: It exists (without `overwrite`), is a folder, or its folder is missing or
+            read-only.
+    """
     if path is None:
         return
     if path.is_dir():
@@ -197,37 +226,41 @@ def check_file(path: Path | None, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError(f"output {str(path)!r} exists", "--overwrite replaces it")
     if not path.parent.is_dir():
-        raise UsageError(f"no folder {str(path.parent)!r} to write to", "make it first")
+        raise UsageError(f"there is no folder {str(path.parent)!r}", "make it first")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"folder {str(path.parent)!r} is read-only", "write elsewhere")
+        raise UsageError(f"folder {str(path.parent)!r} is read-only", "write to another folder")
 
 
 def check_folder(folder: Path, may_exist: bool) -> None:
-    """A folder to write files to: new or empty, unless told otherwise.
+    """Check that files can be written to a folder. It may be missing.
+
+    Args:
+        folder: The folder.
+        may_exist: It may hold files.
 
     Raises:
-        UsageError: it holds something, is a file, or cannot be written to.
+        UsageError: It is not empty (without `may_exist`), is a file, or is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is a file", "name a folder")
     if folder.is_dir() and not may_exist and any(folder.iterdir()):
         raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"folder {str(there)!r} is read-only", "write elsewhere")
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(f"folder {str(nearest)!r} is read-only", "write to another folder")
 
 
-def _cut_torn_line(partial: Path) -> None:
-    """An interrupted run may have left half a line."""
+def _remove_incomplete_line(partial: Path) -> None:
+    """Remove an incomplete last line, which an interrupted run may have left."""
     with partial.open("rb+") as file:
-        whole = 0
+        size = 0
         for line in file:
-            whole += len(line) if line.endswith(b"\n") else 0
-        file.truncate(whole)
+            size += len(line) if line.endswith(b"\n") else 0
+        file.truncate(size)
 
 
 def _finished(partial: Path) -> Iterator[tuple[str, str]]:
-    """Input and status of every record of an interrupted run."""
+    """Yield input and status of every record of an interrupted run."""
     with partial.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -240,8 +273,12 @@ def _finished(partial: Path) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _progress(show: bool) -> Iterator[Any]:
-    """A counter on stderr: done, failed, rate."""
+def _progress_counter(show: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how many inputs are done, how many failed, and how many follow per second.
+
+    Yields:
+        A function that takes the numbers of good and of failed inputs.
+    """
     if not show:
         yield lambda ok, failed: None
         return
@@ -253,12 +290,12 @@ def _progress(show: bool) -> Iterator[Any]:
         TextColumn("{task.completed} done, {task.fields[failed]} failed, {task.fields[rate]}/s"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, failed=0, rate="-")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, failed=0, rate="-")
 
         def advance(ok: int, failed: int) -> None:
-            speed = bar.tasks[0].speed
+            speed = progress.tasks[0].speed
             rate = f"{speed:.1f}" if speed else "-"
-            bar.update(task, completed=ok + failed, failed=failed, rate=rate)
+            progress.update(task, completed=ok + failed, failed=failed, rate=rate)
 
         yield advance

@@ -1,4 +1,4 @@
-"""Where and in which number format to compute."""
+"""Choose the device and the dtype, and compile for a device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """`auto` (CUDA, then MPS, then CPU), or the one asked for; never silently another.
+    """Return a device by its name. `auto` is CUDA if available, else MPS, else the CPU.
 
     Raises:
-        UsageError: no such name.
-        DeviceError: this machine has no such device.
+        UsageError: There is no such name.
+        DeviceError: This machine has no such device. Another one is never chosen silently.
     """
     name = str(name)
     if name == "auto":
@@ -33,7 +33,13 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: fp16 on CUDA, bf16 on a CPU with native instructions for it, else fp32."""
+    """Return a dtype by its name: one of DTYPES, or `auto`.
+
+    `auto` is fp16 on CUDA, bf16 on a CPU with native instructions for it, and fp32 elsewhere.
+
+    Raises:
+        UsageError: There is no such name.
+    """
     if name == "auto":
         if device.type == "cuda":
             return torch.float16
@@ -44,7 +50,7 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_native_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself (AVX512-BF16, AMX); emulation is slower."""
+    """Return whether the CPU has instructions for bf16 (AVX512-BF16, AMX). Emulation is slow."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
@@ -56,7 +62,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it; the CPU allocator only a message."""
+    """Return whether an error means that memory ran out.
+
+    CUDA raises its own type of error, but the CPU allocator raises a RuntimeError, which only its
+    message tells apart.
+    """
     text = str(error)
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -67,17 +77,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def compile_for_inference(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The fastest form that torch.compile makes of it, for inputs of one shape.
+    """Return the function compiled for inference on inputs of one shape.
 
-    On a CPU weights are constants of the program, packed for its products; on CUDA kernels are
-    chosen by trying, and launches recorded once. Weights must not change afterwards.
+    On a CPU, weights become constants of the program (freezing) and are packed for its matrix
+    products. On other devices, kernels are autotuned, and CUDA graphs are used where possible.
+    Weights must not change afterwards.
     """
     if device.type != "cpu":
         return torch.compile(function, dynamic=False, mode="max-autotune")
     compiled = torch.compile(function, dynamic=False)
 
     def frozen(*args: Any, **kwargs: Any) -> Any:
-        # As an option of torch.compile it comes too late: tracing looks for it, too.
+        # `freezing` as an option of torch.compile would come too late, because tracing reads it.
         with inductor.patch(freezing=True):
             return compiled(*args, **kwargs)
 
@@ -87,14 +98,14 @@ def compile_for_inference(function: Callable[..., Any], device: torch.device) ->
 
 
 def compile_for_training(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The same for what is differentiated: on CUDA with launches recorded once."""
+    """Return the function compiled for training on inputs of one shape; CUDA graphs on CUDA."""
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     return torch.compile(function, dynamic=False, mode=mode)
 
 
 @contextlib.contextmanager
 def compile_faults() -> Iterator[None]:
-    """Errors of torch.compile, in words."""
+    """Turn errors of torch.compile into a DeviceError."""
     try:
         yield
     except RuntimeError as error:
@@ -102,7 +113,7 @@ def compile_faults() -> Iterator[None]:
             raise
         raise DeviceError(
             f"torch.compile failed ({type(error).__name__})",
-            "it needs a C++ compiler (or Triton on a GPU); or leave out --compile",
+            "install a C++ compiler (or Triton on a GPU), or leave out --compile",
         ) from error
 
 
@@ -110,8 +121,8 @@ def compile_faults() -> Iterator[None]:
 def single_thread() -> Iterator[None]:
     """Run torch's CPU operations in one thread.
 
-    For passes over weights, which only wait for memory: with more threads, torch would synchronise
-    them at every tensor.
+    This is for passes over weights, which only wait for memory. With more threads, torch would
+    synchronise them at every tensor.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

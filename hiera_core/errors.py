@@ -1,4 +1,20 @@
-"""The errors a user can meet. Each says what was expected, what came, and what to do next."""
+"""Errors for users. Each names what was expected, what was given, and what to do next.
+
+The rule for all errors:
+
+- A call that cannot be carried out as a whole raises a `HieraError`, whose class is the kind of
+  error. The command line ends with its exit code:
+
+      UsageError, ConfigError       2
+      CheckpointError               3
+      HubError                      4
+      DeviceError, OutputError      5
+      InputError, TrainingError     1
+
+- An input that cannot be read does not stop the others. Functions that return records report it in
+  its record, with the status "error"; the command line then ends with exit code 1. Functions that
+  return bare tensors have no place for it, so they raise InputError for the first such input.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +23,12 @@ from collections.abc import Iterable
 
 
 class HieraError(Exception):
-    """Base of all errors raised on purpose; `hint` is the remedy, shown after the message."""
+    """Base of all errors that are raised on purpose.
+
+    Args:
+        message: What happened, and to which input or file.
+        hint: What to do next; shown after the message.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -23,31 +44,31 @@ class UsageError(HieraError, ValueError):
 
 
 class ConfigError(UsageError):
-    """A model configuration that cannot be built (sizes, strides, units)."""
+    """A model configuration that cannot be built (sizes, strides, mask units)."""
 
 
 class CheckpointError(HieraError, RuntimeError):
-    """A checkpoint that is damaged, foreign, unsafe, or belongs to another model."""
+    """A checkpoint that is missing, damaged, unsafe, not a Hiera's, or of another model."""
 
 
 class HubError(HieraError, RuntimeError):
-    """Weights that could not be fetched: offline, missing, gated, interrupted."""
+    """A failed transfer: the hub is offline, or files are missing, gated or interrupted."""
 
 
 class DeviceError(HieraError, RuntimeError):
-    """A device that is not there, or has no memory left."""
+    """A device that does not exist, is out of memory, or cannot compile."""
 
 
 class OutputError(HieraError, RuntimeError):
-    """A result that could not be written (disk full, folder gone)."""
+    """A result that cannot be written, for example because the disk is full."""
 
 
 class TrainingError(HieraError, RuntimeError):
-    """A run that cannot go on: it diverged, or too much of its data is unreadable."""
+    """Training that cannot go on: it diverged, or too much of its data cannot be read."""
 
 
 class InputError(HieraError):
-    """One input that cannot be used. The batch goes on without it."""
+    """One input that cannot be used. The others are not affected."""
 
 
 def first_line(error: BaseException) -> str:
@@ -57,9 +78,9 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 3) -> str:
-    """`did you mean a, b or c?` for a mistyped `name`; empty when nothing is near."""
-    found = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.6)
-    if not found:
+    """Return `did you mean a, b or c?` for a mistyped name, or "" if no choice is similar."""
+    similar = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.6)
+    if not similar:
         return ""
-    *rest, last = found
+    *rest, last = similar
     return f"did you mean {', '.join(rest) + ' or ' if rest else ''}{last}?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from hiera_core.benchmarking.job import Job, Measurement, RunLength, add_ratios
 from hiera_core.errors import DeviceError, UsageError
 
 Hiera = Callable[..., tuple[int, str, str]]
-SHORT = RunLength(seconds=0.02, runs=2, limit=0.02, least=2, turn=0.01)
+SHORT = RunLength(seconds=0.02, runs=2, max_seconds=0.02, min_runs=2, round_seconds=0.01)
 NANO = Job("hiera", "hiera_nano_32", batch=2)
 
 
@@ -133,6 +134,17 @@ def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"timm is not installed; pip install timm"):
         peers.check("timm")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_work(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("work has begun"))
+    code, out, err = hiera("bench", "hiera_nano_32", "--plot", tmp_path / "out.png")
+    assert (code, out) == (2, "")
+    assert "needs matplotlib" in err and "pip install 'hiera-toolkit[plots]'" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_means_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,5 +285,5 @@ def test_the_header_says_what_a_cpu_changes(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("hiera_core.device.has_native_bf16", lambda native=native: native)
         header, length = machine.settings("cpu", "auto", "infer", None)
         assert header.dtype == dtype and words in header.lines()[1]
-        assert length.least == 3
+        assert length.min_runs == 3
     assert machine.batch_for("image", "cpu", "infer") == 8

@@ -22,7 +22,7 @@ import hiera_core
 from hiera_core import zoo
 from hiera_core.conversion import converter, formats, publish, verify, write_weights
 from hiera_core.errors import CheckpointError, HubError, UsageError
-from hiera_core.weights import files, key_mapping, load
+from hiera_core.weights import download, files, key_mapping, load
 
 from .conftest import SMALL, Hub, HubHandler, assert_close, draw_weights, run_process
 
@@ -421,7 +421,8 @@ def test_without_the_library_we_read_it_ourselves(
 ) -> None:
     from hiera_core.conversion import read_back
 
-    monkeypatch.setitem(read_back.READERS, "timm", ("no_such_package", "timm", read_back._timm))
+    missing = ("no_such_package", "timm", read_back._load_timm)
+    monkeypatch.setitem(read_back.READERS, "timm", missing)
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", "timm", "--verify", "forward"]
     code, out, err = hiera(*arguments)
     assert code == 0 and "timm is not installed" in err
@@ -508,7 +509,7 @@ def test_destinations(saved: dict[str, Path], tmp_path: Path, hiera: Command) ->
         assert code == 0, err
     assert (
         load.read_checkpoint(tmp_path / "file.pth").state
-        and load.read_checkpoint(tmp_path / "folder").dialect == "timm"
+        and load.read_checkpoint(tmp_path / "folder").naming == "timm"
     )
     only(tmp_path, "file.pth", "folder", "full", "link")
 
@@ -633,7 +634,7 @@ def test_publishing(publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path)
 def test_publishing_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no name of a hub repository"):
         publish.check("a/b/c")
-    monkeypatch.setattr(publish.hub, "is_offline", lambda: True)
+    monkeypatch.setattr(publish.download, "is_offline", lambda: True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         publish.check("me/mine")
 
@@ -683,8 +684,9 @@ def test_safetensors_are_the_official_writers_byte_for_byte(
     state = files.read_tensors(saved["image"] / formats.WEIGHTS_NAME)
     mixed = {**state, "norm.bias": state["norm.bias"].clone(), "x": state["norm.bias"][::2]}
     mixed["half"] = state["norm.weight"].half()
-    checksum = files.write_safetensors(tmp_path / "ours", mixed, checksum=True)
+    files.write_safetensors(tmp_path / "ours", mixed)
     plain = {name: tensor.contiguous().clone() for name, tensor in mixed.items()}
     save_file(plain, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    checksum = download.sha256_of(tmp_path / "ours")
     assert hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest() == checksum

@@ -167,10 +167,10 @@ def test_one_line(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         hiera_core.features(tmp_path / "none.png", "hiera_nano_32")
     with pytest.raises(UsageError, match="has 3 stages"):
-        FeatureExtractor("hiera_nano_32", wanted=FeatureSelection((4,)))
+        FeatureExtractor("hiera_nano_32", selection=FeatureSelection((4,)))
     sampling = hiera_core.Sampling(clips=2)
     with pytest.raises(UsageError, match="several views"):
-        FeatureExtractor("hiera_nano_8x32", wanted=ALL, sampling=sampling)
+        FeatureExtractor("hiera_nano_8x32", selection=ALL, sampling=sampling)
     for pipeline in (FeatureExtractor, hiera_core.Reconstructor):
         with pytest.raises(UsageError, match="for prediction"):
             pipeline(sampling=hiera_core.Sampling(segments=1.0))

@@ -90,7 +90,6 @@ def test_labels_are_torchvision_s() -> None:
     videos = labels.class_names("kinetics400")
     assert list(videos) == MViT_V2_S_Weights.DEFAULT.meta["categories"]
     assert videos[363] == "training dog"
-    assert labels._from_public_api("imagenet1k") == list(images)
 
 
 def test_alone_and_in_a_batch(small_folder: Path, pictures: Path) -> None:
@@ -278,7 +277,7 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     predictor = hiera_core.Predictor(str(small_folder), batch_size=8)
     classifier = predictor.classifier("image")
-    sizes, whole = [], classifier._batch
+    sizes, whole = [], classifier._run_batch
 
     def limited(pixels: np.ndarray) -> torch.Tensor:
         sizes.append(len(pixels))
@@ -286,7 +285,7 @@ def test_out_of_memory_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(pixels)
 
-    classifier._batch = limited  # type: ignore[method-assign]
+    classifier._run_batch = limited  # type: ignore[method-assign]
     records = list(predictor(sources.expand([str(pictures)] * 2)))
     assert len(records) == 8 and all(r.status == "ok" for r in records)
     assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
@@ -294,7 +293,7 @@ def test_out_of_memory_halves_the_batch(
     def exhausted(pixels: np.ndarray) -> torch.Tensor:
         torch.empty(1 << 50)  # the real message of this machine's allocator
 
-    classifier._batch = exhausted  # type: ignore[method-assign]
+    classifier._run_batch = exhausted  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="no memory left"):
         list(predictor(sources.expand([str(pictures)])))
 
@@ -472,7 +471,7 @@ def test_unexpected_errors_are_one_line_unless_debug(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(sources, "check", broken)
+    monkeypatch.setattr(sources, "check_inputs", broken)
     code, _, err = hiera("predict", pictures / "coffee.png")
     assert code == 1 and err.count("\n") == 1 and "--debug" in err
     with pytest.raises(ZeroDivisionError):

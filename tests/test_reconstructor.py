@@ -210,7 +210,7 @@ def test_mae_of_a_video(hiera: Command, tmp_path: Path) -> None:
 def test_a_movie_runs_at_its_true_rate(tmp_path: Path) -> None:
     """Of the released video models: 16 frames 4 apart at 30 a second, every second predicted."""
     model = some_model({**VIDEO, "input_size": (16, 64, 64)})
-    assert BatchReconstructor(model).rate == 30 / 8
+    assert BatchReconstructor(model).frame_rate == 30 / 8
     pipeline = hiera_core.Reconstructor(model)
     (record,) = pipeline(hiera_core.data.sources.expand([str(write_video(tmp_path / "x.mp4"))]))
     assert record.video["views"] == 1

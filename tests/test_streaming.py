@@ -23,7 +23,7 @@ def test_order_is_kept(pool: ThreadPoolExecutor) -> None:
         time.sleep(0.02 if number % 4 == 0 else 0)
         return number * number
 
-    assert list(prefetch_map(late_first, range(50), pool=pool, ahead=8)) == [
+    assert list(prefetch_map(late_first, range(50), pool=pool, limit=8)) == [
         n * n for n in range(50)
     ]
     assert list(prefetch_next(iter(range(20)), pool)) == list(range(20))
@@ -39,7 +39,7 @@ def test_no_more_than_asked_for_is_under_way(pool: ThreadPoolExecutor) -> None:
             assert drawn - used <= 10 + 2, "drawn too far ahead"
             yield number
 
-    for _ in prefetch_map(lambda n: n, source(), pool=pool, ahead=10):
+    for _ in prefetch_map(lambda n: n, source(), pool=pool, limit=10):
         used += 1
     assert used == 200
 
@@ -56,9 +56,9 @@ def test_costly_items_take_more_room(pool: ThreadPoolExecutor) -> None:
         with lock:
             now -= 1
 
-    list(prefetch_map(busy, range(20), pool=pool, ahead=10, cost=lambda n: 5))
+    list(prefetch_map(busy, range(20), pool=pool, limit=10, cost=lambda n: 5))
     assert most <= 2
-    assert len(list(prefetch_map(busy, range(3), pool=pool, ahead=2, cost=lambda n: 100))) == 3
+    assert len(list(prefetch_map(busy, range(3), pool=pool, limit=2, cost=lambda n: 100))) == 3
 
 
 def test_a_slow_source_says_so(pool: ThreadPoolExecutor) -> None:
@@ -70,7 +70,7 @@ def test_a_slow_source_says_so(pool: ThreadPoolExecutor) -> None:
         assert go_on.wait(10)
         yield 2
 
-    results = prefetch_map(lambda n: n, source(), pool=pool, ahead=4, patience=0.01)
+    results = prefetch_map(lambda n: n, source(), pool=pool, limit=4, patience=0.01)
     seen = [next(results)]
     while seen[-1] is not None:
         seen.append(next(results))
@@ -84,12 +84,12 @@ def test_errors_come_in_their_place(pool: ThreadPoolExecutor) -> None:
         yield from range(3)
         raise KeyError("the source")
 
-    results = prefetch_map(lambda n: n, source(), pool=pool, ahead=2)
+    results = prefetch_map(lambda n: n, source(), pool=pool, limit=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="the source"):
         next(results)
     with pytest.raises(ZeroDivisionError):
-        list(prefetch_map(lambda n: 1 // (n - 2), range(5), pool=pool, ahead=2))
+        list(prefetch_map(lambda n: 1 // (n - 2), range(5), pool=pool, limit=2))
 
 
 def test_leaving_early_stops_the_source(pool: ThreadPoolExecutor) -> None:
@@ -101,7 +101,7 @@ def test_leaving_early_stops_the_source(pool: ThreadPoolExecutor) -> None:
             drawn += 1
             yield drawn
 
-    results = prefetch_map(lambda n: n, source(), pool=pool, ahead=4)
+    results = prefetch_map(lambda n: n, source(), pool=pool, limit=4)
     next(results)
     results.close()  # type: ignore[attr-defined]
     time.sleep(0.05)

@@ -17,7 +17,7 @@ import torch
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.data import datasets, video_writer
+from hiera_core.data import datasets, toy_datasets, video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
 from hiera_core.training import build, dataloader, distributed, optimizer, recipe, sampler, trainer
 from hiera_core.training.augment import Augment, mix
@@ -42,7 +42,7 @@ def recipe_of(model: str, **settings: Any) -> recipe.Recipe:
 
 def digits(count: int = 128, val: int = 32) -> datasets.Splits:
     found = datasets.open_dataset("digits")
-    return datasets.Splits(found.part(range(count)), found.part(range(count, count + val)))
+    return datasets.Splits(found.subset(range(count)), found.subset(range(count, count + val)))
 
 
 def run(
@@ -236,7 +236,7 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     model = hiera_core.Hiera.from_pretrained(tmp_path / "run")
     assert model.card["classes"][3] == "three"
     record = hiera_core.predict(next(iter(_pictures(tmp_path))), str(tmp_path / "run"))
-    assert record["topk"][0]["label"] in datasets.builtin.DIGITS
+    assert record["topk"][0]["label"] in toy_datasets.DIGITS
     # The saved weights are the averages, and measure what the log says of them.
     from hiera_core.inference.evaluate import evaluate_dataset
     from hiera_core.inference.predict import Predictor
@@ -249,7 +249,7 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def _pictures(folder: Path) -> Iterator[Path]:
     for index in range(3):
         path = folder / f"{index}.png"
-        path.write_bytes(datasets.builtin.Digits()[index].content())
+        path.write_bytes(toy_datasets.Digits()[index].content())
         yield path
 
 
@@ -320,7 +320,7 @@ def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     pictures = tmp_path / "data"
     for name in ("a", "b"):
         (pictures / name).mkdir(parents=True)
-    source = datasets.builtin.Digits()
+    source = toy_datasets.Digits()
     for i in range(64):
         content = source[i].content()
         assert isinstance(content, bytes)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import hiera_core
+from hiera_core import atomic
 from hiera_core.errors import CheckpointError, HubError, OutputError, UsageError
 from hiera_core.weights import files, key_mapping, load
 
@@ -92,7 +93,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         hiera_core.Hiera(**SMALL).save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []

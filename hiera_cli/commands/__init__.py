@@ -1,1 +1,1 @@
-"""One file for each command of `hiera`."""
+"""Commands of `hiera`, one module for each."""

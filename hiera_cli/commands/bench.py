@@ -1,13 +1,12 @@
-"""`hiera bench`: how fast the models are here, and beside others."""
+"""`hiera bench`: measure the speed of models, and compare it with other implementations."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,21 +19,25 @@ from hiera_core.errors import DeviceError, UsageError
 from .. import options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, write_rows
+from ..output_formats import Format, format_table, write_rows
 from ..results import check_file, resolve_format
 
 if TYPE_CHECKING:
-    from hiera_core.benchmarking.job import Measurement
+    from hiera_core.benchmarking.job import Job, Measurement, RunLength
     from hiera_core.benchmarking.machine import Header
 
 
 class Mode(StrEnum):
+    """Values of --mode."""
+
     infer = "infer"
     grad = "grad"
     train = "train"
 
 
 class Attention(StrEnum):
+    """Values of --attention."""
+
     both = "both"
     fused = "fused"
     eager = "eager"
@@ -44,15 +47,20 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Names from `hiera models` (default: hiera_base_224).", metavar="MODELS"
+            help="Names from `hiera models`.",
+            metavar="MODELS",
+            show_default=zoo.DEFAULT_IMAGE_MODEL,
         ),
     ] = None,
     all_models: Annotated[
-        bool, typer.Option("--all", help="The ten classifiers of the paper.")
+        bool, typer.Option("--all", help="Measure the ten classifiers of the paper.")
     ] = False,
     mode: Annotated[
         Mode,
-        typer.Option(help="grad: forward and backward; train: and a step of the optimiser."),
+        typer.Option(
+            help="infer: the forward pass. grad: forward and backward. train: forward, backward "
+            "and a step of the optimiser."
+        ),
     ] = Mode.infer,
     batch_sizes: Annotated[
         str,
@@ -60,70 +68,105 @@ def bench(
             "--batch-sizes",
             "-b",
             metavar="auto|N,N",
-            help="Inputs a pass. Out of memory halves it.",
+            help="Batch sizes to measure. auto: one that suits the device. If memory runs out, "
+            "the size is halved.",
         ),
     ] = "auto",
     attention: Annotated[
-        Attention, typer.Option(help="Fused, eager (as the paper was measured), or both.")
+        Attention,
+        typer.Option(
+            help="Implementation of attention: fused, eager (as in the measurements of the paper), "
+            "or both."
+        ),
     ] = Attention.both,
     compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Measure the compiled form, too.")
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Also measure the model compiled with torch.compile."
+        ),
     ] = False,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Take turns with reference, timm, transformers, hiera-optim, vit (where "
-            "installed); reference:fp32 in a dtype of its own.",
+            help="Also measure other implementations that are installed: reference, timm, "
+            "transformers, hiera-optim, vit. PEER:fp32 measures one in another dtype than --dtype.",
             metavar="PEER,PEER",
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="Measure each row for so long (default: 3 or more).")
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long to measure each variant, in seconds.",
+            show_default="3 or more, depending on the device",
+        ),
     ] = None,
     export: Annotated[
         list[Path] | None,
-        typer.Option(help="Also write a .json (every sample), .csv or .md file.", metavar="FILE"),
+        typer.Option(
+            help="Also write the results to this file: .json (with every sample), .csv or .md. May "
+            "be given several times.",
+            metavar="FILE",
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw throughput and latency.", metavar="FILE.png")
+        Path | None,
+        typer.Option(
+            help="Draw throughput and latency as a chart. Needs matplotlib.", metavar="FILE.png"
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(help="Hold against an earlier --export FILE.json.", metavar="OLD.json"),
+        typer.Option(
+            help="Compare the results with an earlier --export FILE.json.", metavar="OLD.json"
+        ),
     ] = None,
     fail_over: Annotated[
         str,
-        typer.Option(help="Exit with 1 when a row has become slower by more.", metavar="PERCENT"),
+        typer.Option(
+            help="With --compare, exit with 1 if a model has become slower by more than this.",
+            metavar="PERCENT",
+        ),
     ] = "5%",
     output: options.OutputOpt = None,
     format: options.FormatOpt = Format.auto,
-    overwrite: options.OverwriteOpt = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
     device: options.DeviceOpt = options.Device.auto,
-    dtype: options.DtypeOpt = options.Dtype.auto,
+    dtype: Annotated[
+        options.Dtype,
+        typer.Option(
+            help="Number format of weights and activations. auto: fp16 on CUDA (bf16 with --mode "
+            "grad or train), bf16 on a CPU with native bf16, else fp32."
+        ),
+    ] = options.Dtype.auto,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
     """Measure throughput, latency and memory of models, with and without fused attention.
 
-    Each model runs in a process of its own, with random weights: nothing is downloaded. Variants
-    and peers take turns, so that a busy machine disturbs all of them alike.
+    Each model runs in its own process with random weights, so nothing is downloaded. The variants
+    of a model and the other implementations are measured alternately, so that a busy machine
+    disturbs all of them alike.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    names = _names(models or [], all_models)
-    sizes, tolerance, peers = _sizes(batch_sizes), _share(fail_over), _list(against)
+    names = _model_names(models or [], all_models)
+    sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over)
+    peer_names = _split_names(against)
     for path in (output, plot, *(export or [])):
         check_file(path, overwrite)
-    from hiera_core.benchmarking import compare as comparison
     from hiera_core.benchmarking import job as jobs
-    from hiera_core.benchmarking import machine, report, runner
-    from hiera_core.benchmarking.peers import check
+    from hiera_core.benchmarking import machine, peers, report
 
     for path in export or []:
         report.check_ending(path)
-    for peer in peers:
-        _check_peer(peer, check)
+    if plot is not None:
+        report.check_plot()
+    for peer in peer_names:
+        _check_peer(peer, peers.check)
     old = None if compare is None else report.read(compare)
     header, length = machine.settings(device, dtype, mode.value, seconds)
     for line in header.lines() if not quiet else ():
@@ -132,77 +175,100 @@ def bench(
     template = jobs.Job(
         jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
     )
-    rows: list[Measurement] = []
-    with _progress(not quiet) as progress:
-        for number, name in enumerate(names, 1):
-            default = machine.batch_for(zoo.get(name).kind, header.device, mode.value)
-            for group in runner.job_groups([name], sizes or [default], template, peers):
-                tell = functools.partial(progress, f"{number}/{len(names)}")
-                rows += runner.measure(group, length, tell)
-    _write(rows, header, output, format)
+    with _progress_line(not quiet) as progress:
+        measurements = _measure(names, sizes, template, peer_names, length, progress)
+    _write(measurements, header, output, format)
     for path in export or []:
-        report.export(path, header, rows)
+        report.export(path, header, measurements)
     if plot is not None:
-        report.plot(plot, header, rows)
-    for note in report.notes(rows):
+        report.plot(plot, header, measurements)
+    for note in report.notes(measurements):
         print_message(note)
-    slower = []
-    if old is not None:
-        changes = comparison.compare(old, rows, tolerance)
-        slower = [change for change in changes if change.verdict == "slower"]
-        for change in changes:
-            print(change.line(), file=sys.stderr)
-        print_message(f"{len(slower)} of {len(changes)} rows slower by more than {tolerance:.0%}")
-    return _outcome(rows, bool(slower))
+    slower = 0 if old is None else _print_comparison(old, measurements, tolerance)
+    return _exit_code(measurements, slower)
 
 
-def _names(models: list[str], all_models: bool) -> list[str]:
-    """What to measure, found in the zoo before torch is imported."""
+def _model_names(models: list[str], all_models: bool) -> list[str]:
+    """Return the names of the models to measure, and check them before torch is imported."""
     if all_models and models:
         raise UsageError("--all and names were given", "give one of them")
-    if all_models:  # those whose speed was published
-        return [name for name, row in zoo.models().items() if row.speed is not None]
+    if all_models:  # the paper gives a speed for its classifiers only
+        return [name for name, entry in zoo.models().items() if entry.speed is not None]
     return [zoo.get(name).name for name in models or [zoo.DEFAULT_IMAGE_MODEL]]
 
 
-def _sizes(text: str) -> list[int]:
-    """`1,8,64` -> [1, 8, 64]; `auto` -> []."""
+def _parse_sizes(text: str) -> list[int]:
+    """Parse batch sizes: `1,8,64` -> [1, 8, 64], `auto` -> []."""
     counts = [auto_or_count(part.strip()) for part in text.split(",")]
     return [count for count in counts if count is not None]
 
 
-def _share(text: str) -> float:
-    """`5%` -> 0.05, and so is `5`."""
+def _parse_percent(text: str) -> float:
+    """Parse a percentage, with or without its sign: `5%` -> 0.05, `5` -> 0.05."""
     if not re.fullmatch(r"\d+(\.\d+)?%?", text.strip()):
         raise typer.BadParameter(f"{text!r} is no percentage")
     return float(text.strip().removesuffix("%")) / 100
 
 
-def _list(text: str | None) -> list[str]:
+def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _check_peer(peer: str, check: Callable[[str], None]) -> None:
+    """Check a peer, with or without a dtype, by `peers.check`."""
     name, colon, dtype = peer.partition(":")
     check(name)
     if colon and dtype not in ("fp32", "bf16", "fp16"):
         raise UsageError(f"unknown dtype {dtype!r} in {peer!r}", "use fp32, bf16 or fp16")
 
 
-def _write(rows: list[Measurement], header: Header, output: Path | None, format: Format) -> None:
+def _measure(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    template: Job,
+    peers: Sequence[str],
+    length: RunLength,
+    progress: Callable[[str], None],
+) -> list[Measurement]:
+    """Return the measurements of all models, at all batch sizes.
+
+    Args:
+        names, sizes, peers: The models, batch sizes and other implementations.
+        template: Device, dtype, mode, attention and compilation of every job.
+        length: How long to measure each variant.
+        progress: Called with a line of text when something new begins.
+    """
+    from hiera_core.benchmarking import machine, runner
+
+    measurements = []
+    for number, name in enumerate(names, 1):
+        place = f"{number}/{len(names)}"
+
+        def report(text: str, place: str = place) -> None:
+            progress(f"{place} {text}")
+
+        default = machine.batch_for(zoo.get(name).kind, template.device, template.mode)
+        for group in runner.job_groups([name], sizes or [default], template, peers):
+            measurements += runner.measure(group, length, report)
+    return measurements
+
+
+def _write(
+    measurements: list[Measurement], header: Header, output: Path | None, format: Format
+) -> None:
+    """Write the measurements to a file, or print them."""
     from hiera_core import atomic
     from hiera_core.benchmarking import report
 
     format = resolve_format(format, output)
     if format is Format.table:
-        text = report.table(rows)
+        text = _table(measurements)
     elif format is Format.json:
-        text = report.as_json(header, rows)
+        text = report.as_json(header, measurements)
     elif format is Format.csv:
-        text = report.as_csv(header, rows)
+        text = report.as_csv(header, measurements)
     else:
-        values = [row.to_json() for row in rows]
-        text = write_rows(values, [], format)
+        text = write_rows([m.to_json() for m in measurements], [], format)
     if output is None:
         sys.stdout.write(text)
         return
@@ -210,29 +276,67 @@ def _write(rows: list[Measurement], header: Header, output: Path | None, format:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _outcome(rows: list[Measurement], slower: bool) -> int:
-    """1 when some rows failed or one became slower; all failed is the machine's error."""
-    failed = [row for row in rows if row.error is not None]
-    if failed and len(failed) == len(rows):
+def _table(measurements: Sequence[Measurement]) -> str:
+    """Return the measurements as a table. The error of one that failed stands at the end of its
+    line, where it widens no column."""
+    from hiera_core.benchmarking import report
+
+    names, rows = report.cells(measurements)
+    position = names.index("inputs/s")
+    for measurement, row in zip(measurements, rows, strict=True):
+        failed = measurement.error is not None
+        row.append(row[position] if failed else "")
+        if failed:
+            row[position] = "-"
+    return format_table([*names, ""], rows)
+
+
+def _print_comparison(
+    old: Sequence[Measurement], new: Sequence[Measurement], tolerance: float
+) -> int:
+    """Print on stderr how measurements have changed, and return how many are slower."""
+    from hiera_core.benchmarking import compare
+
+    changes = compare.compare(old, new, tolerance)
+    for change in changes:
+        print(change.line(), file=sys.stderr)
+    slower = sum(change.verdict == "slower" for change in changes)
+    print_message(f"{slower} of {len(changes)} rows slower by more than {tolerance:.0%}")
+    return slower
+
+
+def _exit_code(measurements: Sequence[Measurement], slower: int) -> int:
+    """Return 1 if a measurement failed or is slower than before.
+
+    Raises:
+        DeviceError: All measurements failed.
+    """
+    failed = [m for m in measurements if m.error is not None]
+    if failed and len(failed) == len(measurements):
         raise DeviceError(f"{failed[0].model}: {failed[0].error}", "use a smaller model or batch")
     return SOME_FAILED if failed or slower else OK
 
 
 @contextlib.contextmanager
-def _progress(show: bool) -> Iterator[Callable[[str, str], None]]:
-    """A line on stderr that changes, on a terminal; elsewhere one for each thing prepared."""
+def _progress_line(show: bool) -> Iterator[Callable[[str], None]]:
+    """Show progress on stderr: a line that changes on a terminal, else a line for each model or
+    peer that is prepared.
+
+    Yields:
+        A function that takes the text of the line.
+    """
     if not show:
-        yield lambda place, text: None
+        yield lambda text: None
         return
     if not sys.stderr.isatty():
-
-        def note(place: str, text: str) -> None:
-            if "preparing" in text:
-                print_message(f"{place} {text}")
-
-        yield note
+        yield _print_preparation
         return
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
-        yield lambda place, text: status.update(f"{place} {text}")
+        yield lambda text: status.update(text)
+
+
+def _print_preparation(text: str) -> None:
+    if "preparing" in text:
+        print_message(text)

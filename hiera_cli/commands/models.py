@@ -1,11 +1,11 @@
-"""`hiera models`: the zoo as a table. Imports no torch."""
+"""`hiera models`: the model zoo as a table. This command does not import torch."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from hiera_core import zoo
 
 from .. import options
 from ..output_formats import Format, write_rows
+from ..results import resolve_format
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
 LICENCE_LINE = (
@@ -22,50 +23,62 @@ LICENCE_LINE = (
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Only models with this in their name.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Only list models whose name contains this text.",
+            metavar="NAME",
+            show_default=False,
+        ),
     ] = None,
-    format: options.FormatOpt = Format.auto,
+    format: options.PrintFormatOpt = Format.auto,
 ) -> None:
-    """The model zoo: size, input, accuracy (ImageNet-1k or Kinetics-400), checkpoints, licence."""
-    rows = [_row(model) for model in zoo.models().values() if not name or name in model.name]
-    if not rows:
-        zoo.get(str(name))  # raises, with near names
-    if format is Format.auto:
-        format = Format.table if sys.stdout.isatty() else Format.jsonl
+    """List the models of the zoo.
+
+    For each model: parameters, GMACs per input, input size, published top-1 accuracy (ImageNet-1k
+    or Kinetics-400), published speed (inputs per second on an A100 in fp16), licence of the
+    weights, checkpoints, and which of these are on this machine.
+    """
+    entries = [entry for entry in zoo.models().values() if not name or name in entry.name]
+    if not entries:
+        zoo.get(str(name))  # raises an error that suggests similar names
+    rows = [_row(entry) for entry in entries]
+    format = resolve_format(format, None)
     if format is Format.table:
-        for row in rows:
-            row["params"] = f"{row['params'] / 1e6:.1f}M"
+        for entry, row in zip(entries, rows, strict=True):
+            row["params"] = f"{entry.params / 1e6:.1f}M"
     sys.stdout.write(write_rows(rows, COLUMNS, format))
     if format is Format.table:
         print(LICENCE_LINE)
 
 
-def _row(model: zoo.ModelEntry) -> dict[str, Any]:
+def _row(entry: zoo.ModelEntry) -> dict[str, object]:
     return {
-        "name": model.name,
-        "kind": model.kind,
-        "autoencoder": model.autoencoder,
-        "params": model.params,
-        "gmacs": model.gmacs,
-        "input": "x".join(map(str, model.config["input_size"])),
-        "top1": model.top1,
-        "speed": model.speed,
-        "checkpoints": list(model.checkpoints),
-        "licence": model.licence,
-        "cached": [tag for tag, where in model.checkpoints.items() if _is_cached(where)],
+        "name": entry.name,
+        "kind": entry.kind,
+        "autoencoder": entry.autoencoder,
+        "params": entry.params,
+        "gmacs": entry.gmacs,
+        "input": "x".join(map(str, entry.config["input_size"])),
+        "top1": entry.top1,
+        "speed": entry.speed,
+        "checkpoints": list(entry.checkpoints),
+        "licence": entry.licence,
+        "cached": [tag for tag, where in entry.checkpoints.items() if _is_cached(where)],
     }
 
 
 def _is_cached(where: zoo.CheckpointEntry) -> bool:
-    """Whether it is at hand: shipped, in the hub's cache or torch.hub's. Paths only, no library is
-    asked."""
+    """Whether a checkpoint ships in the package, or is in the cache of the hub or of torch.hub.
+
+    This looks for files only: importing huggingface_hub or torch to ask them takes too long.
+    """
     if where.bundled_path is not None:
         return where.bundled_path.is_file()
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    hf = Path(os.environ.get("HF_HOME", home / "huggingface"))
-    hub = Path(os.environ.get("HF_HUB_CACHE", hf / "hub"))
+    hf_home = Path(os.environ.get("HF_HOME", home / "huggingface"))
+    hub_cache = Path(os.environ.get("HF_HUB_CACHE", hf_home / "hub"))
     torch_home = Path(os.environ.get("TORCH_HOME", home / "torch"))
-    repo = hub / f"models--{where.hub.replace('/', '--')}" / "snapshots"
+    snapshots = hub_cache / f"models--{where.hub.replace('/', '--')}" / "snapshots"
     return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(
-        repo.glob("*/model.safetensors")
+        snapshots.glob("*/model.safetensors")
     )

@@ -1,4 +1,4 @@
-"""`hiera predict`: the classes of pictures."""
+"""`hiera predict`: classify images and videos."""
 
 from __future__ import annotations
 
@@ -22,28 +22,48 @@ def predict(
     model: options.ModelOpt = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
-    topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="Classes for each input.")] = 5,
+    topk: Annotated[
+        int, typer.Option("--topk", "-k", min=1, help="Number of classes for each input.")
+    ] = 5,
     labels: Annotated[
-        str | None, typer.Option(help="File with class names, one a line.", metavar="FILE")
+        str | None,
+        typer.Option(
+            help="File with class names, one per line.",
+            metavar="FILE",
+            show_default="the names that belong to the model",
+        ),
     ] = None,
     recursive: options.RecursiveOpt = False,
     clips: Annotated[
         int | None,
-        typer.Option(min=1, help="Clips along a video (default: 5; 1 a segment)."),
+        typer.Option(
+            min=1,
+            help="Number of clips, evenly spread over a video or segment.",
+            show_default="5, or 1 with --segments",
+        ),
     ] = None,
     crops: Annotated[
         int | None,
-        typer.Option(min=1, help="Crops of each clip (default: 3; 1 in segments)."),
+        typer.Option(
+            min=1,
+            help="Number of crops of each clip, evenly spread over its longer side.",
+            show_default="3, or 1 with --segments",
+        ),
     ] = None,
     stride: options.StrideOpt = None,
+    fps: options.FpsOpt = None,
     segments: Annotated[
         float | None,
-        typer.Option(help="Label videos in pieces of so many seconds.", metavar="SECONDS"),
+        typer.Option(
+            help="Split videos into segments of this length, and also classify each segment.",
+            metavar="SECONDS",
+        ),
     ] = None,
     every: Annotated[
         float | None,
         typer.Option(
-            help="Show an image model one frame of videos every so many seconds.", metavar="SECONDS"
+            help="Classify videos with an image model, by one frame every SECONDS seconds.",
+            metavar="SECONDS",
         ),
     ] = None,
     on_error: options.OnErrorOpt = OnError.skip,
@@ -51,7 +71,8 @@ def predict(
     save_images: Annotated[
         Path | None,
         typer.Option(
-            help="Write annotated pictures, and contact sheets of videos, to a folder.",
+            help="Folder for images that show the results: annotated inputs, and contact sheets of "
+            "videos.",
             metavar="DIR",
         ),
     ] = None,
@@ -68,10 +89,11 @@ def predict(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Name what is on pictures and in videos: the most probable classes of each, in input order.
+    """Classify images and videos.
 
-    Transparent pictures are seen on white; of animations, the first frame. Videos are seen in 5
-    clips x 3 crops.
+    Prints the most probable classes of each input, in the order of the inputs. Transparent images
+    are placed on a white background. Of an animated image, the first frame is used. The
+    probabilities of a video are averaged over several clips and crops.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -80,7 +102,7 @@ def predict(
     if save_images is not None:
         check_folder(save_images, overwrite or resume)
     sources.check_inputs(inputs, recursive=recursive)
-    names = read_labels(labels) if labels else None
+    class_names = read_labels(labels) if labels else None
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.predict import Predictor
@@ -88,20 +110,28 @@ def predict(
 
     predictor = Predictor(
         load_model.load_model("classifier", model, checkpoint, random_init),
-        sampling=Sampling(clips, crops, stride, segments, every, max_pixels),
+        sampling=Sampling(
+            clips=clips,
+            crops=crops,
+            stride=stride,
+            segments=segments,
+            every=every,
+            max_pixels=max_pixels,
+            fps=fps,
+        ),
         topk=topk,
         workers=threads,
         keep_thumbnails=save_images is not None,
         device=device,
         dtype=dtype,
         batch_size=batch,
-        class_names=names,
+        class_names=class_names,
         compile=compile,
     )
 
-    def each(record: Record) -> None:
+    def save_image(record: Record) -> None:
         if save_images is not None and record.thumbnails:
             annotate.save_annotated(record, save_images)
 
     records = predictor(out.skip_done(sources.expand(inputs, recursive=recursive)))
-    return out.write_all(records, each, stop=on_error is OnError.stop)
+    return out.write_all(records, save_image, stop=on_error is OnError.stop)

@@ -1,4 +1,7 @@
-"""Measure speed: models and their peers, each in a process of its own, in turns."""
+"""Measure the speed of models and of other implementations.
+
+Each model runs in a process of its own, and the processes run alternately.
+"""
 
 from .reference_api import benchmark
 

@@ -1,4 +1,4 @@
-"""Old figures against new: what has become slower, and what is only noise."""
+"""Compare old and new measurements: what has become slower, and what is only noise."""
 
 from __future__ import annotations
 
@@ -12,46 +12,55 @@ from typing import Literal
 from .job import Measurement
 
 Verdict = Literal["slower", "faster", "same", "noise", "new", "gone"]
-BLOCKS = 8
+BLOCKS = 8  # of consecutive samples, to estimate the uncertainty of a median
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row, then and now."""
+    """Difference between an old and a new measurement.
+
+    Args:
+        key: What was measured, see `Measurement.key`.
+        verdict: See `compare`.
+        change: Relative change of the median time. 0.2 means that it takes 20% longer.
+        noise: Two standard errors of `change`.
+        drift: Relative change of the time of a matrix product on this machine.
+    """
 
     key: str
     verdict: Verdict
-    change: float | None = None  # of the median time; 0.2: it takes 20% longer
-    noise: float | None = None  # two standard errors of that
-    drift: float | None = None  # of the machine: how much longer its own product takes
+    change: float | None = None
+    noise: float | None = None
+    drift: float | None = None
 
     def line(self) -> str:
+        """Return the change as a line of text."""
         if self.change is None:
             return f"{self.key}: {self.verdict}"
-        drift = f", the machine itself {self.drift:+.1%}" if self.drift is not None else ""
+        drift = f", machine drift {self.drift:+.1%}" if self.drift is not None else ""
         return f"{self.key}: {self.verdict}, time {self.change:+.1%} ± {self.noise:.1%}{drift}"
 
 
 def compare(
     old: Sequence[Measurement], new: Sequence[Measurement], tolerance: float
 ) -> list[Change]:
-    """A verdict for every row that either side has.
+    """Return a change for every measurement in `old` or `new`.
 
-    `slower` is a change that exceeds `tolerance` (0.05: 5%) by more than its noise, and that a
-    slower machine (its matmul rate, taken beside the model) does not explain; `noise` is one that
-    exceeds it and does not stand out.
+    A measurement is `slower` if its time has grown by more than `tolerance` (0.05 for 5%) plus its
+    noise, and if the drift of the machine does not explain it. It is `faster` likewise. The verdict
+    is `noise` if a change exceeds the tolerance but not its noise and the drift.
     """
-    then = {row.key: row for row in old if row.samples_s}
-    now = {row.key: row for row in new if row.samples_s}
+    old_by_key = {m.key: m for m in old if m.samples_s}
+    new_by_key = {m.key: m for m in new if m.samples_s}
     changes = [
-        _judge(then[key], row, tolerance) if key in then else Change(key, "new")
-        for key, row in now.items()
+        _judge(old_by_key[key], measurement, tolerance) if key in old_by_key else Change(key, "new")
+        for key, measurement in new_by_key.items()
     ]
-    return changes + [Change(key, "gone") for key in then if key not in now]
+    return changes + [Change(key, "gone") for key in old_by_key if key not in new_by_key]
 
 
 def _judge(old: Measurement, new: Measurement, tolerance: float) -> Change:
-    before, after = (statistics.median(r.samples_s) for r in (old, new))
+    before, after = (statistics.median(m.samples_s) for m in (old, new))
     change = after / before - 1
     noise = 2 * math.hypot(_uncertainty(old.samples_s), _uncertainty(new.samples_s))
     drift = None
@@ -69,12 +78,15 @@ def _judge(old: Measurement, new: Measurement, tolerance: float) -> Change:
 
 
 def _uncertainty(samples: Sequence[float]) -> float:
-    """Relative standard error of the median. From medians of consecutive blocks, since runs that
-    follow each other are alike: a machine is slow for seconds, not for single runs."""
+    """Return the relative standard error of the median.
+
+    It is estimated from the medians of consecutive blocks, because consecutive samples are
+    correlated: a machine is slow for seconds, not for single runs.
+    """
     if len(samples) < 2:
         return 0.5
     count = min(BLOCKS, len(samples))
     cuts = [round(i * len(samples) / count) for i in range(count + 1)]
     blocks = [statistics.median(samples[a:b]) for a, b in itertools.pairwise(cuts)]
-    few = 1 + 2 / count  # a spread from few values is itself uncertain
-    return few * statistics.stdev(blocks) / math.sqrt(count) / statistics.median(samples)
+    correction = 1 + 2 / count  # the spread of few values is itself uncertain
+    return correction * statistics.stdev(blocks) / math.sqrt(count) / statistics.median(samples)

@@ -1,4 +1,4 @@
-"""What is to be measured, and what is found: plain data that crosses between processes."""
+"""Jobs and measurements: plain data that is passed between processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Mode = Literal["infer", "grad", "train"]
-OURS = "hiera"
+OURS = "hiera"  # name of this package's implementation
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,15 @@ class Job:
     """One implementation of one model at one batch size.
 
     Args:
-        implementation: `hiera`, or a name of `peers.PEERS`.
-        mode: infer; grad: forward and backward; train: that and a step of AdamW.
-        attentions: of ours: fused, eager or both. Peers have their own.
-        compile: also compiled, as a variant of its own.
+        implementation: `hiera`, or a key of `peers.PEERS`.
+        model: Name of the model in the zoo.
+        batch: Batch size.
+        device: Type of the device: `cpu`, `cuda` or `mps`.
+        dtype: `fp32`, `bf16` or `fp16`.
+        mode: `infer` for the forward pass; `grad` for forward and backward; `train` for forward,
+            backward and a step of AdamW.
+        attentions: Variants of our attention: `fused`, `eager` or both. Peers ignore it.
+        compile: Measure a compiled variant, too.
     """
 
     implementation: str
@@ -33,57 +38,62 @@ class Job:
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a row is measured: until it has `seconds` and `runs`, or `limit` seconds and
-    `least` runs. Rows of one model and batch take turns of `turn` seconds."""
+    """How long to measure.
+
+    A measurement ends after `seconds` and `runs`, or after `max_seconds` and `min_runs`.
+    Measurements of one model and batch size alternate in rounds of `round_seconds`.
+    """
 
     seconds: float = 3.0
     runs: int = 40
-    limit: float = 60.0
-    least: int = 5
-    turn: float = 0.3
+    max_seconds: float = 60.0
+    min_runs: int = 5
+    round_seconds: float = 0.3
 
     def is_over(self, samples: list[float]) -> bool:
+        """Whether the measurement may end, given the seconds of each run."""
         spent, count = sum(samples), len(samples)
         enough = spent >= self.seconds and count >= self.runs
-        return enough or (spent >= max(self.limit, self.seconds) and count >= self.least)
+        return enough or (spent >= max(self.max_seconds, self.seconds) and count >= self.min_runs)
 
 
 @dataclass
 class Measurement:
-    """One variant's figures."""
+    """Results of one variant of a job, such as fused attention, compiled."""
 
     model: str
     implementation: str
-    attention: str | None  # of ours
+    attention: str | None  # None for a peer
     compiled: bool
     mode: str
     device: str
     dtype: str
     batch: int
     unit: str = "images"
-    version: str | None = None  # of a peer
+    version: str | None = None  # of a peer's package
     params: int | None = None
-    gmacs: float | None = None  # 1e9 multiply-adds of one input's forward pass
-    published: float | None = None  # inputs/s on an A100, fp16, without fused attention
-    memory_mib: float | None = None  # peak, weights and all
-    matmul_gflops: float | None = None  # rate of a large product in this process
+    gmacs: float | None = None  # 1e9 multiply-adds in the forward pass of one input
+    published: float | None = None  # inputs/s in the paper: A100, fp16, eager attention
+    memory_mib: float | None = None  # peak, including the weights
+    matmul_gflops: float | None = None  # 1e9 operations/s of a large matrix product
     samples_s: list[float] = field(default_factory=list)  # seconds of each run
-    rounds: list[float] = field(default_factory=list)  # median seconds of each turn
-    speedup: float | None = None  # over eager attention
-    ratio: float | None = None  # our rate over this peer's, median of the turns
-    ratio_low: float | None = None  # the quartiles of the turns
-    ratio_high: float | None = None
+    rounds: list[float] = field(default_factory=list)  # median seconds in each round
+    speedup: float | None = None  # relative to eager attention
+    ratio: float | None = None  # our throughput / this peer's: median over rounds
+    ratio_low: float | None = None  # lower quartile
+    ratio_high: float | None = None  # upper quartile
     notes: list[str] = field(default_factory=list)
     error: str | None = None
 
     @property
     def key(self) -> str:
-        """What makes two rows comparable."""
+        """Text that is equal for measurements that can be compared."""
         parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
         return " ".join(map(str, (*parts, self.device, self.dtype, self.batch)))
 
     @property
     def label(self) -> str:
+        """Name of the variant, without the model, such as `fused, compiled`."""
         words = [self.implementation] if self.implementation != OURS else []
         words += [self.attention] if self.attention else []
         return ", ".join(words + ["compiled"] * self.compiled)
@@ -94,11 +104,11 @@ class Measurement:
 
     @property
     def throughput(self) -> float | None:
-        """Inputs a second, by the median."""
+        """Inputs/s, from the median time of a run."""
         return self.batch / self.median_s if self.median_s else None
 
     def latency_ms(self, percent: float) -> float | None:
-        """Of a batch, nearest rank."""
+        """Return a percentile of the time of a run. It is a sample, without interpolation."""
         if not self.samples_s:
             return None
         ranked = sorted(self.samples_s)
@@ -106,47 +116,55 @@ class Measurement:
 
     @property
     def utilisation(self) -> float | None:
-        """Share of the matmul rate that the model's products come to; a backward pass is two
-        forward ones."""
+        """Fraction of `matmul_gflops` that the model reaches."""
         if not (self.gmacs and self.throughput and self.matmul_gflops):
             return None
-        passes = 1 if self.mode == "infer" else 3
+        passes = 1 if self.mode == "infer" else 3  # a backward pass counts as two forward passes
         return 2 * passes * self.gmacs * self.throughput / self.matmul_gflops
 
     def to_json(self) -> dict[str, Any]:
+        """Return all fields, and the figures that follow from them."""
         derived = {
-            "median_ms": self.latency_ms(50),
+            "median_ms": None if self.median_s is None else 1e3 * self.median_s,
             **{f"p{p}_ms": self.latency_ms(p) for p in (50, 90, 99)},
             "throughput": self.throughput,
             "runs": len(self.samples_s),
             "utilisation": self.utilisation,
         }
-        derived["median_ms"] = None if self.median_s is None else 1e3 * self.median_s
         return {**asdict(self), **derived}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Measurement:
+        """Return the measurement that `to_json` has written. Derived figures are ignored."""
         names = cls.__dataclass_fields__
         return cls(**{k: v for k, v in values.items() if k in names})
 
 
-def add_ratios(rows: list[Measurement]) -> None:
-    """Speed-up over eager attention, and our rate over each peer's, among rows measured in turns.
+def add_ratios(measurements: list[Measurement]) -> None:
+    """Set the ratios of measurements that ran alternately: `speedup` of ours, `ratio` of peers.
 
-    A peer is held against our fused rows, compiled against compiled.
+    A peer is compared with our fused attention, and a compiled peer with our compiled variant.
     """
-    ours = {(r.attention, r.compiled): r for r in rows if r.implementation == OURS and r.rounds}
+    ours = {
+        (m.attention, m.compiled): m for m in measurements if m.implementation == OURS and m.rounds
+    }
     eager = ours.get(("eager", False))
-    for row in rows:
-        best = ours.get(("fused", row.compiled)) or ours.get(("fused", False))
-        if row.implementation == OURS and eager is not None and row.rounds:
-            row.speedup = ratio_of(eager, row)[1]
-        elif row.implementation != OURS and best is not None and row.rounds:
-            row.ratio_low, row.ratio, row.ratio_high = ratio_of(row, best)
+    for measurement in measurements:
+        if not measurement.rounds:
+            continue
+        if measurement.implementation == OURS:
+            if eager is not None:
+                measurement.speedup = ratio_of(eager, measurement)[1]
+            continue
+        best = ours.get(("fused", measurement.compiled)) or ours.get(("fused", False))
+        if best is not None:
+            low, middle, high = ratio_of(measurement, best)
+            measurement.ratio_low, measurement.ratio, measurement.ratio_high = low, middle, high
 
 
 def ratio_of(slow: Measurement, fast: Measurement) -> tuple[float, float, float]:
-    """Quartiles, turn by turn, of how many times faster the second is."""
+    """Return the throughput of `fast` divided by that of `slow`: the lower quartile, the median and
+    the upper quartile over their rounds."""
     pairs = zip(slow.rounds, fast.rounds, strict=False)
     values = sorted(fast.batch * a / (b * slow.batch) for a, b in pairs)
     return values[len(values) // 4], statistics.median(values), values[3 * len(values) // 4]

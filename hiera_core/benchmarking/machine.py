@@ -1,4 +1,4 @@
-"""What a measurement was taken on, and how a machine's settings differ from a GPU's."""
+"""The machine that measures, and the settings that depend on it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..records import Kind
 from ..version import __version__
 from .job import Mode, RunLength
 
-# A CPU is a hundred times slower: runs are cut there, models never.
+# A CPU can be a hundred times slower than a GPU, so it makes fewer runs, of the same models.
 LENGTHS = {
-    "cpu": RunLength(seconds=3, runs=10, limit=12, least=3),
-    "cuda": RunLength(seconds=3, runs=40, limit=30, least=10),
-    "mps": RunLength(seconds=3, runs=20, limit=20, least=5),
+    "cpu": RunLength(seconds=3, runs=10, max_seconds=12, min_runs=3),
+    "cuda": RunLength(seconds=3, runs=40, max_seconds=30, min_runs=10),
+    "mps": RunLength(seconds=3, runs=20, max_seconds=20, min_runs=5),
 }
+# Batch sizes for the modes `grad` and `train`.
 TRAIN_BATCH: dict[Kind, dict[str, int]] = {
     "image": {"cpu": 4, "cuda": 64, "mps": 8},
     "video": {"cpu": 1, "cuda": 8, "mps": 1},
@@ -30,7 +31,7 @@ TRAIN_BATCH: dict[Kind, dict[str, int]] = {
 
 @dataclass
 class Header:
-    """Where and how rows were measured."""
+    """Machine, versions and settings of a set of measurements."""
 
     device: str  # cpu, cuda or mps
     machine: str
@@ -39,12 +40,13 @@ class Header:
     hiera: str = __version__
     torch: str = torch.__version__
     python: str = platform.python_version()
-    changes: list[str] = field(default_factory=list)  # from a GPU's settings, and why
+    changes: list[str] = field(default_factory=list)  # differences from the settings on a GPU
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def lines(self) -> list[str]:
+        """Return the header as lines of text."""
         first = (
             f"{self.machine}, {self.dtype}; hiera {self.hiera}, torch {self.torch}, "
             f"Python {self.python}"
@@ -55,49 +57,59 @@ class Header:
 def settings(
     device: str, dtype: str, mode: Mode, seconds: float | None
 ) -> tuple[Header, RunLength]:
-    """The device, the dtype and how long to measure.
+    """Return the header, with the device and dtype to use, and how long to measure.
+
+    Args:
+        device, dtype: See `select_device` and `select_dtype`.
+        mode: What the jobs compute.
+        seconds: Seconds of each measurement, or None for the default of the device.
 
     Raises:
-        UsageError, DeviceError: see `select_device`.
+        UsageError, DeviceError: See `select_device` and `select_dtype`.
     """
-    where = select_device(device)
-    if dtype == "auto" and where.type == "cuda" and mode != "infer":
-        number = torch.bfloat16  # gradients in fp16 need scaling
+    chosen_device = select_device(device)
+    kind = chosen_device.type
+    if dtype == "auto" and kind == "cuda" and mode != "infer":
+        chosen_dtype = torch.bfloat16  # gradients in fp16 need scaling
     else:
-        number = select_dtype(dtype, where)
-    length = LENGTHS[where.type]
+        chosen_dtype = select_dtype(dtype, chosen_device)
+    length = LENGTHS[kind]
     if seconds is not None:
-        length = RunLength(seconds, 5, seconds, 5, length.turn)
-    header = Header(where.type, _machine(where), os.cpu_count() or 1, dtype_name(number))
-    if where.type == "cpu":
+        length = RunLength(
+            seconds, runs=5, max_seconds=seconds, min_runs=5, round_seconds=length.round_seconds
+        )
+    header = Header(kind, _machine(chosen_device), os.cpu_count() or 1, dtype_name(chosen_dtype))
+    if kind == "cpu":
         header.changes = _changes(header.dtype, dtype == "auto", length)
     return header, length
 
 
 def batch_for(kind: Kind, device: str, mode: Mode) -> int:
-    """Inputs a pass where none is asked for."""
+    """Return the default batch size."""
     table = DEFAULT_BATCH_SIZES if mode == "infer" else TRAIN_BATCH
     return table[kind][device]
 
 
-def _changes(dtype: str, chosen: bool, length: RunLength) -> list[str]:
+def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:
+    """Return how the settings on a CPU differ from those on a GPU, as lines of text."""
     reasons = {
         "bf16": "bf16 in place of fp16, which is slow on a CPU",
         "fp32": "fp32 in place of fp16: this CPU has no bf16 instructions",
     }
-    if chosen:
+    if is_auto:
         change = reasons[dtype]
     elif dtype == "bf16" and not has_native_bf16():
-        change = "bf16 as asked for, which this CPU emulates slowly"
+        change = "bf16 as requested, which this CPU emulates slowly"
     else:
-        change = f"{dtype} as asked for"
+        change = f"{dtype} as requested"
     return [
-        f"On a CPU: {change}; smaller batches; a row ends after {length.limit:g} s and "
-        f"{length.least} runs where a GPU has 40."
+        f"On a CPU: {change}; smaller batches; a measurement ends after {length.max_seconds:g} s "
+        f"and {length.min_runs} runs (on a GPU: 40 runs)."
     ]
 
 
 def _machine(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

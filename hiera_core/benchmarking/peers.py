@@ -1,6 +1,6 @@
-"""Other implementations, built from our zoo's rows and given one way to be called.
+"""Peers: other implementations of the models in our zoo.
 
-None of them is a dependency: each is imported when it is asked for.
+No peer is a dependency of this package. Each is imported when it is built.
 """
 
 from __future__ import annotations
@@ -22,19 +22,32 @@ from .job import Mode
 
 
 class NotOffered(Exception):
-    """This peer has no such model; the text says which and why."""
+    """A peer has no such model. The message names both."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    package: str  # on PyPI
-    modules: tuple[str, ...]  # what must be importable
+    """Another implementation.
+
+    Args:
+        package: Name of its package on PyPI.
+        modules: Modules that must be installed.
+        build: Function that builds the model of a zoo entry.
+        same_model: Whether the model has the same layers as ours, and so the same GMACs.
+    """
+
+    package: str
+    modules: tuple[str, ...]
     build: Callable[[zoo.ModelEntry, Mode], nn.Module]
-    same_model: bool = True  # as ours, with its count of operations
+    same_model: bool = True
 
 
 def check(name: str) -> None:
-    """Raise UsageError unless the peer called `name` is known and installed."""
+    """Check that a peer is known and installed.
+
+    Raises:
+        UsageError: It is not.
+    """
     if name not in PEERS:
         raise UsageError(
             f"unknown peer {name!r}", did_you_mean(name, PEERS) or f"use {', '.join(PEERS)}"
@@ -45,28 +58,36 @@ def check(name: str) -> None:
 
 
 def version(name: str) -> str:
+    """Return the version of a peer's package."""
     return importlib.metadata.version(PEERS[name].package.split()[0])
 
 
 def loss_of(output: Any) -> torch.Tensor | None:
-    """An autoencoder's loss: the reference returns it first, transformers as an attribute."""
+    """Return the loss in the output of an autoencoder, or None for the output of a classifier.
+
+    The reference returns a tuple that starts with the loss. transformers returns an object with the
+    attribute `loss`.
+    """
     if isinstance(output, tuple):
         return output[0]
     return getattr(output, "loss", None)
 
 
-def _reference(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
+def _build_reference(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     import hiera
     from hiera.hiera_mae import MaskedAutoencoderHiera
 
-    cls = MaskedAutoencoderHiera if row.autoencoder else hiera.Hiera
-    model: nn.Module = cls(**row.config)
+    cls = MaskedAutoencoderHiera if entry.autoencoder else hiera.Hiera
+    model: nn.Module = cls(**entry.config)
     return model
 
 
-def _hiera_optim(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
-    """The reference, patched. It was written against a fork whose modules had other names; with
-    those in place it finds the models that PyPI has."""
+def _build_hiera_optim(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
+    """Build the reference's model and optimise it.
+
+    hiera-optim imports the modules `models.hiera` and `utils.hiera_utils` of a fork of the
+    reference. Stand-ins under these names let it use the released reference.
+    """
     import hiera.hiera
     import hiera.hiera_mae
     import hiera.hiera_utils
@@ -83,39 +104,39 @@ def _hiera_optim(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
     hiera.hiera.Hiera._grad_checkpointing = False
     from hiera_optim import optimize
 
-    model = _reference(row, mode)
-    # Its form for captured graphs is the one it recommends for training.
-    optimize(model, **({"graph_safe": True} if row.autoencoder else {}))
+    model = _build_reference(entry, mode)
+    # It recommends the graph-safe form for training.
+    optimize(model, **({"graph_safe": True} if entry.autoencoder else {}))
     return model
 
 
-def _timm(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
+def _build_timm(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     from timm.models.hiera import Hiera
 
-    if row.autoencoder:
+    if entry.autoencoder:
         raise NotOffered("timm has no Hiera autoencoder")
-    if row.kind == "video":
-        raise NotOffered("timm's Hiera takes pictures only")
-    config = dict(row.config)
+    if entry.kind == "video":
+        raise NotOffered("timm has no Hiera for video")
+    config = dict(entry.config)
     size = config.pop("input_size")
     model: nn.Module = Hiera(img_size=size, **config)
     return model
 
 
-def _transformers(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
+def _build_transformers(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     import transformers
 
-    if row.kind == "video":
-        raise NotOffered("transformers' Hiera takes pictures only")
-    given = row.config
-    stages = given["stages"]
+    if entry.kind == "video":
+        raise NotOffered("transformers has no Hiera for video")
+    ours = entry.config
+    stages = ours["stages"]
     config: dict[str, Any] = {
-        "embed_dim": given["embed_dim"],
-        "image_size": list(given["input_size"]),
+        "embed_dim": ours["embed_dim"],
+        "image_size": list(ours["input_size"]),
         "depths": list(stages),
-        "num_heads": [given["num_heads"] * 2**stage for stage in range(len(stages))],
-        "num_labels": given["num_classes"],
-        "num_query_pool": given.get("q_pool", 3),
+        "num_heads": [ours["num_heads"] * 2**stage for stage in range(len(stages))],
+        "num_labels": ours["num_classes"],
+        "num_query_pool": ours.get("q_pool", 3),
     }
     renamed = {
         "mask_unit_size": "masked_unit_size",
@@ -124,19 +145,19 @@ def _transformers(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
         "patch_stride": "patch_stride",
         "patch_padding": "patch_padding",
     }
-    config |= {new: list(given[old]) for old, new in renamed.items() if old in given}
-    if not row.autoencoder:
+    config |= {new: list(ours[old]) for old, new in renamed.items() if old in ours}
+    if not entry.autoencoder:
         return transformers.HieraForImageClassification(transformers.HieraConfig(**config))
     config |= {
-        "decoder_hidden_size": given.get("decoder_embed_dim", 512),
-        "decoder_depth": given.get("decoder_depth", 8),
-        "decoder_num_heads": given.get("decoder_num_heads", 16),
+        "decoder_hidden_size": ours.get("decoder_embed_dim", 512),
+        "decoder_depth": ours.get("decoder_depth", 8),
+        "decoder_num_heads": ours.get("decoder_num_heads", 16),
         "mask_ratio": 0.6,
     }
     return transformers.HieraForPreTraining(transformers.HieraConfig(**config))
 
 
-# The vision transformer of about a model's size, which the paper sets out to outrun.
+# Size of a Hiera to the ViT of about the same size, with which the paper compares it.
 VIT_OF = {
     "tiny": "vit_small_patch16_224",
     "small": "vit_small_patch16_224",
@@ -147,19 +168,19 @@ VIT_OF = {
 }
 
 
-def _vit(row: zoo.ModelEntry, mode: Mode) -> nn.Module:
+def _build_vit(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     import timm
 
-    size = row.name.removeprefix("hiera_").rpartition("_")[0]
-    if row.autoencoder or row.kind == "video" or size not in VIT_OF:
-        raise NotOffered(f"timm has no ViT to set against {row.name}")
+    size = entry.name.removeprefix("hiera_").rpartition("_")[0]
+    if entry.autoencoder or entry.kind == "video" or size not in VIT_OF:
+        raise NotOffered(f"timm has no ViT to compare with {entry.name}")
     return timm.create_model(VIT_OF[size])
 
 
 PEERS = {
-    "reference": Peer("hiera-transformer", ("hiera", "timm"), _reference),
-    "timm": Peer("timm", ("timm",), _timm),
-    "transformers": Peer("transformers", ("transformers",), _transformers),
-    "hiera-optim": Peer("hiera-optim", ("hiera_optim", "hiera", "timm"), _hiera_optim),
-    "vit": Peer("timm", ("timm",), _vit, same_model=False),
+    "reference": Peer("hiera-transformer", ("hiera", "timm"), _build_reference),
+    "timm": Peer("timm", ("timm",), _build_timm),
+    "transformers": Peer("transformers", ("transformers",), _build_transformers),
+    "hiera-optim": Peer("hiera-optim", ("hiera_optim", "hiera", "timm"), _build_hiera_optim),
+    "vit": Peer("timm", ("timm",), _build_vit, same_model=False),
 }

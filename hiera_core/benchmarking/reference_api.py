@@ -1,4 +1,4 @@
-"""The reference's one-call throughput measurement, with its signature."""
+"""The reference's function that measures throughput, with the same signature."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ def benchmark(
     use_fp16: bool = False,
     verbose: bool = False,
 ) -> float:
-    """Inputs a second of `model` in evaluation on random input.
+    """Return the throughput of a model, in evaluation mode on random input.
 
     Args:
-        model: moved to the device and left there.
-        device: where to run; an int is a CUDA device, as in the reference.
+        model: The model. It is moved to the device and stays there.
+        device: Where to run. An int is the number of a CUDA device, as in the reference.
         input_size: (channels, *size) of one input.
-        batch_size: inputs a run.
-        runs: runs in all.
-        throw_out: share of the runs that only warm up.
-        use_fp16: half-precision input under autocast.
-        verbose: print the result.
+        batch_size: Number of inputs in a run.
+        runs: Number of runs, with those that warm up.
+        throw_out: Fraction of the runs that only warm up.
+        use_fp16: Run with half-precision input under autocast.
+        verbose: Print the result.
+
+    Returns:
+        Inputs/s.
     """
     device = device if isinstance(device, torch.device) else torch.device(device)
     model = model.eval().to(device)

@@ -1,4 +1,4 @@
-"""Measurements as files: json with every sample, csv, markdown, and a figure."""
+"""Write measurements as text, JSON with every sample, CSV, Markdown, or a chart."""
 
 from __future__ import annotations
 
@@ -15,90 +15,97 @@ from ..viz import charts
 from .job import OURS, Measurement
 from .machine import Header
 
+# Column name to the function that returns its text. The variant's column has no name.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
-    "model": lambda r: r.model,
-    "": lambda r: r.label,
-    "dtype": lambda r: r.dtype,
-    "batch": lambda r: str(r.batch),
-    "inputs/s": lambda r: _significant(r.throughput),
-    "x eager": lambda r: "" if r.speedup is None else f"{r.speedup:.2f}",
-    "ours is": lambda r: (
-        "" if r.ratio is None else f"{r.ratio:.2f}x ({r.ratio_low:.2f}-{r.ratio_high:.2f})"
+    "model": lambda m: m.model,
+    "": lambda m: m.label,
+    "dtype": lambda m: m.dtype,
+    "batch": lambda m: str(m.batch),
+    "inputs/s": lambda m: _significant(m.throughput),
+    "x eager": lambda m: "" if m.speedup is None else f"{m.speedup:.2f}",
+    "ours / peer": lambda m: (
+        "" if m.ratio is None else f"{m.ratio:.2f}x ({m.ratio_low:.2f}-{m.ratio_high:.2f})"
     ),
-    "p50 ms": lambda r: _significant(r.latency_ms(50)),
-    "p90 ms": lambda r: _significant(r.latency_ms(90)),
-    "p99 ms": lambda r: _significant(r.latency_ms(99)),
-    "MiB": lambda r: "" if r.memory_mib is None else f"{r.memory_mib:.0f}",
-    "params": lambda r: "" if r.params is None else f"{r.params / 1e6:.1f}M",
-    "GMACs": lambda r: _significant(r.gmacs),
-    "util.": lambda r: "" if r.utilisation is None else f"{r.utilisation:.0%}",
-    "A100 (paper)": lambda r: "" if r.published is None else f"{r.published:g}",
-    "runs": lambda r: str(len(r.samples_s)),
+    "p50 ms": lambda m: _significant(m.latency_ms(50)),
+    "p90 ms": lambda m: _significant(m.latency_ms(90)),
+    "p99 ms": lambda m: _significant(m.latency_ms(99)),
+    "MiB": lambda m: "" if m.memory_mib is None else f"{m.memory_mib:.0f}",
+    "params": lambda m: "" if m.params is None else f"{m.params / 1e6:.1f}M",
+    "GMACs": lambda m: _significant(m.gmacs),
+    "util.": lambda m: "" if m.utilisation is None else f"{m.utilisation:.0%}",
+    "A100 (paper)": lambda m: "" if m.published is None else f"{m.published:g}",
+    "runs": lambda m: str(len(m.samples_s)),
 }
-# What the rows have nothing to say in is left out.
-OPTIONAL = ("x eager", "ours is", "A100 (paper)", "MiB", "util.")
+# Columns that are left out if they are empty in every row.
+OPTIONAL = ("x eager", "ours / peer", "A100 (paper)", "MiB", "util.")
 
 
-def cells(rows: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Column names and a row of text for each; rows that failed say why."""
+def cells(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, and a row of text for each measurement. The row of a
+    measurement that failed shows its error."""
     names = [
         name
         for name, show in COLUMNS.items()
-        if name not in OPTIONAL or any(show(row) for row in rows)
+        if name not in OPTIONAL or any(show(m) for m in measurements)
     ]
-    lines = []
-    for row in rows:
-        line = [COLUMNS[name](row) for name in names]
-        if row.error is not None:
-            line[names.index("inputs/s")] = f"({row.error})"
-        lines.append(line)
-    return names, lines
+    rows = []
+    for measurement in measurements:
+        row = [COLUMNS[name](measurement) for name in names]
+        if measurement.error is not None:
+            row[names.index("inputs/s")] = f"({measurement.error})"
+        rows.append(row)
+    return names, rows
 
 
-def table(rows: Sequence[Measurement]) -> str:
-    """Aligned columns."""
-    names, lines = cells(rows)
-    for row, line in zip(rows, lines, strict=True):
-        if row.error is not None:  # at the end, where it widens no column
-            line.append(line[names.index("inputs/s")])
-            line[names.index("inputs/s")] = "-"
-    widths = [max(len(line[i]) for line in [names, *lines]) for i in range(len(names))]
+def table(measurements: Sequence[Measurement]) -> str:
+    """Return a table with aligned columns, for the terminal."""
+    names, rows = cells(measurements)
+    for measurement, row in zip(measurements, rows, strict=True):
+        if measurement.error is not None:  # move it to the end, where it widens no column
+            row.append(row[names.index("inputs/s")])
+            row[names.index("inputs/s")] = "-"
+    widths = [max(len(row[i]) for row in [names, *rows]) for i in range(len(names))]
     text = ""
-    for line in [names, *lines]:
-        padded = [cell.ljust(w) for cell, w in zip(line, widths, strict=False)]
-        text += "  ".join([*padded, *line[len(names) :]]).rstrip() + "\n"
+    for row in [names, *rows]:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        text += "  ".join([*padded, *row[len(names) :]]).rstrip() + "\n"
     return text
 
 
-def notes(rows: Sequence[Measurement]) -> list[str]:
-    return [f"{r.model} {r.label}: {'; '.join(r.notes)}" for r in rows if r.notes]
+def notes(measurements: Sequence[Measurement]) -> list[str]:
+    """Return the notes as lines of text, one for each measurement that has any."""
+    return [f"{m.model} {m.label}: {'; '.join(m.notes)}" for m in measurements if m.notes]
 
 
-def rows_as_markdown(rows: Sequence[Measurement]) -> str:
-    names, lines = cells(rows)
-    table = [names, ["---"] * len(names), *lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in table)
+def rows_as_markdown(measurements: Sequence[Measurement]) -> str:
+    """Return a Markdown table."""
+    names, rows = cells(measurements)
+    return "".join("| " + " | ".join(row) + " |\n" for row in [names, ["---"] * len(names), *rows])
 
 
-def markdown(header: Header, rows: Sequence[Measurement]) -> str:
-    text = "".join(f"{line}\n" for line in header.lines()) + "\n" + rows_as_markdown(rows)
-    return text + "".join(f"\n{note}\n" for note in notes(rows))
+def markdown(header: Header, measurements: Sequence[Measurement]) -> str:
+    """Return the header, a Markdown table and the notes."""
+    text = "".join(f"{line}\n" for line in header.lines()) + "\n" + rows_as_markdown(measurements)
+    return text + "".join(f"\n{note}\n" for note in notes(measurements))
 
 
-def as_csv(header: Header, rows: Sequence[Measurement]) -> str:
+def as_csv(header: Header, measurements: Sequence[Measurement]) -> str:
+    """Return CSV with a row for each measurement, without its samples."""
     text = io.StringIO()
-    values = [_flat(row) for row in rows]
+    values = [_flatten(measurement) for measurement in measurements]
     writer = csv.DictWriter(text, list(values[0]) if values else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(values)
     return text.getvalue()
 
 
-def as_json(header: Header, rows: Sequence[Measurement]) -> str:
-    document = {"header": header.to_json(), "rows": [row.to_json() for row in rows]}
+def as_json(header: Header, measurements: Sequence[Measurement]) -> str:
+    """Return JSON with the header and all measurements, with their samples."""
+    document = {"header": header.to_json(), "rows": [m.to_json() for m in measurements]}
     return json.dumps(document, indent=1) + "\n"
 
 
+# File ending to the function that returns the text of a file.
 WRITERS: dict[str, Callable[[Header, Sequence[Measurement]], str]] = {
     ".json": as_json,
     ".csv": as_csv,
@@ -107,29 +114,31 @@ WRITERS: dict[str, Callable[[Header, Sequence[Measurement]], str]] = {
 
 
 def check_ending(path: Path) -> None:
-    """Raise UsageError unless the ending names a format."""
-    if path.suffix.lower() not in WRITERS:
-        raise UsageError(
-            f"cannot tell a format from {path.name!r}", f"end it in {', '.join(WRITERS)}"
-        )
-
-
-def export(path: Path, header: Header, rows: Sequence[Measurement]) -> None:
-    """Write all rows in the format of the file's ending.
+    """Check that the ending of a file to export is known.
 
     Raises:
-        OutputError: it cannot be written.
+        UsageError: It is not.
     """
-    text = WRITERS[path.suffix.lower()](header, rows)
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"unknown file ending in {path.name!r}", f"end it in {', '.join(WRITERS)}")
+
+
+def export(path: Path, header: Header, measurements: Sequence[Measurement]) -> None:
+    """Write all measurements to a file, in the format of its ending.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    text = WRITERS[path.suffix.lower()](header, measurements)
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> list[Measurement]:
-    """Rows of an earlier export.
+    """Read the measurements in a JSON file that `export` wrote.
 
     Raises:
-        UsageError: no json that `export` wrote.
+        UsageError: The file does not exist, or is not such a file.
     """
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -140,37 +149,44 @@ def read(path: Path) -> list[Measurement]:
         ) from error
 
 
-def plot(path: Path, header: Header, rows: Sequence[Measurement]) -> None:
-    """Bars of throughput, and latency with its tail.
+def check_plot() -> None:
+    """Check that `plot` can draw, before measuring takes its time.
 
     Raises:
-        OutputError: it cannot be written.
+        UsageError: matplotlib is not installed.
     """
-    good = [row for row in rows if row.samples_s]
-    labels = [f"{_short(row)}, {row.batch}" for row in good]
-    times = {f"p{p}": [row.latency_ms(p) or 0.0 for row in good] for p in (50, 90, 99)}
+    charts._figure(1)
+
+
+def plot(path: Path, header: Header, measurements: Sequence[Measurement]) -> None:
+    """Draw a chart of throughput and of latency (p50, p90, p99). Failed measurements are left out.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        OutputError: The file cannot be written.
+    """
+    good = [m for m in measurements if m.samples_s]
+    labels = [f"{m.model.removeprefix('hiera_')} {m.label}, {m.batch}" for m in good]
+    latencies = {f"p{p}": [m.latency_ms(p) or 0.0 for m in good] for p in (50, 90, 99)}
     charts.draw_bars(
         path,
         labels,
-        [row.implementation == OURS for row in good],
-        ("inputs a second", [row.throughput or 0.0 for row in good]),
-        ("latency of a batch, ms", times),
+        [m.implementation == OURS for m in good],
+        ("inputs/s", [m.throughput or 0.0 for m in good]),
+        ("latency of a batch, ms", latencies),
         header.lines()[0],
     )
 
 
-def _short(row: Measurement) -> str:
-    return f"{row.model.removeprefix('hiera_')} {row.label}"
-
-
-def _flat(row: Measurement) -> dict[str, Any]:
-    values = row.to_json()
+def _flatten(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement for a table: without samples, and with its notes as text."""
+    values = measurement.to_json()
     del values["samples_s"], values["rounds"]
-    return {**values, "notes": "; ".join(row.notes)}
+    return {**values, "notes": "; ".join(measurement.notes)}
 
 
 def _significant(value: float | None) -> str:
-    """Three digits: 0.123, 1.23, 12.3, 123, 1234."""
+    """Format a number with three significant digits: 0.123, 1.23, 12.3, 123, 1234."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Measures jobs, each in a process of its own, and lets those of one model take turns."""
+"""Run jobs, each in a worker process, and measure those of one model alternately."""
 
 from __future__ import annotations
 
@@ -23,79 +23,127 @@ Progress = Callable[[str], None]
 
 
 class OutOfMemory(Exception):
-    """A worker's device, or its process, had no memory for the batch."""
+    """The batch does not fit the memory of the device, or of the worker process."""
 
 
 class WorkerFailed(Exception):
-    """A worker could not build or run its job."""
+    """A worker cannot build or run its job."""
 
 
 @dataclass
-class _Turn:
-    """A variant and the worker that runs it."""
+class _TimedVariant:
+    """A variant of a job, the worker that runs it, and the measurement to complete."""
 
     worker: Worker
-    number: int
-    row: Measurement
+    number: int  # of the variant in its worker
+    measurement: Measurement
 
 
 def measure(
     jobs: Sequence[Job], length: RunLength, progress: Progress = lambda text: None
 ) -> list[Measurement]:
-    """Rows of jobs on one model and batch, measured in turns. Out of memory halves the batch of
-    all of them, down to 1; a job that fails is a row with its error, and the others go on."""
-    wanted = jobs[0].batch
-    batch = wanted
+    """Measure jobs that share a model and a batch size.
+
+    If a job runs out of memory, the batch size of all jobs is halved, down to 1. If a peer cannot
+    be built, its measurement holds the error, and the others go on.
+
+    Args:
+        jobs: The jobs, ours first.
+        length: How long to measure each variant.
+        progress: Called with a line of text when something new begins.
+
+    Returns:
+        A measurement of each variant, with the ratios between them.
+
+    Raises:
+        DeviceError: Our own job cannot be built, for another reason than memory.
+        WorkerFailed: A worker fails while it is measured.
+    """
+    requested = batch = jobs[0].batch
     while True:
-        now = [replace(job, batch=batch) for job in jobs]
+        resized = [replace(job, batch=batch) for job in jobs]
         try:
-            rows = _in_turns(now, length, progress)
+            measurements = _measure_alternately(resized, length, progress)
         except OutOfMemory:
             if batch == 1:
-                return [_failed(job, "out of memory with a batch of 1") for job in now]
+                return [_failed(job, "out of memory with a batch of 1") for job in resized]
             log.warning(
                 "%s: out of memory with a batch of %d, trying %d", jobs[0].model, batch, batch // 2
             )
             batch //= 2
             continue
-        if batch != wanted:
-            for row in rows:
-                row.notes.append(f"out of memory with a batch of {wanted}")
-        add_ratios(rows)
-        return rows
+        if batch != requested:
+            for measurement in measurements:
+                measurement.notes.append(f"out of memory with a batch of {requested}")
+        add_ratios(measurements)
+        return measurements
 
 
-def _in_turns(jobs: Sequence[Job], length: RunLength, progress: Progress) -> list[Measurement]:
+def _measure_alternately(
+    jobs: Sequence[Job], length: RunLength, progress: Progress
+) -> list[Measurement]:
+    """Start a worker for each job, and run their variants in rounds until all have enough samples.
+
+    Raises:
+        OutOfMemory: A worker runs out of memory.
+        DeviceError, WorkerFailed: See `measure`.
+    """
     with contextlib.ExitStack() as stack:
-        turns, failed = [], []
-        for job in jobs:
-            progress(f"{job.model}, {job.dtype}, batch {job.batch}: preparing {job.implementation}")
-            try:
-                worker = stack.enter_context(Worker(job))
-            except NotOffered as error:
-                log.info("%s", error)
-                continue
-            except WorkerFailed as error:
-                if job.implementation == OURS:
-                    raise DeviceError(f"{job.model}: {error}") from error
-                failed.append(_failed(job, str(error)))
-                continue
-            turns += [_Turn(worker, n, row) for n, row in enumerate(worker.rows)]
-        going = [t for t in turns if t.row.error is None]
-        while going:
-            for turn in going:
-                samples = turn.worker.run(turn.number, length.turn)
-                turn.row.samples_s += samples
-                turn.row.rounds.append(statistics.median(samples))
-            runs = min(len(t.row.samples_s) for t in going)
+        variants, failed = _start_workers(jobs, stack, progress)
+        running = [v for v in variants if v.measurement.error is None]
+        while running:
+            for variant in running:
+                samples = variant.worker.run(variant.number, length.round_seconds)
+                variant.measurement.samples_s += samples
+                variant.measurement.rounds.append(statistics.median(samples))
+            runs = min(len(v.measurement.samples_s) for v in running)
             progress(f"{jobs[0].model}, batch {jobs[0].batch}: {runs} runs of each")
-            # Together to the end, so that their turns can be compared.
-            if all(length.is_over(t.row.samples_s) for t in going):
+            # All variants run in every round, so that rounds can be compared.
+            if all(length.is_over(v.measurement.samples_s) for v in running):
                 break
-        return [t.row for t in turns] + failed
+        return [v.measurement for v in variants] + failed
+
+
+def _start_workers(
+    jobs: Sequence[Job], stack: contextlib.ExitStack, progress: Progress
+) -> tuple[list[_TimedVariant], list[Measurement]]:
+    """Start a worker for each job. Jobs that a peer does not offer are left out.
+
+    Args:
+        jobs: The jobs.
+        stack: Ends the workers when it closes.
+        progress: Called with a line of text for each job.
+
+    Returns:
+        The variants of all workers, and the measurements of peers that have failed.
+
+    Raises:
+        OutOfMemory: A worker runs out of memory.
+        DeviceError: Our own job cannot be built.
+    """
+    variants: list[_TimedVariant] = []
+    failed = []
+    for job in jobs:
+        progress(f"{job.model}, {job.dtype}, batch {job.batch}: preparing {job.implementation}")
+        try:
+            worker = stack.enter_context(Worker(job))
+        except NotOffered as error:
+            log.info("%s", error)
+            continue
+        except WorkerFailed as error:
+            if job.implementation == OURS:
+                raise DeviceError(f"{job.model}: {error}") from error
+            failed.append(_failed(job, str(error)))
+            continue
+        variants += [
+            _TimedVariant(worker, number, measurement)
+            for number, measurement in enumerate(worker.rows)
+        ]
+    return variants, failed
 
 
 def _failed(job: Job, error: str) -> Measurement:
+    """Return a measurement that has an error and no samples."""
     compiled, attention = False, None
     if job.implementation == OURS:
         attention = job.attentions[0]
@@ -106,43 +154,48 @@ def _failed(job: Job, error: str) -> Measurement:
 
 
 class Worker:
-    """A process that has built a job. Use as a context: the process ends with it.
+    """A process that builds a job and runs its variants on request.
+
+    Use it as a context manager, which ends the process. `rows` holds a measurement of each variant,
+    without samples.
 
     Raises:
-        OutOfMemory, WorkerFailed, NotOffered: when it is made, or runs.
+        OutOfMemory: The batch does not fit the memory. `run` raises this, too.
+        WorkerFailed: The job cannot be built or run. `run` raises this, too.
+        NotOffered: The peer has no such model.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         command = [sys.executable, "-m", "hiera_core.benchmarking.worker", json.dumps(asdict(job))]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         try:
-            self.rows = [Measurement.from_json(values) for values in self._answer()["rows"]]
+            self.rows = [Measurement.from_json(v) for v in self._read_answer()["rows"]]
         except BaseException:
             self.close()
             raise
 
     def run(self, variant: int, seconds: float) -> list[float]:
-        """Seconds of each call of a variant, for about so long."""
+        """Run a variant for `seconds`, at least once, and return the seconds of each call."""
         assert self._process.stdin is not None
         request = json.dumps({"variant": variant, "seconds": seconds})
-        with contextlib.suppress(BrokenPipeError):  # the answer will say what happened
+        with contextlib.suppress(BrokenPipeError):  # reading the answer then raises the error
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-        samples: list[float] = self._answer()["samples"]
+        samples: list[float] = self._read_answer()["samples"]
         return samples
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            if code == -signal.SIGKILL:  # Linux does this to the largest when memory runs out
+            if code == -signal.SIGKILL:  # Linux kills processes when memory runs out
                 raise OutOfMemory
-            raise WorkerFailed(f"its process ended with code {code}: {self._last_words()}")
+            raise WorkerFailed(f"its process ended with code {code}: {self._last_error_line()}")
         answer: dict[str, Any] = json.loads(line)
         if answer.get("failed") == "memory":
             raise OutOfMemory
@@ -152,12 +205,13 @@ class Worker:
             raise WorkerFailed(answer["message"])
         return answer
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
     def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -174,8 +228,14 @@ class Worker:
 def job_groups(
     models: Sequence[str], batches: Sequence[int], template: Job, peers: Sequence[str]
 ) -> Iterator[list[Job]]:
-    """What is measured together: ours and its peers on one model at one batch size. A peer may
-    carry a dtype of its own: `reference:fp32`."""
+    """Yield the jobs to measure together, for each model and batch size: ours and the peers'.
+
+    Args:
+        models: Names of models.
+        batches: Batch sizes.
+        template: Our job. Its model and batch size are replaced.
+        peers: Names of peers. `reference:fp32` has a dtype of its own.
+    """
     for model in models:
         for batch in batches:
             ours = replace(template, model=model, batch=batch)

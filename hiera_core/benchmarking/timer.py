@@ -1,4 +1,4 @@
-"""Time and memory of a step, on any device."""
+"""Measure the time and memory of a step on any device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all work that was submitted to it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def timed(step: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, from an idle device to an idle device."""
+    """Return the seconds of one call, from an idle device to an idle device."""
     synchronise(device)
     start = time.perf_counter()
     step()
@@ -29,7 +29,7 @@ def timed(step: Callable[[], Any], device: torch.device) -> float:
 
 
 def timed_for(step: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each call, as many calls as fit, at least one."""
+    """Call `step` for `seconds`, at least once, and return the seconds of each call."""
     samples = [timed(step, device)]
     while sum(samples) < seconds:
         samples.append(timed(step, device))
@@ -37,22 +37,28 @@ def timed_for(step: Callable[[], Any], device: torch.device, seconds: float) -> 
 
 
 class PeakMemory:
-    """Peak MiB since `start`: on CUDA of tensors; on a CPU of the process, above `base`."""
+    """Peak memory in MiB since `start`.
+
+    On CUDA, it is the memory of tensors. Elsewhere, it is the memory of the process above its size
+    when the object was created (on Linux only).
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.base = 0.0 if device.type == "cuda" else _status("VmRSS")
 
     def start(self) -> None:
+        """Forget the peak so far."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        with contextlib.suppress(OSError, AttributeError):  # Linux only
+        with contextlib.suppress(OSError, AttributeError):  # these two exist on Linux only
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float | None:
+        """Return the peak, or None where it is unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         if sys.platform != "linux":
@@ -61,7 +67,7 @@ class PeakMemory:
 
 
 def _status(field: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is none."""
+    """Return a value of /proc/self/status in MiB, or 0 if there is no such file or field."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(field + ":"):

@@ -1,7 +1,8 @@
-"""One process: builds a job's variants and times them, a turn at a time, as it is asked.
+"""Worker process: build the variants of a job, and time them on request.
 
-`python -m hiera_core.benchmarking.worker JOB` reads requests from standard input and answers on
-standard output, a line of JSON each; the first answer says what was built.
+`python -m hiera_core.benchmarking.worker JOB` reads requests from standard input and writes answers
+to standard output. Each is a line of JSON. The first answer describes the variants; the following
+ones hold the samples of a round.
 """
 
 from __future__ import annotations
@@ -25,28 +26,31 @@ WARM_UP_S = 1.0
 
 
 def main() -> None:
+    """Run the job in `sys.argv` until standard input ends."""
     warnings.simplefilter("ignore")
-    channel = _own_channel()
+    channel = _open_answer_channel()
     job = Job(**json.loads(sys.argv[1]))
     try:
-        with workloads.in_words(job):
+        with workloads.translate_errors(job):
             variants = _prepare(job)
-        _say(channel, rows=[v.row.to_json() for v in variants])
+        _send(channel, rows=[variant.row.to_json() for variant in variants])
         for line in sys.stdin:
-            asked = json.loads(line)
-            variant = variants[asked["variant"]]
-            samples = timed_for(variant.step, torch.device(job.device), asked["seconds"])
-            _say(channel, samples=samples)
+            request = json.loads(line)
+            variant = variants[request["variant"]]
+            samples = timed_for(variant.step, torch.device(job.device), request["seconds"])
+            _send(channel, samples=samples)
     except Exception as error:
         traceback.print_exc()
-        _say(channel, **_failure(error))
+        _send(channel, **_failure(error))
     channel.flush()
-    os._exit(0)  # tearing down a device and its libraries takes long, and may fail
+    os._exit(0)  # a normal exit unloads device libraries, which takes long and can fail
 
 
 def _prepare(job: Job) -> list[workloads.Variant]:
-    """Build, warm up, and take each variant's peak memory; a form that fails is a row that says
-    so, as long as there is another."""
+    """Build and warm up the variants of a job, and measure their peak memory.
+
+    If one of several variants fails, its measurement holds the error.
+    """
     device = torch.device(job.device)
     torch.manual_seed(0)
     memory = PeakMemory(device)
@@ -69,6 +73,7 @@ def _prepare(job: Job) -> list[workloads.Variant]:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
+    """Return the answer that reports an error."""
     if is_out_of_memory(error):
         return {"failed": "memory", "message": "out of memory"}
     if isinstance(error, peers.NotOffered):
@@ -77,14 +82,14 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"failed": kind, "message": first_line(error)}
 
 
-def _own_channel() -> IO[str]:
-    """Standard output for answers only; what libraries print goes to standard error."""
+def _open_answer_channel() -> IO[str]:
+    """Return standard output, for answers only. What libraries print goes to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
-def _say(channel: IO[str], **answer: Any) -> None:
+def _send(channel: IO[str], **answer: Any) -> None:
     channel.write(json.dumps(answer) + "\n")
     channel.flush()
 

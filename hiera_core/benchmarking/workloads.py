@@ -1,4 +1,4 @@
-"""Models made ready to be timed: built with random weights, put on a device, given an input."""
+"""Build the steps to time: a model with random weights, on a device, with an input."""
 
 from __future__ import annotations
 
@@ -26,66 +26,71 @@ Step = Callable[[], Any]
 
 @dataclass
 class Variant:
-    """Something to be timed, and the row that its figures go to."""
+    """A step to time, and the measurement for its samples."""
 
     row: Measurement
     step: Step
 
 
 def build(job: Job) -> list[Variant]:
-    """All variants of a job; they share their weights.
+    """Build the variants of a job, which share their weights.
 
     Raises:
-        peers.NotOffered: the peer has no such model.
-        HieraError: no such model, or it cannot be used this way.
+        peers.NotOffered: The peer has no such model.
+        HieraError: The model is unknown, or cannot be used in this way.
     """
-    row = zoo.get(job.model)
+    entry = zoo.get(job.model)
     device, dtype = torch.device(job.device), DTYPES[job.dtype]
-    model = _ours(row, device, dtype) if job.implementation == OURS else _peer(job, row)
+    is_ours = job.implementation == OURS
+    model = _build_ours(entry, device, dtype) if is_ours else _build_peer(job, entry)
     model = model.to(device, dtype)
-    if device.type == "cuda" and row.kind == "image":
-        model = model.to(memory_format=torch.channels_last)  # of the patch embedding
+    if device.type == "cuda" and entry.kind == "image":
+        model = model.to(memory_format=torch.channels_last)  # for the patch embedding
     model.train(job.mode != "infer")
-    forms: list[tuple[str | None, bool]] = [(None, False)]
-    if job.implementation == OURS:
-        forms = [(attention, False) for attention in job.attentions]
+    kinds: list[tuple[str | None, bool]] = [(None, False)]  # attention, whether compiled
+    if is_ours:
+        kinds = [(attention, False) for attention in job.attentions]
     if job.compile:
-        forms.append((forms[0][0], True))
+        kinds.append((kinds[0][0], True))
     gmacs = count_gmacs(job)
     variants = []
-    for attention, compiled in forms:
-        found = Measurement(
+    for attention, compiled in kinds:
+        measurement = Measurement(
             job.model, job.implementation, attention, compiled, job.mode, job.device, job.dtype,
-            job.batch, "clips" if row.kind == "video" else "images",
-            version=None if job.implementation == OURS else peers.version(job.implementation),
+            job.batch, "clips" if entry.kind == "video" else "images",
+            version=None if is_ours else peers.version(job.implementation),
             params=sum(p.numel() for p in model.parameters()),
-            gmacs=gmacs, published=row.speed if job.implementation == OURS else None,
+            gmacs=gmacs, published=entry.speed if is_ours else None,
         )  # fmt: skip
-        variants.append(Variant(found, _step(job, row, model, attention, compiled)))
+        variants.append(Variant(measurement, _make_step(job, entry, model, attention, compiled)))
     return variants
 
 
 def count_gmacs(job: Job) -> float | None:
-    """1e9 multiply-adds of a forward pass on one input, with eager attention: fused and compiled
-    kernels may be invisible to the counter. On the meta device: nothing is computed."""
-    row = zoo.get(job.model)
+    """Return 1e9 multiply-adds in the forward pass of one input.
+
+    They are counted with eager attention, because the counter may not see fused and compiled
+    kernels. The model is on the meta device, so nothing is computed.
+    """
+    entry = zoo.get(job.model)
     with torch.device("meta"):
         if job.implementation == OURS or peers.PEERS[job.implementation].same_model:
-            model: nn.Module = _class(row)(**row.config)
+            model: nn.Module = _model_class(entry)(**entry.config)
             model.set_attention("eager")  # type: ignore[operator]
         else:
-            model = peers.PEERS[job.implementation].build(row, job.mode)
-        x = torch.empty(1, 3, *row.config["input_size"])
-        arguments = {"mask": _units(row, model, 1, x.device)} if row.autoencoder else {}
+            model = peers.PEERS[job.implementation].build(entry, job.mode)
+        x = torch.empty(1, 3, *entry.config["input_size"])
+        arguments = {"mask": _draw_units(entry, model, 1, x.device)} if entry.autoencoder else {}
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(x, **arguments)
     return counter.get_total_flops() / 2e9
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """1e9 operations a second of a large product: what the device can be asked for.
+    """Return the rate of a large matrix product, in 1e9 operations/s.
 
-    On a CPU by the fastest library at hand, which need not be the one behind `torch.matmul`.
+    It is a practical limit of the device. On a CPU it uses the fastest library that is available,
+    which may not be the one behind `torch.matmul`.
     """
     from ..models.cpu import Linear
     from .timer import timed
@@ -99,14 +104,15 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best / 1e9
 
 
-def _class(row: zoo.ModelEntry) -> Any:
-    return MaskedAutoencoderHiera if row.autoencoder else Hiera
+def _model_class(entry: zoo.ModelEntry) -> Any:
+    return MaskedAutoencoderHiera if entry.autoencoder else Hiera
 
 
-def _ours(row: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Without the initialisation, which takes seconds and changes no speed."""
+def _build_ours(entry: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Build our model with uniform random weights. The normal initialisation takes seconds, and
+    does not change the speed."""
     with torch.device("meta"):
-        model: nn.Module = _class(row)(**row.config)
+        model: nn.Module = _model_class(entry)(**entry.config)
     model = model.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -114,22 +120,22 @@ def _ours(row: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.M
     return model
 
 
-def _peer(job: Job, row: zoo.ModelEntry) -> nn.Module:
-    return peers.PEERS[job.implementation].build(row, job.mode)
+def _build_peer(job: Job, entry: zoo.ModelEntry) -> nn.Module:
+    return peers.PEERS[job.implementation].build(entry, job.mode)
 
 
-def _step(
-    job: Job, row: zoo.ModelEntry, model: nn.Module, attention: str | None, compiled: bool
+def _make_step(
+    job: Job, entry: zoo.ModelEntry, model: nn.Module, attention: str | None, compiled: bool
 ) -> Step:
     device, dtype = torch.device(job.device), DTYPES[job.dtype]
-    x = torch.randn(job.batch, 3, *row.config["input_size"], device=device).to(dtype)
-    if device.type == "cuda" and row.kind == "image":
+    x = torch.randn(job.batch, 3, *entry.config["input_size"], device=device).to(dtype)
+    if device.type == "cuda" and entry.kind == "image":
         x = x.contiguous(memory_format=torch.channels_last)
-    forward = _forward(job, row, model, x)
+    forward = _make_forward(job, entry, model, x)
     if job.mode == "infer":
         run: Step = compile_for_inference(forward, device) if compiled else forward
         return _with_attention(model, attention, torch.inference_mode()(run))
-    loss = _loss(row, forward, job.batch, device)
+    loss = _make_loss(entry, forward, job.batch, device)
     run = compile_for_training(loss, device) if compiled else loss
     optimizer = None
     if job.mode == "train":
@@ -139,33 +145,38 @@ def _step(
         run().backward()
         if optimizer is not None:
             optimizer.step()
-        model.zero_grad()  # gradients are made anew, as in training
+        model.zero_grad()  # sets gradients to None, as in training
 
     return _with_attention(model, attention, step)
 
 
-def _forward(job: Job, row: zoo.ModelEntry, model: nn.Module, x: torch.Tensor) -> Step:
-    """Autoencoders draw a new mask each time: ours as the numbers of visible units, peers as each
-    of them does it by itself."""
-    if not row.autoencoder or job.implementation == "transformers":
+def _make_forward(job: Job, entry: zoo.ModelEntry, model: nn.Module, x: torch.Tensor) -> Step:
+    """Return the forward pass as a step.
+
+    Autoencoders get a new mask at each call. We draw the visible units of ours; peers draw their
+    own mask.
+    """
+    if not entry.autoencoder or job.implementation == "transformers":
         return lambda: model(x)
     if job.implementation == OURS:
-        return lambda: model(x, mask=_units(row, model, job.batch, x.device))
-    return lambda: model(x, mask_ratio=MASK_RATIOS[row.kind])
+        return lambda: model(x, mask=_draw_units(entry, model, job.batch, x.device))
+    return lambda: model(x, mask_ratio=MASK_RATIOS[entry.kind])
 
 
-def _units(row: zoo.ModelEntry, model: Any, batch: int, device: torch.device) -> torch.Tensor:
-    return draw_units(batch, model.layout.windows, MASK_RATIOS[row.kind], device=device)
+def _draw_units(
+    entry: zoo.ModelEntry, model: Any, batch: int, device: torch.device
+) -> torch.Tensor:
+    return draw_units(batch, model.layout.windows, MASK_RATIOS[entry.kind], device=device)
 
 
-def _loss(row: zoo.ModelEntry, forward: Step, batch: int, device: torch.device) -> Step:
-    target = torch.arange(batch, device=device) % row.config["num_classes"]
+def _make_loss(entry: zoo.ModelEntry, forward: Step, batch: int, device: torch.device) -> Step:
+    target = torch.arange(batch, device=device) % entry.config["num_classes"]
 
     def loss() -> torch.Tensor:
         output: Any = forward()
-        found = peers.loss_of(output)
-        if found is not None:
-            return found
+        own_loss = peers.loss_of(output)
+        if own_loss is not None:
+            return own_loss
         logits = output if isinstance(output, torch.Tensor) else output.logits
         return F.cross_entropy(logits.float(), target)
 
@@ -173,11 +184,12 @@ def _loss(row: zoo.ModelEntry, forward: Step, batch: int, device: torch.device) 
 
 
 def _with_attention(model: Any, attention: str | None, run: Step) -> Step:
+    """Return a step that sets the attention of our model, if needed, before it runs."""
     if attention is None:
         return run
 
     def step() -> Any:
-        if model.benchmarked_attention != attention:  # another variant's turn is over
+        if model.benchmarked_attention != attention:  # another variant ran last
             model.set_attention(attention)
             model.benchmarked_attention = attention
         return run()
@@ -188,8 +200,9 @@ def _with_attention(model: Any, attention: str | None, run: Step) -> Step:
 
 
 @contextlib.contextmanager
-def in_words(job: Job) -> Any:
-    """Errors of a peer's own making, as ours."""
+def translate_errors(job: Job) -> Any:
+    """Turn unexpected errors, of a peer for example, into a RuntimeError that names the
+    implementation."""
     try:
         yield
     except (HieraError, peers.NotOffered, MemoryError, RuntimeError):

@@ -1,1 +1,1 @@
-"""Conversion of checkpoints to other formats, verified."""
+"""Convert checkpoints to other formats, and verify the result."""

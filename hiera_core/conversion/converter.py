@@ -1,4 +1,4 @@
-"""`convert`: read, fit, write beside DEST, prove, and only then let it be DEST."""
+"""Convert a checkpoint: read it, write it to a temporary folder, verify it, rename it to DEST."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from ..device import single_thread
 from ..errors import UsageError
 from ..models import factory
 from ..models.pos_embed import ResampleRule
-from . import export_program, formats, plan, publish, sample_inputs, verify, write_weights
-from .plan import ConversionPlan
-from .verify import Proof
+from . import export_program, formats, publish, write_weights
+from .plan import ConversionPlan, adapt_to_format, make_plan
+from .sample_inputs import SampleInputs, gather_samples
+from .verify import Proof, verify_bits, verify_outputs
 
 
 @dataclass
 class Conversion:
-    """What came of it."""
+    """Result of a conversion: what was written, and how it was verified."""
 
     source: str
     output: Path
@@ -27,11 +28,11 @@ class Conversion:
     model: str
     input_size: tuple[int, ...]
     dtype: str
-    bytes: int  # of all files
+    bytes: int  # of all files together
     files: list[str]
     proof: Proof
     notes: list[str]
-    url: str | None = None  # on the hub
+    url: str | None = None  # of the hub repository
 
     def to_json(self) -> dict[str, Any]:
         values = {**vars(self), "output": str(self.output), "proof": self.proof.to_json()}
@@ -54,83 +55,95 @@ def convert(
     """Write a checkpoint in another format and prove that it is the same model.
 
     Args:
-        source: zoo name, hub repository, folder, URL or file, in any dialect.
-        dest: a folder (hub, timm, transformers) or file (pth, onnx, pt2) to write.
-        to: the format: see `targets.TARGETS`.
-        size: input size in pixels (and frames), one side standing for both.
-        dtype: `auto` (as the source has it; programs fp32), `fp32`, `bf16`, `fp16`.
-        resample: how position embeddings come to another size: `absolute-window` or `bicubic`.
-        verify: `auto` compares renamed tensors bit by bit, and answers where values or the program
-            changed; `forward` compares answers too.
-        pictures: files or folders to compare answers on, in place of those at hand.
-        overwrite: replace DEST.
-        push_to_hub: a repository to publish it in.
+        source: Zoo name, hub repository, folder, URL or file, in any naming.
+        dest: Folder (hub, timm, transformers) or file (pth, onnx, pt2) to write.
+        to: Name of the format, see `formats.FORMATS`.
+        size: Input size in pixels, with the frames first for video. A single side stands for
+            height and width.
+        dtype: `fp32`, `bf16` or `fp16`; or `auto` for the source's precision (programs: fp32).
+        resample: Rule that resamples position embeddings to another size: `absolute-window` or
+            `bicubic`.
+        verify: `auto` compares tensors bit by bit, and compares the model's outputs if values have
+            changed or the format is a program. `forward` compares the outputs in any case.
+        pictures: Image files or folders to compare outputs on, in place of the package's samples.
+        overwrite: Replace an existing DEST.
+        push_to_hub: Hub repository to publish the result in.
+
+    Returns:
+        The files that were written, with the proof.
 
     Raises:
-        UsageError: DEST exists, the format has no such model, or no such input size.
-        CheckpointError: the source is no sound checkpoint, or the proof failed. No DEST is left.
-        HubError: it cannot be fetched or published.
-        OutputError: it cannot be written. No DEST is left.
+        UsageError: DEST exists, the format cannot hold this model, or the input size is not legal.
+        CheckpointError: The source is not a usable checkpoint, or verification failed. Nothing is
+            left at DEST.
+        HubError: The source cannot be fetched, or the result cannot be published.
+        OutputError: DEST cannot be written. Nothing is left there.
     """
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     if push_to_hub is not None:
         publish.check(push_to_hub)
-    program = target.dialect is None
+    is_program = target.naming is None
     with single_thread():
-        read = factory.read_weights(source)
-    made = plan.make_plan(
-        read,
-        size=size,
-        dtype="fp32" if program and dtype == "auto" else dtype,
-        resample=resample,
-    )
-    plan.adapt_to_format(made, to)
-    (export_program if program else write_weights).check(made, to)
-    compare = program or bool(made.changed) or verify == "forward"
-    shown = None
-    if compare and len(made.size) == 1:
-        raise UsageError(
-            "answers are compared on pictures, and this model takes signals",
-            "use hub or pth, at its own size and precision",
-        )
-    if compare:
-        shown = sample_inputs.gather_samples(made.transform, made.config["in_chans"], pictures)
+        checkpoint = factory.read_weights(source)
+    if is_program and dtype == "auto":
+        dtype = "fp32"
+    plan = make_plan(checkpoint, size=size, dtype=dtype, resample=resample)
+    adapt_to_format(plan, to)
+    check = export_program.check_exportable if is_program else write_weights.check_representable
+    check(plan, to)
+    samples = None
+    if is_program or plan.changed or verify == "forward":
+        samples = _gather_samples(plan, pictures)
     with atomic_destination(dest, is_folder=target.folder) as folder:
-        written = folder if target.folder else folder / dest.name
-        proven = _write(made, to, written, shown)
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        path = folder if target.folder else folder / dest.name
+        proof = _write_and_verify(plan, to, path, samples)
+        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     url = None if push_to_hub is None else publish.push(dest, push_to_hub, list(sizes))
     return Conversion(
-        source,
-        dest,
-        to,
-        made.name,
-        made.size,
-        made.dtype,
-        sum(sizes.values()),
-        sorted(sizes),
-        proven,
-        made.notes,
-        url,
+        source=source,
+        output=dest,
+        format=to,
+        model=plan.name,
+        input_size=plan.size,
+        dtype=plan.dtype,
+        bytes=sum(sizes.values()),
+        files=sorted(sizes),
+        proof=proof,
+        notes=plan.notes,
+        url=url,
     )
 
 
-def _write(
-    made: ConversionPlan, to: str, path: Path, shown: sample_inputs.SampleInputs | None
+def _gather_samples(plan: ConversionPlan, pictures: Sequence[str]) -> SampleInputs:
+    """Return the samples to compare outputs on.
+
+    Raises:
+        UsageError: The model takes signals, or none of the pictures can be read.
+    """
+    if len(plan.size) == 1:
+        raise UsageError(
+            "outputs are compared on pictures, and this model takes signals",
+            "use hub or pth, and keep its size and precision",
+        )
+    return gather_samples(plan.transform, plan.config["in_chans"], pictures)
+
+
+def _write_and_verify(
+    plan: ConversionPlan, name: str, path: Path, samples: SampleInputs | None
 ) -> Proof:
-    """Write and prove."""
+    """Write a plan in the format `name`. Compare the tensors of a weights file, and the outputs if
+    there are samples."""
     tensors = None
-    if formats.FORMATS[to].dialect is None:
-        export_program.write_program(made, to, path)
+    if formats.FORMATS[name].naming is None:
+        export_program.write_program(plan, name, path)
     else:
-        state = write_weights.write_weights(made, to, path)
+        state = write_weights.write_weights(plan, name, path)
+        weights = path / formats.WEIGHTS_NAME if path.is_dir() else path
         with single_thread():
-            tensors = verify.verify_bits(
-                path / formats.WEIGHTS_NAME if path.is_dir() else path, state
-            )
-    if shown is None:
+            tensors = verify_bits(weights, state)
+    if samples is None:
         return Proof(tensors=tensors)
-    found = verify.verify_outputs(made, to, path, shown)
-    found.tensors = tensors
-    return found
+    proof = verify_outputs(plan, name, path, samples)
+    proof.tensors = tensors
+    return proof

@@ -1,7 +1,7 @@
-"""Models as programs that run without this package: ONNX and torch.export.
+"""Export models as programs that run without this package: ONNX and torch.export.
 
-Both take `input` [batch, chans, *size], normalised float32, for any batch, and give `logits`
-[batch, classes] in float32 (`features`, where the model has no classifier).
+A program takes `input`, normalised float32 [batch, chans, *size], for any batch size. It returns
+`logits` [batch, classes] in float32, or `features` [batch, chans] if the model has no classifier.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..weights.files import open_deferring_errors
 from .plan import ConversionPlan
 
 OPSET = 18
-PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights lie beside the .onnx file
+PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights go to a second file next to the .onnx file
 
 
 class Program(torch.nn.Module):
-    """What is exported: float32 in, logits out in float32, whatever the weights' precision."""
+    """Module to export. It takes and returns float32, whatever the precision of the weights is."""
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -39,29 +39,43 @@ class Program(torch.nn.Module):
 
 
 def check_exportable(plan: ConversionPlan, name: str) -> None:
-    """Raise UsageError for models that are no function from an input to logits."""
+    """Check that a model maps an input to logits or features.
+
+    Raises:
+        UsageError: The model is an autoencoder.
+    """
     if plan.is_autoencoder:
         raise UsageError(
-            f"{plan.name} is an autoencoder, and {name} holds classifiers and their features",
+            f"{plan.name} is an autoencoder, and {name} can only hold classifiers and encoders",
             "use hub, pth or transformers, or convert a fine-tuned checkpoint",
         )
 
 
 def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
-    """Export to a file."""
+    """Export a model to a file.
+
+    Args:
+        plan: The model to write.
+        name: Name of the format, a key of `EXPORTERS`.
+        path: The file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     model = plan.build()
     program = Program(model, DTYPES[plan.dtype]).eval()
-    # Two, since a batch of one would be taken for a constant.
+    # Two inputs, because torch.export takes a batch size of one for a constant.
     example = torch.zeros(2, plan.config["in_chans"], *plan.size)
-    # Beyond this the fused attention is split, which is another program.
+    # Larger batches would need another program: the model splits their fused attention.
     batch = torch.export.Dim("batch", min=1, max=MAX_FUSED_BATCH // model.layout.windows)
-    with _quiet(), torch.no_grad():
+    with _quiet_exporters(), torch.no_grad():
         exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
         EXPORTERS[name](exported, plan, path)
 
 
 def metadata(plan: ConversionPlan) -> dict[str, str]:
-    """What a user of the file needs besides the program; values are JSON where they are no text."""
+    """Return what a user of the file needs in addition to the program. Values that are not text
+    are JSON."""
     card = {key: str(value) for key, value in plan.card.items() if key in ("source", "licence")}
     return {
         "model": plan.name,
@@ -73,6 +87,7 @@ def metadata(plan: ConversionPlan) -> dict[str, str]:
 
 
 def output_name(plan: ConversionPlan) -> str:
+    """Return the name of the program's output: `logits`, or `features` without a classifier."""
     return "logits" if plan.num_classes else "features"
 
 
@@ -103,8 +118,8 @@ EXPORTERS: dict[str, Callable[[Any, ConversionPlan, Path], None]] = {
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters talk a lot, to stdout too; what matters is proven afterwards."""
+def _quiet_exporters() -> Iterator[None]:
+    """Hide the warnings and log lines of the exporters. The written file is verified later."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The formats that a checkpoint can be converted to, as a table. Imports no torch."""
+"""Table of the formats that a checkpoint can be converted to. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import UsageError, did_you_mean
 from ..weights.key_mapping import Naming
 
-WEIGHTS_NAME = "model.safetensors"  # the weights of a folder
+WEIGHTS_NAME = "model.safetensors"  # name of the weights file in a folder format
 FOLDER_FILES = {WEIGHTS_NAME, "config.json", "hiera.json", "preprocessor_config.json", "README.md"}
 FILE_ENDINGS = {".pth", ".pt", ".bin", ".safetensors", ".onnx", ".pt2"}
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -19,23 +19,26 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """Output format of a conversion.
 
     Args:
-        dialect: how it names parameters; None where the model is exported as a program.
-        folder: DEST is a folder, complete for its library; else one file.
-        packages: what writing it takes besides what we require anyway.
-        extra: our installation extra that brings them.
-        precisions: number formats it can hold.
+        naming: Naming of the parameters, or None if the model is exported as a program.
+        folder: Whether DEST is a folder with all files that the library needs, or a single file.
+        packages: Packages that writing needs in addition to our dependencies.
+        extra: Installation extra of this package that contains `packages`.
+        precisions: Precisions that the format can hold.
+        ending: File ending that the library requires, or an empty string.
+        side_file_ending: Ending, appended to the name of DEST, of a second file for large weights,
+            or an empty string.
     """
 
-    dialect: Naming | None
+    naming: Naming | None
     folder: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[str, ...] = PRECISIONS
-    ending: str = ""  # that the library insists on
-    beside: str = ""  # ending, after DEST's, of a file that large models need besides
+    ending: str = ""
+    side_file_ending: str = ""
 
 
 FORMATS: dict[str, Format] = {
@@ -43,23 +46,23 @@ FORMATS: dict[str, Format] = {
     "pth": Format("reference"),
     "timm": Format("timm", folder=True),
     "transformers": Format("transformers", folder=True),
-    # onnxruntime has no kernels for bf16 on a CPU.
+    # No bf16, because onnxruntime has no bf16 kernels for a CPU.
     "onnx": Format(
         None,
         packages=("onnx", "onnxruntime", "onnxscript"),
         extra="onnx",
         precisions=("auto", "fp32", "fp16"),
-        beside=".data",
+        side_file_ending=".data",
     ),
     "pt2": Format(None, ending=".pt2"),
 }
 
 
 def get_format(name: str) -> Format:
-    """The format called `name`, if what it takes is installed.
+    """Return the format called `name`, and check that its packages are installed.
 
     Raises:
-        UsageError: unknown, or packages are missing.
+        UsageError: The name is unknown, or packages are missing.
     """
     if name not in FORMATS:
         raise UsageError(
@@ -78,11 +81,11 @@ def get_format(name: str) -> Format:
 def check_destination(
     dest: Path, name: str, *, dtype: str = "auto", overwrite: bool = False
 ) -> Format:
-    """The format, if DEST can become it. Nothing is written.
+    """Return the format called `name`, and check that DEST can be written in it.
 
     Raises:
-        UsageError: DEST exists, is in no folder that can be written, or is named like another
-            format; the format cannot be had in this precision.
+        UsageError: DEST exists, its parent folder is missing or read-only, its ending belongs to
+            another format, or the format cannot hold this precision.
     """
     target = get_format(name)
     if dtype not in PRECISIONS:
@@ -91,48 +94,53 @@ def check_destination(
         raise UsageError(f"{name} holds no {dtype}", f"use {', '.join(target.precisions)}")
     if target.folder and dest.suffix in FILE_ENDINGS:
         raise UsageError(
-            f"{name} is a folder, and {str(dest)!r} is named like a file",
+            f"{name} writes a folder, and {str(dest)!r} is named like a file",
             f"leave out {dest.suffix}",
         )
     if not dest.name.endswith(target.ending):
         raise UsageError(
-            f"{str(dest)!r} is no name for {name}", f"torch.export wants NAME{target.ending}"
+            f"{str(dest)!r} does not end in {target.ending}",
+            f"torch.export wants NAME{target.ending}",
         )
     if os.path.lexists(dest):
         _check_replaceable(dest, target, overwrite)
-    beside = dest.with_name(dest.name + target.beside)
-    if not overwrite and os.path.lexists(beside):
-        raise UsageError(f"{str(beside)!r} exists", "--overwrite replaces it")
+    side_file = dest.with_name(dest.name + target.side_file_ending)
+    if not overwrite and os.path.lexists(side_file):
+        raise UsageError(f"{str(side_file)!r} exists", "--overwrite replaces it")
     if not dest.parent.is_dir():
-        raise UsageError(f"no folder {str(dest.parent)!r} to write to", "make it first")
+        raise UsageError(f"folder {str(dest.parent)!r} does not exist", "make it first")
     if not os.access(dest.parent, os.W_OK):
-        raise UsageError(f"folder {str(dest.parent)!r} is read-only", "write elsewhere")
+        raise UsageError(f"folder {str(dest.parent)!r} is read-only", "choose another folder")
     return target
 
 
 def _check_replaceable(dest: Path, target: Format, overwrite: bool) -> None:
     if dest.is_dir() != target.folder:
-        kinds = ("folder", "file") if target.folder else ("file", "folder")
-        raise UsageError(f"{str(dest)!r} exists and is a {kinds[1]}", f"name a new {kinds[0]}")
+        needed, existing = ("folder", "file") if target.folder else ("file", "folder")
+        raise UsageError(
+            f"{str(dest)!r} exists and is a {existing}", f"give the name of a new {needed}"
+        )
     if not overwrite:
         raise UsageError(f"{str(dest)!r} exists", "--overwrite replaces it")
-    others = sorted(p.name for p in dest.iterdir() if not _is_ours(p)) if dest.is_dir() else []
-    if others:  # a folder is replaced as a whole
+    if not dest.is_dir():
+        return
+    others = sorted(path.name for path in dest.iterdir() if not _is_checkpoint_file(path))
+    if others:  # replacing the folder would delete them
         raise UsageError(
             f"{str(dest)!r} holds more than a checkpoint ({', '.join(others[:3])})",
-            "name another folder",
+            "choose another folder",
         )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_checkpoint_file(path: Path) -> bool:
     return path.is_file() and path.name in FOLDER_FILES
 
 
 def parse_size(text: str) -> tuple[int, ...]:
-    """`384` -> (384,), `224x448` -> (224, 448).
+    """Parse an input size: `384` -> (384,), `224x448` -> (224, 448).
 
     Raises:
-        UsageError: no numbers.
+        UsageError: The text is not one to three numbers with an x between them.
     """
     if not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,2}", text):
         raise UsageError(
@@ -142,14 +150,14 @@ def parse_size(text: str) -> tuple[int, ...]:
 
 
 def full_size(size: tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """A size as given, for a model with so many dimensions: one side stands for both.
+    """Return a size with `dims` numbers. A single side stands for height and width.
 
     Raises:
-        UsageError: too few or too many numbers.
+        UsageError: There are too few or too many numbers.
     """
     full = (*size, size[-1]) if len(size) == max(dims - 1, 1) and dims > 1 else size
     if len(full) != dims:
-        shapes = {1: "samples", 2: "384 or 224x448", 3: "16x256 or 16x224x288"}
+        shapes = {1: "the number of samples", 2: "384 or 224x448", 3: "16x256 or 16x224x288"}
         raise UsageError(
             f"size {'x'.join(map(str, size))} does not fit a model of {dims} dimensions",
             f"write {shapes[dims]}",

@@ -1,4 +1,4 @@
-"""README.md of a converted folder: what it is, where it came from, its licence and checksum."""
+"""README.md of a converted folder: model, source, licence, checksum and example code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ USES = {
 
 
 def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
-    """The text, with the front matter that the hub reads."""
+    """Return the text of README.md, with the front matter that the hub reads.
+
+    Args:
+        plan: The model.
+        name: Name of the format, a key of `LIBRARIES`.
+        checksum: SHA-256 of the weights file, or an empty string to leave it out.
+    """
     licence = str(plan.card.get("licence") or "unknown")
     task = None if plan.is_autoencoder else TASKS.get(len(plan.size))
     front = [f"library_name: {LIBRARIES[name]}", "tags:", "- hiera"]
@@ -33,7 +39,7 @@ def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
         "classes": str(plan.num_classes) if plan.num_classes else "none",
         "precision": plan.dtype,
     }
-    if checksum:  # takes longer than writing
+    if checksum:
         rows[f"SHA-256 of `{WEIGHTS_NAME}`"] = f"`{checksum}`"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     notes = "".join(f"- {note}\n" for note in plan.notes)
@@ -51,10 +57,10 @@ def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
 {table}
 
 ```python
-{USES[name].format(cls=_class(plan, name))}
+{USES[name].format(cls=_class_name(plan, name))}
 ```
 {f"{chr(10)}{notes}" if notes else ""}"""
 
 
-def _class(plan: ConversionPlan, name: str) -> str:
+def _class_name(plan: ConversionPlan, name: str) -> str:
     return transformers_class(plan) if name == "transformers" else type(plan.model).__name__

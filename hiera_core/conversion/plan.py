@@ -1,4 +1,4 @@
-"""What is to be written: a source's tensors, as the model that DEST will hold has them."""
+"""Plan of a conversion: the tensors of a source, fitted to the model that DEST will hold."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ log = logging.getLogger("hiera")
 
 @dataclass
 class ConversionPlan:
-    """Everything the writers need, from the source. Tensors are memory-mapped where they keep
-    their values."""
+    """Everything that the writers need. Tensors whose values do not change stay memory-mapped."""
 
     checkpoint: load.Checkpoint  # the source as it was read
-    model: HieraEncoder  # what is written, on the meta device
-    state: dict[str, torch.Tensor]  # its parameters in the reference's names
+    model: HieraEncoder  # the model to write, on the meta device
+    state: dict[str, torch.Tensor]  # parameters of the model, in the reference's naming
     card: dict[str, Any]  # hiera.json: model, classes, preprocessing, source, licence
-    dtype: str  # fp32, bf16, fp16: of most parameters
-    changed: list[str] = field(default_factory=list)  # in which way values differ from the source's
-    notes: list[str] = field(default_factory=list)
+    dtype: str  # dtype of most parameters, such as fp32
+    changed: list[str] = field(default_factory=list)  # reasons why values differ from the source
+    notes: list[str] = field(default_factory=list)  # for the user: what was changed or dropped
 
     @property
     def config(self) -> dict[str, Any]:
-        return self.model.config
+        """Constructor arguments of the model, ready for JSON."""
+        return {**self.model.config}
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Input size in pixels, (frames,) y, x."""
+        """Input size: (y, x) or (frames, y, x) in pixels, or (samples,)."""
         return tuple(self.config["input_size"])
 
     @property
@@ -65,16 +65,16 @@ class ConversionPlan:
 
     @property
     def transform(self) -> ImageTransform | VideoTransform:
-        """Preprocessing of the model that is written."""
+        """Preprocessing of the model to write."""
         return transform_for(self.model)
 
     def add_note(self, note: str) -> None:
-        """A line about what was dropped or changed on the way."""
+        """Record and log that something is dropped or changed."""
         self.notes.append(note)
         log.warning("%s", note)
 
     def build(self) -> HieraEncoder:
-        """The model with its weights, in float32, for comparison and export."""
+        """Build the model with its weights, in float32, to compare outputs or to export it."""
         with torch.device("meta"):
             built = type(self.model)(**self.arguments)
         built.load_state_dict(self.state, strict=True, assign=True)
@@ -82,7 +82,7 @@ class ConversionPlan:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Constructor arguments."""
+        """Constructor arguments of the model."""
         return dict(vars(self.model._config))
 
 
@@ -93,30 +93,37 @@ def make_plan(
     dtype: str = "auto",
     resample: ResampleRule = "absolute-window",
 ) -> ConversionPlan:
-    """Fit a checkpoint to the model it was saved from, at the size and precision asked for.
+    """Fit a checkpoint to the model that it was saved from, in the given size and precision.
+
+    Args:
+        checkpoint: The source.
+        size: Input size, or None for the source's. A single side stands for height and width.
+        dtype: `fp32`, `bf16` or `fp16`; or `auto` for the source's precision.
+        resample: Rule that resamples position embeddings to another size.
 
     Raises:
-        CheckpointError: it fits no model, or does not survive the precision.
-        UsageError: no such input size, with the nearest legal ones.
+        CheckpointError: The checkpoint fits no model, or a weight is beyond the range of `dtype`.
+        UsageError: The input size is not legal; the hint names the nearest legal sizes.
     """
     arguments = pretrained.architecture(checkpoint)
     cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
     if not checkpoint.is_autoencoder and not checkpoint.num_classes:
         arguments = {**arguments, "num_classes": 0}
-    own = tuple(arguments.get("input_size", cls.config_class.input_size))
-    wanted = own if size is None else full_size(tuple(size), len(own))
-    overrides = {} if wanted == own else {"input_size": wanted}
-    model, found, _ = pretrained.match(
+    source_size = tuple(arguments.get("input_size", cls.config_class.input_size))
+    new_size = source_size if size is None else full_size(tuple(size), len(source_size))
+    overrides = {} if new_size == source_size else {"input_size": new_size}
+    model, fit, _ = pretrained.match(
         cls, arguments, checkpoint, overrides=overrides, resample=resample
     )
-    state = {name: found.state[name] for name in model.state_dict()}
-    model.card = _card(checkpoint)
-    plan = ConversionPlan(checkpoint, model, state, model.card, _precision(state))
+    state = {name: fit.state[name] for name in model.state_dict()}  # in the model's order
+    model.card = _make_card(checkpoint)
+    plan = ConversionPlan(checkpoint, model, state, model.card, _main_dtype(state))
     if overrides and not model._config.abs_win_pos_embed:
         rule = "absolute-window rule" if resample == "absolute-window" else "plain bicubic"
         plan.changed.append("size")
         plan.notes.append(
-            f"position embedding resampled from {_times(own)} to {_times(wanted)} ({rule})"
+            f"position embedding resampled from {_format_size(source_size)} "
+            f"to {_format_size(new_size)} ({rule})"
         )
     if dtype != "auto" and any(tensor.dtype != DTYPES[dtype] for tensor in state.values()):
         _cast(plan, dtype)
@@ -124,25 +131,29 @@ def make_plan(
 
 
 def transformers_class(plan: ConversionPlan) -> str:
-    """The class of transformers that a plan's model is."""
+    """Return the name of the class in transformers that can hold the model of a plan."""
     if plan.is_autoencoder:
         return "HieraForPreTraining"
     return "HieraForImageClassification" if plan.num_classes else "HieraModel"
 
 
 def adapt_to_format(plan: ConversionPlan, name: str) -> None:
-    """Bring a plan to what a format can hold, with a line about each change."""
+    """Change a plan to what a format can hold, and add a note about each change."""
     if plan.is_autoencoder and name == "timm":
         dropped = drop_decoder(plan)
         plan.add_note(f"timm has no autoencoder: the decoder is dropped ({dropped} tensors)")
     if plan.config.get("abs_win_pos_embed") and name != "timm":
-        _fold_positions(plan)
+        _merge_window_positions(plan)
 
 
 def drop_decoder(plan: ConversionPlan) -> int:
-    """An autoencoder as its encoder, normalised and pooled, without a classifier. -> tensors lost
+    """Replace an autoencoder by its encoder with the final norm, but without a classifier.
 
-    It pools once more, as the classifiers that are fine-tuned from it do.
+    Unlike the autoencoder, the new model pools queries at every stage transition, as classifiers
+    that are fine-tuned from the autoencoder do.
+
+    Returns:
+        The number of tensors that are dropped.
     """
     known = {field.name for field in dataclasses.fields(HieraConfig)}
     arguments = {name: value for name, value in plan.arguments.items() if name in known}
@@ -155,19 +166,21 @@ def drop_decoder(plan: ConversionPlan) -> int:
     return len(state) - len(plan.state)
 
 
-def _fold_positions(plan: ConversionPlan) -> None:
-    """An absolute-window model as a plain one of its size, for formats that know no other."""
+def _merge_window_positions(plan: ConversionPlan) -> None:
+    """Replace an absolute-window position embedding by a plain one for the model's input size.
+    Most formats cannot hold the window part."""
     arguments = {**plan.arguments, "abs_win_pos_embed": False}
-    composed = plan.build().get_pos_embed().detach()
+    merged = plan.build().get_pos_embed().detach()
     with torch.device("meta"):
         plan.model = type(plan.model)(**arguments)
     plan.model.card = plan.card
     state = {n: t for n, t in plan.state.items() if n != "pos_embed_win"}
-    state["pos_embed"] = composed.to(plan.state["pos_embed"].dtype)
+    state["pos_embed"] = merged.to(plan.state["pos_embed"].dtype)
     plan.state = {name: state[name] for name in plan.model.state_dict()}
     plan.changed.append("positions")
     plan.add_note(
-        f"absolute-window position embedding written as a plain one of {_times(plan.size)} pixels"
+        "absolute-window position embedding written as a plain one for inputs of "
+        f"{_format_size(plan.size)} pixels"
     )
 
 
@@ -179,30 +192,31 @@ def _cast(plan: ConversionPlan, dtype: str) -> None:
         raise CheckpointError(
             f"{plan.checkpoint.source}: weights beyond the range of {dtype}", "use bf16 or fp32"
         ) from error
-    if dtype != "fp32" or plan.dtype == "float64":  # fp32 holds every 16-bit number as it is
+    if dtype != "fp32" or plan.dtype == "float64":  # fp32 holds 16-bit numbers exactly
         plan.changed.append("dtype")
     plan.dtype = dtype
 
 
-def _card(checkpoint: load.Checkpoint) -> dict[str, Any]:
-    row, source = load.identify_model(checkpoint.state), checkpoint.source
-    if Path(source).exists():  # where it lies here is nobody's business there
+def _make_card(checkpoint: load.Checkpoint) -> dict[str, Any]:
+    """Return the checkpoint's own card, with missing values from the zoo entry of its shapes."""
+    entry, source = load.identify_model(checkpoint.state), checkpoint.source
+    if Path(source).exists():  # publish the name only, not a path of this machine
         source = Path(source).name
-    if row is None:
+    if entry is None:
         return {"source": source, **checkpoint.card}
-    known = factory.card_of(row, source)
+    card = factory.card_of(entry, source)
     if checkpoint.source.startswith(download.RELEASED_BY):
-        known["licence"] = row.licence
-    return {**known, **checkpoint.card}
+        card["licence"] = entry.licence
+    return {**card, **checkpoint.card}
 
 
-def _precision(state: dict[str, torch.Tensor]) -> str:
+def _main_dtype(state: dict[str, torch.Tensor]) -> str:
+    """Return the name of the dtype that most parameters have."""
     counts: dict[torch.dtype, int] = {}
     for tensor in state.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    most = max(counts, key=lambda kind: counts[kind])
-    return dtype_name(most)
+    return dtype_name(max(counts, key=lambda dtype: counts[dtype]))
 
 
-def _times(size: Sequence[int]) -> str:
+def _format_size(size: Sequence[int]) -> str:
     return "x".join(map(str, size))

@@ -1,4 +1,4 @@
-"""Converted checkpoints to the hub, by huggingface_hub."""
+"""Publish converted checkpoints on the hub."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from ..errors import HubError, UsageError
 from ..weights import download
 
-CURES = "what was written is kept; set HF_TOKEN to a token that may write, check HF_ENDPOINT"
+CURES = "the converted files are kept; set HF_TOKEN to a token with write access, check HF_ENDPOINT"
 
 
 def check(repo: str) -> None:
-    """What can be known before the work.
+    """Check the name of a repository and the offline switch, before the conversion begins.
 
     Raises:
-        UsageError: no name of a repository.
-        HubError: the hub is switched off.
+        UsageError: The name is not valid.
+        HubError: HF_HUB_OFFLINE is set.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -29,19 +29,27 @@ def check(repo: str) -> None:
 
 
 def push(dest: Path, repo: str, names: list[str]) -> str:
-    """Upload files of DEST (or beside it, where it is a file) in one commit. -> address
+    """Upload a converted checkpoint in one commit. The repository is created if it is missing.
+
+    Args:
+        dest: Folder with the files, or one of the files in it.
+        repo: Name of the repository, `owner/name`.
+        names: Names of the files to upload.
+
+    Returns:
+        The URL of the repository.
 
     Raises:
-        HubError: the hub refuses or does not answer; DEST is there all the same.
+        HubError: The hub refuses the upload or does not answer. The local files are kept.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = dest if dest.is_dir() else dest.parent
-    add = [CommitOperationAdd(name, folder / name) for name in names]
+    operations = [CommitOperationAdd(name, folder / name) for name in names]
     try:
         api = HfApi()
         url = api.create_repo(repo, exist_ok=True)
-        api.create_commit(repo, add, commit_message=f"Add {dest.name}")
-    except Exception as error:  # network libraries raise many types
+        api.create_commit(repo, operations, commit_message=f"Add {dest.name}")
+    except Exception as error:  # network libraries raise errors of many types
         raise download.as_error(repo, error, "published", CURES) from error
     return str(url)

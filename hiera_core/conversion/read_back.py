@@ -1,4 +1,4 @@
-"""Each format, loaded again by its own library where that is installed, else by this package."""
+"""Load a written file again: by the library of its format, or by this package as a fallback."""
 
 from __future__ import annotations
 
@@ -31,65 +31,79 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class LoadedModel:
-    """A loaded model: `run` takes a batch to logits [b, classes], or to an autoencoder's losses
-    [b, 1] with the masks of `noise_for`."""
+    """A model as a library has loaded it.
 
-    name: str  # library and version
+    Args:
+        name: Library and version.
+        run: Function from a batch to logits or features [b, c], or to the losses [b, 1] of an
+            autoencoder, masked according to `noise_for`.
+        computes_as_stored: Whether `run` computes in the precision of the file, and not in float32.
+    """
+
+    name: str
     run: Forward
-    computes_as_stored: bool = False  # in the file's precision, where libraries compute in float32
+    computes_as_stored: bool = False
 
 
 def wrap_model(model: Any, autoencoder: bool) -> LoadedModel:
-    """A model of this package."""
+    """Wrap a model of this package."""
     model = model.eval()
     return LoadedModel("hiera-toolkit", _losses(model) if autoencoder else model.forward_logits)
 
 
 def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
-    """The written file as its library sees it.
+    """Load a written file by the library of its format.
+
+    Args:
+        plan: The model that was written.
+        name: Name of the format, a key of `READERS`.
+        path: File or folder.
 
     Raises:
-        CheckpointError: the library refuses it.
+        CheckpointError: The library cannot load it.
     """
-    package, distribution, load = READERS[name]
-    if importlib.util.find_spec(package) is None:
+    module, distribution, load = READERS[name]
+    if importlib.util.find_spec(module) is None:
         log.warning("%s is not installed: the file is read back by this package", distribution)
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), plan.is_autoencoder)
     try:
-        with _quiet():
+        with _hide_output():
             run = load(plan, path)
-    except Exception as error:  # libraries raise many types
+    except Exception as error:  # libraries raise errors of many types
         reason = first_line(error)
         raise CheckpointError(
             f"{distribution} cannot load the written file ({reason}); it was removed",
-            "report this, with the command",
+            "report this, and include the command",
         ) from error
     library = f"{distribution} {_version(distribution)}".rstrip()
-    return LoadedModel(library, run, computes_as_stored=FORMATS[name].dialect is None)
+    return LoadedModel(library, run, computes_as_stored=FORMATS[name].naming is None)
 
 
 def noise_for(windows: int) -> torch.Tensor:
-    """[1, windows]: units with the least noise stay visible, the same at every call."""
+    """Return the noise that chooses visible mask units, the same at every call. -> [1, windows]
+
+    Units with the smallest noise stay visible.
+    """
     return torch.rand(1, windows, generator=torch.Generator().manual_seed(0))
 
 
 def _losses(model: Any) -> Forward:
-    """Of an autoencoder of ours or the reference's, which are called alike."""
+    """Return a function for the losses of an autoencoder, which may be ours or the reference's."""
     noise = noise_for(math.prod(model.mask_spatial_shape))
-    kept = visible_count(noise.shape[1], MASK_RATIOS["image"])
+    visible = visible_count(noise.shape[1], MASK_RATIOS["image"])
     mask = torch.zeros_like(noise, dtype=torch.bool)
-    mask[0, noise.argsort(1)[0, :kept]] = True
+    mask[0, noise.argsort(1)[0, :visible]] = True
     return lambda x: torch.stack([model(one[None], mask=mask)[0] for one in x]).view(-1, 1)
 
 
-def _reference(plan: ConversionPlan, path: Path) -> Forward:
+def _load_reference(plan: ConversionPlan, path: Path) -> Forward:
     import hiera
     from hiera.hiera_mae import MaskedAutoencoderHiera
 
     cls = MaskedAutoencoderHiera if plan.is_autoencoder else hiera.Hiera
     model = cls.from_pretrained(path) if path.is_dir() else cls(**plan.config)
     if not (plan.is_autoencoder or plan.num_classes):
-        model.head = torch.nn.Identity()  # it would make a classifier of no classes
+        model.head = torch.nn.Identity()  # the reference builds a layer with 0 outputs
     if path.is_file():
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model.load_state_dict(content["model_state"], strict=True)
@@ -97,11 +111,11 @@ def _reference(plan: ConversionPlan, path: Path) -> Forward:
     if plan.is_autoencoder:
         return _losses(model)
     if plan.num_classes:
-        model.head.act_func = torch.nn.Identity()  # it gives probabilities in evaluation
+        model.head.act_func = torch.nn.Identity()  # otherwise it returns probabilities
     return model
 
 
-def _timm(plan: ConversionPlan, path: Path) -> Forward:
+def _load_timm(plan: ConversionPlan, path: Path) -> Forward:
     import timm
 
     config = json.loads((path / "config.json").read_text())
@@ -114,7 +128,7 @@ def _timm(plan: ConversionPlan, path: Path) -> Forward:
     return model.float().eval()
 
 
-def _transformers(plan: ConversionPlan, path: Path) -> Forward:
+def _load_transformers(plan: ConversionPlan, path: Path) -> Forward:
     import transformers
 
     cls = getattr(transformers, transformers_class(plan))
@@ -126,27 +140,27 @@ def _transformers(plan: ConversionPlan, path: Path) -> Forward:
     return lambda x: torch.stack([model(one[None], noise=noise).loss for one in x]).view(-1, 1)
 
 
-def _onnxruntime(plan: ConversionPlan, path: Path) -> Forward:
+def _load_onnx(plan: ConversionPlan, path: Path) -> Forward:
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)  # errors
+    onnxruntime.set_default_logger_severity(3)  # errors only
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
-def _exported(plan: ConversionPlan, path: Path) -> Forward:
+def _load_pt2(plan: ConversionPlan, path: Path) -> Forward:
     program = torch.export.load(path).module()
     return lambda x: program(x)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Other libraries talk while they load, on both streams."""
-    nowhere = io.StringIO()
+def _hide_output() -> Iterator[None]:
+    """Hide warnings, and what libraries print to stdout and stderr while they load."""
+    discarded = io.StringIO()
     with (
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(discarded),
+        contextlib.redirect_stderr(discarded),
     ):
         warnings.simplefilter("ignore")
         yield
@@ -159,12 +173,12 @@ def _version(distribution: str) -> str:
         return ""
 
 
-# By format: the package that reads it, what it is called, how.
+# Format: module to import, name of the distribution, function that loads the file.
 READERS: dict[str, tuple[str, str, Callable[[ConversionPlan, Path], Any]]] = {
-    "hub": ("hiera", "hiera-transformer", _reference),
-    "pth": ("hiera", "hiera-transformer", _reference),
-    "timm": ("timm", "timm", _timm),
-    "transformers": ("transformers", "transformers", _transformers),
-    "onnx": ("onnxruntime", "onnxruntime", _onnxruntime),
-    "pt2": ("torch", "torch", _exported),
+    "hub": ("hiera", "hiera-transformer", _load_reference),
+    "pth": ("hiera", "hiera-transformer", _load_reference),
+    "timm": ("timm", "timm", _load_timm),
+    "transformers": ("transformers", "transformers", _load_transformers),
+    "onnx": ("onnxruntime", "onnxruntime", _load_onnx),
+    "pt2": ("torch", "torch", _load_pt2),
 }

@@ -1,4 +1,4 @@
-"""Real pictures and clips to compare two models on."""
+"""Real images and clips to compare the outputs of two models on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import InputError, UsageError
 log = logging.getLogger("hiera")
 
 SAMPLES = zoo.ASSETS / "samples"
-# Left, top, width and height of views of the photograph, as shares of its own.
+# Views of the photograph: left, top, width and height, as fractions of its size.
 VIEWS = (
     (0, 0, 1, 1),
     (0, 0, 0.7, 0.6),
@@ -27,16 +27,17 @@ VIEWS = (
     (0.1, 0.4, 0.6, 0.6),
     (0.4, 0.5, 0.6, 0.5),
 )
-BATCH = 4  # pictures; clips go one by one
+BATCH_SIZE = 4  # of images; clips run one by one
 
 
 class SampleInputs:
-    """Pictures, preprocessed for a model.
+    """Pictures, and their preprocessing for a model.
 
     Args:
         pictures: RGB pictures.
-        transform: the model's preprocessing.
-        description: what they are, in words.
+        transform: Preprocessing of the model.
+        chans: Input channels of the model.
+        description: What the pictures are, as text for the user.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class SampleInputs:
         return len(self.pictures)
 
     def at(self, size: Sequence[int]) -> SampleInputs:
-        """The same for a model with another input size."""
+        """Return the same samples for a model with another input size."""
         transform = type(self.transform).from_preprocessing(vars(self.transform), tuple(size))
         return SampleInputs(self.pictures, transform, self.chans, self.description)
 
     def batches(self) -> Iterator[torch.Tensor]:
-        """[b, chans, (t,) y, x], normalised."""
-        for first in range(0, len(self.pictures), step := 1 if self._is_video else BATCH):
+        """Yield normalised batches, [b, chans, (t,) y, x]."""
+        for first in range(0, len(self.pictures), step := 1 if self._is_video else BATCH_SIZE):
             views = [self._view(picture) for picture in self.pictures[first : first + step]]
             x = self.transform.normalise(torch.from_numpy(np.stack(views)))
-            if x.shape[1] != self.chans:  # models of other channels: anything real will do
+            if x.shape[1] != self.chans:  # repeat the grey picture in every channel
                 x = x.mean(1, keepdim=True).expand(-1, self.chans, *x.shape[2:])
             yield x.contiguous()
 
@@ -70,27 +71,37 @@ class SampleInputs:
 
 
 def gather_samples(transform: Any, chans: int, pictures: Sequence[str] = ()) -> SampleInputs:
-    """The user's pictures, or what is at hand: a photograph that ships with matplotlib, seen in
-    several views, and the pictures in the box. Video models see a camera that pans over them.
+    """Return samples to compare outputs on.
+
+    Args:
+        transform: Preprocessing of the model. Video models get clips of a view that pans over a
+            picture.
+        chans: Input channels of the model.
+        pictures: Image files or folders of the user. By default, use the samples of this package:
+            several views of a photograph, and digits.
 
     Raises:
-        UsageError: none of the user's pictures can be read.
+        UsageError: None of the user's pictures can be read.
     """
     if pictures:
-        found = list(_users(pictures))
-        if not found:
-            raise UsageError("no picture to compare on", "name pictures or folders of them")
-        return SampleInputs(found, transform, chans, f"{len(found)} pictures")
+        opened = list(_open_pictures(pictures))
+        if not opened:
+            raise UsageError(
+                "none of the pictures to compare on can be read",
+                "give image files, or folders that hold some",
+            )
+        return SampleInputs(opened, transform, chans, f"{len(opened)} pictures")
     photo = open_image(SAMPLES / "cat.jpg")[0]
     digits = [open_image(path)[0] for path in sorted(SAMPLES.glob("*.png"))]
     if isinstance(transform, VideoTransform):
         return SampleInputs([photo, digits[1]], transform, chans, "2 clips panned over pictures")
-    views = [_part(photo, view) for view in VIEWS]
-    what = f"{len(views)} views of a photograph, {len(digits)} shipped digits"
-    return SampleInputs(views + digits, transform, chans, what)
+    views = [_crop_view(photo, view) for view in VIEWS]
+    description = f"{len(views)} views of a photograph, {len(digits)} shipped digits"
+    return SampleInputs(views + digits, transform, chans, description)
 
 
-def _users(pictures: Sequence[str]) -> Iterator[Image.Image]:
+def _open_pictures(pictures: Sequence[str]) -> Iterator[Image.Image]:
+    """Yield the pictures that can be read, and log a warning for each of the others."""
     for source in sources.expand(pictures):
         try:
             yield open_image(source.content())[0]
@@ -98,17 +109,18 @@ def _users(pictures: Sequence[str]) -> Iterator[Image.Image]:
             log.warning("%s: %s", source.name, error)
 
 
-def _part(photo: Image.Image, view: tuple[float, ...]) -> Image.Image:
+def _crop_view(photo: Image.Image, view: tuple[float, ...]) -> Image.Image:
+    """Return the part of a photo that a view, in fractions of its size, covers."""
     (width, height), (left, top, w, h) = photo.size, view
     box = (left * width, top * height, (left + w) * width, (top + h) * height)
     return photo.crop(tuple(map(round, box)))  # type: ignore[arg-type]
 
 
 def _pan(picture: Image.Image, transform: VideoTransform) -> np.ndarray:
-    """Frames of a window that moves over the picture. -> float32 [t, y, x, 3], 0..255"""
+    """Return the frames of a view that moves over a picture. -> float32 [t, y, x, 3], 0..255"""
     still = ImageTransform(transform.size, min(transform.size), transform.mean, transform.std)
     frames = []
     for frame in range(transform.frames):
-        share = 0.3 * frame / max(transform.frames - 1, 1)
-        frames.append(still.crop(_part(picture, (share, share / 2, 0.7, 0.7))))
+        left = 0.3 * frame / max(transform.frames - 1, 1)
+        frames.append(still.crop(_crop_view(picture, (left, left / 2, 0.7, 0.7))))
     return np.stack(frames).astype(np.float32)

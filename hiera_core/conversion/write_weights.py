@@ -1,4 +1,4 @@
-"""Renamed checkpoints: a folder or file as each library expects it."""
+"""Write weights in the naming of a library, in the folder or file that it expects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class
 
-# timm's name of each constructor argument.
+# Our name of a constructor argument to timm's name.
 TIMM_ARGUMENTS = {
     "input_size": "img_size",
     "head_dropout": "drop_rate",
@@ -28,6 +28,7 @@ TIMM_ARGUMENTS = {
         "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
     },
 }
+# Our name of a constructor argument to the name in the config.json of transformers.
 TRANSFORMERS_ARGUMENTS = {
     "input_size": "image_size",
     "in_chans": "num_channels",
@@ -47,32 +48,34 @@ TRANSFORMERS_ARGUMENTS = {
     "decoder_depth": "decoder_depth",
     "decoder_num_heads": "decoder_num_heads",
 }
-_KINDS = {1: "signals", 3: "video"}
-BICUBIC, BILINEAR = 3, 2  # as Pillow numbers them
+_KINDS = {1: "signals", 3: "video"}  # by number of input dimensions
+BICUBIC, BILINEAR = 3, 2  # values of PIL.Image.Resampling
 
 
 def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]:
-    """Write a renamed checkpoint.
+    """Write the weights of a plan, and the files that belong to them.
 
     Args:
-        name: the format.
-        path: the file, or the (existing) folder.
+        plan: The model to write.
+        name: Name of the format.
+        path: The file, or an existing folder.
 
     Returns:
-        The tensors by the names they have in the file.
+        The tensors, by their names in the file.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: The disk is full, or the folder cannot be written.
     """
-    dialect = FORMATS[name].dialect or "reference"
-    state = key_mapping.from_reference(plan.state, dialect, plan.config["stages"])
+    naming = FORMATS[name].naming or "reference"
+    state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
     extras = {"config": plan.config, "card": plan.card}
     if not FORMATS[name].folder:
         files.write_pickle(path, state, extras)
         return state
-    hub = name == "hub"
-    files.write_safetensors(path / WEIGHTS_NAME, state, None if hub else extras)
-    checksum = sha256_of(path / WEIGHTS_NAME) if hub else ""
+    is_hub = name == "hub"  # its folder has config.json and hiera.json in place of the extras
+    files.write_safetensors(path / WEIGHTS_NAME, state, None if is_hub else extras)
+    # Only for the hub, because a checksum takes longer than writing.
+    checksum = sha256_of(path / WEIGHTS_NAME) if is_hub else ""
     for file, content in CONFIGS[name](plan).items():
         files.write_json(path / file, content)
     with atomic_file(path / "README.md") as temporary:
@@ -81,7 +84,11 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
 
 
 def check_representable(plan: ConversionPlan, name: str) -> None:
-    """Raise UsageError for models that a format has no place for."""
+    """Check that a format can hold the model of a plan.
+
+    Raises:
+        UsageError: It cannot; the hint names formats that can.
+    """
     config, dims = plan.config, len(plan.size)
     if name in ("timm", "transformers") and dims != 2:
         raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")
@@ -91,36 +98,41 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
         step = config["q_stride"][0] ** (len(config["stages"]) - 1)
         if config["mask_unit_size"][0] % step:
             raise UsageError(
-                f"transformers has no Hiera with mask units of {config['mask_unit_size']}: they "
-                f"must be multiples of {step}",
+                f"transformers has no Hiera with a mask unit size of {config['mask_unit_size']}: "
+                f"it must be a multiple of {step}",
                 "use hub, pth or timm",
             )
-        if not _attends_alike(plan):
+        if not _has_same_windows(plan):
             raise UsageError(
-                f"transformers would attend within other windows than {plan.name}: it takes every "
-                "stage to be pooled, and a stage that begins with global attention to be global",
+                f"transformers would attend within other windows than {plan.name}: it expects "
+                "every stage to pool, and a stage whose first block is global to be all global",
                 "use hub or pth",
             )
 
 
-def _attends_alike(plan: ConversionPlan) -> bool:
-    """Whether transformers' rule gives every block the kind of attention that ours has."""
-    kinds = plan.config["mask_unit_attn"]
+def _has_same_windows(plan: ConversionPlan) -> bool:
+    """Whether every block attends within the same windows under the rule of transformers."""
+    windowed = plan.config["mask_unit_attn"]
     specs = plan.model.block_specs
     for spec, before in zip(specs, [None, *specs], strict=False):
-        first = before is not None and before.stage != spec.stage
-        theirs = kinds[spec.stage] or (first and kinds[spec.stage - 1])
+        starts_stage = before is not None and before.stage != spec.stage
+        theirs = windowed[spec.stage] or (starts_stage and windowed[spec.stage - 1])
         if theirs != spec.use_mask_unit_attn or (theirs and spec.stage > plan.config["q_pool"]):
             return False
     return True
 
 
-def _hub(plan: ConversionPlan) -> dict[str, Any]:
+def _hub_files(plan: ConversionPlan) -> dict[str, Any]:
+    """Return config.json and hiera.json of a hub folder."""
     return {"config.json": plan.config, "hiera.json": plan.card}
 
 
-def _timm(plan: ConversionPlan) -> dict[str, Any]:
-    """`timm.create_model(architecture, checkpoint_path=..., **model_args)`, or `local-dir:`."""
+def _timm_files(plan: ConversionPlan) -> dict[str, Any]:
+    """Return config.json of a timm folder.
+
+    timm loads the folder by `create_model("local-dir:FOLDER")`, or the weights file by
+    `create_model(architecture, checkpoint_path=..., **model_args)`.
+    """
     config = {**vars(HieraConfig()), **plan.config}
     arguments = {theirs: config[ours] for ours, theirs in TIMM_ARGUMENTS.items()}
     if not arguments["abs_win_pos_embed"]:
@@ -154,19 +166,21 @@ def _timm(plan: ConversionPlan) -> dict[str, Any]:
 
 
 def timm_architecture(name: str) -> str:
-    """timm's own name for a model where it has one, else the one whose arguments are overridden."""
+    """Return timm's name for a model. If timm has none, return hiera_base_224: config.json holds
+    all arguments that override those of this model."""
     name = name.removeprefix("mae_")
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
     return name if name in [f"hiera_{size}_224" for size in sizes] else "hiera_base_224"
 
 
-def _transformers(plan: ConversionPlan) -> dict[str, Any]:
+def _transformers_files(plan: ConversionPlan) -> dict[str, Any]:
+    """Return config.json and preprocessor_config.json of a transformers folder."""
     config, stages = plan.config, plan.config["stages"]
-    written = {
+    values = {
         theirs: config[ours] for ours, theirs in TRANSFORMERS_ARGUMENTS.items() if ours in config
     }
     first_blocks = [sum(stages[:stage]) for stage in range(len(stages))]
-    written |= {
+    values |= {
         "model_type": "hiera",
         "architectures": [transformers_class(plan)],
         "num_heads": [plan.model.block_specs[block].heads for block in first_blocks],
@@ -175,8 +189,8 @@ def _transformers(plan: ConversionPlan) -> dict[str, Any]:
     }
     if plan.num_classes:
         names = plan.class_names or [f"LABEL_{i}" for i in range(plan.num_classes)]
-        written["id2label"] = {str(number): label for number, label in enumerate(names)}
-        written["label2id"] = {label: number for number, label in enumerate(names)}
+        values["id2label"] = {str(number): label for number, label in enumerate(names)}
+        values["label2id"] = {label: number for number, label in enumerate(names)}
     transform = plan.transform
     assert isinstance(transform, ImageTransform)
     processor = {
@@ -193,11 +207,12 @@ def _transformers(plan: ConversionPlan) -> dict[str, Any]:
         "image_mean": transform.mean,
         "image_std": transform.std,
     }
-    return {"config.json": written, "preprocessor_config.json": processor}
+    return {"config.json": values, "preprocessor_config.json": processor}
 
 
+# Functions that return the content of a folder's JSON files, by file name.
 CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
-    "hub": _hub,
-    "timm": _timm,
-    "transformers": _transformers,
+    "hub": _hub_files,
+    "timm": _timm_files,
+    "transformers": _transformers_files,
 }

@@ -1,6 +1,6 @@
-"""Data sets: a folder of classes, a list of paths and labels, tar shards, or a built-in one.
+"""Data sets: class folders, lists of paths and labels, tar shards, and the built-in toy data sets.
 
-Nothing is decoded here: a data set is a sequence of sources (see inputs.py) with class numbers.
+A data set is a sequence of sources (see sources.py) with class numbers. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -26,48 +26,60 @@ BUILT_IN: dict[str, Any] = {
     "digits": (toy_datasets.Digits, toy_datasets.DIGITS),
     "shapes": (toy_datasets.Shapes, toy_datasets.DIRECTIONS),
 }
-BUILT_IN_VAL = 0.2  # of a built-in set is held out
+BUILT_IN_VAL = 0.2  # share of a built-in data set that is held out for validation
 SPLIT_SEED = 0
-HEADERS = (  # what lists call their columns
+HEADERS = (  # usual names of a list's first and second column
     {"path", "paths", "file", "filename", "file_name", "image", "image_path", "video", "name"},
     {"label", "labels", "class", "class_name", "category", "target", "id"},
 )
 WNID = re.compile(r"n\d{8}")
-IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)  # videos keep vanishing from the latter
+# Sizes of the validation sets. Of Kinetics, fewer and fewer videos can still be downloaded.
+IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)
 
 
 @dataclass(frozen=True)
 class MediaDataset:
-    """Sources and, where they are known, their class numbers [n] and the classes' names, or at
-    least how many classes there are (None: as many as the largest number says)."""
+    """Images or videos with their classes.
+
+    Args:
+        sources: The samples.
+        labels: Class numbers, int64 [n], if they are known.
+        classes: Names of the classes, if they are known.
+        class_count: Number of classes. None: the number of names, or one more than the largest
+            label.
+    """
 
     sources: Sequence[Source]
     labels: np.ndarray | None = None
     classes: Sequence[str] | None = None
-    count: int | None = None
+    class_count: int | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def part(self, rows: Sequence[int] | np.ndarray) -> MediaDataset:
-        """Some of them, in the given order."""
-        labels = None if self.labels is None else self.labels[rows]
-        sources = _Rows(self.sources, np.asarray(rows))
-        return replace(self, sources=sources, labels=labels, count=self.num_classes)
+    def subset(self, indices: Sequence[int] | np.ndarray) -> MediaDataset:
+        """Return the samples with these indices, in the given order, with the same classes."""
+        labels = None if self.labels is None else self.labels[indices]
+        sources = _Subset(self.sources, np.asarray(indices))
+        return replace(self, sources=sources, labels=labels, class_count=self.num_classes)
 
     @property
     def num_classes(self) -> int | None:
+        """Number of classes, or None without labels."""
         if self.classes is not None:
             return len(self.classes)
-        if self.labels is None or self.count is not None:
-            return self.count
+        if self.labels is None or self.class_count is not None:
+            return self.class_count
         return int(self.labels.max(initial=-1)) + 1
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the samples' number, labels and names (some of them; without folders)."""
-        places = np.linspace(0, len(self) - 1, 8).round().astype(int).tolist()
-        names = [Path(self.sources[place].name).name for place in places]
+        """A hash of the number of samples, their labels, and the names of some of them.
+
+        It does not depend on the folder that the data set is in.
+        """
+        indices = np.linspace(0, len(self) - 1, 8).round().astype(int).tolist()
+        names = [Path(self.sources[index].name).name for index in indices]
         labels = b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes()
         text = json.dumps([len(self), self.num_classes, names]).encode() + labels
         return hashlib.sha256(text).hexdigest()[:16]
@@ -75,29 +87,29 @@ class MediaDataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What to train on, and what to look at on the way."""
+    """Training data, and validation data if some is held out."""
 
     train: MediaDataset
     val: MediaDataset | None = None
 
 
 def open_splits(data: str | Path, val: str | float | None = None, labelled: bool = True) -> Splits:
-    """Open training data and what is held out of it.
+    """Open training and validation data.
 
     Args:
-        data: `digits` or `shapes`; a folder of class folders, or one with `train/` and `val/` of
-            them; a list (.csv, .tsv, .txt) with `path label` lines; tar shards: a file, a folder of
-            them, or a pattern `shard-{000..099}.tar`.
-        val: other data of any of these kinds; or a share to hold out, drawn once and for all;
-            None: what `data` itself brings (`val/`), or nothing.
-        labelled: without, labels are not needed: any folder of pictures and videos will do.
+        data: `digits` or `shapes`; a folder of class folders, or one with such folders in `train/`
+            and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; or tar shards as a file,
+            a folder, or a pattern such as `shard-{000..099}.tar`.
+        val: Validation data of any of these kinds, or a share of `data` to hold out (the same
+            samples every time). None: `val/` in `data`, a fifth of a built-in data set, or nothing.
+        labelled: Whether labels are needed. If not, any folder of images and videos will do.
 
     Raises:
-        UsageError: there is no such data, it is empty, or it lacks labels.
+        UsageError: There is no such data, it is empty, or it lacks labels.
     """
     folder = Path(data)
-    if isinstance(val, str) and _number(val) is not None:
-        val = _number(val)
+    if isinstance(val, str) and _as_number(val) is not None:
+        val = _as_number(val)
     if val is None and str(data) in BUILT_IN and not folder.exists():
         val = BUILT_IN_VAL
     if (folder / "train").is_dir():
@@ -108,19 +120,25 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     if val is None or val == 0:
         return Splits(train)
     if isinstance(val, str | Path):
-        held = open_dataset(val, labelled)
+        held_out = open_dataset(val, labelled)
         if labelled:
-            held = remap_labels(held, train.classes, train.num_classes)
-        return Splits(train, held)
+            held_out = remap_labels(held_out, train.classes, train.num_classes)
+        return Splits(train, held_out)
     if not 0 < val < 1:
         raise UsageError(f"data.val is {val}", "give a share below 1, or a path")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     count = round(val * len(train))
-    return Splits(train.part(np.sort(order[count:])), train.part(np.sort(order[:count])))
+    return Splits(train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
 
 
 def open_eval_data(data: str | Path) -> MediaDataset:
-    """Data to evaluate on: what `splits` holds out of it by itself, else all of it."""
+    """Open the validation data that belongs to `data`, or all of `data` if it has none.
+
+    See `open_splits` for what `data` may be.
+
+    Raises:
+        UsageError: There is no such data, it is empty, or it lacks labels.
+    """
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
     if str(data) in BUILT_IN and not Path(data).exists():
@@ -129,20 +147,27 @@ def open_eval_data(data: str | Path) -> MediaDataset:
 
 
 def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
-    """All of one data set; see `splits`."""
+    """Open a whole data set.
+
+    Args:
+        data, labelled: See `open_splits`.
+
+    Raises:
+        UsageError: There is no such data, it is empty, or it lacks labels.
+    """
     path, text = Path(data), str(data)
     if path.is_dir() and any(path.glob("*.tar")):
         found = _from_shards(sorted(path.glob("*.tar")), labelled)
     elif path.is_dir():
         found = _from_folder(path, labelled)
     elif path.suffix == ".tar":
-        found = _from_shards([Path(name) for name in _braces(text)], labelled)
+        found = _from_shards([Path(name) for name in _expand_braces(text)], labelled)
     elif path.is_file():
         found = _from_list(path, labelled)
     elif text in BUILT_IN:
-        sources, names = BUILT_IN[text]
-        built = sources()
-        found = MediaDataset(built, built.labels, names)
+        make_sources, names = BUILT_IN[text]
+        samples = make_sources()
+        found = MediaDataset(samples, samples.labels, names)
     else:
         hint = did_you_mean(
             text, BUILT_IN
@@ -156,43 +181,50 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
 def remap_labels(
     samples: MediaDataset, classes: Sequence[str] | None, num_classes: int | None
 ) -> MediaDataset:
-    """The same samples with their labels in another numbering: the model's.
+    """Return the same samples, with labels in the numbering of a model.
 
-    By name where the names agree; as they are where either side has numbers only; and folders named
-    by WordNet's numbers in their order, which is ImageNet-1k's.
+    Classes are matched by name. Labels stay as they are if the data or the model has no class
+    names. Class names that are WordNet ids are numbered in their order, as ImageNet-1k is. Class
+    names that are numbers are used as class numbers.
+
+    Args:
+        samples: The data.
+        classes: Class names of the model, if they are known.
+        num_classes: Number of classes of the model.
 
     Raises:
-        UsageError: classes that the model does not know.
+        UsageError: The data has no labels, or classes that the model does not know.
     """
     if samples.labels is None or num_classes is None:
         raise UsageError("the data has no labels", "give class folders or a list with labels")
-    own = samples.classes
-    if own is None or classes is None or list(own) == list(classes):
+    names = samples.classes
+    if names is None or classes is None or list(names) == list(classes):
         count = samples.num_classes or 0
         if count > num_classes:
             raise UsageError(
                 f"the data has {count} classes, the model {num_classes}", "they must be the same"
             )
         return replace(samples, classes=classes)
-    number = {_plain(name): i for i, name in enumerate(classes)}
-    unknown = [name for name in own if _plain(name) not in number]
+    numbers = {_normalised(name): i for i, name in enumerate(classes)}
+    unknown = [name for name in names if _normalised(name) not in numbers]
     if not unknown:
-        table = np.array([number[_plain(name)] for name in own], np.int64)
-    elif len(own) == num_classes and all(WNID.fullmatch(name) for name in own):
-        table = np.arange(num_classes)
-    elif all(name.isdigit() and int(name) < num_classes for name in own):
-        table = np.array([int(name) for name in own], np.int64)
+        new_labels = np.array([numbers[_normalised(name)] for name in names], np.int64)
+    elif len(names) == num_classes and all(WNID.fullmatch(name) for name in names):
+        new_labels = np.arange(num_classes)
+    elif all(name.isdigit() and int(name) < num_classes for name in names):
+        new_labels = np.array([int(name) for name in names], np.int64)
     else:
         raise UsageError(
             f"the model knows no class {unknown[0]!r}"
-            + (f" (nor {len(unknown) - 1} more of the data's)" if len(unknown) > 1 else ""),
-            did_you_mean(unknown[0], classes) or "name the folders or labels as its classes",
+            + (f" (and {len(unknown) - 1} more classes of the data)" if len(unknown) > 1 else ""),
+            did_you_mean(unknown[0], classes)
+            or "name the folders or labels like the classes of the model",
         )
-    return replace(samples, labels=table[samples.labels], classes=classes)
+    return replace(samples, labels=new_labels[samples.labels], classes=classes)
 
 
 def benchmark_of(samples: MediaDataset) -> str | None:
-    """`imagenet1k` or `kinetics400` when these look like its validation set."""
+    """Return `imagenet1k` or `kinetics400` if the data looks like its validation set."""
     classes, count = samples.classes, len(samples)
     if classes is not None and len(classes) == 1000 and all(WNID.fullmatch(c) for c in classes):
         return "imagenet1k" if count == IMAGENET_VAL else None
@@ -205,7 +237,11 @@ def benchmark_of(samples: MediaDataset) -> str | None:
 
 
 class _Files(Sequence[Source]):
-    """Paths, as text: a million of them take little memory and cost forked workers nothing."""
+    """Files by path.
+
+    Paths are held as text in one array: a million of them take little memory, and forked workers
+    do not copy them.
+    """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = np.array(paths, dtype=object)
@@ -219,7 +255,7 @@ class _Files(Sequence[Source]):
 
 
 class _Members(Sequence[Source]):
-    """Files inside of tars: read at their place, in any order."""
+    """Files within tar files, which can be read in any order."""
 
     def __init__(self, members: Sequence[tuple[Path, str, int, int]]) -> None:
         self.members = members
@@ -232,17 +268,17 @@ class _Members(Sequence[Source]):
         return Source(f"{shard}/{name}", path=shard, span=(offset, size))
 
 
-class _Rows(Sequence[Source]):
-    """Some rows of another sequence."""
+class _Subset(Sequence[Source]):
+    """Some items of another sequence."""
 
-    def __init__(self, sources: Sequence[Source], rows: np.ndarray) -> None:
-        self.sources, self.rows = sources, rows
+    def __init__(self, sources: Sequence[Source], indices: np.ndarray) -> None:
+        self.sources, self.indices = sources, indices
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.sources[int(self.rows[index])]
+        return self.sources[int(self.indices[index])]
 
 
 def _from_folder(folder: Path, labelled: bool) -> MediaDataset:
@@ -263,7 +299,10 @@ def _from_folder(folder: Path, labelled: bool) -> MediaDataset:
 
 
 def _media(folder: Path) -> Iterable[str]:
-    """Pictures and videos in a folder and those within it, in name order; hidden ones left out."""
+    """Yield the images and videos in a folder and in the folders within it, in name order.
+
+    Hidden files and folders are left out.
+    """
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in ENDINGS and not hidden:
@@ -271,11 +310,14 @@ def _media(folder: Path) -> Iterable[str]:
 
 
 def _from_list(path: Path, labelled: bool) -> MediaDataset:
-    """`path label` lines, separated by comma, tab or space; paths are relative to the list."""
+    """Read `path label` lines, separated by comma, tab or space.
+
+    Paths are relative to the folder of the list.
+    """
     paths, words = [], []
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for line, row in enumerate(_rows_of(file, path.suffix), start=1):
+            for line, row in enumerate(_split_lines(file, path.suffix), start=1):
                 if not row or not row[0] or (line == 1 and _is_header(row, path.parent)):
                     continue
                 if labelled and len(row) < 2:
@@ -286,34 +328,38 @@ def _from_list(path: Path, labelled: bool) -> MediaDataset:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from error
     if not labelled:
         return MediaDataset(_Files(paths))
-    labels, classes = _numbered(words)
-    return MediaDataset(_Files(paths), labels, classes)
+    return MediaDataset(_Files(paths), *_number_labels(words))
 
 
-def _rows_of(file: Iterable[str], ending: str) -> Iterable[list[str]]:
-    """Cells of each line. The first line tells what separates them: in .csv commas if it has any;
-    elsewhere tabs or spaces if it has any."""
+def _split_lines(file: Iterable[str], ending: str) -> Iterable[list[str]]:
+    """Yield the cells of each line.
+
+    The first line decides how lines are split: at commas, if it has any and the file is a .csv or
+    the line has no spaces; else at the last tab, if it has any; else at the last space.
+    """
     lines = iter(file)
     first = next(lines, "")
     everything = itertools.chain([first], lines)
     if "," in first and (ending == ".csv" or not re.search(r"\s", first.strip())):
         rows: Iterable[list[str]] = csv.reader(everything, skipinitialspace=True)
-    else:  # the label is the last word: names may hold spaces
+    else:  # at the last separator only, because paths may hold spaces
         separator = "\t" if "\t" in first else None
         rows = (line.strip("\r\n").rsplit(separator, 1) for line in everything)
     yield from ([cell.strip() for cell in row] for row in rows)
 
 
 def _is_header(row: list[str], folder: Path) -> bool:
-    """A first line that names the columns, and no file."""
+    """Return whether a first line names the columns, and not a file."""
     words = [cell.lower() for cell in row[:2]]
-    names = words[0] in HEADERS[0] and (len(words) < 2 or words[1] in HEADERS[1])
-    return names and not (folder / row[0]).exists()
+    is_names = words[0] in HEADERS[0] and (len(words) < 2 or words[1] in HEADERS[1])
+    return is_names and not (folder / row[0]).exists()
 
 
 def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
-    """webdataset's form: files with one name but for the ending are a sample; `.cls` holds its
-    label. Only headers are read here."""
+    """Read the headers of tar files in webdataset's form.
+
+    Files with the same name up to the first dot are one sample. Its `.cls` file holds the label.
+    """
     members, words = [], []
     for shard in shards:
         media: dict[str, tuple[Path, str, int, int]] = {}
@@ -328,42 +374,46 @@ def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
                     elif ending == "cls" and (content := archive.extractfile(entry)):
                         labels[key] = content.read().decode("utf-8", "replace").strip()
         except (OSError, tarfile.TarError) as error:
-            raise UsageError(f"{shard} cannot be read ({error})", "fetch it again") from error
-        lacking = [name for name in media if labelled and name not in labels]
-        if lacking:
-            raise UsageError(f"{shard}: {media[lacking[0]][1]} has no label", "add a .cls file")
+            raise UsageError(f"{shard} cannot be read ({error})", "get it again") from error
+        unlabelled = [name for name in media if labelled and name not in labels]
+        if unlabelled:
+            raise UsageError(f"{shard}: {media[unlabelled[0]][1]} has no label", "add a .cls file")
         members += list(media.values())
         words += [labels.get(key, "") for key in media]
     if not labelled:
         return MediaDataset(_Members(members))
-    return MediaDataset(_Members(members), *_numbered(words))
+    return MediaDataset(_Members(members), *_number_labels(words))
 
 
-def _numbered(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Class numbers as they are; names by their order in the alphabet."""
+def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
+    """Return class numbers and class names.
+
+    If all labels are numbers, these are the class numbers, and there are no names. Otherwise
+    classes are numbered in alphabetical order.
+    """
     if all(word.isdigit() for word in words):
         return np.array([int(word) for word in words], np.int64), None
     classes = sorted(set(words))
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[word] for word in words], np.int64), classes
+    numbers = {name: i for i, name in enumerate(classes)}
+    return np.array([numbers[word] for word in words], np.int64), classes
 
 
-def _braces(text: str) -> list[str]:
+def _expand_braces(text: str) -> list[str]:
     """`a-{00..12}.tar` -> a-00.tar, a-01.tar, ..."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if not found:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if not match:
         return [text]
-    first, last = found.groups()
+    first, last = match.groups()
     numbers = range(int(first), int(last) + 1)
-    return [text[: found.start()] + f"{n:0{len(first)}}" + text[found.end() :] for n in numbers]
+    return [text[: match.start()] + f"{n:0{len(first)}}" + text[match.end() :] for n in numbers]
 
 
-def _plain(name: str) -> str:
-    """Kinetics writes `abseiling` and `feeding_goats` as it likes."""
+def _normalised(name: str) -> str:
+    """`Feeding_goats ` -> `feeding goats`. Copies of Kinetics spell their classes differently."""
     return name.strip().lower().replace("_", " ")
 
 
-def _number(text: str) -> float | None:
+def _as_number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What a user names (files, folders, globs, lists, URLs, stdin) to a stream of sources, in order.
+"""Turn what a user names (files, folders, globs, lists, URLs, stdin) into a stream of sources.
 
-Nothing here is opened as a picture, and nothing is collected: a list of 100,000 files streams.
-What fails on the way (a list that cannot be read, a folder that is gone) is a source that fails,
-so that every input keeps its place.
+Sources come in order and one at a time, so a list of 100,000 files streams. No image is opened
+here. If a list or a folder cannot be read on the way, a source with an error takes its place, so
+that every input keeps its position.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import BinaryIO
 from ..errors import InputError, UsageError
 from ..records import Kind
 
-# In a folder these endings count as inputs; a file that is named is tried whatever its ending.
+# Files of a folder with these endings are inputs. A file that is named itself is always tried.
 PICTURE_ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
     ".ico .qoi".split()
@@ -33,16 +33,16 @@ VIDEO_ENDINGS = frozenset(
     ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split()
 )
 ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
-SIGNATURE_BYTES = 200  # how much of a file `sniff` wants to see
-_PICTURES = re.compile(
+SIGNATURE_BYTES = 200  # how many bytes of a file `sniff_kind` needs
+_IMAGE_SIGNATURE = re.compile(
     rb"\xff\xd8\xff"  # JPEG
     rb"|\x89PNG\r\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|qoif.{8}[\x03\x04]"
     rb"|BM....\0\0\0\0|P[1-6][\s#]+[\d#]|\0\0\x01\0[^\0]"
-    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51"  # JPEG 2000, with and without its box
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51"  # JPEG 2000: JP2 file, bare codestream
     rb"|....ftyp(avif|avis|heic|heix|hevc|mif1|msf1)",
     re.DOTALL,
 )
-_VIDEOS = re.compile(
+_VIDEO_SIGNATURE = re.compile(
     rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # MP4, QuickTime
     rb"|\x1a\x45\xdf\xa3"  # Matroska, WebM
     rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG programme and elementary streams
@@ -58,20 +58,29 @@ URLS = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Source:
-    """One input: its name as the user would know it, and where its bytes are."""
+    """One input: its name, and one of `path`, `data`, `url` or `error`.
+
+    Args:
+        name: The input as the user named it.
+        path: A file.
+        data: The content itself.
+        url: An address, fetched when `content` is called.
+        span: Offset and size in bytes within `path`, for a member of a tar file.
+        error: Why this input cannot be read, if that is known already. `content` raises it.
+    """
 
     name: str
     path: Path | None = None
     data: bytes | None = None
     url: str | None = None
-    span: tuple[int, int] | None = None  # offset and size within the path: a member of a tar
-    error: InputError | None = None  # already known not to work
+    span: tuple[int, int] | None = None
+    error: InputError | None = None
 
     def content(self) -> Path | bytes:
-        """The path to read, or the bytes; a URL is fetched here, in a worker.
+        """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker.
 
         Raises:
-            InputError: the URL cannot be fetched, or there is no such file.
+            InputError: The file does not exist, or the URL cannot be fetched.
         """
         if self.error is not None:
             raise self.error
@@ -80,11 +89,16 @@ class Source:
         if self.data is not None:
             return self.data
         assert self.path is not None
-        return _regular(self.path) if self.span is None else _part(self.path, *self.span)
+        if self.span is None:
+            return _check_regular_file(self.path)
+        return _read_span(self.path, *self.span)
 
     @property
     def looks_like_video(self) -> bool:
-        """By its first bytes where they are at hand, else by its ending."""
+        """Whether this seems to be a video, by its first bytes or, failing that, by its name.
+
+        Nothing is fetched to find out.
+        """
         kind = None
         with contextlib.suppress(OSError):
             if self.data is not None:
@@ -94,16 +108,18 @@ class Source:
                     kind = sniff_kind(file.read(SIGNATURE_BYTES))
         if kind is not None:
             return kind == "video"
-        ending = Path(self.name.partition("?")[0]).suffix.lower()
-        # An address need not end in what it holds.
+        ending = _ending_of(self.name)
+        # A URL without a known ending may be either; a video costs more, so expect that.
         return ending in VIDEO_ENDINGS or (self.url is not None and ending not in ENDINGS)
 
 
 def kind_of(content: Path | bytes, name: str) -> Kind:
-    """Picture or video: the content decides, and the ending of `name` where it says nothing.
+    """Return "image" or "video", by the first bytes of the content.
+
+    If these are of no known format, the ending of `name` decides.
 
     Raises:
-        InputError: the file cannot be read, or is empty.
+        InputError: The file cannot be read, or is empty.
     """
     if isinstance(content, bytes):
         start = content[:SIGNATURE_BYTES]
@@ -112,18 +128,17 @@ def kind_of(content: Path | bytes, name: str) -> Kind:
             with content.open("rb") as file:
                 start = file.read(SIGNATURE_BYTES)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise _as_input_error(error) from error
     if not start:
-        raise InputError("empty file", "the file is damaged or not a picture or video")
-    ending = Path(name.partition("?")[0]).suffix.lower()
-    return sniff_kind(start) or ("video" if ending in VIDEO_ENDINGS else "image")
+        raise InputError("empty file", "the file is damaged, or not an image or video")
+    return sniff_kind(start) or ("video" if _ending_of(name) in VIDEO_ENDINGS else "image")
 
 
 def sniff_kind(start: bytes) -> Kind | None:
-    """What the first bytes of a file say it is."""
-    if _PICTURES.match(start):
+    """Return the kind of a file by its first bytes, or None if they are of no known format."""
+    if _IMAGE_SIGNATURE.match(start):
         return "image"
-    return "video" if _VIDEOS.match(start) else None
+    return "video" if _VIDEO_SIGNATURE.match(start) else None
 
 
 def expand(
@@ -133,14 +148,17 @@ def expand(
     endings: frozenset[str] = ENDINGS,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Source]:
-    """The sources that these arguments name, one by one. Never raises: faults are sources too.
+    """Yield the sources that the inputs name, one by one.
+
+    This never raises: whatever cannot be read becomes a source with an error.
 
     Args:
-        inputs: files, folders, globs (`**` goes into folders), http(s) URLs, `@list.txt`, and `-`
-            for standard input: a picture or video, or paths separated by newlines or NUL.
-        recursive: also look into folders within folders.
-        endings: which files of a folder count.
-        stdin: in place of standard input.
+        inputs: Files, folders, globs (`**` matches any number of folders), http(s) URLs,
+            `@list.txt`, and `-` for standard input, which is an image or video, or paths separated
+            by newlines or NUL.
+        recursive: Also look into the folders within a folder.
+        endings: Which files of a folder are inputs.
+        stdin: Read this in place of standard input.
     """
     for text in inputs:
         if text == STDIN:
@@ -154,16 +172,17 @@ def expand(
 
 
 def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
-    """Find what can be found wrong before weights load: missing lists, empty folders and globs.
+    """Check lists, folders and globs, so that a mistake is reported before weights are loaded.
 
     Raises:
-        UsageError: one of them. (A single file that is missing is that input's own error, later.)
+        UsageError: A list is missing, a folder is empty, or a glob matches nothing. A single file
+            that is missing is not an error here: it fails later, as that input alone.
     """
     for text in inputs:
         path = Path(text)
         if _is_list(text) and not Path(text[1:]).is_file():
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path a line")
-        if text != STDIN and not path.exists() and glob.has_magic(text) and not _matches(text):
+        if text != STDIN and not path.exists() and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
         if text != STDIN and path.is_dir():
             first = next(_from_path(text, recursive, ENDINGS))
@@ -172,13 +191,12 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
 
 
 def names_one(text: str) -> bool:
-    """Whether an argument can only mean a single input."""
+    """Return whether an argument can only name a single input."""
     many = text == STDIN or _is_list(text) or Path(text).is_dir()
     return not many and (Path(text).exists() or text.startswith(URLS) or not glob.has_magic(text))
 
 
-def _is_list(text: str) -> bool:
-    return text.startswith("@") and not Path(text).exists()
+# Files, folders and globs -------------------------------------------------------------------------
 
 
 def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
@@ -186,138 +204,180 @@ def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[
     if path.is_dir():
         yield from _from_folder(path, recursive, endings)
     elif not path.exists() and glob.has_magic(text):
-        found = [Path(p) for p in _matches(text)]
-        files = [p for p in found if not p.is_dir()]
+        matches = [Path(p) for p in _glob(text)]
+        files = [p for p in matches if not p.is_dir()]
         for file in files:
             yield Source(str(file), path=file)
-        for folder in [] if files else found:  # `holidays-*` that matches folders means their files
+        # A pattern such as `holidays-*` that matches only folders means the files in them.
+        for folder in [] if files else matches:
             yield from _from_folder(folder, recursive, endings)
     else:
         yield Source(text, path=path)
 
 
 def _from_folder(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
-    found = False
+    """Yield the inputs in a folder, or a source with an error if it holds none."""
+    is_empty = True
     for source in _walk(folder, recursive, endings):
-        found = True
+        is_empty = False
         yield source
-    if not found:
+    if is_empty:
         hint = "" if recursive else "--recursive looks into folders within it"
         yield Source(str(folder), error=InputError("the folder holds no pictures or videos", hint))
 
 
 def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
-    """Files in name order, then folders, a folder at a time; hidden ones and links to folders are
-    left out."""
+    """Yield the files of a folder in name order, then those of its folders, one after another.
+
+    Hidden files and folders are left out, and links to folders are not followed.
+    """
     try:
         with os.scandir(folder) as entries:
-            shown = [e for e in entries if not e.name.startswith(".")]
+            visible = [e for e in entries if not e.name.startswith(".")]
     except OSError as error:
-        yield Source(str(folder), error=_unreadable(error))
+        yield Source(str(folder), error=_as_input_error(error))
         return
-    shown.sort(key=lambda e: e.name)
-    for entry in shown:
+    visible.sort(key=lambda e: e.name)
+    for entry in visible:
         if Path(entry.name).suffix.lower() in endings and not entry.is_dir():
             yield Source(str(folder / entry.name), path=folder / entry.name)
-    for entry in shown if recursive else []:
+    for entry in visible if recursive else []:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder / entry.name, recursive, endings)
+
+
+def _glob(pattern: str) -> list[str]:
+    return sorted(glob.iglob(pattern, recursive=True))
+
+
+def _ending_of(name: str) -> str:
+    """Return the file ending of a path or URL, in lower case."""
+    return Path(name.partition("?")[0]).suffix.lower()
+
+
+# Lists and standard input -------------------------------------------------------------------------
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("@") and not Path(text).exists()
 
 
 def _from_list(text: str) -> Iterator[Source]:
     try:
         with Path(text[1:]).open("rb") as file:
-            yield from _lines(file, b"")
+            yield from _from_lines(file, b"")
     except OSError as error:
-        yield Source(text, error=_unreadable(error))
+        yield Source(text, error=_as_input_error(error))
 
 
 def _from_stream(stream: BinaryIO) -> Iterator[Source]:
-    """A picture or video when it begins like one, else paths."""
+    """Yield the stream itself if it begins like an image or video, else the paths in it."""
     start = b""
-    while len(start) < SIGNATURE_BYTES and not _has_text_line(start):
-        block = _read_some(stream)
+    while len(start) < SIGNATURE_BYTES and not _begins_with_text_line(start):
+        block = _read_available(stream)
         start += block
         if not block:
             break
     if sniff_kind(start):
         yield Source(STDIN, data=start + stream.read())
     else:
-        yield from _lines(stream, start)
+        yield from _from_lines(stream, start)
 
 
-def _has_text_line(start: bytes) -> bool:
-    """Enough to see that these are paths, before a slow producer sends more of them."""
+def _begins_with_text_line(start: bytes) -> bool:
+    """Return whether these bytes begin with a line of text, and so must be paths.
+
+    This lets the first path pass before a slow producer sends the next one.
+    """
     line, newline, _ = start.partition(b"\n")
     return bool(newline) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f\xff]", line) and len(line) > 2
 
 
-def _lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
-    """Paths or URLs separated by newlines, or by NUL if one comes first. Names are kept byte for
-    byte (`os.fsdecode`), UTF-8 or not."""
-    rest, separator, block = start, b"", start
+def _from_lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
+    """Yield the paths and URLs of a stream, separated by newlines, or by NUL if one comes first.
+
+    Names keep their bytes (`os.fsdecode`), UTF-8 or not.
+
+    Args:
+        stream: The stream, read up to the end of `start`.
+        start: The bytes that have been read from it before.
+    """
+    rest, separator = start, b""
     while True:
         if not separator and (b"\0" in rest or b"\n" in rest):
             separator = b"\0" if b"\0" in rest else b"\n"
         if separator:
             *lines, rest = rest.split(separator)
-            yield from (_line(line) for line in lines if line.strip())
-        block = _read_some(stream)
+            yield from (_from_line(line) for line in lines if line.strip())
+        block = _read_available(stream)
         if not block:
             break
         rest += block
     if rest.strip():
-        yield _line(rest)
+        yield _from_line(rest)
 
 
-def _read_some(stream: BinaryIO) -> bytes:
-    """What is there, without waiting for a whole block; b"" at the end."""
-    read: bytes = getattr(stream, "read1", stream.read)(1 << 16)
-    return read
+def _read_available(stream: BinaryIO) -> bytes:
+    """Return the bytes that are there, without waiting for a full block; b"" at the end."""
+    block: bytes = getattr(stream, "read1", stream.read)(1 << 16)
+    return block
 
 
-def _line(line: bytes) -> Source:
+def _from_line(line: bytes) -> Source:
     text = os.fsdecode(line.removesuffix(b"\r"))
     if text.startswith(URLS):
         return Source(text, url=text)
     return Source(text, path=Path(text))
 
 
-def _matches(pattern: str) -> list[str]:
-    return sorted(glob.iglob(pattern, recursive=True))
+# Content ------------------------------------------------------------------------------------------
 
 
-def _regular(path: Path) -> Path:
-    """A path that can be read to its end: pipes and devices could hang."""
+def _check_regular_file(path: Path) -> Path:
+    """Return the path if it is a regular file. Reading a pipe or a device could hang.
+
+    Raises:
+        InputError: There is no such file, or it is not a regular file.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _unreadable(error) from error
+        raise _as_input_error(error) from error
     if stat.S_ISDIR(mode):
-        raise InputError("is a folder", "name it without a list to read what it holds")
+        raise InputError("is a folder", "name the folder itself as an input, not in a list")
     if not stat.S_ISREG(mode):
         raise InputError("not a regular file", "send it through standard input: hiera ... -")
     return path
 
 
-def _part(path: Path, offset: int, size: int) -> bytes:
+def _read_span(path: Path, offset: int, size: int) -> bytes:
+    """Read `size` bytes of a file, from `offset` on.
+
+    Raises:
+        InputError: The file cannot be read, or is shorter.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise _unreadable(error) from error
+        raise _as_input_error(error) from error
     if len(content) < size:
-        raise InputError(f"{path} ends within it", "the archive is truncated; fetch it again")
+        raise InputError(f"{path} ends within this file", "the archive is truncated; get it again")
     return content
 
 
-def _unreadable(error: OSError | ValueError) -> InputError:
+def _as_input_error(error: OSError | ValueError) -> InputError:
     reason = getattr(error, "strerror", None) or str(error)
     return InputError(reason.lower(), "check the path")
 
 
 def _download(url: str) -> bytes:
+    """Fetch a URL into memory.
+
+    Raises:
+        InputError: The server does not answer, or the file is too large.
+    """
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "hiera-toolkit"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:

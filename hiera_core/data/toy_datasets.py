@@ -1,9 +1,9 @@
-"""Data that needs no download: what the models in the box are trained on.
+"""Toy data sets that need no download. The bundled models are trained on them.
 
 `digits`: scikit-learn's 1,797 handwritten digits (UCI optdigits, CC BY 4.0), enlarged to 32x32.
-`shapes`: clips drawn here. One shape glides in a direction, the class; its twin hops about on the
-crossing line, through as many places. So no frame tells the class, nor do all of them together when
-their order is lost: only motion does.
+`shapes`: clips that are drawn here. One shape glides in a direction, which is the class. A second,
+equal shape jumps between as many positions on a line across. A single frame does not show the
+class, and neither do all frames in an unknown order: only motion does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ DIGITS = tuple("zero one two three four five six seven eight nine".split())
 DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")
 DIGIT_SIDE = 32  # pixels
 CLIPS = 4000
-FRAMES, RATE, SIDE = 8, 4, 48  # of a clip: frames, a second, pixels
+FRAMES, RATE, SIDE = 8, 4, 48  # frames of a clip, frames a second, pixels along a side
+OVERSAMPLING = 4  # clips are drawn larger and reduced, for smooth edges and half pixels
 
 
 class Digits(Sequence[Source]):
@@ -51,15 +52,15 @@ class Digits(Sequence[Source]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Source:  # type: ignore[override]
-        ink = Image.fromarray((self.images[index] * (255 / 16)).astype(np.uint8))
-        picture = ink.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC)
+        small = Image.fromarray((self.images[index] * (255 / 16)).astype(np.uint8))
+        image = small.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        picture.save(file, "PNG", compress_level=1)
+        image.save(file, "PNG", compress_level=1)
         return Source(f"digits/{index:04}.png", data=file.getvalue())
 
 
 class Shapes(Sequence[Source]):
-    """Clips as MP4 files in memory, each drawn from its number alone."""
+    """Clips of moving shapes as MP4 files in memory. The index of a clip seeds its random draws."""
 
     labels = np.arange(CLIPS, dtype=np.int64) % len(DIRECTIONS)
 
@@ -77,63 +78,74 @@ def _clip_file(index: int) -> bytes:
 
 
 def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> np.ndarray:
-    """A clip of one of DIRECTIONS. -> uint8 [FRAMES, side, side, 3]"""
-    scale, large = side / SIDE, 4  # drawn larger, then reduced: smooth edges and half pixels
+    """Return a clip in which a shape moves in one of DIRECTIONS.
+
+    Args:
+        direction: Index into DIRECTIONS.
+        random: Draws colours, shape, size, speed and positions.
+        side: Height and width of the clip, in pixels.
+
+    Returns:
+        uint8 [FRAMES, side, side, 3].
+    """
     background, ink = random.integers(0, 90, 3), random.integers(150, 256, 3)
     radius, step = random.uniform(4.5, 6.5), random.uniform(2.4, 3.0)
     draw = (_disc, _square, _triangle)[random.integers(3)]
     path = (np.arange(FRAMES) - (FRAMES - 1) / 2) * step
-    hops = _hops()[random.integers(len(_hops()))]
+    order = _jump_orders()[random.integers(len(_jump_orders()))]
     reach = path[-1] + radius
     along = random.uniform(reach, SIDE - reach, 2)  # middles of both paths
     across = random.uniform(radius, SIDE - radius, 2)
     glide = along[0] + (path if direction % 2 == 0 else path[::-1])
-    hop = along[1] + path[hops]
+    jump = along[1] + path[order]
+    scale = side / SIDE * OVERSAMPLING
     frames = []
     for k in range(FRAMES):
-        image = Image.new("RGB", (round(side * large),) * 2, tuple(map(int, background)))
-        places = [(glide[k], across[0]), (across[1], hop[k])]  # x, y
-        for x, y in places:
-            place = (x, y) if direction < 2 else (y, x)
-            draw(ImageDraw.Draw(image), place, radius, scale * large, tuple(map(int, ink)))
+        image = Image.new("RGB", (round(side * OVERSAMPLING),) * 2, tuple(map(int, background)))
+        for x, y in [(glide[k], across[0]), (across[1], jump[k])]:
+            centre = (x, y) if direction < 2 else (y, x)
+            draw(ImageDraw.Draw(image), centre, radius, scale, tuple(map(int, ink)))
         frames.append(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
     return np.stack(frames)
 
 
 @functools.cache
-def _hops() -> np.ndarray:
-    """Orders of the places on a line with no short hop between any two, and no drift. -> [n, 8]"""
+def _jump_orders() -> np.ndarray:
+    """Return the orders of the positions on a line that have only long jumps and no drift.
+
+    -> [n, FRAMES]
+    """
     orders = np.array(list(itertools.permutations(range(FRAMES))))
-    far = np.abs(np.diff(orders, axis=1)).min(1) >= 3
+    has_long_jumps = np.abs(np.diff(orders, axis=1)).min(1) >= 3
     drift = orders @ (np.arange(FRAMES) - (FRAMES - 1) / 2)
-    return orders[far & (np.abs(drift) < 0.3 * drift.max())]
+    return orders[has_long_jumps & (np.abs(drift) < 0.3 * drift.max())]
 
 
 def sample(kind: Kind) -> Source:
-    """Return an input to try a model on: a photograph of a cat, or a clip. Both ship here."""
+    """Return a bundled input to try a model on: a photo of a cat, or a clip of `shapes`."""
     name = "cat.jpg" if kind == "image" else "moving_right.mp4"
     title = "sample picture" if kind == "image" else "sample clip"
     return Source(title, path=zoo.ASSETS / "samples" / name)
 
 
 def _disc(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, scale: float, ink: object
 ) -> None:
-    x, y = place
+    x, y = centre
     draw.ellipse([scale * v for v in (x - radius, y - radius, x + radius, y + radius)], fill=ink)  # type: ignore[arg-type]
 
 
 def _square(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, scale: float, ink: object
 ) -> None:
-    x, y, r = *place, radius * 0.9
+    x, y, r = *centre, radius * 0.9
     draw.rectangle([scale * v for v in (x - r, y - r, x + r, y + r)], fill=ink)  # type: ignore[arg-type]
 
 
 def _triangle(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, scale: float, ink: object
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, scale: float, ink: object
 ) -> None:
-    # Not turned with the direction: an arrow would give the class away.
-    x, y, r = *place, radius
+    # It points up in every class: an arrow in the direction of motion would show the class.
+    x, y, r = *centre, radius
     corners = [(x - r, y + r), (x + r, y + r), (x, y - r)]
     draw.polygon([(scale * a, scale * b) for a, b in corners], fill=ink)  # type: ignore[arg-type]

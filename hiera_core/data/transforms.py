@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from PIL import Image
 
 from .. import zoo
 from ..errors import CheckpointError
+from ..models.hiera import HieraEncoder
 from .clip_sampling import crop_offsets
-
-if TYPE_CHECKING:
-    from ..models.hiera import HieraEncoder
 
 # Aspect ratio up to which a picture is resized as a whole; of longer ones, only the crop is.
 MAX_WHOLE_RESIZE = 4
@@ -90,7 +88,7 @@ class ImageTransform:
         20000x1 costs no more than any other, and the result is the same except for rounding.
         """
         (height, width), (w, h) = self.size, image.size
-        new_w, new_h = _resized_size(w, h, self.resize)
+        new_w, new_h = _resized_image_size(w, h, self.resize)
         if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
             grow = max(width / new_w, height / new_h)
             new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
@@ -181,7 +179,7 @@ class CropGrid:
     @classmethod
     def for_crops(cls, height: int, width: int, size: tuple[int, int], crops: int) -> CropGrid:
         """Place crops of `size` along the long side of a frame of [height, width] pixels."""
-        new_h, new_w = _resized_frame_size(height, width, max(size))
+        new_h, new_w = scaled_size(height, width, max(size))
         along_x = new_w >= new_h
         tops = crop_offsets(new_h, size[0], 1 if along_x else crops)
         lefts = crop_offsets(new_w, size[1], crops if along_x else 1)
@@ -205,6 +203,14 @@ class CropGrid:
         return _interpolate_axis(_interpolate_axis(pixels, self.y, 0), self.x, 1)
 
 
+def scaled_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Return (height, width) with the short side at `short`. The long side is rounded down after
+    the division, as in SlowFast."""
+    if height <= width:
+        return short, int(width / height * short)
+    return int(height / width * short), short
+
+
 def denormalise_channels(
     x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
@@ -214,20 +220,12 @@ def denormalise_channels(
     return x * scale + centre
 
 
-def _resized_size(width: int, height: int, short: int) -> tuple[int, int]:
+def _resized_image_size(width: int, height: int, short: int) -> tuple[int, int]:
     """Return (width, height) with the short side at `short`. The long side is truncated, not
     rounded, as in torchvision."""
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short
-
-
-def _resized_frame_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Return (height, width) with the short side at `short`. The long side is rounded down after
-    the division, as in SlowFast."""
-    if height <= width:
-        return short, int(width / height * short)
-    return int(height / width * short), short
 
 
 def _pixel_centres(positions: np.ndarray, scale: float) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Frames of a video by time: open safely, seek, decode only what is asked for, count the damage.
+"""Read frames of a video by number: seek, decode only what is needed, and detect damaged frames.
 
-A time here is in seconds from the first frame. Frame `i` of a video is the one shown at `i / fps`,
-fps being the average rate: at a constant rate that is the i-th frame, at a variable one it is what
-a viewer sees.
+Times are in seconds from the first frame. Frame `i` of a video is the frame that a viewer sees at
+time `i / fps`, where `fps` is the average frame rate. At a constant rate that is the i-th frame.
 """
 
 from __future__ import annotations
@@ -23,57 +22,64 @@ from av.video.reformatter import VideoReformatter
 from ..errors import InputError
 from .image_reader import MAX_PIXELS
 
-# Content decides, and only these containers are opened: FFmpeg's playlists (hls, concat, ...) read
-# other files and addresses.
+# Only these containers are opened, whatever the file ending is. FFmpeg's playlists (hls, concat)
+# would read other files and URLs.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v,mxf,dv,nut"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-# No length in them, only FFmpeg's guess, and too few time stamps to seek by: read through.
-UNMEASURED = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
-UNDECLARED = ("mpegts", *UNMEASURED)  # a file that was cut off looks like a shorter one
-SEEK_GAP_S = 1.0  # decode on over shorter gaps than this, seek over longer ones
-STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)  # where to look when a seek lands too late
-MAX_RATE = 1000  # frames a second; declared rates above are no rates
+# Formats without an index. FFmpeg only guesses their length, and they have too few time stamps to
+# seek by, so they are read from start to end.
+NO_INDEX_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
+# Formats without a length. A truncated file looks like a shorter video.
+NO_LENGTH_FORMATS = ("mpegts", *NO_INDEX_FORMATS)
+SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
+# Seconds to seek further back, one after another, until a seek lands early enough.
+STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
+MAX_RATE = 1000  # frames a second; a higher declared rate is an error of the file
 FALLBACK_RATE = 30.0
 
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """The frame that is shown at one of the asked-for places."""
+    """One frame of a video."""
 
-    index: int
+    index: int  # the number that was asked for
     pixels: np.ndarray  # uint8 [height, width, 3], upright
-    intact: bool  # False: damaged, or another frame in place of one that is lost
+    intact: bool  # False if the frame is damaged, or stands in for one that is lost
 
 
 class Video:
     """An open video. Use it as a context manager, from one thread at a time.
 
+    Args:
+        source: A path, or the bytes of the file.
+        max_pixels: A video with more pixels in a frame is refused, before any frame is decoded.
+
     Attributes:
-        frames: how many there are, as declared (or counted where nothing is declared).
-        fps: their average rate.
-        width, height: in pixels, before rotation.
+        frames: Number of frames, as the file declares it, or counted if it declares none.
+        fps: Average frame rate.
+        width, height: Size of a frame in pixels, before rotation.
 
     Raises:
-        InputError: missing, no video, no video stream, damaged, or too large.
+        InputError: The file is missing, damaged, too large, or has no video stream.
     """
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._file = source
-        with _faults():
+        with _as_input_errors():
             self._open()
         try:
-            with _faults():
+            with _as_input_errors():
                 self._check(max_pixels)
                 self._measure()
         except BaseException:
             self.close()
             raise
-        self._slack = 0.25 / self.fps  # time stamps are rounded to the container's ticks
-        self._reformatter = VideoReformatter()  # one for all frames: setting it up takes longest
-        self._frame: Any = None  # shown now
-        self._next: Any = None  # the first one after it
-        self._source: Iterator[Any] = iter(())
-        self._packet_times: list[float] = []  # of the packets read since the last seek
+        self._tolerance = 0.25 / self.fps  # time stamps are rounded to the container's ticks
+        self._reformatter = VideoReformatter()  # shared by all frames, because setup is slow
+        self._current: Any = None  # the frame that is shown now
+        self._next: Any = None  # the frame after it
+        self._decoded: Iterator[Any] = iter(())  # the frames after that
+        self._packet_times: list[float] = []  # sorted; of the packets read since the last seek
 
     def __enter__(self) -> Self:
         return self
@@ -86,41 +92,42 @@ class Video:
 
     @property
     def declares_length(self) -> bool:
-        """Whether the container says how long it is, so that a cut shows."""
-        return self._container.format.name not in UNDECLARED
+        """Whether the container declares its length, so that a truncated file is noticed."""
+        return self._container.format.name not in NO_LENGTH_FORMATS
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Duration in seconds."""
         return self.frames / self.fps
 
-    def read(self, wanted: Sequence[int]) -> Iterator[DecodedFrame]:
-        """Frames by number, ascending. Seeks over gaps; never holds more than two frames.
+    def read(self, indices: Sequence[int]) -> Iterator[DecodedFrame]:
+        """Yield frames by number, in ascending order. At most two frames are in memory at a time.
 
         Raises:
-            InputError: not one frame can be decoded.
+            InputError: No frame can be decoded.
         """
-        for index in wanted:
-            with _faults():
-                yield self._at(index)
+        for index in indices:
+            with _as_input_errors():
+                yield self._read_frame(index)
 
     # Opening ----------------------------------------------------------------------------------
 
     def _open(self) -> None:
         file: Any = io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)
         self._container = av.open(file, options=OPTIONS, metadata_errors="replace")
-        streams = [s for s in self._container.streams.video if not _is_cover(s)]
+        streams = [s for s in self._container.streams.video if not _is_cover_art(s)]
         self._stream: Any = streams[0] if streams else None
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
             self._stream.thread_type = "AUTO"
 
     def _check(self, max_pixels: int) -> None:
+        """Check that the video can be decoded, and set its size and its clock."""
         stream = self._stream
         if stream is None:
-            raise InputError("no video stream", "it holds sound or subtitles only")
+            raise InputError("no video stream", "the file holds only sound or subtitles")
         if stream.codec_context is None:
-            raise InputError("an unknown codec", "convert the video, to H.264 for example")
+            raise InputError("unknown video codec", "convert the video, to H.264 for example")
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
         if self.width * self.height > max_pixels:
             raise InputError(
@@ -131,10 +138,10 @@ class Video:
         self._start = (stream.start_time or 0) * self._tick
 
     def _measure(self) -> None:
-        """How many frames at which rate: from the headers, else by reading all packets."""
+        """Find the number of frames and their rate, from the headers or by reading all packets."""
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
-        self._seekable = self._container.format.name not in UNMEASURED
+        self._seekable = self._container.format.name not in NO_INDEX_FORMATS
         seconds = self._declared_seconds() if self._seekable else 0.0
         if rate and 0 < rate < MAX_RATE and (stream.frames or seconds):
             self.fps = float(rate)
@@ -143,30 +150,33 @@ class Video:
             times = sorted(self._time(p) for p in self._packets())
             self.frames = max(1, len(times))
             span = times[-1] - times[0] if times else 0.0
-            known = span > 0 and (len(times) - 1) / span < MAX_RATE
-            self.fps = (len(times) - 1) / span if known else FALLBACK_RATE
+            plausible = span > 0 and (len(times) - 1) / span < MAX_RATE
+            self.fps = (len(times) - 1) / span if plausible else FALLBACK_RATE
             self._start = times[0] + self._start if times else self._start
         base = stream.base_rate
-        self._constant = bool(rate and base and abs(float(base / rate) - 1) < 1e-3)
+        self._constant_rate = bool(rate and base and abs(float(base / rate) - 1) < 1e-3)
 
     def _declared_seconds(self) -> float:
-        """Length of the video stream. A container's length may be that of its sound."""
+        """Return the length of the video stream, or 0 if it is not declared.
+
+        The container's own length may be that of the sound.
+        """
         stream, container = self._stream, self._container
         if stream.duration:
             return float(stream.duration * self._tick)
-        if (tag := _seconds(stream.metadata.get("DURATION", ""))) is not None:
-            return tag - self._start  # Matroska: where the last frame ends
+        if (tag := _parse_seconds(stream.metadata.get("DURATION", ""))) is not None:
+            return tag - self._start  # Matroska's tag is the time at which the last frame ends
         if not container.duration:
             return 0.0
         declared = container.duration / av.time_base
         if len(container.streams) == 1:
             return declared
-        ends = self._ends(declared)
+        ends = self._stream_ends(declared)
         reaches_end = max(ends.values(), default=0.0) > declared - 1.0
         return ends.get(stream.index, declared) if reaches_end else declared
 
-    def _ends(self, declared: float) -> dict[int, float]:
-        """Where each stream ends, from its last packets."""
+    def _stream_ends(self, declared: float) -> dict[int, float]:
+        """Return the time at which each stream ends, by the packets of the last seconds."""
         ends: dict[int, float] = {}
         with contextlib.suppress(av.FFmpegError):
             self._at_start = False
@@ -179,28 +189,29 @@ class Video:
 
     # Reading ----------------------------------------------------------------------------------
 
-    def _at(self, index: int) -> DecodedFrame:
+    def _read_frame(self, index: int) -> DecodedFrame:
         time = index / self.fps
-        behind = self._frame is None or time < self._time(self._frame) - self._slack
-        if behind or (self._seekable and time - self._time(self._frame) > SEEK_GAP_S):
+        passed = self._current is None or time < self._time(self._current) - self._tolerance
+        if passed or (self._seekable and time - self._time(self._current) > SEEK_GAP_S):
             self._seek(time)
         self._advance(time)
-        frame = self._frame if self._frame is not None else self._next
+        frame = self._current if self._current is not None else self._next
         if frame is None:
-            raise InputError("no frame can be decoded", "the file is damaged or cut off")
+            raise InputError("no frame can be decoded", "the file is damaged or truncated")
         return DecodedFrame(index, self._pixels(frame), self._is_intact(frame, time))
 
     def _seek(self, time: float) -> None:
-        """Go to a key frame at or before `time`; further back where that lands after it."""
+        """Go to a key frame at or before `time`. If a seek lands after it, seek further back."""
         for back in (*STEPS_BACK_S, time + 1.0):
             self._restart(time - back)
-            self._next = next(self._source, None)
-            if self._next is not None and self._time(self._next) <= time + self._slack:
+            self._next = next(self._decoded, None)
+            if self._next is not None and self._time(self._next) <= time + self._tolerance:
                 return
             if time - back <= 0:
                 return
 
     def _restart(self, time: float) -> None:
+        """Decode from a key frame at or before `time`, or from the start if seeking fails."""
         try:
             if time > 0 and self._seekable:
                 target = int((time + self._start) / self._tick)
@@ -208,24 +219,23 @@ class Video:
                 self._at_start = False
         except av.FFmpegError:  # no index
             time = 0.0
-        if (
-            time <= 0 or not self._seekable
-        ) and not self._at_start:  # seeking to the start may miss the first key frame
+        from_start = time <= 0 or not self._seekable
+        if from_start and not self._at_start:  # a seek to the start may miss the first key frame
             self.close()
             self._open()
-        self._frame = self._next = None
+        self._current = self._next = None
         self._packet_times = []
-        self._source = self._decode()
+        self._decoded = self._decode()
 
     def _advance(self, time: float) -> None:
-        """Decode until the next frame comes after `time`."""
-        while self._next is not None and self._time(self._next) <= time + self._slack:
-            self._frame, self._next = self._next, next(self._source, None)
+        """Decode until the next frame is later than `time`."""
+        while self._next is not None and self._time(self._next) <= time + self._tolerance:
+            self._current, self._next = self._next, next(self._decoded, None)
 
     def _decode(self) -> Iterator[Any]:
-        """Frames from here on; what cannot be decoded is left out."""
+        """Yield the frames from here on. Frames that cannot be decoded are left out."""
         last = None
-        for packet in itertools.chain(self._packets(), [None]):  # None: what the decoder holds back
+        for packet in itertools.chain(self._packets(), [None]):  # None flushes the decoder
             if packet is not None:
                 bisect.insort(self._packet_times, self._time(packet))
                 del self._packet_times[:-512]
@@ -234,48 +244,55 @@ class Video:
             except av.FFmpegError:
                 continue
             for frame in decoded:
-                if frame.pts is None:  # AVI without time stamps: they follow each other
-                    frame.pts = frame.dts if frame.dts is not None else _after(last, self)
+                if frame.pts is None:  # AVI without time stamps: frames follow one another
+                    frame.pts = frame.dts if frame.dts is not None else self._pts_after(last)
                 last = frame
                 yield frame
 
     def _packets(self) -> Iterator[Any]:
-        """Packets of the stream, for as long as they can be read."""
+        """Yield the packets of the stream for as long as they can be read."""
         self._at_start = False
         with contextlib.suppress(av.FFmpegError):
             yield from (p for p in self._container.demux(self._stream) if p.size)
 
     def _is_intact(self, frame: Any, time: float) -> bool:
-        """Whether this is the frame that belongs here, whole."""
-        shown, width = self._time(frame), 1 / self.fps
-        before = bisect.bisect_right(self._packet_times, time + self._slack)
-        lost = before and self._packet_times[before - 1] - shown > 0.5 * width
-        lasts = max(width, self._usual_gap(), float((frame.duration or 0) * self._tick))
-        another = time + 0.5 * self._slack >= shown + lasts  # should be shown by now
-        gap = another and (self._next is None or self._constant)
-        late = shown > time + 1.5 * width
-        return not (frame.is_corrupt or lost or gap or late)
+        """Return whether `frame` is undamaged, and the frame that belongs at `time`."""
+        start, interval = self._time(frame), 1 / self.fps
+        count = bisect.bisect_right(self._packet_times, time + self._tolerance)
+        # A later frame than this one was read from the file, but could not be decoded.
+        undecoded = count and self._packet_times[count - 1] - start > 0.5 * interval
+        lasts = max(interval, self._usual_interval(), float((frame.duration or 0) * self._tick))
+        is_over = time + 0.5 * self._tolerance >= start + lasts
+        # The next frame should be shown by now, but it is missing from the file.
+        missing = is_over and (self._next is None or self._constant_rate)
+        too_late = start > time + 1.5 * interval
+        return not (frame.is_corrupt or undecoded or missing or too_late)
 
-    def _usual_gap(self) -> float:
-        """Between frames around here: a rate may be declared and not kept."""
-        lately = self._packet_times[-64:]
-        return float(np.median(np.diff(lately))) if len(lately) > 2 else 0.0
+    def _usual_interval(self) -> float:
+        """Return the median time between recent frames; the declared rate may be wrong."""
+        recent = self._packet_times[-64:]
+        return float(np.median(np.diff(recent))) if len(recent) > 2 else 0.0
 
     def _pixels(self, frame: Any) -> np.ndarray:
-        """RGB, upright, at the size of the stream (it may change half-way)."""
+        """Return upright RGB at the declared size, because the size may change within a stream."""
         rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24")
         pixels = rgb.to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
-    def _time(self, thing: Any) -> float:
-        """Of a frame or packet."""
-        stamp = thing.pts if thing.pts is not None else thing.dts
+    def _time(self, item: Any) -> float:
+        """Return the time of a frame or packet."""
+        stamp = item.pts if item.pts is not None else item.dts
         return (stamp or 0) * self._tick - self._start
+
+    def _pts_after(self, frame: Any) -> int:
+        """Return the time stamp, in ticks, of the frame that follows `frame` (None: the first)."""
+        step = round(1 / self.fps / self._tick)
+        return 0 if frame is None else int(frame.pts + max(1, step))
 
 
 @contextlib.contextmanager
-def _faults() -> Iterator[None]:
-    """FFmpeg's errors, in words."""
+def _as_input_errors() -> Iterator[None]:
+    """Turn errors of FFmpeg and of the file system into an InputError."""
     try:
         yield
     except InputError:
@@ -286,21 +303,16 @@ def _faults() -> Iterator[None]:
         raise InputError("too large for this machine's memory") from error
     except (av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
-        raise InputError(reason, "the file is damaged, cut off, or no video") from error
+        raise InputError(reason, "the file is damaged, truncated, or not a video") from error
 
 
-def _is_cover(stream: Any) -> bool:
-    """Cover art in a sound file counts as a video stream."""
+def _is_cover_art(stream: Any) -> bool:
+    """Return whether a stream is the cover of an audio file, which FFmpeg lists as a video."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _after(frame: Any, video: Video) -> int:
-    step = round(1 / video.fps / video._tick)
-    return 0 if frame is None else int(frame.pts + max(1, step))
-
-
-def _seconds(text: str) -> float | None:
-    """`00:01:02.500000000` -> 62.5"""
+def _parse_seconds(text: str) -> float | None:
+    """`00:01:02.500000000` -> 62.5; None if there is no such text."""
     parts = text.split(":")
     try:
         return sum(float(p) * 60**i for i, p in enumerate(reversed(parts))) if text else None

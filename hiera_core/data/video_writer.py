@@ -1,4 +1,4 @@
-"""Frames to a video file."""
+"""Write a video file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 
 
 def encode(frames: np.ndarray, rate: int | Fraction) -> bytes:
-    """uint8 [frames, height, width, 3], even sizes, `rate` a second -> an MP4 file (H.264)."""
+    """Return an MP4 file (H.264) with the given frames.
+
+    Args:
+        frames: uint8 [frames, height, width, 3]. Height and width must be even.
+        rate: Frames a second.
+    """
     import av
 
     file = io.BytesIO()

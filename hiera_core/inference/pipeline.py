@@ -73,7 +73,8 @@ class Pipeline(Generic[R]):
             each kind, which is loaded when the first input of that kind comes.
         sampling: Which parts of a video the model sees.
         workers: Decoding threads, or None for one per core.
-        runner_options: Keyword arguments for `make_runner`.
+        batch_size: Views in one forward pass, or None for a size that suits the device.
+        runner_options: Further keyword arguments for `make_runner`.
 
     Raises:
         UsageError: The model is for another task, or the name is unknown.
@@ -85,17 +86,19 @@ class Pipeline(Generic[R]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], Any] | None = None,
+        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         workers: int | None = None,
-        **runner_options: Any,
+        batch_size: int | None = None,
+        **runner_options: object,
     ) -> None:
         self.sampling = sampling or Sampling()
         self.workers = workers or os.cpu_count() or 1
-        self._options, self._lock = runner_options, threading.Lock()
+        self.batch_size, self._lock = batch_size, threading.Lock()
+        self._runner_options = runner_options
         self._runners: dict[Kind, R] = {}
-        self._build: Callable[[Kind], Any] | None = None
+        self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
             only = self._make_ready(model)
             self._runners[only.kind] = only
@@ -140,7 +143,7 @@ class Pipeline(Generic[R]):
             DeviceError: A single image or clip is out of memory.
             CheckpointError, HubError: A model that is needed now cannot be loaded.
         """
-        batch = self._options.get("batch_size") or 64
+        batch = self.batch_size or 64
         limit = 2 * batch + self.workers
         waiting: list[DecodedInput] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
@@ -270,7 +273,9 @@ class Pipeline(Generic[R]):
     def _make_ready(self, model: str | torch.nn.Module) -> R:
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
-        return self.make_runner(built, borrowed=borrowed, **self._options)
+        return self.make_runner(
+            built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
+        )
 
 
 def single_view_sampling(sampling: Sampling | None) -> Sampling:

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack, overload
+from typing import ClassVar, Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import nn
@@ -83,9 +83,10 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     # Properties under the reference's names ----------------------------------------------------
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> HieraArguments:
         """Constructor arguments, ready for JSON."""
-        return self._config.to_json()
+        arguments: HieraArguments = self._config.to_json()  # type: ignore[assignment]
+        return arguments
 
     @property
     def kind(self) -> Kind:

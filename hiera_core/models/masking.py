@@ -67,7 +67,10 @@ def draw_units(
     """
     import torch
 
-    noise = torch.rand(batch, units, device=device, generator=generator)
+    if generator is None:  # torch.compile cannot trace an argument `generator=None`
+        noise = torch.rand(batch, units, device=device)
+    else:
+        noise = torch.rand(batch, units, device=device, generator=generator)
     return noise.argsort(dim=1)[:, : visible_count(units, mask_ratio)]
 
 

@@ -1,1 +1,1 @@
-"""Training by recipe: pre-training (MAE) and fine-tuning."""
+"""Pre-training (MAE) and fine-tuning by recipe."""

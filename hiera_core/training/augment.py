@@ -1,6 +1,6 @@
-"""Random changes to training samples. All frames of a clip get the same ones.
+"""Random augmentation of training samples. All frames of a clip get the same augmentation.
 
-Randomness comes from torch's global generator, which the caller seeds for each sample.
+Random numbers come from torch's global generator, which the caller seeds for each sample.
 """
 
 from __future__ import annotations
@@ -14,85 +14,93 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .recipe import AugmentSettings
 
-MAGNITUDES = 10  # timm's scale, in which the paper's "9" is meant
-BINS = 31  # torchvision's
+MAX_MAGNITUDE = 10  # timm's scale of RandAugment, on which the paper's magnitude is 9
+MAGNITUDE_BINS = 31  # the number of magnitudes that torchvision's RandAugment knows
 
 
 class Augment:
-    """Crop, flip, RandAugment, normalise, erase.
+    """Crop, flip, RandAugment, normalisation and random erasing.
 
     Args:
-        part: the recipe's.
-        size: height and width the model takes.
-        mean, std: of channels scaled to [0, 1].
+        settings: The recipe's augmentation settings.
+        size: Height and width that the model takes, in pixels.
+        mean, std: Statistics of the channels, scaled to [0, 1].
         interpolation: `bicubic` or `bilinear`, both with antialias.
     """
 
     def __init__(
         self,
-        part: AugmentSettings,
+        settings: AugmentSettings,
         size: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str = "bicubic",
     ) -> None:
-        self.part, self.fill = part, [round(255 * m) for m in mean]
+        self.settings, self.fill = settings, [round(255 * m) for m in mean]
         self.interpolation = InterpolationMode(interpolation)
-        self.first = v2.Compose(
+        self.crop_and_flip = v2.Compose(
             [
                 v2.RandomResizedCrop(
-                    list(size), part.scale, part.ratio, self.interpolation, antialias=True
+                    list(size), settings.scale, settings.ratio, self.interpolation, antialias=True
                 ),
-                v2.RandomHorizontalFlip(part.flip),
+                v2.RandomHorizontalFlip(settings.flip),
             ]
         )
-        self.last = v2.Compose(
+        self.normalise_and_erase = v2.Compose(
             [
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(mean), list(std)),
-                # Noise as large as the pixels' own (timm's mode "pixel").
-                v2.RandomErasing(part.erasing, value="random"),
+                # Erased pixels become Gaussian noise, as in timm's mode "pixel".
+                v2.RandomErasing(settings.erasing, value="random"),
             ]
         )
 
     def __call__(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [y, x, 3] -> float32 [3, height, width]; [t, y, x, 3] -> [3, t, height, width]."""
+        """Augment an image or a clip.
+
+        uint8 [y, x, 3] -> float32 [3, height, width]; [t, y, x, 3] -> [3, t, height, width]
+        """
         tensor = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)
-        video = tensor.dim() == 4
-        x = self.first(tv_tensors.Video(tensor) if video else tv_tensors.Image(tensor))
-        if self.part.randaugment:
+        is_video = tensor.dim() == 4
+        x = self.crop_and_flip(tv_tensors.Video(tensor) if is_video else tv_tensors.Image(tensor))
+        if self.settings.randaugment:
             x = self._randaugment()(x)
-        x = self.last(x).as_subclass(torch.Tensor)
-        return x.transpose(0, 1).contiguous() if video else x
+        x = self.normalise_and_erase(x).as_subclass(torch.Tensor)
+        return x.transpose(0, 1).contiguous() if is_video else x
 
     def _randaugment(self) -> v2.RandAugment:
-        """Its magnitude is drawn for each sample, as timm's `m9-mstd0.5` has it."""
-        drawn = self.part.randaugment + self.part.randaugment_std * torch.randn(()).item()
-        level = min(max(drawn, 0.0), MAGNITUDES) / MAGNITUDES
+        """Return RandAugment with a random magnitude, as in timm's `m9-mstd0.5`."""
+        settings = self.settings
+        magnitude = settings.randaugment + settings.randaugment_std * torch.randn(()).item()
+        level = min(max(magnitude, 0.0), MAX_MAGNITUDE) / MAX_MAGNITUDE
         return v2.RandAugment(
-            self.part.randaugment_ops,
-            round(level * (BINS - 1)),
-            BINS,
+            settings.randaugment_ops,
+            round(level * (MAGNITUDE_BINS - 1)),
+            MAGNITUDE_BINS,
             interpolation=InterpolationMode.BILINEAR,
             fill=self.fill,
         )
 
 
 def mix(
-    pair: torch.Tensor, labels: torch.Tensor, part: AugmentSettings, num_classes: int
+    pair: torch.Tensor, labels: torch.Tensor, settings: AugmentSettings, num_classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup or cutmix of two samples; of a clip, the same region of every frame.
+    """Apply mixup or CutMix, chosen at random, to a pair of samples.
+
+    CutMix of clips pastes the same region of every frame.
 
     Args:
-        pair: [2, 3, (t,) height, width].
-        labels: [2] class numbers.
+        pair: Two samples, [2, 3, (t,) height, width].
+        labels: Their class numbers, [2].
+        settings: The recipe's augmentation settings; `mixup` or `cutmix` is above 0.
+        num_classes: Number of classes.
 
     Returns:
-        the same shape, and targets [2, classes].
+        The mixed samples, in the shape of `pair`, and their targets [2, classes].
     """
     choices = [
-        kind(alpha=alpha, num_classes=num_classes)
-        for kind, alpha in ((v2.MixUp, part.mixup), (v2.CutMix, part.cutmix))
+        transform(alpha=alpha, num_classes=num_classes)
+        for transform, alpha in ((v2.MixUp, settings.mixup), (v2.CutMix, settings.cutmix))
         if alpha > 0
     ]
     choice = choices[int(torch.randint(len(choices), ()))]

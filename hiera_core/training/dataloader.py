@@ -1,4 +1,4 @@
-"""Batches: how samples are read, and what becomes of one that cannot be."""
+"""Read samples and collate them into batches. Unreadable samples have zero weight."""
 
 from __future__ import annotations
 
@@ -26,68 +26,79 @@ from .augment import Augment, mix
 from .recipe import Recipe
 from .sampler import SampleKey, derive_seed
 
-# Short side, in sides of the model's input, to which larger frames are reduced at once: SlowFast
-# jitters between 256 and 320 pixels for 224.
-KEPT_SIDE = 320 / 224
+# Video frames are downscaled to this short side, in multiples of the model's input size, as soon as
+# they are decoded. SlowFast resizes the short side to 256 to 320 pixels for an input size of 224.
+MAX_SHORT_SIDE = 320 / 224
 
 
 @dataclass
 class LoadedSample:
-    """What was read of one sample: its views, or why there are none."""
+    """The r views (repeats) of one sample, or the error that occurred when it was read.
+
+    Padding has neither views nor an error.
+    """
 
     key: SampleKey
     views: torch.Tensor | None = None  # [r, 3, *size]
     label: int = 0
-    units: torch.Tensor | None = None  # [r, k] visible mask units
+    visible_units: torch.Tensor | None = None  # [r, k] numbers of the visible mask units
     name: str = ""
     error: str | None = None
 
 
 @dataclass
 class Batch:
-    """Tensors of n samples x r repeats."""
+    """Tensors for n samples x r repeats."""
 
     x: torch.Tensor  # [n r, 3, *size]
-    weight: torch.Tensor  # [n r]; 0 where there is no sample
-    target: torch.Tensor | None = None  # [n r, classes]
-    units: torch.Tensor | None = None  # [n r, k]
-    bad: tuple[tuple[str, str], ...] = ()  # name and reason of unreadable ones
+    weight: torch.Tensor  # [n r], 1, or 0 for padding and unreadable samples
+    target: torch.Tensor | None = None  # [n r, classes], for classifiers
+    visible_units: torch.Tensor | None = None  # [n r, k], for autoencoders
+    bad: tuple[tuple[str, str], ...] = ()  # name and error of each unreadable sample
 
     def to(self, device: torch.device) -> Batch:
-        def moved(tensor: Any) -> Any:
+        """Return a copy on a device."""
+
+        def move(tensor: Any) -> Any:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         return Batch(
-            moved(self.x), moved(self.weight), moved(self.target), moved(self.units), self.bad
+            move(self.x), move(self.weight), move(self.target), move(self.visible_units), self.bad
         )
 
-    def pin_memory(self) -> Batch:  # asked for by DataLoader
+    def pin_memory(self) -> Batch:
+        """Pin `x`, the only large tensor. DataLoader calls this if `pin_memory` is set."""
         self.x = self.x.pin_memory()
         return self
 
 
 @dataclass(frozen=True)
 class MaskSampler:
-    """How many of a model's mask units stay visible."""
+    """Random masks for an autoencoder.
+
+    Args:
+        windows: Number of mask units.
+        kept: Number of mask units that stay visible.
+    """
 
     windows: int
     kept: int
 
-    def draw(self, *place: int | str) -> torch.Tensor:
-        """[kept] unit numbers, from a seed and a place."""
-        generator = torch.Generator().manual_seed(derive_seed("mask", *place))
+    def draw(self, *parts: int | str) -> torch.Tensor:
+        """Return the numbers of the visible units, [kept]. The same parts give the same mask."""
+        generator = torch.Generator().manual_seed(derive_seed("mask", *parts))
         return torch.rand(self.windows, generator=generator).argsort()[: self.kept]
 
 
 class TrainDataset(Dataset[LoadedSample]):
-    """Reads and augments samples by key.
+    """Augmented training samples, addressed by `SampleKey`.
 
     Args:
-        samples: the data.
-        augment: pixels to a view.
-        recipe: its seed and repeats.
-        clip: the model's sampling of videos; None for pictures.
-        masking: for an autoencoder.
+        samples: The training data.
+        augment: Turns decoded pixels into a view.
+        recipe: The recipe, for its seed and repeats.
+        clip: The video model's clip length and stride; None for images.
+        masking: The masks, for an autoencoder.
     """
 
     def __init__(
@@ -102,28 +113,34 @@ class TrainDataset(Dataset[LoadedSample]):
         self.seed, self.repeats = recipe.seed, recipe.data.repeats
 
     def __getitem__(self, key: SampleKey) -> LoadedSample:
-        return _guarded(self._read, self.samples, key, "video" if self.clip else "image")
+        return _load(self._read, self.samples, key, "video" if self.clip else "image")
 
     def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
         epoch, sample = key
-        places = [(self.seed, epoch, str(sample), repeat) for repeat in range(self.repeats)]
+        parts = [(self.seed, epoch, str(sample), repeat) for repeat in range(self.repeats)]
         if self.clip is None:
-            picture = np.array(open_image(content)[0])
-            pixels = [picture] * self.repeats
+            image = np.array(open_image(content)[0])
+            pixels = [image] * self.repeats
         else:
-            shares = [np.random.default_rng(derive_seed("time", *p)).random() for p in places]
-            pixels = read_clips(content, self.clip, shares)
+            positions = [np.random.default_rng(derive_seed("time", *p)).random() for p in parts]
+            pixels = read_clips(content, self.clip, positions)
         views = []
         with torch.random.fork_rng(devices=[]):
-            for place, view in zip(places, pixels, strict=True):
-                torch.manual_seed(derive_seed("augment", *place))
+            for p, view in zip(parts, pixels, strict=True):
+                torch.manual_seed(derive_seed("augment", *p))
                 views.append(self.augment(view))
-        masks = [self.masking.draw(*p) for p in places] if self.masking else []
-        return LoadedSample(key, torch.stack(views), units=torch.stack(masks) if masks else None)
+        units = torch.stack([self.masking.draw(*p) for p in parts]) if self.masking else None
+        return LoadedSample(key, torch.stack(views), visible_units=units)
 
 
 class EvalDataset(Dataset[LoadedSample]):
-    """The same, as the model's evaluation sees samples: one centre view."""
+    """Samples with the preprocessing of evaluation: one centre view each, and a fixed mask.
+
+    Args:
+        samples: The held-out data.
+        transform: The model's preprocessing for evaluation.
+        masking: The masks, for an autoencoder.
+    """
 
     def __init__(
         self,
@@ -135,7 +152,7 @@ class EvalDataset(Dataset[LoadedSample]):
 
     def __getitem__(self, key: SampleKey) -> LoadedSample:
         is_image = isinstance(self.transform, ImageTransform)
-        return _guarded(self._read, self.samples, key, "image" if is_image else "video")
+        return _load(self._read, self.samples, key, "image" if is_image else "video")
 
     def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
         if isinstance(self.transform, ImageTransform):
@@ -145,22 +162,29 @@ class EvalDataset(Dataset[LoadedSample]):
             view = next(segments).views[0]
         x = self.transform.normalise(torch.from_numpy(view)[None])
         units = self.masking.draw("held out", str(key.sample))[None] if self.masking else None
-        return LoadedSample(key, x, units=units)
+        return LoadedSample(key, x, visible_units=units)
 
 
 class Collator:
-    """Items to a batch; mixes neighbours.
+    """Turns samples into a batch; applies mixup and CutMix.
 
-    A neighbour is the next of two in the batch, whoever computes it: mixing does not depend on the
-    number of processes either.
+    Mixing pairs are samples 0 and 1, 2 and 3, and so on. Processes share a batch in whole pairs, so
+    mixing does not depend on the number of processes.
+
+    Args:
+        shape: Shape of a view, (3, *size).
+        num_classes: Number of classes; None for an autoencoder.
+        recipe: The recipe, for its mixing, seed and repeats; None for validation, which has none
+            of these.
     """
 
     def __init__(
         self, shape: Sequence[int], num_classes: int | None, recipe: Recipe | None = None
     ) -> None:
         self.shape, self.num_classes = tuple(shape), num_classes
-        part = recipe and recipe.augment
-        self.mixing = part if part and (part.mixup or part.cutmix) and num_classes else None
+        augment = recipe and recipe.augment
+        mixes = augment and (augment.mixup or augment.cutmix) and num_classes
+        self.mixing = augment if mixes else None
         self.seed, self.repeats = (recipe.seed, recipe.data.repeats) if recipe else (0, 1)
 
     def __call__(self, items: list[LoadedSample]) -> Batch:
@@ -171,13 +195,12 @@ class Collator:
         batch = Batch(x, weight.repeat_interleave(self.repeats), bad=bad)
         if self.num_classes is not None:
             batch.target = self._targets(items, x)
-        units = [item.units for item in items if item.units is not None]
-        if units:  # an empty place needs some, too
-            batch.units = torch.cat([units[0] if i.units is None else i.units for i in items])
+        batch.visible_units = _stack_units(items)
         batch.x = x.flatten(0, 1)
         return batch
 
     def _targets(self, items: list[LoadedSample], x: torch.Tensor) -> torch.Tensor:
+        """Return the targets [n r, classes]; mix pairs of samples in `x` [n, r, ...] in place."""
         assert self.num_classes is not None
         labels = torch.tensor([item.label for item in items])
         targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
@@ -185,15 +208,15 @@ class Collator:
         if self.mixing is None:
             return targets.flatten(0, 1)
         for first in range(0, len(items) - 1, 2):
-            two = slice(first, first + 2)
-            if any(item.views is None for item in items[two]):
+            pair = slice(first, first + 2)
+            if any(item.views is None for item in items[pair]):
                 continue
             for repeat in range(self.repeats):
                 seed = derive_seed("mix", self.seed, *map(str, items[first].key), repeat)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    mixed = mix(x[two, repeat], labels[two], self.mixing, self.num_classes)
-                x[two, repeat], targets[two, repeat] = mixed
+                    mixed = mix(x[pair, repeat], labels[pair], self.mixing, self.num_classes)
+                x[pair, repeat], targets[pair, repeat] = mixed
         return targets.flatten(0, 1)
 
 
@@ -204,71 +227,108 @@ def make_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader[Batch]:
-    """Batches, read ahead by worker processes."""
-    any_dataset: Any = dataset  # its items become batches in `collate`
+    """Return a dataloader whose workers prefetch batches.
+
+    Args:
+        dataset: The samples.
+        keys: Keys of the samples of each batch.
+        collate: Turns samples into a batch.
+        workers: Number of worker processes; 0 reads in the main process.
+        device: The device that the batches go to; batches for CUDA are in pinned memory.
+    """
+    any_dataset: Any = dataset  # DataLoader's type expects items of the type of its batches
     return DataLoader(
         any_dataset,
         batch_sampler=keys,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_main_process if workers else None,
+        worker_init_fn=_ignore_signals if workers else None,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal and `timeout` signal the whole group; the main process ends the workers."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM in a worker.
+
+    A terminal and `timeout` signal the whole process group, and the main process stops the workers.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def read_clips(
-    content: Path | bytes, clip: VideoTransform, shares: Sequence[float]
+    content: Path | bytes, clip: VideoTransform, positions: Sequence[float]
 ) -> list[np.ndarray]:
-    """Clips that begin at these shares of what room there is: 0 at the start, 1 at the end.
+    """Read several clips of a video. A frame that several clips share is decoded once.
 
-    Frames are decoded once however many clips show them. -> uint8 [t, y, x, 3] each
+    Args:
+        content: The video.
+        clip: Length, stride and size of the clips.
+        positions: Position of each clip: 0 is the start of the video, and a clip at 1 ends with
+            the last frame.
+
+    Returns:
+        The clips, uint8 [t, y, x, 3]. Frames larger than the model needs are downscaled.
+
+    Raises:
+        InputError: The video cannot be decoded, or too many frames are damaged.
     """
-    short = round(KEPT_SIDE * max(clip.size))
+    short = round(MAX_SHORT_SIDE * max(clip.size))
     with Video(content) as video:
         span = clip.frames * clip.stride / clip.fps * video.fps
-        starts = [share * max(video.frames - span, 0) for share in shares]
+        starts = [position * max(video.frames - span, 0) for position in positions]
         indices = frame_indices(starts, span, clip.frames, video.frames)
-        wanted, rows = np.unique(indices, return_inverse=True)
-        shown = list(video.read(wanted.tolist()))
-        check_damage(sum(not s.intact for s in shown), len(shown))
-        frames = [_reduced(s.pixels, short) for s in shown]
+        unique_indices, rows = np.unique(indices, return_inverse=True)
+        decoded = list(video.read(unique_indices.tolist()))
+        check_damage(sum(not frame.intact for frame in decoded), len(decoded))
+        frames = [_downscale(frame.pixels, short) for frame in decoded]
     return [np.stack([frames[i] for i in row]) for row in rows.reshape(indices.shape)]
 
 
-def _guarded(
+def _load(
     read: Callable[[SampleKey, Path | bytes], LoadedSample],
     samples: MediaDataset,
     key: SampleKey,
-    wants: Kind,
+    expected: Kind,
 ) -> LoadedSample:
-    """An item in any case: an unreadable sample is one that says so, never another one's pixels."""
+    """Load a sample with `read`, and return its error if it cannot be read.
+
+    An unreadable sample is not replaced by another one: its `views` are None.
+    """
     if key.sample is None:
         return LoadedSample(key)
     source = samples.sources[key.sample]
-    name, item = source.name, None
+    name = source.name
     try:
         content = source.content()
         kind = kind_of(content, name)
-        if kind != wants:
-            raise InputError(f"not {wants} but {kind}", f"this model is trained on {wants}s")
-        item = read(key, content)
+        if kind != expected:
+            raise InputError(f"expected {expected}, got {kind}", f"train on {expected}s only")
+        loaded = read(key, content)
     except HieraError as error:
         return LoadedSample(key, name=name, error=error.message)
     except Exception as error:  # a transform can fail too (memory, odd sizes)
         return LoadedSample(key, name=name, error=f"{type(error).__name__}: {error}")
-    item.name = name
-    item.label = 0 if samples.labels is None else int(samples.labels[key.sample])
-    return item
+    loaded.name = name
+    loaded.label = 0 if samples.labels is None else int(samples.labels[key.sample])
+    return loaded
 
 
-def _reduced(pixels: np.ndarray, short: int) -> np.ndarray:
+def _stack_units(items: Sequence[LoadedSample]) -> torch.Tensor | None:
+    """Return the visible units of all samples, [n r, k], or None if there are no masks.
+
+    Padding and unreadable samples get the units of another sample, because the model needs the
+    same number of visible units for each view.
+    """
+    units = [item.visible_units for item in items if item.visible_units is not None]
+    if not units:
+        return None
+    return torch.cat([units[0] if i.visible_units is None else i.visible_units for i in items])
+
+
+def _downscale(pixels: np.ndarray, short: int) -> np.ndarray:
+    """Downscale a frame whose short side is longer than `short`. uint8 [y, x, 3]"""
     height, width = pixels.shape[:2]
     if min(height, width) <= short:
         return pixels

@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, what they share, how a model is spread over them."""
+"""Processes of a training run: joining them, collectives, and parallel models (DDP, FSDP2)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ from ..errors import TrainingError
 from ..models.hiera import HieraEncoder
 
 Parallel = Literal["ddp", "fsdp"]
-BROKEN = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
+# Messages of RuntimeErrors that PyTorch raises if another process is lost.
+LOST_PROCESS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`."""
+    """The processes of a run, as seen from one of them.
+
+    Args:
+        device: The device of this process.
+        rank: Number of this process.
+        size: Number of processes.
+    """
 
     device: torch.device
     rank: int = 0
@@ -34,30 +41,36 @@ class World:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files and messages."""
+        """Whether this is the main process, the only one that writes files and messages."""
         return self.rank == 0
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Over all processes, in place."""
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's, to everybody."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks, to every process."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
+        """Wait until all processes get here."""
         if self.size > 1:
             dist.barrier()
 
-    def spread(self, model: HieraEncoder, parallel: Parallel = "ddp") -> nn.Module:
-        """Let the processes train one model: whole copies (DDP), or its parameters in shards, block
-        by block (FSDP2)."""
+    def parallelize(self, model: HieraEncoder, parallel: Parallel = "ddp") -> nn.Module:
+        """Return the model prepared for training on all processes.
+
+        Args:
+            model: The model, on this process's device. FSDP changes it in place.
+            parallel: `ddp` keeps a copy of the model in each process; `fsdp` shards its
+                parameters, block by block (FSDP2).
+        """
         if parallel == "fsdp" and self.size > 1:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -78,62 +91,67 @@ class World:
 
 @contextlib.contextmanager
 def join_processes(device: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started; alone without it.
+    """Join the processes that torchrun started. Without torchrun, yield a world of one process.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. With several processes on CUDA, torchrun's
+            LOCAL_RANK chooses the GPU.
 
     Raises:
-        DeviceError: there is no such device.
-        TrainingError: another process has ended.
+        DeviceError: The device does not exist.
+        TrainingError: Another process has ended or cannot be reached.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    where = select_device(device)
+    selected = select_device(device)
     if size == 1:
-        yield World(where)
+        yield World(selected)
         return
-    if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    if selected.type == "cuda":
+        selected = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(selected)
+    dist.init_process_group("nccl" if selected.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield World(where, dist.get_rank(), size)
+        yield World(selected, dist.get_rank(), size)
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or BROKEN.search(str(error))):
+        if not (isinstance(error, dist.DistError) or LOST_PROCESS.search(str(error))):
             raise
         raise TrainingError(
             "another process of the run has ended, or cannot be reached",
-            "its own message says why; start all of them again with --resume auto",
+            "its own message gives the reason; restart all processes with --resume auto",
         ) from error
     finally:
         dist.destroy_process_group()
 
 
 def without_gradient_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """For a backward pass whose gradients are only added up; the step's last one shares them."""
+    """Return a context in which backward accumulates gradients without synchronising them.
+
+    It is for all but the last backward pass of a step.
+    """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
-    return contextlib.nullcontext() if not _is_sharded(model) else _sharded_without_sync(model)
+    if isinstance(model, FSDPModule):
+        return _fsdp_without_gradient_sync(model)
+    return contextlib.nullcontext()
 
 
 def unwrap_model(model: nn.Module) -> HieraEncoder:
-    """The model inside of DDP's wrapper."""
+    """Return the model inside DDP's wrapper. Other models are returned as they are."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     assert isinstance(inner, HieraEncoder)
     return inner
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of parameters that FSDP has gathered, so that changed shards count."""
+    """Free the parameters that FSDP has gathered, so that changes of the shards take effect."""
     if isinstance(model, FSDPModule):
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
-
-
 @contextlib.contextmanager
-def _sharded_without_sync(model: Any) -> Iterator[None]:
+def _fsdp_without_gradient_sync(model: FSDPModule) -> Iterator[None]:
     model.set_requires_gradient_sync(False)
     try:
         yield

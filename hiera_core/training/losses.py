@@ -1,4 +1,4 @@
-"""What a batch is worth: the loss of every view, and whether its class was found."""
+"""Loss of each view of a batch, and whether its class is predicted correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .recipe import Recipe
 
 @dataclass
 class BatchLosses:
-    """Losses and hits of a batch of n views. `top1` and `top5` are 0 for an autoencoder."""
+    """Losses and hits for a batch of n views. For an autoencoder, `top1` and `top5` are 0."""
 
     losses: torch.Tensor  # [n]
     top1: torch.Tensor  # [n], 1 if the most probable class is right
@@ -29,27 +29,33 @@ class BatchLosses:
 def compute_losses(
     model: nn.Module, batch: Batch, recipe: Recipe, precision: torch.dtype
 ) -> BatchLosses:
-    """Put a batch through a model: in training mode for gradients, in evaluation to measure.
+    """Run a model on a batch, and return the loss of each view.
+
+    Args:
+        model: The model, in training mode for gradients or in evaluation mode for validation.
+        batch: The batch. Without a target, the model is an autoencoder.
+        recipe: The recipe, for its label smoothing, which applies in training mode only.
+        precision: dtype of autocast; float32 turns autocast off.
 
     Raises:
-        DeviceError: out of memory, or torch.compile failed.
+        DeviceError: The device is out of memory, or torch.compile failed.
     """
-    half = precision is not torch.float32
-    with _faults(batch.x.device):
-        with torch.autocast(batch.x.device.type, precision if half else None, enabled=half):
+    autocast = precision is not torch.float32
+    with _device_errors(batch.x.device):
+        with torch.autocast(batch.x.device.type, precision if autocast else None, enabled=autocast):
             if batch.target is None:
-                _, preds, labels, _ = model(batch.x, mask=batch.units)
+                _, preds, labels, _ = model(batch.x, mask=batch.visible_units)
                 difference = preds.float() - labels.float()
                 losses = difference.square().view(len(batch.x), -1).mean(1)
                 zeros = torch.zeros_like(losses)
                 return BatchLosses(losses, zeros, zeros)
             output = model(batch.x).float()
-        if model.training:  # logits
+        if model.training:  # the output is logits
             smoothing = recipe.augment.label_smoothing
             losses = F.cross_entropy(
                 output, batch.target, reduction="none", label_smoothing=smoothing
             )
-        else:  # probabilities
+        else:  # the output is probabilities
             losses = F.nll_loss(
                 output.clamp_min(1e-12).log(), batch.target.argmax(1), reduction="none"
             )
@@ -59,7 +65,8 @@ def compute_losses(
 
 
 @contextlib.contextmanager
-def _faults(device: torch.device) -> Iterator[None]:
+def _device_errors(device: torch.device) -> Iterator[None]:
+    """Turn failures of torch.compile and lack of memory into a `DeviceError` with a hint."""
     try:
         with compile_faults():
             yield
@@ -68,6 +75,6 @@ def _faults(device: torch.device) -> Iterator[None]:
             raise
         raise DeviceError(
             f"{device} has no memory left for a batch",
-            "--set accumulate=N passes fewer samples at a time, --set grad_checkpointing=true "
-            "stores less",
+            "use --set accumulate=N to split the batch, or --set grad_checkpointing=true to keep "
+            "fewer activations",
         ) from error

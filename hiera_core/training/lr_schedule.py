@@ -1,4 +1,4 @@
-"""The learning rate of a step: linear warm-up, then a half cosine or none."""
+"""Learning rate schedule: linear warm-up, then a half cosine or a constant rate."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from .recipe import Recipe
 
 
 def learning_rate_at(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate of step `step` of `steps`, scaled to the recipe's batch size.
+    """Return the learning rate of step `step` of `steps`, scaled to the recipe's batch size.
 
-    A function of the step alone: there is no state to save.
+    It depends on the step alone, so a checkpoint holds no state of the schedule.
     """
-    part, scale = recipe.schedule, recipe.batch_size / recipe.optimizer.lr_batch_size
-    peak, final = recipe.optimizer.lr * scale, part.final_lr * scale
-    warmup = part.warmup_epochs / part.epochs * steps
+    schedule, scale = recipe.schedule, recipe.batch_size / recipe.optimizer.lr_batch_size
+    peak, final = recipe.optimizer.lr * scale, schedule.final_lr * scale
+    warmup = schedule.warmup_epochs / schedule.epochs * steps
     if step < warmup:
         return peak * step / warmup
-    if part.kind == "constant":
+    if schedule.kind == "constant":
         return peak
-    done = (step - warmup) / max(1.0, steps - warmup)
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - warmup) / max(1.0, steps - warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))

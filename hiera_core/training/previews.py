@@ -1,4 +1,4 @@
-"""How pre-training comes along, as pictures: the same few samples after every pass."""
+"""Pictures of reconstructions after each pass of pre-training, always of the same samples."""
 
 from __future__ import annotations
 
@@ -17,62 +17,65 @@ from .distributed import World, unwrap_model
 from .sampler import SampleKey
 from .validate import ema_weights
 
-FOLDER = "pictures"  # within a run's
-COUNTS = {"images": 4, "clips": 2}
+FOLDER = "pictures"  # in the folder of the run
+COUNTS = {"images": 4, "clips": 2}  # number of samples
 
 
 class Previews:
-    """Reconstructions of fixed samples under fixed masks, a PNG after each pass.
+    """Reconstructions of a few samples, always under the same masks: one PNG after each pass.
+
+    All processes compute them, because parameters may be sharded. The main process writes them.
 
     Args:
-        parts: of the run.
-        samples: held-out ones, where there are; a few, evenly spread, are shown.
-        folder: of the run.
-        world: every process computes (parameters may be spread over them), the first one writes.
+        setup: The setup of the run.
+        samples: The data set from which the samples are taken, evenly spaced.
+        folder: Folder of the run.
+        world: The processes of the run.
     """
 
     def __init__(
-        self, parts: TrainingSetup, samples: MediaDataset, folder: Path, world: World
+        self, setup: TrainingSetup, samples: MediaDataset, folder: Path, world: World
     ) -> None:
-        self.parts, self.folder, self.world = parts, folder / FOLDER, world
-        count = min(COUNTS[parts.unit], len(samples))
-        places = np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()
-        read = [
-            EvalDataset(samples, parts.transform, parts.masking)[SampleKey(0, i)] for i in places
-        ]
-        views = [i.views for i in read if i.views is not None]
-        units = [i.units for i in read if i.units is not None]
-        self.x = torch.cat(views).to(parts.device) if views else None
-        self.units = torch.cat(units).to(parts.device) if units else None
+        self.setup, self.folder, self.world = setup, folder / FOLDER, world
+        count = min(COUNTS[setup.unit], len(samples))
+        numbers = np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()
+        dataset = EvalDataset(samples, setup.transform, setup.masking)
+        loaded = [dataset[SampleKey(0, number)] for number in numbers]
+        views = [sample.views for sample in loaded if sample.views is not None]
+        units = [sample.visible_units for sample in loaded if sample.visible_units is not None]
+        self.x = torch.cat(views).to(setup.device) if views else None
+        self.visible_units = torch.cat(units).to(setup.device) if units else None
 
     def draw(self, epoch: int) -> None:
-        """Write `pictures/epoch-0001.png` and so on.
+        """Write `pictures/epoch-NNNN.png`.
+
+        Args:
+            epoch: Number of the pass, from 1.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: The file cannot be written.
         """
-        if self.x is None:  # all of them unreadable
+        if self.x is None:  # all samples are unreadable
             return
-        model, precision = unwrap_model(self.parts.training.model), self.parts.precision
+        model, precision = unwrap_model(self.setup.training.model), self.setup.precision
         assert isinstance(model, MaskedAutoencoderHiera)
-        half = precision is not torch.float32
+        autocast = precision is not torch.float32
         model.eval()
         with (
-            ema_weights(self.parts.training),
-            torch.autocast(self.x.device.type, precision if half else None, enabled=half),
+            ema_weights(self.setup.training),
+            torch.autocast(self.x.device.type, precision if autocast else None, enabled=autocast),
         ):
-            found = reconstruct(model, self.x, mask=self.units)
+            result = reconstruct(model, self.x, mask=self.visible_units)
         model.train()
         if not self.world.is_main_process:
             return
-        shown = [getattr(found, name) for name in PICTURE_NAMES]
-        if self.parts.clip is None:
-            picture = grid.captioned_grid(
-                [list(map(grid.to_uint8, row)) for row in zip(*shown, strict=True)], PICTURE_NAMES
-            )
-        else:  # b c t y x: three rows of frames a clip
-            rows = [clip.transpose(0, 1) for three in zip(*shown, strict=True) for clip in three]
+        pictures = [getattr(result, name) for name in PICTURE_NAMES]
+        if self.setup.clip is None:  # b c y x: a row for each image
+            cells = [list(map(grid.to_uint8, row)) for row in zip(*pictures, strict=True)]
+            picture = grid.captioned_grid(cells, PICTURE_NAMES)
+        else:  # b c t y x: three rows of frames for each clip
+            rows = [clip.transpose(0, 1) for row in zip(*pictures, strict=True) for clip in row]
             cells = [list(grid.to_uint8(frames)) for frames in rows]
-            picture = grid.captioned_grid(cells, rows=PICTURE_NAMES * len(found.mask))
+            picture = grid.captioned_grid(cells, rows=PICTURE_NAMES * len(result.mask))
         self.folder.mkdir(exist_ok=True)
         grid.save_png(picture, self.folder / f"epoch-{epoch:04}.png")

@@ -1,4 +1,4 @@
-"""Dataclasses from what YAML holds, with every key and value checked."""
+"""Build nested dataclasses from YAML values, and check every key and value."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from ..errors import UsageError, did_you_mean
 
 
 def build(cls: Any, values: Any, where: str = "") -> Any:
-    """A dataclass from a dictionary, every value turned into its field's type.
+    """Build a dataclass from a dictionary, and convert each value to the type of its field.
+
+    Args:
+        cls: The dataclass. Its fields may be dataclasses too.
+        values: The values, by field name.
+        where: Dotted key of `values` in the recipe, for messages; empty for the whole recipe.
 
     Raises:
-        UsageError: an unknown key (the hint names the near one), a missing or a wrong value.
+        UsageError: A key is unknown (the hint suggests a similar one), a required key is missing,
+            or a value has the wrong type.
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{where or 'the recipe'} is {values!r}", "give `key: value` lines")
@@ -25,48 +31,51 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
             hint = did_you_mean(str(key), types) or f"keys are {', '.join(types)}"
             raise UsageError(f"unknown key {_path(where, key)!r}", hint)
     for spec in dataclasses.fields(cls):
-        unset = spec.default is spec.default_factory is dataclasses.MISSING
-        if unset and spec.name not in values:
-            raise UsageError(f"the recipe lacks {_path(where, spec.name)!r}", "set it")
-    return cls(**{k: _typed(types[k], v, _path(where, k)) for k, v in values.items()})
+        required = spec.default is spec.default_factory is dataclasses.MISSING
+        if required and spec.name not in values:
+            raise UsageError(f"the recipe has no {_path(where, spec.name)!r}", "set it")
+    return cls(**{k: _convert(types[k], v, _path(where, k)) for k, v in values.items()})
 
 
-def _typed(kind: Any, value: Any, where: str) -> Any:
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Convert a value to a type: a dataclass, union, Literal, tuple or plain type."""
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
-    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     try:
         if origin is UnionType:
-            return _typed_union(choices, value, where)
+            return _convert_to_union(arguments, value, where)
         if origin is Literal:
-            return choices[choices.index(value)]
+            return arguments[arguments.index(value)]
         if origin is tuple:
-            return tuple(_typed(t, v, where) for t, v in zip(choices, value, strict=True))
+            return tuple(_convert(t, v, where) for t, v in zip(arguments, value, strict=True))
         if kind is float and not isinstance(value, bool):
-            return float(value)  # also of "1e-3", which YAML takes for text
+            return float(value)  # YAML parses "1e-3" as a string
         if kind is int and not isinstance(value, bool) and float(value) == int(value):
             return int(value)
         if isinstance(value, origin or kind):
             return value
     except (TypeError, ValueError):
         pass
-    raise UsageError(f"{where} is {value!r}", f"expected {_say(kind)}")
+    raise UsageError(f"{where} is {value!r}", f"expected {_describe_type(kind)}")
 
 
-def _typed_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and NoneType in choices:
+def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Convert a value to the type of a union that suits it. A string stays one if it may."""
+    if value is None and NoneType in members:
         return None
-    if isinstance(value, str) and str in choices:
+    if isinstance(value, str) and str in members:
         return value
-    others = [c for c in choices if c not in (NoneType, str)]
-    return _typed(others[0] if others else str, value, where)
+    others = [member for member in members if member not in (NoneType, str)]
+    return _convert(others[0] if others else str, value, where)
 
 
-def _say(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     return str(getattr(kind, "__name__", kind)) if not typing.get_args(kind) else str(kind)
 
 
 def _path(where: str, key: object) -> str:
+    """Return the dotted key of `key` under `where`."""
     return f"{where}.{key}" if where else str(key)

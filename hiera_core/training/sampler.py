@@ -1,8 +1,8 @@
-"""Which samples each step sees.
+"""Order of the samples: which samples each step sees.
 
-Every random number of a run is a function of the seed and of what it is for (pass, sample, repeat,
-step), never of what was drawn before it. So the same run gives the same batches on any number of
-processes and workers, and one that was interrupted goes on as if it had not been.
+Every random number of a run is a function of the seed and of its purpose (pass, sample, repeat,
+step), never of earlier random numbers. So a run sees the same batches on any number of processes
+and workers, and an interrupted run resumes as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ from .recipe import Recipe
 
 
 class SampleKey(NamedTuple):
-    """A sample, in one pass over the data; None fills up a last batch."""
+    """A sample in one pass over the data."""
 
     epoch: int
-    sample: int | None
+    sample: int | None  # None is padding: it fills up the last batch
 
 
 @dataclass(frozen=True)
 class StepSampler:
-    """Which samples each step sees, of so many, on one of several processes.
+    """The samples of each training step, for one of several processes.
+
+    Args:
+        samples: Number of samples in the data set.
+        recipe: The recipe, for its batch size, number of epochs and seed.
+        rank: Number of this process.
+        world: Number of processes.
 
     Raises:
-        UsageError: the batch cannot be shared out, or is larger than the data.
+        UsageError: The processes cannot share the batch equally, its samples cannot be mixed in
+            pairs, or it is larger than the data set.
     """
 
     samples: int
@@ -40,18 +47,19 @@ class StepSampler:
     world: int = 1
 
     def __post_init__(self) -> None:
-        parts = self.world * self.recipe.accumulate
-        if self.step_samples % parts:
+        shares = self.world * self.recipe.accumulate
+        if self.step_samples % shares:
             raise UsageError(
                 f"batch_size {self.recipe.batch_size} with data.repeats "
                 f"{self.recipe.data.repeats} gives {self.step_samples} samples a step, which "
-                f"{self.world} processes x accumulate {self.recipe.accumulate} do not divide",
+                f"cannot be divided by {self.world} processes x accumulate "
+                f"{self.recipe.accumulate}",
                 "change batch_size",
             )
         augment = self.recipe.augment
-        if (augment.mixup or augment.cutmix) and self.step_samples // parts % 2:
+        if (augment.mixup or augment.cutmix) and self.step_samples // shares % 2:
             raise UsageError(
-                f"{self.step_samples // parts} samples in a pass cannot be mixed in pairs",
+                f"{self.step_samples // shares} samples in a forward pass cannot be mixed in pairs",
                 "make batch_size / (accumulate x repeats x processes) even",
             )
         if self.samples < self.step_samples:
@@ -62,46 +70,60 @@ class StepSampler:
 
     @property
     def step_samples(self) -> int:
-        """Read for one optimiser step, over all processes."""
+        """Number of samples that all processes together read for one optimiser step."""
         return self.recipe.batch_size // self.recipe.data.repeats
 
     @property
-    def pass_steps(self) -> int:
-        """Of one pass over the data; what is left over waits for the next, shuffled anew."""
+    def steps_per_pass(self) -> int:
+        """Number of steps in one pass over the data.
+
+        Samples that do not fill a step are left out. Each pass is shuffled anew, so these are
+        others in the next pass.
+        """
         return self.samples // self.step_samples
 
     @property
     def steps(self) -> int:
+        """Number of steps in the run."""
         passes = self.recipe.schedule.epochs / self.recipe.data.repeats
-        return max(1, round(passes * self.pass_steps))
+        return max(1, round(passes * self.steps_per_pass))
 
     def batches(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
-        """This process's share, one list for each pass through the model."""
+        """Yield this process's samples, one list for each forward pass (`accumulate` a step)."""
         share = self.step_samples // (self.world * self.recipe.accumulate)
         order, epoch = np.empty(0, np.int64), -1
         for step in range(first_step, self.steps):
-            if step // self.pass_steps != epoch:
-                epoch = step // self.pass_steps
+            if step // self.steps_per_pass != epoch:
+                epoch = step // self.steps_per_pass
                 seed = derive_seed("order", self.recipe.seed, epoch)
                 order = np.random.default_rng(seed).permutation(self.samples)
-            begin = step % self.pass_steps * self.step_samples
-            for part in range(self.recipe.accumulate):
-                at = begin + (part * self.world + self.rank) * share
-                yield [SampleKey(epoch, int(sample)) for sample in order[at : at + share]]
+            begin = step % self.steps_per_pass * self.step_samples
+            for forward_pass in range(self.recipe.accumulate):
+                first = begin + (forward_pass * self.world + self.rank) * share
+                yield [SampleKey(epoch, int(sample)) for sample in order[first : first + share]]
 
 
 def eval_batches(
     samples: int, batch: int, rank: int = 0, world: int = 1
 ) -> Iterator[list[SampleKey]]:
-    """Every sample once over all processes, which get equally many batches; None fills up."""
-    own = list(range(rank, samples, world))
+    """Yield one process's batches for evaluation. All processes together see each sample once.
+
+    Every process gets the same number of batches of the same size, filled up with padding.
+
+    Args:
+        samples: Number of samples in the data set.
+        batch: Number of samples in a batch.
+        rank: Number of this process.
+        world: Number of processes.
+    """
+    share = list(range(rank, samples, world))
     for first in range(0, math.ceil(samples / world), batch):
-        rows: list[int | None] = list(own[first : first + batch])
-        rows += [None] * (batch - len(rows))
-        yield [SampleKey(0, row) for row in rows]
+        numbers: list[int | None] = list(share[first : first + batch])
+        numbers += [None] * (batch - len(numbers))
+        yield [SampleKey(0, number) for number in numbers]
 
 
-def derive_seed(*place: int | str) -> int:
-    """A seed of 63 bits that depends on all parts and on nothing else."""
-    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+def derive_seed(*parts: int | str) -> int:
+    """Return a seed of 63 bits that depends on all parts and on nothing else."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

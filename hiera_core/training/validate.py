@@ -1,4 +1,4 @@
-"""Loss and accuracy on held-out data in the course of a run."""
+"""Loss and accuracy on held-out data during a run."""
 
 from __future__ import annotations
 
@@ -20,72 +20,76 @@ from .losses import compute_losses
 from .recipe import Recipe
 from .sampler import eval_batches
 
-BATCH = 64  # views a process, at most
+MAX_BATCH = 64  # largest batch of a process
 
 
 @torch.no_grad()
 def validate(
-    parts: TrainingSetup, samples: MediaDataset, recipe: Recipe, world: World
+    setup: TrainingSetup, samples: MediaDataset, recipe: Recipe, world: World
 ) -> dict[str, Any]:
-    """Mean loss and, of a classifier, accuracy in percent. One centre view each (an autoencoder
-    always gets the same masks), every sample once whatever the number of processes.
+    """Measure the mean loss on held-out data and, for a classifier, the accuracy.
+
+    The model sees one centre view of each sample; an autoencoder always gets the same masks. Each
+    sample counts once, on any number of processes.
 
     Returns:
-        loss, top1, top5 (above five classes), samples, bad: how many were unreadable.
+        `loss`; `top1` and, for more than five classes, `top5`, in percent; `samples`, the number of
+        samples measured; `bad`, the number of unreadable samples.
 
     Raises:
-        TrainingError: too many are.
+        TrainingError: Too many samples are unreadable.
+        DeviceError: See `compute_losses`.
     """
-    model = unwrap_model(parts.training.model)
-    batch = max(1, min(BATCH, recipe.batch_size // world.size))
-    keys = eval_batches(len(samples), batch, world.rank, world.size)
-    dataset = EvalDataset(samples, parts.transform, parts.masking)
-    collate = Collator((3, *parts.size), parts.num_classes)
-    # loss, top-1, top-5, samples, unreadable
-    sums = torch.zeros(5, dtype=torch.float64, device=parts.device)
+    model = unwrap_model(setup.training.model)
+    batch_size = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
+    keys = eval_batches(len(samples), batch_size, world.rank, world.size)
+    dataset = EvalDataset(samples, setup.transform, setup.masking)
+    collate = Collator((3, *setup.size), setup.num_classes)
+    # Sums of the loss, top-1 hits, top-5 hits, samples and unreadable samples.
+    sums = torch.zeros(5, dtype=torch.float64, device=setup.device)
     model.eval()
-    with ema_weights(parts.training):
-        for item in make_loader(dataset, keys, collate, parts.workers, parts.device):
-            here = item.to(parts.device)
-            views = compute_losses(model, here, recipe, parts.precision)
-            for place, values in enumerate((views.losses, views.top1, views.top5)):
-                sums[place] += (values * here.weight).double().sum()
-            sums[3] += here.weight.sum()
-            sums[4] += len(item.bad)
+    with ema_weights(setup.training):
+        for loaded in make_loader(dataset, keys, collate, setup.workers, setup.device):
+            batch = loaded.to(setup.device)
+            losses = compute_losses(model, batch, recipe, setup.precision)
+            for index, values in enumerate((losses.losses, losses.top1, losses.top5)):
+                sums[index] += (values * batch.weight).double().sum()
+            sums[3] += batch.weight.sum()
+            sums[4] += len(batch.bad)
     model.train()
-    loss, top1, top5, count, bad = world.sum(sums).tolist()
-    found: dict[str, Any] = {"loss": loss / max(1, count)}
-    if parts.num_classes:
-        found["top1"] = percent(top1, count)
-        if has_top5(parts.num_classes):
-            found["top5"] = percent(top5, count)
+    loss, top1, top5, count, bad = world.all_reduce(sums).tolist()
+    result: dict[str, Any] = {"loss": loss / max(1, count)}
+    if setup.num_classes:
+        result["top1"] = percent(top1, count)
+        if has_top5(setup.num_classes):
+            result["top5"] = percent(top5, count)
     if bad > recipe.data.max_bad * len(samples):
         raise TrainingError(
             f"{int(bad)} of {len(samples)} held-out samples are unreadable, more than data.max_bad "
             f"= {recipe.data.max_bad:g} allows",
-            "hiera eval names them: mend or remove them",
+            "hiera eval lists them: repair or remove them",
         )
-    return {**found, "samples": int(count), "bad": int(bad)}
+    return {**result, "samples": int(count), "bad": int(bad)}
 
 
 @contextlib.contextmanager
 def ema_weights(training: TrainingState) -> Iterator[None]:
-    """The averaged weights in place of the present ones, where a recipe keeps them."""
+    """Give the model its EMA weights inside the `with` block, if the recipe keeps an EMA."""
     if not training.averages:
         yield
         return
     reshard(training.model)
-    own = dict(unwrap_model(training.model).named_parameters())
-    present = {name: own[name].detach().clone() for name in training.averages}
-    _copy(training.averages, own)
+    parameters = dict(unwrap_model(training.model).named_parameters())
+    weights = {name: parameters[name].detach().clone() for name in training.averages}
+    _copy(training.averages, parameters)
     try:
         yield
     finally:
-        reshard(training.model)  # else FSDP would go on with the averages that it has gathered
-        _copy(present, own)
+        reshard(training.model)  # otherwise FSDP would keep using the EMA weights it has gathered
+        _copy(weights, parameters)
 
 
-def _copy(values: dict[str, torch.Tensor], into: dict[str, nn.Parameter]) -> None:
+def _copy(values: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter]) -> None:
     with torch.no_grad():
         for name, value in values.items():
-            into[name].copy_(value)
+            parameters[name].copy_(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_file
+from ..errors import UsageError
 
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
@@ -30,11 +31,22 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], x_label: 
 
 
 def _figure(panels: int) -> Any:
-    """Without pyplot: no window system is asked for, and nothing outlives the call."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Return a figure with `panels` axes in a row.
 
-    figure = Figure(figsize=(5.5 * panels, 3.8), dpi=100, layout="constrained")
+    pyplot is not used, so there is no window system and no global state.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise UsageError(
+            "drawing charts needs matplotlib, which is not installed",
+            "pip install 'hiera-toolkit[plots]'",
+        ) from error
+    figure = matplotlib.figure.Figure(figsize=(5.5 * panels, 3.8), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     figure.subplots(1, panels)
     return figure

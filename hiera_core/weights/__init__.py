@@ -1,1 +1,1 @@
-"""Weights of finished models: downloads, files, parameter names, checked state dicts."""
+"""Weights of trained models: download, read and write files, map parameter names, check."""

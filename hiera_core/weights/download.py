@@ -1,7 +1,8 @@
-"""Fetching weights: the hub through huggingface_hub, .pth files by URL, and the caches of both.
+"""Download weights from the Hugging Face hub or by URL, and find them in the caches.
 
-huggingface_hub does the hub's work, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what
-they mean everywhere. URLs land in torch.hub's cache, where the reference package puts them.
+Hub repositories are downloaded by huggingface_hub, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and
+HF_TOKEN have their usual meaning. Files by URL go to torch.hub's cache, which the reference package
+uses, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logging.getLogger("hiera")
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
-WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # a mirror of it
+WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
 CURES = (
     "give a local file with --checkpoint, fill the cache on a machine with network (HF_HOME), or "
     "set a mirror with HF_ENDPOINT"
@@ -35,7 +36,7 @@ CURES = (
 RELEASED_BY = "facebook/"
 LICENCE_NOTE = "released Hiera weights are under CC BY-NC 4.0: no commercial use"
 TIMEOUT_S = 30
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,21 @@ class FetchedFiles:
 
 
 def is_location(text: str) -> bool:
-    """Whether a text names a place (path, URL, hub repository), not a model or a tag."""
+    """Return whether a text is a path, URL or hub repository, and not the name of a model."""
     return "/" in text or "\\" in text or text.endswith(FILE_ENDINGS) or Path(text).exists()
 
 
 def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> FetchedFiles:
-    """A hub repository's weights and configuration, from the cache or the hub.
+    """Return the weights and the configuration of a hub repository, from the cache or the hub.
 
     Args:
         repo: `owner/name`.
-        cached_only: look no further than the cache.
-        options: `revision`, `token`, `cache_dir`, `force_download` as in hf_hub_download.
+        cached_only: Use the cache only.
+        options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, as for
+            `hf_hub_download`.
 
     Raises:
-        HubError: offline, missing, gated, interrupted, or damaged on the way.
+        HubError: The hub is offline, or the repository is missing, gated, or arrives damaged.
     """
     options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
     weights = None
@@ -74,28 +76,34 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
 
 
 def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def url_of(file: str) -> str:
-    """The address of a released .pth file, on the reference's server or its mirror."""
+    """Return the URL of a released .pth file: on the reference's server, or HIERA_WEIGHTS_URL."""
     return os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/" + file
 
 
 def cached_url(url: str) -> Path | None:
-    """The file that torch.hub (and so the reference) has downloaded from `url` before."""
+    """Return the file in torch.hub's cache that was downloaded from `url`, if there is one."""
     path = _url_cache() / _file_name(url)
     return path if path.is_file() else None
 
 
 def from_url(url: str, sha256: str | None = None) -> FetchedFiles:
-    """Download a file to torch.hub's cache, or find it there. Interrupted downloads resume.
+    """Download a file to torch.hub's cache, or find it there. Interrupted downloads are resumed.
+
+    Args:
+        url: The http(s) URL.
+        sha256: The checksum that the file must have, if it is known.
 
     Raises:
-        HubError: offline, not found, interrupted, or not the recorded bytes.
-        OutputError: no room on the disk.
+        HubError: The server does not answer, the file is missing, the download is interrupted, or
+            the checksum differs.
+        OutputError: The disk is full, or the cache cannot be written.
     """
     if path := cached_url(url):
         return FetchedFiles(path)
@@ -121,26 +129,26 @@ def _in_cache(repo: str, name: str, options: dict[str, Any]) -> bool:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    where = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
+    selected = {k: options[k] for k in ("cache_dir", "revision") if options.get(k)}
     try:
-        return isinstance(try_to_load_from_cache(repo, name, **where), str)
+        return isinstance(try_to_load_from_cache(repo, name, **selected), str)
     except HFValidationError as error:
         raise HubError(f"{repo!r} is no name of a hub repository", "use owner/name") from error
 
 
 def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
-    """One file of a repository; None when the repository has no such file."""
+    """Return one file of a repository, or None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     cached, is_weights = _in_cache(repo, name, options), name in WEIGHT_NAMES
     try:
         if is_weights and not cached and not options["local_files_only"] and not is_offline():
-            _probe(repo, name, options)
+            _check_hub_answers(repo, name, options)
         path = Path(hf_hub_download(repo, name, **options))
     except LocalEntryNotFoundError as error:
         if not is_weights:
-            return None  # optional, and the weights are here
+            return None  # this file is optional, and the weights are in the cache
         raise as_error(repo, error) from error
     except EntryNotFoundError:
         return None
@@ -151,8 +159,11 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     return path
 
 
-def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
-    """Ask once whether the hub answers: the download itself would retry for half a minute."""
+def _check_hub_answers(repo: str, name: str, options: dict[str, Any]) -> None:
+    """Send one request to the hub, so that a missing network is reported at once.
+
+    The download itself would retry for half a minute.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -160,23 +171,30 @@ def _probe(repo: str, name: str, options: dict[str, Any]) -> None:
     try:
         get_hf_file_metadata(url, token=options.get("token"))
     except HfHubHTTPError:
-        return  # it answers; what it says is the download's business
-    log.info("fetching %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
+        return  # the hub answers; the download reports what is wrong
+    log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
 
 
 def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = CURES) -> HubError:
-    """What went wrong with the hub, in our words, and the cure."""
+    """Return an error of huggingface_hub as a HubError.
+
+    Args:
+        repo: The repository.
+        error: What huggingface_hub raised.
+        action: What could not be done with the repository: "fetched", "published".
+        cures: The hint, if nothing more specific is known.
+    """
     from huggingface_hub import errors
 
     cause = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
-        reason, cure = "access is gated", "accept its terms on the hub and set HF_TOKEN"
+        reason, cure = "access is gated", "accept its terms on the hub, and set HF_TOKEN"
     elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
         reason, cure = "no such repository or revision", f"check the name; {cures}"
     elif is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
         reason, cure = "not in the cache, and HF_HUB_OFFLINE is set", cures
     elif isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        reason, cure = "no room on the disk", "free some space or move HF_HOME"
+        reason, cure = "the disk is full", "free some space, or set HF_HOME to another disk"
     elif isinstance(error, errors.HfHubHTTPError):
         reason, cure = first_line(error), cures
     else:
@@ -185,7 +203,7 @@ def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = 
 
 
 def _verify_blob(path: Path, repo: str) -> None:
-    """The cache names a large file by its SHA-256; a fresh download must match its name."""
+    """Check a new download in the hub's cache, where large files are named by their SHA-256."""
     blob = path.resolve()
     if len(blob.name) != 64 or sha256_of(blob) == blob.name:
         return
@@ -195,44 +213,45 @@ def _verify_blob(path: Path, repo: str) -> None:
 
 
 def _download(url: str, partial: Path) -> None:
-    """Fetch to `partial`, going on where an earlier attempt broke off; progress on stderr."""
-    have = partial.stat().st_size if partial.exists() else 0
+    """Download to `partial`, from where an earlier attempt stopped. Progress goes to stderr."""
+    offset = partial.stat().st_size if partial.exists() else 0
     try:
-        with _network(url):
-            headers = {"Range": f"bytes={have}-"} if have else {}
+        with _as_hub_errors(url):
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
             request = urllib.request.Request(url, headers=headers)
             response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except HubError as error:
-        cause = error.__cause__
+        cause = error.__cause__  # status 416: the file ends at or before the offset
         if not isinstance(cause, urllib.error.HTTPError) or cause.code != 416:
             raise
         size = (cause.headers.get("Content-Range") or "").rpartition("/")[2]
-        if size == str(have):
-            return  # nothing left to fetch
-        partial.unlink()  # not a beginning of this file: start over
+        if size == str(offset):
+            return  # the file is complete
+        partial.unlink()  # it is longer than the file, so it is of another file
         _download(url, partial)
         return
     log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
     with response:
-        if have and response.status != 206:  # the server starts over
-            have = 0
+        if offset and response.status != 206:  # the server does not resume, it sends everything
+            offset = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with partial.open("ab" if have else "wb") as file, _bar(partial.stem, have, total) as show:
+        total = offset + int(length) if length else None
+        mode = "ab" if offset else "wb"
+        with partial.open(mode) as file, _progress_bar(partial.stem, offset, total) as advance:
             while True:
-                with _network(url):
+                with _as_hub_errors(url):
                     chunk = response.read(CHUNK)
                 if not chunk:
                     break
                 file.write(chunk)
-                show(len(chunk))
+                advance(len(chunk))
     if total is not None and partial.stat().st_size != total:
         raise HubError(f"{url} broke off", "call again to resume")
 
 
 @contextlib.contextmanager
-def _network(url: str) -> Iterator[None]:
-    """Faults of the line are the hub's, unlike those of the disk."""
+def _as_hub_errors(url: str) -> Iterator[None]:
+    """Turn errors of the network into a HubError; errors of the disk must not occur within."""
     try:
         yield
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -243,8 +262,11 @@ def _network(url: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(name: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; off where the hub's bars are off too."""
+def _progress_bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar, and yield a function that advances it by a number of bytes.
+
+    Nothing is shown if stderr is not a terminal, or if the hub's progress bars are disabled.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled
 
     if not sys.stderr.isatty() or are_progress_bars_disabled():
@@ -255,11 +277,12 @@ def _bar(name: str, have: int, total: int | None) -> Iterator[Callable[[int], No
 
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, completed=have)
+        task = progress.add_task("", total=total, completed=done)
         yield lambda count: progress.advance(task, count)
 
 
 def _licence(released: bool) -> str:
+    """Return a note on the licence to append to a log line, if the weights are released ones."""
     return f" ({LICENCE_NOTE})" if released else ""
 
 
@@ -272,7 +295,7 @@ def sha256_of(path: Path) -> str:
 def _check_sha256(path: Path, expected: str | None, url: str) -> None:
     if expected and sha256_of(path) != expected:
         path.unlink()
-        raise HubError(f"{url} sent other bytes than recorded (SHA-256 differs)", "try again")
+        raise HubError(f"{url} sent other bytes than expected (SHA-256 differs)", "try again")
 
 
 def _url_cache() -> Path:
@@ -282,7 +305,11 @@ def _url_cache() -> Path:
 
 
 def _file_name(url: str) -> str:
-    """A released file's own name, as torch.hub has it; others are told apart by their address."""
+    """Return the name of a URL's file in the cache.
+
+    A released file keeps its name, as torch.hub names it. Other names begin with a hash of the URL,
+    because different URLs can end with the same name.
+    """
     name = Path(urllib.parse.urlparse(url).path).name
     if url in (url_of(name), WEIGHTS_URL + name):
         return name

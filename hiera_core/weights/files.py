@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, written whole or not at all."""
+"""Read checkpoint files without running code in them, and write them atomically."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ import torch
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
 
-# Where the weights sit in a saved dictionary: the reference's, then common trainers'.
+# Keys under which a saved dictionary may hold the weights: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
-SAFETENSORS_MAX_HEADER = 100 << 20
-WRITE_BYTES = 1 << 19  # at a time: fits a core's cache
-# Where a file that is no folder of ours carries what lies beside the weights in one: config.json
-# and hiera.json, as {"config": ..., "card": ...}. Other libraries pass over it.
+SAFETENSORS_MAX_HEADER = 100 << 20  # bytes
+WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of a core
+# Key of the extras: what a folder has in config.json and hiera.json, a single file has under this
+# key, as {"config": ..., "card": ...}. Other libraries ignore it.
 EXTRAS = "hiera"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_tensors(path: Path, only: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth file by name: the first half of `read`."""
+    """Return the tensors of a .safetensors or .pth file by name; see `read`."""
     return read(path, only)[0]
 
 
 def read(
     path: Path, only: Collection[str] | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors of a .safetensors or .pth file by name, memory-mapped where the format allows, and
-    the extras that we wrote with them.
+    """Read a .safetensors or .pth file. Pickles are read with `weights_only`, so no code runs.
 
-    The content decides, not the file's ending. Pickles are read with `weights_only`: nothing in
-    the file runs. With `only`, other tensors than these may be left out.
+    Args:
+        path: The file. Its content decides what format it has, not its ending.
+        only: Names of the tensors that are needed; others may be left out.
+
+    Returns:
+        The tensors by name, memory-mapped if the format allows it, and the extras that this
+        toolkit wrote with them: `config` and `card`.
 
     Raises:
-        CheckpointError: damaged, unsafe, or no dictionary of plain dense tensors.
+        CheckpointError: The file is damaged or unsafe, or not a dictionary of dense tensors.
     """
     try:
         if is_safetensors(path):
@@ -58,13 +62,13 @@ def read(
         raise
     except Exception as error:  # readers raise many types on damaged files
         raise CheckpointError(
-            f"{path} is truncated or damaged ({first_line(error)})", "fetch it again"
+            f"{path} is truncated or damaged ({first_line(error)})", "get it again"
         ) from error
-    return _check_dense(path, tensors), _plain_extras(extras)
+    return _check_dense(path, tensors), _valid_extras(extras)
 
 
 def is_safetensors(path: Path) -> bool:
-    """A length, then a JSON header."""
+    """Return whether a file begins with a length and a JSON header, as safetensors does."""
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
@@ -72,20 +76,24 @@ def is_safetensors(path: Path) -> bool:
 
 
 def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise CheckpointError naming the first tensors that hold NaN or infinity, or that are in a
-    number format weights do not come in (integers, 8-bit floats)."""
+    """Check that weights are finite and floating point.
+
+    Raises:
+        CheckpointError: Tensors hold NaN or infinity, integers, or 8-bit floats. The message names
+            the first of them.
+    """
     for name, tensor in state.items():
         if tensor.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"{source}: {name} is {str(tensor.dtype).removeprefix('torch.')}",
                 "give unquantised weights",
             )
-    bad = [name for name, tensor in state.items() if not _finite(tensor)]
+    bad = [name for name, tensor in state.items() if not _is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(
             f"{source} has NaN or infinite weights in {', '.join(bad[:3])}{more}",
-            "the training run that wrote it diverged, or the file is damaged: use another one",
+            "use another file: its training diverged, or it is damaged",
         )
 
 
@@ -118,10 +126,18 @@ def write_safetensors(
 def write_pickle(
     path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors as the reference's authors publish them: torch.save of {"model_state": ...}.
+    """Write tensors atomically in the form of the reference: `torch.save({"model_state": ...})`.
 
-    Each tensor gets a storage of its own, over the same memory: a slice of a memory-mapped file
-    would take the whole file with it.
+    Each tensor gets a storage of its own, over the same memory. Otherwise a slice of a
+    memory-mapped file would be saved with all of that file.
+
+    Args:
+        path: The file.
+        state: Tensors by name.
+        extras: `config` and `card`, which `read` returns again.
+
+    Raises:
+        OutputError: The disk is full, or the folder cannot be written.
     """
     plain = {name: _own_storage(tensor) for name, tensor in state.items()}
     content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
@@ -131,27 +147,30 @@ def write_pickle(
 
 @contextlib.contextmanager
 def open_deferring_errors(path: Path) -> Iterator[IO[bytes]]:
-    """A file for torch's archive writers, which end the process when a disk fills up under them:
-    they are told that all is well, and the error is raised when they are done."""
+    """Open a file for torch's archive writers, and raise errors of writing at the end of the block.
+
+    If a write fails, for example because the disk is full, these writers end the process. So every
+    write seems to succeed, and the first error is kept until they are done.
+    """
     with path.open("wb") as file:
-        patient = _Patient(file)
-        yield cast(IO[bytes], patient)
+        deferring = _DeferringFile(file)
+        yield cast(IO[bytes], deferring)
         file.flush()
-        if patient.error is not None:
-            raise patient.error
+        if deferring.error is not None:
+            raise deferring.error
 
 
-class _Patient(io.RawIOBase):
-    """Passes writes on; keeps the first error."""
+class _DeferringFile(io.RawIOBase):
+    """A file that keeps the first error of writing in `error`, and ignores later writes."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.at = file, 0
+        self.file, self.position = file, 0
         self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:  # torch.export goes back to the start when it is done
+    def seekable(self) -> bool:  # torch.export seeks to the start at the end
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -159,7 +178,7 @@ class _Patient(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         count = memoryview(data).nbytes
-        self.at += count
+        self.position += count
         try:
             if self.error is None:
                 self._write(data)
@@ -168,11 +187,14 @@ class _Patient(io.RawIOBase):
         return count
 
     def tell(self) -> int:
-        return self.at
+        return self.position
 
     def _write(self, content: Any) -> None:
-        """Write small pieces through a buffer. Large pieces that are mapped to a file, or to memory
-        that is new to a virtual machine, cost page faults inside the kernel's write."""
+        """Write in small chunks that are copied first.
+
+        Writing a large chunk directly from a memory-mapped file, or from memory that is new to a
+        virtual machine, would cost page faults inside the kernel's write.
+        """
         data = memoryview(content)
         while data.nbytes:
             data = data[self.file.write(bytes(data[:WRITE_BYTES])) :]
@@ -183,15 +205,15 @@ def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:
-    """A uint8 array of the same memory, where it is on the CPU and contiguous."""
+    """Return the bytes as a uint8 array. It shares the memory of a contiguous tensor on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: The file cannot be read, or holds something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -203,6 +225,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically.
+
+    Raises:
+        OutputError: The disk is full, or the folder cannot be written.
+    """
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -231,7 +258,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
             f"{path} is no checkpoint: it begins with {start[:12]!r}",
             "give a .safetensors file or one that torch.save wrote",
         )
-    # Only the zip format can be mapped; the old one is read into memory.
+    # Only torch's zip format can be memory-mapped; the older one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
     for key in STATE_KEYS:
@@ -246,13 +273,18 @@ def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     return {name: value for name, value in loaded.items() if name != EXTRAS}, extras
 
 
-def _plain_extras(extras: Any) -> dict[str, Any]:
-    """Those parts of a file's extras that are what they should be."""
-    found = extras if isinstance(extras, dict) else {}
-    return {k: v for k, v in found.items() if k in ("config", "card") and isinstance(v, dict)}
+def _valid_extras(extras: Any) -> dict[str, Any]:
+    """Return the `config` and the `card` of a file's extras, if these are dictionaries."""
+    items = extras.items() if isinstance(extras, dict) else ()
+    return {k: v for k, v in items if k in ("config", "card") and isinstance(v, dict)}
 
 
 def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors, detached and without the name prefix of DistributedDataParallel.
+
+    Raises:
+        CheckpointError: A name is not a string, or a value is not a plain dense tensor.
+    """
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: the key {name!r} is no name", "save a state dict")
@@ -264,9 +296,9 @@ def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]
             raise CheckpointError(
                 f"{path}: {name!r} is not a plain dense tensor", "save it dense and unquantised"
             )
-    return {name.removeprefix("module."): t.detach() for name, t in tensors.items()}  # from DDP
+    return {name.removeprefix("module."): t.detach() for name, t in tensors.items()}
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    """A sum is finite if all terms are; only a sum that is not (or overflows) needs a look."""
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # The sum is fast. If it is finite, all elements are; if not, it may have overflowed.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,7 +1,8 @@
-"""Parameter names of the four Hieras. Renaming is all it takes: no transposes, no reshapes.
+"""Key mapping between the namings of parameters that Hiera implementations use.
 
-`reference` is hiera-transformer's naming and ours. timm's and transformers' are translated by the
-tables below; each row is (theirs, ours), a prefix or an infix of the name.
+`reference` is the naming of hiera-transformer and of this toolkit. The tables below map the namings
+of timm and transformers to it; a row is (their prefix, our prefix) of a name. Tensors need no
+transpose or reshape.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ _STAGE = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
 
 
 def detect_naming(names: Iterable[str]) -> Naming:
-    """Which Hiera wrote these names.
+    """Return the naming that a checkpoint uses.
+
+    Args:
+        names: Names of its parameters.
 
     Raises:
-        CheckpointError: no Hiera did.
+        CheckpointError: These are not the parameters of a Hiera.
     """
     names = [name.removeprefix("hiera.") for name in names]
     if any(name.startswith("encoder.stages.") for name in names):
@@ -57,46 +61,65 @@ def detect_naming(names: Iterable[str]) -> Naming:
 
 
 def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
-    """Any dialect to the reference's names, and which one it was."""
-    dialect = detect_naming(state)
-    if dialect == "reference":
-        return dict(state), dialect
-    if dialect == "timm":
-        return {_rename(name, TIMM): value for name, value in state.items()}, dialect
+    """Rename parameters from any naming to the reference's.
+
+    Args:
+        state: Parameters (or anything else) by name.
+
+    Returns:
+        The same with new names, and the naming that `state` uses.
+
+    Raises:
+        CheckpointError: These are not the parameters of a Hiera.
+    """
+    naming = detect_naming(state)
+    if naming == "reference":
+        return dict(state), naming
+    if naming == "timm":
+        return {_rename(name, TIMM): value for name, value in state.items()}, naming
     renamed = _from_transformers({n.removeprefix("hiera."): v for n, v in state.items()})
-    return renamed, dialect
+    return renamed, naming
 
 
 def from_reference(
-    state: Mapping[str, T], dialect: Naming, stages: Sequence[int] = ()
+    state: Mapping[str, T], naming: Naming, stages: Sequence[int] = ()
 ) -> dict[str, T]:
-    """The reference's names to another dialect's.
+    """Rename parameters from the reference's naming to another.
 
     Args:
-        stages: blocks of each stage, which transformers counts apart.
+        state: Parameters (or anything else) by name.
+        naming: The new naming.
+        stages: Number of blocks of each stage. transformers numbers blocks within their stage.
     """
-    if dialect == "reference":
+    if naming == "reference":
         return dict(state)
-    if dialect == "timm":
-        back = [(ours, theirs) for theirs, ours in TIMM]
-        return {_rename(name, back): value for name, value in state.items()}
-    places = [(stage, layer) for stage, depth in enumerate(stages) for layer in range(depth)]
-    # A model without a head is a HieraModel: the others hold one, as `hiera`.
-    bare = not any(name.startswith(("head.", "decoder_")) for name in state)
-    return {_to_transformers(n, places, "" if bare else "hiera."): v for n, v in state.items()}
+    if naming == "timm":
+        to_timm = _inverse(TIMM)
+        return {_rename(name, to_timm): value for name, value in state.items()}
+    layers = [(stage, layer) for stage, depth in enumerate(stages) for layer in range(depth)]
+    # Without a head, this is transformers' HieraModel; its other classes hold one as `hiera`.
+    has_head = any(name.startswith(("head.", "decoder_")) for name in state)
+    prefix = "hiera." if has_head else ""
+    return {_to_transformers(name, layers, prefix): value for name, value in state.items()}
 
 
-def _to_transformers(name: str, places: Sequence[tuple[int, int]], prefix: str) -> str:
-    """`blocks.3.norm1.bias` -> `hiera.encoder.stages.1.layers.1.layernorm_before.bias`"""
+def _to_transformers(name: str, layers: Sequence[tuple[int, int]], prefix: str) -> str:
+    """`blocks.3.norm1.bias` -> `hiera.encoder.stages.1.layers.1.layernorm_before.bias`
+
+    Args:
+        name: The reference's name.
+        layers: Stage of each block, and its number within the stage.
+        prefix: Prefix of the encoder's names.
+    """
     kind, _, rest = name.partition(".")
     if kind in ("blocks", "decoder_blocks"):
         number, rest = rest.split(".", 1)
-        rest = _rename(rest, [(ours, theirs) for theirs, ours in TRANSFORMERS_BLOCK])
+        rest = _rename(rest, _inverse(TRANSFORMERS_BLOCK))
         if kind == "decoder_blocks":
             return f"decoder.decoder_block.layers.{number}.{rest}"
-        stage, layer = places[int(number)]
+        stage, layer = layers[int(number)]
         return f"{prefix}encoder.stages.{stage}.layers.{layer}.{rest}"
-    theirs = _rename(name, [(ours, theirs) for theirs, ours in TRANSFORMERS])
+    theirs = _rename(name, _inverse(TRANSFORMERS))
     return prefix + theirs if theirs.startswith(("embeddings.", "pooler.")) else theirs
 
 
@@ -106,24 +129,29 @@ def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
         if match := _STAGE.match(name):
             stage, layer = int(match[1]), int(match[2])
             depths[stage] = max(depths.get(stage, 0), layer + 1)
-    starts = {stage: sum(depths.get(s, 0) for s in range(stage)) for stage in depths}
+    first_blocks = {stage: sum(depths.get(s, 0) for s in range(stage)) for stage in depths}
     renamed = {}
     for name, value in state.items():
         if match := _STAGE.match(name):
-            block = starts[int(match[1])] + int(match[2])
+            block = first_blocks[int(match[1])] + int(match[2])
             name = f"blocks.{block}.{_rename(match[3], TRANSFORMERS_BLOCK)}"
         else:
             name = _rename(name, TRANSFORMERS)
             if name.startswith("decoder_blocks."):
-                head, number, rest = name.split(".", 2)
-                name = f"{head}.{number}.{_rename(rest, TRANSFORMERS_BLOCK)}"
+                kind, number, rest = name.split(".", 2)
+                name = f"{kind}.{number}.{_rename(rest, TRANSFORMERS_BLOCK)}"
         renamed[name] = value
-    if "decoder_pos_embed" in renamed:  # an autoencoder's last norm has a name of its own
+    if "decoder_pos_embed" in renamed:  # an autoencoder's last norm has another name
         renamed = {_rename(name, (("norm.", "encoder_norm."),)): v for name, v in renamed.items()}
     return renamed
 
 
+def _inverse(table: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(after, before) for before, after in table]
+
+
 def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
+    """Replace the first prefix (before, after) of the table that the name begins with."""
     for before, after in table:
         if name.startswith(before):
             return after + name[len(before) :]

@@ -1,4 +1,4 @@
-"""From a name, hub repository, URL or file to a checked state dict in the reference's names."""
+"""Load a checkpoint from a file, folder, URL or hub repository, check it, and fit it to a model."""
 
 from __future__ import annotations
 
@@ -20,21 +20,31 @@ log = logging.getLogger("hiera")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
-LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # timm's layer scales, what each scales
+# The layer scales of timm's models, and the layer whose output each of them multiplies.
+LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
 
 @dataclass
 class Checkpoint:
-    """Weights as read, before they meet a model."""
+    """Weights as they were read.
+
+    Args:
+        source: The name, path or URL that the user gave.
+        state: Tensors by name, in the reference's naming.
+        naming: The naming that the file uses.
+        config: Constructor arguments of the model, if config.json or the file holds them.
+        card: Content of hiera.json: classes, preprocessing, provenance.
+    """
 
     source: str
-    state: dict[str, torch.Tensor]  # in the reference's names
-    dialect: key_mapping.Naming
-    config: dict[str, Any] | None = None  # constructor arguments, where config.json has them
-    card: dict[str, Any] = field(default_factory=dict)  # hiera.json: classes, preprocessing, ...
+    state: dict[str, torch.Tensor]
+    naming: key_mapping.Naming
+    config: dict[str, Any] | None = None
+    card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int | None:
+        """Number of outputs of the head, or None without a head."""
         head = self.state.get(HEAD[0])
         return None if head is None else head.shape[0]
 
@@ -44,58 +54,67 @@ class Checkpoint:
 
 
 def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
-    """Read a checkpoint from anywhere, in any dialect.
+    """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
     Args:
-        source: a file, a folder with model.safetensors (and config.json), an http(s) URL, or a hub
+        source: A file, a folder with model.safetensors (and config.json), an http(s) URL, or a hub
             repository `owner/name`.
-        options: for hub repositories, as `hub.from_hub`.
+        options: For hub repositories, see `download.from_hub`.
 
     Raises:
-        CheckpointError: no such file; damaged, unsafe or foreign content; NaN weights.
-        HubError: it cannot be fetched.
+        CheckpointError: There is no such file, it is damaged, unsafe or not a Hiera's, or weights
+            are NaN or infinite.
+        HubError: It cannot be downloaded.
+        OutputError: The cache cannot be written.
     """
     return _load(_locate(source, options), str(source))
 
 
-def read_released(row: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
-    """Read a released checkpoint: from the hub's cache, torch.hub's, the hub, or its .pth URL.
+def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
+    """Read a checkpoint of the zoo.
+
+    It is looked for in the package, the hub's cache and torch.hub's cache, and then downloaded from
+    the hub, or, if that fails, as a .pth file.
+
+    Args:
+        entry: The model.
+        tag: Which of its checkpoints; None for the default.
 
     Raises:
-        UsageError: the model has no such checkpoint.
-        HubError: it is nowhere to be had.
+        UsageError: The model has no such checkpoint.
+        HubError: It cannot be downloaded.
+        OutputError: The cache cannot be written.
     """
-    tag = tag or row.default
-    if tag not in row.checkpoints:
-        hint = did_you_mean(tag, row.checkpoints) or f"it has {', '.join(row.checkpoints)}"
-        raise UsageError(f"{row.name} has no checkpoint {tag!r}", hint)
-    where = row.checkpoints[tag]
-    return _load(_fetch_released(where), f"{row.name}.{tag}")
+    tag = tag or entry.default
+    if tag not in entry.checkpoints:
+        hint = did_you_mean(tag, entry.checkpoints) or f"it has {', '.join(entry.checkpoints)}"
+        raise UsageError(f"{entry.name} has no checkpoint {tag!r}", hint)
+    return _load(_fetch_released(entry.checkpoints[tag]), f"{entry.name}.{tag}")
 
 
 def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
-    """The zoo's model with these shapes, if there is one."""
+    """Return the model of the zoo whose weights have these shapes, or None."""
     if PATCH_WEIGHT not in state:
         return None
     pattern = re.compile(r"blocks\.(\d+)\.attn\.proj\.bias")
     matches = ((pattern.fullmatch(name), t) for name, t in state.items())
     dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]
     kernel = tuple(state[PATCH_WEIGHT].shape[2:])
-    for row in zoo.models().values():
-        fits = zoo.block_dims(row.config) == dims
-        fits &= row.autoencoder == ("decoder_pos_embed" in state)
-        if fits and row.config.get("patch_kernel", (7, 7)) == kernel:
-            return row
+    for entry in zoo.models().values():
+        fits = zoo.block_dims(entry.config) == dims
+        fits &= entry.autoencoder == ("decoder_pos_embed" in state)
+        if fits and entry.config.get("patch_kernel", (7, 7)) == kernel:
+            return entry
     return None
 
 
 @dataclass
 class Fit:
-    """What of a checkpoint goes into a model, and what does not."""
+    """A checkpoint matched with the parameters of a model."""
 
-    state: dict[str, torch.Tensor]
-    dropped: list[str]
-    missing: list[str]
+    state: dict[str, torch.Tensor]  # tensors for the model
+    dropped: list[str]  # names in the checkpoint that the model does not use
+    missing: list[str]  # names in the model that the checkpoint lacks
 
 
 def fit(
@@ -103,13 +122,19 @@ def fit(
 ) -> Fit:
     """Match a checkpoint with the parameters of a model.
 
-    May be dropped, with a line in the log: a decoder that the model has no place for (the
-    classifier's norm and head then stay newly initialised, as in the reference), and a head for
-    another number of classes. With `strict=False` anything may be missing or left over; shapes
-    must agree all the same. A patch embedding for other channels is adapted as timm does it.
+    An autoencoder's checkpoint fits a classifier: its decoder is dropped, and norm and head stay
+    newly initialised, as in the reference. A head for another number of classes is dropped. Both
+    are logged. A patch embedding for another number of channels is adapted as in timm.
+
+    Args:
+        checkpoint: The weights.
+        expected: Shapes of the model's parameters.
+        name: Name of the model, for messages.
+        strict: Whether all other parameters must be in both. Shapes must always agree.
 
     Raises:
-        CheckpointError: it does not fit; names the first parameters and the model that would.
+        CheckpointError: The checkpoint does not fit. The message names the first parameters that
+            differ; the hint names the model that would fit.
     """
     state, dropped, may_miss = dict(checkpoint.state), [], []
     if checkpoint.is_autoencoder and "decoder_pos_embed" not in expected:
@@ -125,20 +150,21 @@ def fit(
 
     missing = [n for n in expected if n not in state]
     unexpected = [n for n in state if n not in expected]
-    other = [n for n in state if n in expected and state[n].shape != expected[n]]
-    if other or (strict and (unexpected or set(missing) - set(may_miss))):
-        raise _misfit(checkpoint, expected, name, other, missing, unexpected)
-    _report(name, dropped + unexpected, missing)
+    misshapen = [n for n in state if n in expected and state[n].shape != expected[n]]
+    if misshapen or (strict and (unexpected or set(missing) - set(may_miss))):
+        raise _misfit(checkpoint, expected, name, misshapen, missing, unexpected)
+    _log_differences(name, dropped + unexpected, missing)
     kept = {n: t for n, t in state.items() if n in expected}
     return Fit(kept, dropped + unexpected, missing)
 
 
 def _locate(source: str | Path, options: dict[str, Any]) -> download.FetchedFiles:
+    """Return the local files of a checkpoint; see `read_checkpoint`."""
     text, path = str(source), Path(source)
     if path.is_dir():
-        return _in_folder(path)
+        return _find_in_folder(path)
     if path.is_file():
-        return download.FetchedFiles(path, *_beside(path))
+        return download.FetchedFiles(path, *_find_config_and_card(path))
     if text.startswith(("http://", "https://")):
         return download.from_url(text)
     if (
@@ -152,66 +178,75 @@ def _locate(source: str | Path, options: dict[str, Any]) -> download.FetchedFile
     )
 
 
-def _in_folder(folder: Path) -> download.FetchedFiles:
-    names = [folder / name for name in download.WEIGHT_NAMES]
+def _find_in_folder(folder: Path) -> download.FetchedFiles:
+    """Return the weights of a folder under their usual names, or its only file of weights."""
+    usual = [folder / name for name in download.WEIGHT_NAMES]
     others = sorted(p for p in folder.iterdir() if p.suffix in download.FILE_ENDINGS)
-    for path in names + (others if len(others) == 1 else []):
+    for path in usual + (others if len(others) == 1 else []):
         if path.is_file():
-            return download.FetchedFiles(path, *_beside(path))
+            return download.FetchedFiles(path, *_find_config_and_card(path))
     raise CheckpointError(
         f"{folder} holds no {' or '.join(download.WEIGHT_NAMES)}", "name the file itself"
     )
 
 
-def _beside(path: Path) -> tuple[Path | None, Path | None]:
-    """config.json and hiera.json belong to a folder's model.safetensors, not to stray files."""
+def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
+    """Return the config.json and the hiera.json beside a file of weights, if they exist.
+
+    They belong to it only if it has one of the usual names, such as model.safetensors.
+    """
     if path.name not in download.WEIGHT_NAMES:
         return None, None
-    found = [path.with_name(name) for name in ("config.json", "hiera.json")]
-    config, card = (p if p.is_file() else None for p in found)
+    paths = [path.with_name(name) for name in ("config.json", "hiera.json")]
+    config, card = (p if p.is_file() else None for p in paths)
     return config, card
 
 
-def _fetch_released(where: zoo.CheckpointEntry) -> download.FetchedFiles:
-    if where.bundled_path is not None:
-        return download.FetchedFiles(where.bundled_path)
-    url = download.url_of(where.file)
+def _fetch_released(entry: zoo.CheckpointEntry) -> download.FetchedFiles:
+    """Return the local files of a checkpoint of the zoo; see `read_released`."""
+    if entry.bundled_path is not None:
+        return download.FetchedFiles(entry.bundled_path)
+    url = download.url_of(entry.file)
     try:
-        return download.from_hub(where.hub, cached_only=True)
+        return download.from_hub(entry.hub, cached_only=True)
     except HubError:
         if path := download.cached_url(url):
             return download.FetchedFiles(path)
     try:
-        return download.from_hub(where.hub)
+        return download.from_hub(entry.hub)
     except HubError as error:
         if download.is_offline():
             raise
         log.debug("%s; trying %s", error.message, url)
         try:
-            return download.from_url(url, where.sha256)
+            return download.from_url(url, entry.sha256)
         except HubError as second:
             raise HubError(f"{error.message}; {second.message}", download.CURES) from second
 
 
 def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
+    """Read the files of a checkpoint, and check its weights."""
     raw, extras = files.read(fetched.weights)
-    state, dialect = key_mapping.to_reference(raw)
+    state, naming = key_mapping.to_reference(raw)
     state = _fold_layer_scale(state)
     files.check_weights(state, source)
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
-    # (Of a file that we converted the card knows better: id2label may be filled up with numbers.)
+    # A file that `hiera convert` wrote has the true class names in its extras; id2label may hold
+    # numbers in place of names.
     if config is not None and "id2label" in config and "classes" not in card and not extras:
-        card = {**card, "classes": _classes(config["id2label"], source)}
-    if dialect != "reference" or config is None or "stages" not in config:
-        # Another library's config, or none: ours may be in the file, or the shapes tell the model.
+        card = {**card, "classes": _parse_id2label(config["id2label"], source)}
+    if naming != "reference" or config is None or "stages" not in config:
+        # This is another library's config.json, or none. Without extras, shapes identify the model.
         config = extras.get("config")
-    return Checkpoint(source, state, dialect, config, card)
+    return Checkpoint(source, state, naming, config, card)
 
 
 def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's newer Hieras scale each branch by a vector: the same as a scaled last projection.
-    In float32, as 16 bits would lose weights that are scaled by 1e-5."""
+    """Multiply the layer scales of timm's newer models into the layers before them.
+
+    The products are float32, because in 16 bits, weights that are scaled by 1e-5 would be lost.
+    """
     state = dict(state)
     for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
         block, scale, _ = gamma.rsplit(".", 2)
@@ -224,71 +259,79 @@ def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return state
 
 
-def _classes(id2label: Any, source: str) -> list[str]:
-    """Class names as transformers writes them: {"0": "tench", ...}."""
+def _parse_id2label(id2label: Any, source: str) -> list[str]:
+    """Return class names from the form of transformers: {"0": "tench", ...}.
+
+    Raises:
+        CheckpointError: `id2label` has another form.
+    """
     try:
         labels = {int(number): str(name) for number, name in id2label.items()}
     except (AttributeError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: id2label in config.json is no table of class names", "mend or remove it"
+            f"{source}: id2label in config.json is not a table of class names", "fix or remove it"
         ) from error
     return [labels.get(number, str(number)) for number in range(len(labels))]
 
 
 def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Patch weights [dim, chans, *kernel] for other input channels: one channel takes the sum,
-    more repeat what is there, scaled so that activations keep their size (timm's rule)."""
-    have = weight.shape[1]
-    if have == channels:
+    """Return patch embedding weights for another number of input channels, by timm's rule.
+
+    A single channel gets the sum of all channels. More channels are repetitions of the old ones,
+    scaled so that activations keep their magnitude. [dim, old, *kernel] -> [dim, channels, *kernel]
+    """
+    old = weight.shape[1]
+    if old == channels:
         return weight
-    log.info("patch embedding adapted from %d to %d input channels", have, channels)
+    log.info("patch embedding adapted from %d to %d input channels", old, channels)
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
-    repeats = [1, -(-channels // have)] + [1] * (weight.dim() - 2)
-    return weight.repeat(repeats)[:, :channels] * (have / channels)
+    repeats = [1, -(-channels // old)] + [1] * (weight.dim() - 2)
+    return weight.repeat(repeats)[:, :channels] * (old / channels)
 
 
 def _misfit(
     checkpoint: Checkpoint,
     expected: Mapping[str, torch.Size],
     name: str,
-    other: list[str],
+    misshapen: list[str],
     missing: list[str],
     unexpected: list[str],
 ) -> CheckpointError:
-    parts = []
-    if other:
-        key = other[0]
-        have, want = tuple(checkpoint.state[key].shape), tuple(expected[key])
-        parts.append(f"{key} is {have} where {want} is expected{_more(other)}")
+    """Return the error for a checkpoint that does not fit the model `name`."""
+    reasons = []
+    if misshapen:
+        key = misshapen[0]
+        shape, expected_shape = tuple(checkpoint.state[key].shape), tuple(expected[key])
+        reasons.append(f"{key} is {shape} where {expected_shape} is expected{_more(misshapen)}")
     if missing:
-        parts.append(f"{missing[0]} is missing{_more(missing)}")
+        reasons.append(f"{missing[0]} is missing{_more(missing)}")
     if unexpected:
-        parts.append(f"{unexpected[0]} has no place{_more(unexpected)}")
-    row = identify_model(checkpoint.state)
-    if row is not None and row.name != name:
-        hint = f"these are weights of {row.name}: use --model {row.name}"
+        reasons.append(f"{unexpected[0]} is not a parameter of the model{_more(unexpected)}")
+    entry = identify_model(checkpoint.state)
+    if entry is not None and entry.name != name:
+        hint = f"these are weights of {entry.name}: use --model {entry.name}"
     elif "pos_embed_win" in unexpected:
         hint = "it has an absolute-window position embedding: name the file itself as the model"
-    elif any(n.startswith(("pos_embed", "decoder_pos_embed")) for n in other):
+    elif any(n.startswith(("pos_embed", "decoder_pos_embed")) for n in misshapen):
         hint = "it was made for another input size: build the model with that input_size"
     else:
-        hint = "give the model it was made for"
-    return CheckpointError(f"{checkpoint.source} does not fit {name}: {'; '.join(parts)}", hint)
+        hint = "use the model that it was made for"
+    return CheckpointError(f"{checkpoint.source} does not fit {name}: {'; '.join(reasons)}", hint)
 
 
 def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _report(name: str, dropped: list[str], missing: list[str]) -> None:
+def _log_differences(name: str, dropped: list[str], missing: list[str]) -> None:
     if dropped:
-        log.warning("%s: %s not used", name, _groups(dropped))
+        log.warning("%s: %s not used", name, _summary(dropped))
     if missing:
-        log.warning("%s: %s newly initialised (not in the checkpoint)", name, _groups(missing))
+        log.warning("%s: %s newly initialised (not in the checkpoint)", name, _summary(missing))
 
 
-def _groups(names: list[str]) -> str:
+def _summary(names: list[str]) -> str:
     """`decoder_blocks.0.norm1.weight, ...` -> `decoder_blocks (96), ...`"""
-    heads = [n.split(".")[0] for n in names]
-    return ", ".join(f"{h} ({heads.count(h)})" for h in dict.fromkeys(heads))
+    modules = [n.split(".")[0] for n in names]
+    return ", ".join(f"{m} ({modules.count(m)})" for m in dict.fromkeys(modules))

@@ -1,4 +1,4 @@
-"""What exists: models, checkpoints and class names. Nothing here imports torch."""
+"""The zoo: models, checkpoints and class names. Nothing here imports torch."""
 
 from .registry import (
     ASSETS,

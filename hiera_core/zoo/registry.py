@@ -1,4 +1,4 @@
-"""The zoo: every model and checkpoint as a row of zoo.yaml. Imports no torch."""
+"""The entries of the zoo: one for each model in zoo.yaml. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import yaml
 from ..errors import UsageError, did_you_mean
 from ..records import Kind
 
-ASSETS = Path(__file__).with_name("assets")  # weights and samples that ship in the package
+ASSETS = Path(__file__).with_name("assets")  # weights and sample inputs in the package
 DEFAULT_IMAGE_MODEL = "hiera_base_224"
 DEFAULT_VIDEO_MODEL = "hiera_base_16x224"
 
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """Where one checkpoint lies: a file name below the weights' base URL and a hub repository, or
-    a file that ships in the package."""
+    """Where a checkpoint is: on the hub and at a URL, or in the package.
+
+    Args:
+        file: Name of the .pth file, relative to `download.WEIGHTS_URL`.
+        hub: Hub repository.
+        sha256: Checksum of the .pth file, if it is known.
+        asset: Name of a file in ASSETS. The others are not set then.
+    """
 
     file: str = ""
     hub: str = ""
@@ -29,54 +35,58 @@ class CheckpointEntry:
 
     @property
     def bundled_path(self) -> Path | None:
+        """Path of the file in the package, or None if the checkpoint has to be downloaded."""
         return None if self.asset is None else ASSETS / self.asset
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One row: everything that is known of a model without building it."""
+    """A model of the zoo: all that is known of it without building it."""
 
     name: str
     kind: Kind
     autoencoder: bool
     config: dict[str, Any]  # constructor arguments
-    preprocessing: dict[str, Any]
-    classes: str | list[str]  # which label set, see labels.py; or the names themselves
-    checkpoints: dict[str, CheckpointEntry]
+    preprocessing: dict[str, Any]  # see `ImageTransform` and `VideoTransform`
+    classes: str | list[str]  # a label set of labels.py, or the class names themselves
+    checkpoints: dict[str, CheckpointEntry]  # by tag; the first is the default
     licence: str  # of the weights
-    params: int  # count
+    params: int  # number of parameters
     gmacs: float | None = None  # 1e9 multiply-adds for one input
-    top1: float | None = None  # percent
-    speed: float | None = None  # inputs/s, A100 fp16, as published
+    top1: float | None = None  # accuracy in percent
+    speed: float | None = None  # inputs/s on an A100 in fp16, as published
 
     @property
     def default(self) -> str:
-        """The checkpoint tag used when none is named."""
+        """Tag of the default checkpoint."""
         return next(iter(self.checkpoints))
 
 
 @functools.cache
 def models() -> dict[str, ModelEntry]:
-    """All rows by name, in the table's order."""
-    table = yaml.load(Path(__file__).with_name("zoo.yaml").read_text(), Loader=_loader())
-    return {name: _row(name, row, table) for name, row in table["models"].items()}
+    """Return all entries by name, in the order of zoo.yaml."""
+    # PyYAML's C loader, if it is built in: the file is read at every start of the command line.
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    table = yaml.load(Path(__file__).with_name("zoo.yaml").read_text(), Loader=loader)
+    return {name: _entry(name, fields, table) for name, fields in table["models"].items()}
 
 
 def names() -> list[str]:
+    """Return the names of all models, in the order of zoo.yaml."""
     return list(models())
 
 
 def get(name: str) -> ModelEntry:
-    """The row called `name`.
+    """Return the entry of a model.
 
     Raises:
-        UsageError: no such model; the hint names the nearest ones.
+        UsageError: There is no such model. The hint names similar ones.
     """
-    rows = models()
-    if name not in rows:
-        hint = did_you_mean(name, rows) or "`hiera models` lists them"
+    entries = models()
+    if name not in entries:
+        hint = did_you_mean(name, entries) or "`hiera models` lists all models"
         raise UsageError(f"unknown model {name!r}", hint)
-    return rows[name]
+    return entries[name]
 
 
 def split_tag(name: str) -> tuple[str, str | None]:
@@ -86,7 +96,7 @@ def split_tag(name: str) -> tuple[str, str | None]:
 
 
 def block_dims(config: dict[str, Any]) -> list[int]:
-    """Output width of every encoder block: what a checkpoint's shapes tell of a model."""
+    """Return the output width of each encoder block. The shapes in a checkpoint show it, too."""
     dim, dims = config["embed_dim"], []
     for stage, depth in enumerate(config["stages"]):
         if stage:
@@ -95,36 +105,32 @@ def block_dims(config: dict[str, Any]) -> list[int]:
     return dims
 
 
-def _row(name: str, row: dict[str, Any], table: dict[str, Any]) -> ModelEntry:
-    row = dict(row)
-    size, entry = row.pop("size"), row.pop("input")
-    autoencoder = row.pop("autoencoder", False)
-    source = table["inputs"][entry]
-    config = {**table["sizes"][size], **source["config"], **row.pop("decoder", {})}
+def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEntry:
+    """Build an entry from its fields in `models`, and from what they refer to in zoo.yaml."""
+    fields = dict(fields)
+    size, input_name = fields.pop("size"), fields.pop("input")
+    autoencoder = fields.pop("autoencoder", False)
+    input_fields = table["inputs"][input_name]
+    config = {**table["sizes"][size], **input_fields["config"], **fields.pop("decoder", {})}
     if autoencoder:  # a mask unit keeps 2x2 tokens; classifiers pool once more
         config["q_pool"] = len(config["stages"]) - 2
-    weights = table["checkpoints"][f"{entry}_autoencoder" if autoencoder else entry]
+    by_tag = table["checkpoints"][f"{input_name}_autoencoder" if autoencoder else input_name]
     base = name.removeprefix("mae_")
     checkpoints = {
         tag: CheckpointEntry(
-            **{key: text.format(base=base, name=name) for key, text in where.items()}
+            **{key: text.format(base=base, name=name) for key, text in locations.items()}
         )
-        for tag, where in weights.items()
+        for tag, locations in by_tag.items()
     }
     return ModelEntry(
         name=name,
-        kind=source["kind"],
+        kind=input_fields["kind"],
         autoencoder=autoencoder,
         config={k: tuple(v) if isinstance(v, list) else v for k, v in config.items()},
-        preprocessing=source["preprocessing"],
-        classes=source["classes"],
+        preprocessing=input_fields["preprocessing"],
+        classes=input_fields["classes"],
         checkpoints=checkpoints,
-        licence=source["licence"],
-        params=row.pop("params", 0),
-        **row,
+        licence=input_fields["licence"],
+        params=fields.pop("params", 0),
+        **fields,
     )
-
-
-def _loader() -> Any:
-    """libyaml's loader where PyYAML has it: the table is read at every start."""
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -30,7 +30,7 @@ ONCE = """
 import json, os, shutil, sys, time
 import torch, safetensors.torch
 from hiera_core.benchmarking.timer import PeakMemory
-from hiera_core.convert import pipeline
+from hiera_core.conversion.converter import convert
 what, folder, dest = sys.argv[1:]
 source = os.path.join(folder, "model.safetensors")
 
@@ -44,7 +44,7 @@ os.remove(dest + ".first")
 memory = PeakMemory(torch.device("cpu"))
 memory.start()
 start = time.perf_counter()
-copy(dest) if what == "copy" else pipeline.convert(folder, dest, what)
+copy(dest) if what == "copy" else convert(folder, dest, what)
 print(json.dumps([time.perf_counter() - start, memory.peak() * 2**20]))
 """
 

@@ -1,9 +1,9 @@
-"""The README's tables of speed: run `hiera bench` as they say and write what it found.
+"""The tables of speed in README.md and docs/benchmarks.md: run `hiera bench` and write the results.
 
     python -m tests.benchmarks.speed [--keep DIR] [--only NAME] [--write]
 
-Prints the section; with --write it replaces the one in the README. --keep leaves the measurements
-in a folder, and takes those that are there already.
+Prints the section of docs/benchmarks.md. --write replaces that section, and the table of ratios in
+the README. --keep stores the measurements in a folder, and uses those that are there already.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 from hiera_core.benchmarking import report
 from hiera_core.benchmarking.job import OURS, Measurement, ratio_of
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- python -m tests.benchmarks.speed --write -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table of ratios, and the command that measures it."""
+    """A row of the table of ratios, and the arguments of `hiera bench` that measure it."""
 
     title: str
     arguments: str
@@ -66,8 +67,8 @@ COLUMNS = (*PEERS, "reference, fp32")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="folder of the measurements")
-    parser.add_argument("--only", choices=[*CASES, "all"], help="measure this, and print it")
-    parser.add_argument("--write", action="store_true", help="into the README")
+    parser.add_argument("--only", choices=[*CASES, "all"], help="measure only this")
+    parser.add_argument("--write", action="store_true", help="write the tables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
@@ -77,10 +78,17 @@ def main() -> None:
             arguments = "--all" if name == "all" else CASES[name].arguments
             measure(folder / f"{name}.json", arguments)
         text = section(folder, wanted)
+        ratios = machine(folder, wanted) + table_of_ratios(folder, wanted)
     print(text)
     if options.write:
-        before, rest = README.read_text().split(BEGIN, 1)
-        README.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+        replace_section(PAGE, text)
+        replace_section(README, ratios)
+
+
+def replace_section(page: Path, text: str) -> None:
+    """Replace what stands between the markers of a page."""
+    before, rest = page.read_text().split(BEGIN, 1)
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
 
 
 def measure(path: Path, arguments: str) -> None:
@@ -92,20 +100,12 @@ def measure(path: Path, arguments: str) -> None:
 
 
 def section(folder: Path, names: list[str]) -> str:
-    """Machine, ratios, the ten classifiers, and the commands."""
-    first = json.loads((folder / f"{names[0]}.json").read_text())["header"]
-    text = f"\n{first['machine']}; torch {first['torch']}, Python {first['python']}.\n"
-    cases = {name: CASES[name] for name in names if name != "all"}
+    """Return the machine, the ratios, the commands, and the ten classifiers, as Markdown."""
+    cases = [CASES[name] for name in names if name != "all"]
+    text = machine(folder, names) + table_of_ratios(folder, names)
     if cases:
-        text += f"\n| ours is so many times as fast as | {' | '.join(COLUMNS)} | ours |\n"
-        text += "| --- " * (len(COLUMNS) + 2) + "|\n"
-        for name, case in cases.items():
-            rows = report.read(folder / f"{name}.json")
-            text += line(case.title, rows, case.compiled, False)
-            if case.compiled:
-                text += line("the same, peers compiled too", rows, True, True)
         text += "\n```sh\n"
-        text += "".join(f"hiera bench {case.arguments}\n" for case in cases.values()) + "```\n"
+        text += "".join(f"hiera bench {case.arguments}\n" for case in cases) + "```\n"
     if "all" in names:
         document = json.loads((folder / "all.json").read_text())
         text += f"\n`hiera bench --all`. {' '.join(document['header']['changes'])}\n\n"
@@ -113,8 +113,27 @@ def section(folder: Path, names: list[str]) -> str:
     return text
 
 
+def machine(folder: Path, names: list[str]) -> str:
+    header = json.loads((folder / f"{names[0]}.json").read_text())["header"]
+    return f"\n{header['machine']}; torch {header['torch']}, Python {header['python']}.\n"
+
+
+def table_of_ratios(folder: Path, names: list[str]) -> str:
+    cases = {name: CASES[name] for name in names if name != "all"}
+    if not cases:
+        return ""
+    text = f"\n| our speed, relative to | {' | '.join(COLUMNS)} | ours |\n"
+    text += "| --- " * (len(COLUMNS) + 2) + "|\n"
+    for name, case in cases.items():
+        rows = report.read(folder / f"{name}.json")
+        text += line(case.title, rows, case.compiled, False)
+        if case.compiled:
+            text += line("the same, peers compiled too", rows, True, True)
+    return text
+
+
 def line(title: str, rows: list[Measurement], compiled: bool, peers_compiled: bool) -> str:
-    """Medians of the turns, and their quartiles."""
+    """Return a row of the table: medians of the rounds, and their quartiles."""
     ours = next(r for r in rows if r.implementation == OURS and r.compiled == compiled)
     cells = []
     for column in COLUMNS:

@@ -1,0 +1,98 @@
+"""Measure the speed of models: the function behind `hiera bench`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .. import zoo
+from . import peers
+from .job import OURS, Job, Measurement, Mode, RunLength
+from .machine import Header, batch_for, settings
+from .runner import job_groups, measure
+
+Attention = Literal["fused", "eager"]
+
+
+@dataclass
+class Benchmark:
+    """The measurements of one call, and what they were taken on."""
+
+    header: Header
+    measurements: list[Measurement]
+
+
+def bench(
+    models: Sequence[str] = (zoo.DEFAULT_IMAGE_MODEL,),
+    *,
+    mode: Mode = "infer",
+    batch_sizes: Sequence[int] | None = None,
+    attention: Sequence[Attention] = ("fused", "eager"),
+    compile: bool = False,
+    against: Sequence[str] = (),
+    seconds: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Benchmark:
+    """Measure throughput, latency and memory of models, each in a process of its own.
+
+    >>> for m in hiera_core.bench(["hiera_tiny_224"]).measurements:
+    ...     print(m.label, m.throughput, m.latency_ms(90))
+
+    Weights are random, so nothing is downloaded. The variants and peers of a model are measured
+    alternately, so that a busy machine disturbs all of them alike.
+
+    Args:
+        models: Names of the zoo.
+        mode: `infer`; `grad`: forward and backward; `train`: both, and an optimiser step.
+        batch_sizes: Inputs in a batch; None for a size that suits the device. Out of memory halves
+            it.
+        attention: Which of our attention implementations.
+        compile: Also measure the compiled model.
+        against: Other implementations: `reference`, `timm`, `transformers`, `hiera-optim`, `vit`;
+            `reference:fp32` has a dtype of its own.
+        seconds: How long to measure each variant; None for 3 seconds or more.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        UsageError: A model, peer or dtype is unknown, or a peer is not installed.
+        DeviceError: The device does not exist, or one of our models fails on it.
+    """
+    for name in models:
+        zoo.get(name)
+    for peer in against:
+        peers.check(peer.partition(":")[0])
+    header, length = settings(device, dtype, mode, seconds)
+    template = Job(OURS, "", 0, header.device, header.dtype, mode, tuple(attention), compile)
+    measured = measure_models(models, batch_sizes, template, against, length)
+    return Benchmark(header, list(measured))
+
+
+def measure_models(
+    models: Sequence[str],
+    batch_sizes: Sequence[int] | None,
+    template: Job,
+    against: Sequence[str],
+    length: RunLength,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[Measurement]:
+    """Yield the measurements of each model and batch size, when all of its variants are done.
+
+    Args:
+        models, batch_sizes, against: As for `bench`.
+        template: Device, dtype, mode, attention and compilation of every job.
+        length: How long to measure each variant.
+        progress: Called with a line of text when something new begins.
+    """
+    for number, name in enumerate(models, 1):
+        sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]
+        for jobs in job_groups([name], sizes, template, against):
+            place = f"{number}/{len(models)}"
+            yield from measure(jobs, length, functools.partial(_report, progress, place))
+
+
+def _report(progress: Callable[[str], None], place: str, text: str) -> None:
+    progress(f"{place} {text}")

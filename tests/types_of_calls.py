@@ -1,0 +1,33 @@
+"""The types of a user's calls. CI checks this file with `mypy --strict`; nothing here runs."""
+
+from pathlib import Path
+from typing import assert_type
+
+import torch
+
+import hiera_core as hiera
+from hiera_core.models.hiera import HieraEncoder
+from hiera_core.records import RecordJson
+
+Maps = list[torch.Tensor]
+
+
+def calls(x: torch.Tensor) -> None:
+    assert_type(hiera.predict("x.jpg"), RecordJson | list[RecordJson])
+    assert_type(hiera.predict([Path("x.jpg")]), list[RecordJson])
+    assert_type(hiera.features([Path("x.jpg")]), list[dict[str, torch.Tensor]])
+    assert_type(hiera.create_model("hiera_tiny_224", num_classes=3), HieraEncoder)
+    assert_type(hiera.create_model("hiera_tiny_224", features_only=True), hiera.FeatureBackbone)
+    assert_type(hiera.hiera_tiny_224(pretrained=True), HieraEncoder)
+    assert_type(hiera.evaluate("val").top1, float)
+    assert_type(hiera.convert("a", "b", "hub").files, list[str])
+    assert_type(hiera.bench().measurements[0].throughput, float | None)
+    assert_type(hiera.train("hiera_nano_32", "digits", "runs/x")["step"], int)
+
+    model = hiera.Hiera(stages=(1, 1, 2, 1))
+    assert_type(model.forward(x), torch.Tensor)
+    assert_type(model.forward(x, return_intermediates=True), tuple[torch.Tensor, Maps])
+    assert_type(model.forward_features(x), torch.Tensor)
+    assert_type(model.config["input_size"], tuple[int, ...])
+    mae = hiera.MaskedAutoencoderHiera()
+    assert_type(hiera.reconstruct(mae, x).loss, torch.Tensor)

@@ -104,7 +104,7 @@ OnErrorOpt = Annotated[
         help="What to do if an input cannot be processed: skip it and go on, or stop there."
     ),
 ]
-MAX_PIXELS = 178_956_970  # equal to `image_reader.MAX_PIXELS`, whose module imports torch
+MAX_PIXELS = 178_956_970  # equal to `image_reader.MAX_PIXELS`, whose module imports Pillow
 MaxPixelsOpt = Annotated[
     int,
     typer.Option(min=1, help="Refuse images and frames with more pixels, before they are decoded."),
@@ -240,7 +240,7 @@ ConfigOpt = Annotated[
         "--config",
         callback=read_config,
         is_eager=True,
-        help="YAML file with values for these options, such as `topk: 3`. The command line takes "
-        "precedence.",
+        help="YAML file with values for these options, as lines `option: value`. The command line "
+        "takes precedence.",
     ),
 ]

@@ -124,9 +124,7 @@ WRITERS: dict[Format, Callable[[IO[str], int, tuple[str, ...]], Writer]] = {
 }
 
 
-def write_rows(
-    rows: Sequence[Mapping[str, object]], columns: Sequence[str], format: Format
-) -> str:
+def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], format: Format) -> str:
     """Return the rows of a listing (not records) as text.
 
     Args:

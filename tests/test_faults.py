@@ -1,4 +1,4 @@
-"""A night's run: many files, some damaged. Each input once, its own result, never another's."""
+"""Tests of long runs with damaged files: each input has one record, with its own result."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,19 @@ from hiera_core.errors import InputError
 from hiera_core.viz import annotate, output_paths
 
 from .conftest import SMALL, draw_weights
-from .test_video import SMALL_VIDEO, write_video
+from .test_video_reader import SMALL_VIDEO, write_video
 
 Command = Callable[..., tuple[int, str, str]]
 
 
 def small_models(kind: Any) -> hiera_core.Hiera:
+    """Build a small model for images or for videos."""
     config = SMALL if kind == "image" else SMALL_VIDEO
     return draw_weights(hiera_core.Hiera(**config))  # type: ignore[return-value]
 
 
 def test_two_hundred_good_and_forty_damaged(tmp_path: Path, pictures: Path) -> None:
-    """Pictures and clips, shuffled: results as in a clean run, errors where they belong."""
+    """Good images and clips have the results of a clean run, and the damaged ones have errors."""
     draw = random.Random(0)
     whole = [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())]
     names = []
@@ -88,7 +90,7 @@ def test_every_truncation_of_a_picture_is_seen(pictures: Path, format: str) -> N
 
 
 def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
-    """A result comes before the next name does, though the batch is not full."""
+    """A result is ready before the next input arrives, although the batch is not full."""
     path = str(pictures / "coffee.png")
     predictor = hiera_core.Predictor(small_models, batch_size=8)
     results: list[str] = []
@@ -98,7 +100,7 @@ def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
         for _ in range(200):
             if results:
                 break
-            __import__("time").sleep(0.05)
+            time.sleep(0.05)
         assert results == ["first"]
         yield sources.Source("second", Path(path))
 
@@ -124,7 +126,7 @@ def test_annotated_pictures(
         assert shown.width == min(original.width, 640) and shown.height > 400 + 5 * 20
         picture = np.asarray(shown)[:400].astype(int)
         best = json.loads(out.splitlines()[0])["topk"][0]["prob"]
-        bar = np.asarray(shown)[-6 - 5 * 20 + 10]  # a row of pixels through the first bar
+        bar = np.asarray(shown)[-6 - 5 * 20 + 10]  # the middle row of the first bar
         blue = (bar == annotate.BAR).all(-1).sum()
         assert picture.shape == (400, 600, 3)
         assert 0 < blue <= best * 600
@@ -144,7 +146,7 @@ def test_contact_sheets(tmp_path: Path) -> None:
         sources.expand([str(clip)])
     )
     assert record.segments is not None and len(record.segments) == 120
-    assert len(record.thumbnails) == 60, "at most so many, evenly spread"
+    assert len(record.thumbnails) == 60, "at most 60, evenly spread"
     assert [s.seconds for s in record.thumbnails][:3] == pytest.approx([0, 0.1, 0.2], abs=0.04)
     path = annotate.save_annotated(record, tmp_path)
     assert path.name == "x.mp4.png" and path.parent == tmp_path / tmp_path.relative_to("/")
@@ -182,7 +184,7 @@ def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) ->
 
 
 def test_a_hundred_thousand_names(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
-    """A list as long as that streams: the first record does not wait for the last name."""
+    """A long list is streamed: the first record does not wait for the end of the list."""
     (tmp_path / "list.txt").write_text("".join(f"gone_{i}.jpg\n" for i in range(100_000)))
     code, out, err = hiera(
         "predict", f"@{tmp_path}/list.txt", "-m", small_folder, "--on-error", "stop"

@@ -1,4 +1,4 @@
-"""`hiera predict` and the pipeline behind it, on real pictures."""
+"""Tests of `hiera predict` and of its pipeline, on real images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import hiera_core
+from hiera_cli.output_formats import format_table
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.device import has_native_bf16, select_device, select_dtype
@@ -34,11 +35,11 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """Good and bad files, in this order: good, cut, text, good, empty, good."""
+    """Return a folder of good and bad files: good, truncated, text, good, empty, good."""
     folder = tmp_path_factory.mktemp("mixed")
-    whole = (pictures / "coffee.png").read_bytes()
-    (folder / "0.png").write_bytes(whole)
-    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    content = (pictures / "coffee.png").read_bytes()
+    (folder / "0.png").write_bytes(content)
+    (folder / "1.png").write_bytes(content[: len(content) // 2])
     (folder / "2.png").write_text("not a picture")
     (folder / "3.png").write_bytes((pictures / "rocket.png").read_bytes())
     (folder / "4.png").touch()
@@ -53,7 +54,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def test_the_reference_s_classes_and_probabilities(
     hiera: Command, pictures: Path, tmp_path: Path
 ) -> None:
-    """A reference-written checkpoint, the reference's recipe, real pictures."""
+    """Compare with the reference: its checkpoint, its preprocessing, real images."""
     from torchvision import transforms
 
     model = draw_weights(reference.hiera_base_224()).eval()
@@ -212,7 +213,7 @@ def test_resume_goes_on_where_it_broke_off(
     assert code == 2 and "jsonl" in err
 
     partial = tmp_path / "again.jsonl.partial"
-    partial.write_text(whole)  # all done, with failures among it
+    partial.write_text(whole)  # all inputs are done, and some of them failed
     code, _, err = hiera(*arguments, "-o", tmp_path / "again.jsonl", "--resume")
     assert code == 1 and err.endswith(f"3 ok, 3 failed -> {tmp_path / 'again.jsonl'}\n")
     for other, message in [
@@ -277,13 +278,13 @@ def test_out_of_memory_halves_the_batch(
 ) -> None:
     predictor = hiera_core.Predictor(str(small_folder), batch_size=8)
     classifier = predictor.classifier("image")
-    sizes, whole = [], classifier._run_batch
+    sizes, run_batch = [], classifier._run_batch
 
     def limited(pixels: np.ndarray) -> torch.Tensor:
         sizes.append(len(pixels))
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(pixels)
+        return run_batch(pixels)
 
     classifier._run_batch = limited  # type: ignore[method-assign]
     records = list(predictor(sources.expand([str(pictures)] * 2)))
@@ -291,7 +292,7 @@ def test_out_of_memory_halves_the_batch(
     assert sizes == [8, 4, 2, 2, 2, 2] and "batches of 2" in caplog.text
 
     def exhausted(pixels: np.ndarray) -> torch.Tensor:
-        torch.empty(1 << 50)  # the real message of this machine's allocator
+        torch.empty(1 << 50)  # raises the real error of this machine's allocator
 
     classifier._run_batch = exhausted  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="no memory left"):
@@ -370,7 +371,8 @@ def test_config_file(hiera: Command, small_folder: Path, mixed: Path, tmp_path: 
 def test_closed_pipe_is_quiet(small_folder: Path, mixed: Path) -> None:
     command = f"{sys.executable} -m hiera_cli predict {mixed}/0.png {mixed}/3.png {mixed}/5.png"
     script = f"{command} -m {small_folder} -b 1 | head -c 1 > /dev/null; echo ${{PIPESTATUS[0]}}"
-    script = script.replace(f"{mixed}/5.png", f"{mixed}/5.png " * 2000)  # more than a pipe holds
+    # 2000 inputs have more results than a pipe can buffer.
+    script = script.replace(f"{mixed}/5.png", f"{mixed}/5.png " * 2000)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stderr, done.stdout) == ("", "141\n")
 
@@ -389,7 +391,7 @@ def test_signals_leave_what_is_done(
     target = tmp_path / "out.jsonl"
     (tmp_path / "list.txt").write_text(f"{mixed / '0.png'}\n" * 20_000)
     arguments = ("predict", f"@{tmp_path}/list.txt", "-m", small_folder, "-o", target, "-b", "4")
-    # A shell's background job is told to ignore these, and so would be what it starts.
+    # A background job of a shell ignores these signals, and the process would inherit that.
     before = signal.signal(signum, lambda *_: None)
     process = subprocess.Popen(
         [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
@@ -415,7 +417,7 @@ def test_signals_leave_what_is_done(
 def test_a_terminal_that_is_gone_loses_no_results(
     small_folder: Path, mixed: Path, tmp_path: Path
 ) -> None:
-    """`nohup hiera ... &`, and the window is closed: progress has nowhere to go."""
+    """`nohup hiera ... &` goes on when its terminal is closed, and only the progress is lost."""
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     target = tmp_path / "out.jsonl"
@@ -493,6 +495,16 @@ def test_models_command(hiera: Command) -> None:
     assert "hiera_tiny_224" in out and "hiera_base" not in out and "CC BY-NC" in out
     code, _, err = hiera("models", "hiera_bsae_224")
     assert code == 2 and "did you mean" in err
+
+
+def test_tables_show_cells_as_they_are() -> None:
+    rows = [["[bold]a[/bold]", "x" * 2000], ["b\tc", ":smile:"]]
+    assert format_table(["label", "note"], rows).splitlines() == [
+        "label           note",
+        f"[bold]a[/bold]  {'x' * 2000}",
+        "b       c       :smile:",
+    ]
+    assert format_table(["label", ""], []) == "label\n"
 
 
 def test_version_and_completion() -> None:

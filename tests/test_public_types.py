@@ -46,7 +46,7 @@ def signatures(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 # Hooks of the pipelines, which users do not call.
-INTERNAL = ("make_runner", "compiled", "mismatch")
+INTERNAL = ("make_runner", "compiled", "mismatch", "finish_image", "finish_video", "runner")
 
 
 @pytest.mark.parametrize("name", [n for n in hiera_core.__all__ if n != "__version__"])

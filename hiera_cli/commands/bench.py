@@ -23,7 +23,7 @@ from ..output_formats import Format, format_table, write_rows
 from ..results import check_file, resolve_format
 
 if TYPE_CHECKING:
-    from hiera_core.benchmarking.job import Job, Measurement, RunLength
+    from hiera_core.benchmarking.job import Measurement
     from hiera_core.benchmarking.machine import Header
 
 
@@ -160,13 +160,14 @@ def bench(
         check_file(path, overwrite)
     from hiera_core.benchmarking import job as jobs
     from hiera_core.benchmarking import machine, peers, report
+    from hiera_core.benchmarking.bench import measure_models
 
     for path in export or []:
         report.check_ending(path)
     if plot is not None:
         report.check_plot()
     for peer in peer_names:
-        _check_peer(peer, peers.check)
+        peers.check(peer)
     old = None if compare is None else report.read(compare)
     header, length = machine.settings(device, dtype, mode.value, seconds)
     for line in header.lines() if not quiet else ():
@@ -176,7 +177,8 @@ def bench(
         jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
     )
     with _progress_line(not quiet) as progress:
-        measurements = _measure(names, sizes, template, peer_names, length, progress)
+        measured = measure_models(names, sizes, template, peer_names, length, progress)
+        measurements = list(measured)
     _write(measurements, header, output, format)
     for path in export or []:
         report.export(path, header, measurements)
@@ -212,45 +214,6 @@ def _parse_percent(text: str) -> float:
 
 def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _check_peer(peer: str, check: Callable[[str], None]) -> None:
-    """Check a peer, with or without a dtype, by `peers.check`."""
-    name, colon, dtype = peer.partition(":")
-    check(name)
-    if colon and dtype not in ("fp32", "bf16", "fp16"):
-        raise UsageError(f"unknown dtype {dtype!r} in {peer!r}", "use fp32, bf16 or fp16")
-
-
-def _measure(
-    names: Sequence[str],
-    sizes: Sequence[int],
-    template: Job,
-    peers: Sequence[str],
-    length: RunLength,
-    progress: Callable[[str], None],
-) -> list[Measurement]:
-    """Return the measurements of all models, at all batch sizes.
-
-    Args:
-        names, sizes, peers: The models, batch sizes and other implementations.
-        template: Device, dtype, mode, attention and compilation of every job.
-        length: How long to measure each variant.
-        progress: Called with a line of text when something new begins.
-    """
-    from hiera_core.benchmarking import machine, runner
-
-    measurements = []
-    for number, name in enumerate(names, 1):
-        place = f"{number}/{len(names)}"
-
-        def report(text: str, place: str = place) -> None:
-            progress(f"{place} {text}")
-
-        default = machine.batch_for(zoo.get(name).kind, template.device, template.mode)
-        for group in runner.job_groups([name], sizes or [default], template, peers):
-            measurements += runner.measure(group, length, report)
-    return measurements
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""`hiera convert`: a checkpoint in another format, proven."""
+"""`hiera convert`: convert a checkpoint to another format, and verify the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from .. import load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
 from ..output_formats import Format, write_rows
+from ..results import resolve_format
 
 if TYPE_CHECKING:
     from hiera_core.conversion.converter import Conversion
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 class Target(StrEnum):
+    """Values of --to."""
+
     hub = "hub"
     pth = "pth"
     timm = "timm"
@@ -33,11 +36,15 @@ class Target(StrEnum):
 
 
 class Verify(StrEnum):
+    """Values of --verify."""
+
     auto = "auto"
     forward = "forward"
 
 
 class Resample(StrEnum):
+    """Values of --resample."""
+
     absolute_window = "absolute-window"
     bicubic = "bicubic"
 
@@ -46,8 +53,10 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Name from `hiera models` (NAME.CHECKPOINT picks one), hub repository, folder, "
-            "URL or file, in the naming of hiera-transformer, timm or transformers.",
+            help="What to convert: name from `hiera models` (NAME.CHECKPOINT chooses one of its "
+            "checkpoints), hub repository, folder, URL or file, with parameters named as in "
+            "hiera-transformer, timm or transformers.",
+            metavar="SOURCE",
             show_default=False,
         ),
     ],
@@ -55,6 +64,7 @@ def convert(
         Path,
         typer.Argument(
             help="What to write: a folder for hub, timm and transformers, else a file.",
+            metavar="DEST",
             show_default=False,
         ),
     ],
@@ -62,59 +72,69 @@ def convert(
         Target,
         typer.Option(
             "--to",
-            help="hub: safetensors and config.json of hiera-transformer and this package; pth: its "
-            "older form; timm, transformers: what these libraries load; onnx, pt2: programs with "
-            "any batch size, from normalised pixels to logits.",
+            help="Format of DEST. hub: safetensors and config.json, for hiera-transformer and this "
+            "package. pth: the older format of hiera-transformer. timm, transformers: a folder "
+            "that these libraries load. onnx, pt2: a program that computes logits from normalised "
+            "pixels, for any batch size.",
             show_default=False,
         ),
     ],
     size: Annotated[
         str | None,
         typer.Option(
-            help="Input size in pixels: 384 or 224x448 (y, x); for video with frames, 16x256 or "
-            "16x224x288. (default: the source's)",
+            help="Input size in pixels: 384, or 224x448 for height x width. For videos with the "
+            "number of frames: 16x256 or 16x224x288.",
             metavar="SIZE",
+            show_default="the size of the source",
         ),
     ] = None,
     dtype: Annotated[
         Dtype,
-        typer.Option(help="Precision of the weights; auto: the source's (onnx and pt2: fp32)."),
+        typer.Option(
+            help="Number format of the weights. auto: that of the source, but fp32 for onnx and "
+            "pt2."
+        ),
     ] = Dtype.auto,
     resample: Annotated[
         Resample,
         typer.Option(
-            help="How position embeddings come to another size: what repeats in every window tiles "
-            "and the rest is interpolated, or all is interpolated."
+            help="How position embeddings are resized for another --size. absolute-window: tile "
+            "the part that repeats in every window, and interpolate the rest. bicubic: interpolate "
+            "all of it."
         ),
     ] = Resample.absolute_window,
     verify: Annotated[
         Verify,
         typer.Option(
-            help="auto: tensors bit by bit; where values or the program change, answers on real "
-            "pictures, by the target's own library. forward: answers in any case."
+            help="How DEST is verified. auto: its tensors are compared bit by bit. If values "
+            "change, or DEST is a program, the library that DEST is for also computes outputs on "
+            "real images, and these are compared. forward: outputs are compared in any case."
         ),
     ] = Verify.auto,
     pictures: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pictures to compare answers on (files, folders, globs; again for more). "
-            "(default: a photograph and the samples that ship here)",
+            help="Images to compare outputs on: files, folders or globs. May be given several "
+            "times.",
             metavar="PATH",
+            show_default="a photograph and digits that ship in the package",
         ),
     ] = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(help="Publish the result in a hub repository too.", metavar="REPO"),
+        typer.Option(help="Also upload the result to this hub repository.", metavar="REPO"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DEST.")] = False,
-    format: options.FormatOpt = Format.auto,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace DEST if it exists.")
+    ] = False,
+    format: options.PrintFormatOpt = Format.auto,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Write a checkpoint in another format, size or precision, and prove it is the same model.
+    """Convert a checkpoint to another format, input size or precision, and verify the result.
 
-    DEST appears when it is proven, or not at all.
+    DEST is only written if the verification shows that it is the same model.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -123,7 +143,7 @@ def convert(
     load_model.check_model_name(source)
     from hiera_core.conversion import converter
 
-    done = converter.convert(
+    conversion = converter.convert(
         source,
         dest,
         to,
@@ -135,54 +155,55 @@ def convert(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    if format is Format.auto:
-        format = Format.table if sys.stdout.isatty() else Format.jsonl
-    sys.stdout.write(render(done, format))
+    sys.stdout.write(render(conversion, resolve_format(format, None)))
     return OK
 
 
-def render(done: Conversion, format: Format) -> str:
-    """What was written and how it was proven."""
-    values = done.to_json()
+def render(conversion: Conversion, format: Format) -> str:
+    """Return what was written, and how it was verified, as text in a format."""
+    values = conversion.to_json()
     if format is Format.json:
         return json.dumps(values, indent=2) + "\n"
+    if format is Format.csv:
+        proof = {f"proof_{k}": v for k, v in conversion.proof.to_json().items()}
+        del values["proof"]
+        values |= proof
     if format is not Format.table:
-        proof = {f"proof_{k}": v for k, v in values.pop("proof").items()}
-        row: dict[str, Any] = {**values, **proof} if format is Format.csv else done.to_json()
-        return write_rows([row], list(row), format)
-    size = "x".join(map(str, done.input_size))
+        return write_rows([values], list(values), format)
+    size = "x".join(map(str, conversion.input_size))
     lines = [
-        f"{done.output}: {done.model} for {done.format}, {size}, {done.dtype}, "
-        f"{done.bytes / 1e6:.1f} MB",
-        *(f"  {note}" for note in done.notes),
-        *(f"  {line}" for line in proof_lines(done.proof)),
+        f"{conversion.output}: {conversion.model} for {conversion.format}, {size}, "
+        f"{conversion.dtype}, {conversion.bytes / 1e6:.1f} MB",
+        *(f"  {note}" for note in conversion.notes),
+        *(f"  {line}" for line in proof_lines(conversion.proof)),
     ]
-    if done.url:
-        lines.append(f"  published at {done.url}")
+    if conversion.url:
+        lines.append(f"  published at {conversion.url}")
     return "\n".join(lines) + "\n"
 
 
 def proof_lines(proof: Proof) -> list[str]:
-    """A proof in words."""
+    """Return a proof as lines of text."""
     lines = []
     if proof.tensors is not None:
         lines.append(f"proven: all {proof.tensors} tensors read back bit for bit")
     if proof.max_difference is not None:
-        off = (
+        result = (
             f"differ by at most {proof.max_difference:.1g}" if proof.max_difference else "are equal"
         )
         lines.append(
-            f"proven: {proof.reader} on {proof.samples}: {proof.what} {off}"
-            + _same(proof.agree, proof.inputs)
+            f"proven: {proof.reader} on {proof.samples}: {proof.what} {result}"
+            + _agreement(proof.agree, proof.inputs)
         )
     if proof.cost is not None:
         what = "features" if proof.what == "features" else "probabilities"
         lines.append(
             f"cost: {what} differ from the source's by at most {proof.cost.max_difference:.2g}"
-            + _same(proof.cost.agree, proof.inputs)
+            + _agreement(proof.cost.agree, proof.inputs)
         )
     return lines
 
 
-def _same(agree: int | None, inputs: int) -> str:
+def _agreement(agree: int | None, inputs: int) -> str:
+    """Return on how many inputs the top-1 class is the same, or nothing if there are no classes."""
     return "" if agree is None else f", top-1 the same on {agree} of {inputs}"

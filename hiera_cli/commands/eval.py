@@ -1,12 +1,13 @@
-"""`hiera eval`: the accuracy of a classifier on labelled data."""
+"""`hiera eval`: measure the accuracy of a classifier on labelled data."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,17 +18,19 @@ from ..output_formats import Format, write_rows
 from ..results import check_file, resolve_format
 
 if TYPE_CHECKING:
-    from hiera_core.inference.evaluate import Evaluation
+    from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
 
-WORST = 20  # classes in the table
+WORST = 20  # number of classes in the table
 
 
 def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="Folder of class folders (its val/ where it has one), list of `path label` lines, "
-            "tar shards, or digits or shapes (what training holds out of them).",
+            help="Labelled data: a folder with a subfolder for each class (or its val/, if there "
+            "is one), a list of `path label` lines, tar shards, or the held-out part of the "
+            "built-in data set digits or shapes.",
+            metavar="DATA",
             show_default=False,
         ),
     ],
@@ -35,13 +38,28 @@ def evaluate(
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
     clips: Annotated[
-        int | None, typer.Option(min=1, help="Clips along a video (default: 5).")
+        int | None,
+        typer.Option(min=1, help="Number of clips, evenly spread over a video.", show_default="5"),
     ] = None,
     crops: Annotated[
-        int | None, typer.Option(min=1, help="Crops of each clip (default: 3).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of crops of each clip, evenly spread over its longer side.",
+            show_default="3",
+        ),
     ] = None,
     output: options.OutputOpt = None,
-    format: options.FormatOpt = Format.auto,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Format of the results. json holds everything; csv and jsonl hold one row per "
+            "class. auto: the ending of --output decides; without --output, table on a terminal, "
+            "else json.",
+        ),
+    ] = Format.auto,
     overwrite: options.OverwriteOpt = False,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -52,10 +70,9 @@ def evaluate(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Count how often a classifier is right: top-1, top-5, by class, and what it confuses.
+    """Measure the accuracy of a classifier: top-1, top-5, by class, and the most frequent mistakes.
 
-    Under torchrun every process takes its share, no sample twice. json holds everything; csv and
-    jsonl a row for each class.
+    Under torchrun, each process evaluates its share of the data, and every sample counts once.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -74,7 +91,7 @@ def evaluate(
     with join_processes(device) as world:
         predictor = Predictor(
             load_model.load_model("classifier", model, checkpoint, random_init),
-            sampling=Sampling(clips, crops),
+            sampling=Sampling(clips=clips, crops=crops),
             workers=threads,
             device=str(world.device),
             dtype=dtype,
@@ -82,16 +99,16 @@ def evaluate(
             compile=compile,
         )
         share = len(range(world.rank, len(dataset), world.size))
-        with _progress(share, world.is_main_process and not quiet) as advance:
-            found = evaluate_dataset(
+        with _progress_bar(share, world.is_main_process and not quiet) as advance:
+            evaluation = evaluate_dataset(
                 dataset, predictor, rank=world.rank, world_size=world.size, on_sample=advance
             )
-        shares = world.gather(found)
+        shares: list[Evaluation] = world.gather(evaluation)
     if not world.is_main_process:
         return OK
+    total = shares[0]
     for other in shares[1:]:
-        shares[0].add(other)
-    total: Evaluation = shares[0]
+        total.add(other)
     for name, message in total.failed:
         print_message(f"{name}: {message}")
     text = render(total, resolve_format(format, output))
@@ -103,47 +120,57 @@ def evaluate(
         with atomic.atomic_file(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if total.failed:
-        print_message(f"{total.samples} ok, {len(total.failed)} failed; they count neither way")
+        print_message(
+            f"{total.samples} ok, {len(total.failed)} failed; failed samples do not count"
+        )
     return SOME_FAILED if total.failed else OK
 
 
-def render(found: Evaluation, format: Format) -> str:
-    """An evaluation as text."""
+def render(evaluation: Evaluation, format: Format) -> str:
+    """Return an evaluation as text in a format."""
     if format is Format.json:
-        import json
-
-        return json.dumps(found.to_json(), indent=2) + "\n"
-    rows: list[dict[str, Any]] = [{**row} for row in found.classes()]
-    columns = ["id", "label", "samples", "top1"] + ["top5"] * (found.top5 is not None)
+        return json.dumps(evaluation.to_json(), indent=2) + "\n"
+    classes = evaluation.classes()
+    columns = ["id", "label", "samples", "top1"] + ["top5"] * (evaluation.top5 is not None)
     if format is not Format.table:
-        return write_rows(rows, columns, format)
-    lines = [f"top-1  {found.top1:.2f}%" + _published_part(found)]
-    if found.top5 is not None:
-        lines.append(f"top-5  {found.top5:.2f}%")
-    lines += [f"{found.samples} samples, {len(found.failed)} unreadable", ""]
-    worst = sorted(rows, key=lambda row: float(row["top1"]))[:WORST]
-    if len(rows) > WORST:
-        lines.append(f"the {WORST} worst of {len(rows)} classes:")
-    shown = [{**r, **{k: f"{r[k]:.1f}%" for k in columns if k.startswith("top")}} for r in worst]
-    text = "\n".join(lines) + "\n" + write_rows(shown, columns, format)
-    pairs: list[dict[str, Any]] = [{**pair} for pair in found.confusions()]
-    if pairs:
-        text += "\nmost confused:\n" + write_rows(pairs, ["label", "predicted", "count"], format)
+        return write_rows(classes, columns, format)
+    lines = [f"top-1  {evaluation.top1:.2f}%"]
+    if evaluation.published is not None:
+        lines[0] += f"  (published: {evaluation.published:.1f}%)"
+    if evaluation.top5 is not None:
+        lines.append(f"top-5  {evaluation.top5:.2f}%")
+    lines += [f"{evaluation.samples} samples, {len(evaluation.failed)} unreadable", ""]
+    if len(classes) > WORST:
+        lines.append(f"the {WORST} worst of {len(classes)} classes:")
+    worst = sorted(classes, key=lambda accuracy: accuracy["top1"])[:WORST]
+    text = "\n".join(lines) + "\n"
+    text += write_rows([_with_percent_signs(accuracy) for accuracy in worst], columns, format)
+    confusions = evaluation.confusions()
+    if confusions:
+        columns = ["label", "predicted", "count"]
+        text += "\nmost confused:\n" + write_rows(confusions, columns, format)
     return text
 
 
-def _published_part(found: Evaluation) -> str:
-    return "" if found.published is None else f"  (published: {found.published:.1f}%)"
+def _with_percent_signs(accuracy: ClassAccuracy) -> dict[str, object]:
+    top1, top5 = accuracy["top1"], accuracy["top5"]
+    shown = {"top1": f"{top1:.1f}%", "top5": None if top5 is None else f"{top5:.1f}%"}
+    return {**accuracy, **shown}
 
 
 @contextlib.contextmanager
-def _progress(total: int, show: bool) -> Iterator[Callable[[], None]]:
+def _progress_bar(total: int, show: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr, if it is a terminal.
+
+    Yields:
+        A function to call after each sample.
+    """
     if not (show and sys.stderr.isatty()):
         yield lambda: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("samples", total=total)
-        yield lambda: bar.advance(task)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("samples", total=total)
+        yield lambda: progress.advance(task)

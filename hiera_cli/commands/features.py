@@ -1,4 +1,4 @@
-"""`hiera features`: embeddings and stage maps, to files and as pictures."""
+"""`hiera features`: compute embeddings and feature maps, write them to files, or draw them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
@@ -23,16 +24,20 @@ if TYPE_CHECKING:
     from hiera_core.inference.feature_store import FeatureStore
     from hiera_core.inference.features import FeatureExtractor
 
-SAMPLE_MODEL = "hiera_nano_32"  # where neither inputs nor a model are named: needs no download
+SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
 FILE_ENDINGS = (".safetensors", ".npz", ".parquet")
 
 
 class Pool(StrEnum):
+    """Values of --pool."""
+
     mean = "mean"
     none = "none"
 
 
 class SaveAs(StrEnum):
+    """Values of --save-as."""
+
     safetensors = "safetensors"
     npz = "npz"
     parquet = "parquet"
@@ -42,29 +47,42 @@ def features(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help=options.INPUTS_HELP + " None: a sample, and the table of its shapes.",
-            metavar="[INPUTS]",
+            help=options.INPUTS_HELP + " Without inputs, the shapes of all stages are printed for "
+            "a sample that ships in the package.",
+            metavar="INPUTS",
             show_default=False,
         ),
     ] = None,
-    model: options.ModelOpt = None,
+    model: Annotated[
+        str | None,
+        options.model_option(
+            f"{zoo.DEFAULT_IMAGE_MODEL} for images, {zoo.DEFAULT_VIDEO_MODEL} for videos, "
+            f"{SAMPLE_MODEL} without inputs"
+        ),
+    ] = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
     return_intermediates: Annotated[
         bool,
         typer.Option(
-            "--return-intermediates", help="Stage maps, [*grid, channels] in their places."
+            "--return-intermediates",
+            help="Return the feature map of every stage, in spatial order, instead of a vector.",
         ),
     ] = False,
     stages: Annotated[
         str | None,
-        typer.Option(help="Of these stages only.", metavar="1,2,...", show_default=False),
+        typer.Option(
+            help="Return the feature maps of these stages, counted from 1.",
+            metavar="1,2,...",
+            show_default=False,
+        ),
     ] = None,
     pool: Annotated[
         Pool | None,
         typer.Option(
-            help="mean: one vector, averaged over space and time; none: maps. (default: mean, but "
-            "none with --return-intermediates or --stages)"
+            help="mean: average the features over space and time, which gives vectors. none: "
+            "return maps.",
+            show_default="mean, or none with --stages or --return-intermediates",
         ),
     ] = None,
     output: Annotated[
@@ -72,36 +90,73 @@ def features(
         typer.Option(
             "--output",
             "-o",
-            help="File (.safetensors, .npz, .parquet), or folder for shards.",
+            help="Where to write the features: a file (.safetensors, .npz or .parquet), or a "
+            "folder for several files (shards). Without it, vectors are printed.",
             show_default=False,
         ),
     ] = None,
-    save_as: Annotated[SaveAs, typer.Option(help="Format of the shards.")] = SaveAs.safetensors,
+    save_as: Annotated[
+        SaveAs, typer.Option(help="File format in the folder of --output.")
+    ] = SaveAs.safetensors,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Inputs in a shard, at most (64 MiB end one, too).")
+        int,
+        typer.Option(
+            min=1,
+            help="Largest number of inputs per file in the folder of --output. A file also ends at "
+            "about 64 MiB.",
+        ),
     ] = 1000,
     visualize: Annotated[
         Path | None,
         typer.Option(
-            help="Write pictures to a folder: each stage's first three principal components as "
-            "red, green and blue, beside the input.",
+            help="Folder for images of the stages: their first three principal components as red, "
+            "green and blue, beside the input.",
             metavar="DIR",
         ),
     ] = None,
     recursive: options.RecursiveOpt = False,
     clips: Annotated[
-        int, typer.Option(min=1, help="Clips along a video; vectors are averaged.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of clips, evenly spread over a video. Their vectors are averaged; maps "
+            "need a single clip.",
+        ),
     ] = 1,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of each clip.")] = 1,
+    crops: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Number of crops of each clip. Their vectors are averaged; maps need a single "
+            "crop.",
+        ),
+    ] = 1,
     stride: options.StrideOpt = None,
+    fps: options.FpsOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
-    format: options.FormatOpt = output_formats.Format.auto,
+    format: Annotated[
+        output_formats.Format,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Format of what is printed. auto: table on a terminal or without inputs, else "
+            "jsonl.",
+        ),
+    ] = output_formats.Format.auto,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file, or write into folders in use.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the output file, or write into folders that are not empty."
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the folder of an interrupted run.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted run: keep the files in the folder of --output, and "
+            "process the remaining inputs.",
+        ),
     ] = False,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -112,19 +167,21 @@ def features(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """What the model sees: one vector for each picture or video, or the maps of its stages.
+    """Compute features of images and videos: one vector for each, or the feature maps of stages.
 
-    The vector is what the classifier sees (of an autoencoder, what its decoder sees, averaged).
-    Maps are in spatial order, channels last, before normalisation. Of a video the centre clip.
+    The vector of a classifier is the input of its head. The vector of an autoencoder is the input
+    of its decoder, averaged over all tokens. Maps have the shape (height, width, channels), or
+    (time, height, width, channels) for videos, and are taken before normalisation. For a video, the
+    centre clip is used.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers)
-    chosen = _stages(stages, every=return_intermediates or not inputs)
-    if not inputs:  # the sample
+    selected = _parse_stages(stages, default_all=return_intermediates or not inputs)
+    if not inputs:  # show the sample
         model = model or (None if checkpoint else SAMPLE_MODEL)
         format = output_formats.Format.table if format is output_formats.Format.auto else format
-    pooled = chosen == () if pool is None else pool is Pool.mean
+    pooled = selected == () if pool is None else pool is Pool.mean
     out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)
     _check_outputs(output, visualize, overwrite, resume)
     sources.check_inputs(inputs or [], recursive=recursive)
@@ -139,27 +196,28 @@ def features(
     )
     extractor = FeatureExtractor(
         load_model.load_model("encoder", model, checkpoint, random_init),
-        selection=FeatureSelection(chosen, pooled),
+        selection=FeatureSelection(selected, pooled),
         visualize=visualize is not None,
-        sampling=Sampling(clips, crops, stride, max_pixels=max_pixels),
+        sampling=Sampling(clips=clips, crops=crops, stride=stride, fps=fps, max_pixels=max_pixels),
         workers=threads,
         device=device,
         dtype=dtype,
         batch_size=batch,
         compile=compile,
     )
-    settings = {
-        "model": checkpoint or model or "by the input",
-        "stages": list(chosen) if chosen is not None else "all",
-        "pool": pooled,
-        "views": [clips, crops, stride],
-    }
     if output is None:
         return _run(out, extractor, inputs, None, visualize, recursive, on_error)
+    settings = {
+        "model": checkpoint or model or "by the input",
+        "stages": list(selected) if selected is not None else "all",
+        "pool": pooled,
+        # Folders that were written before there was --fps can still be resumed.
+        "views": [clips, crops, stride] if fps is None else [clips, crops, stride, fps],
+    }
     with FeatureStore(
         output, save_as, settings=settings, shard_inputs=shard_size, resume=resume
     ) as store:
-        extractor.find_done = store.known
+        extractor.find_done = store.find
         code = _run(out, extractor, inputs, store, visualize, recursive, on_error)
     if out.ok and not quiet:
         print_message(f"features are in {output}")
@@ -175,42 +233,43 @@ def _run(
     recursive: bool,
     on_error: OnError,
 ) -> int:
+    """Extract the features of all inputs, or of the sample, and return the exit code."""
     from hiera_core.data import toy_datasets
     from hiera_core.viz import grid
     from hiera_core.viz.output_paths import output_path
 
-    def each(record: Record) -> None:
+    def save(record: Record) -> None:
         if record.result is not None:
             if store is not None:
                 store.add(record)
             else:
-                _put_values(record)
+                _add_values(record)
             if visualize is not None:
                 path = output_path(visualize, record.input, ".png")
                 grid.save_png(record.thumbnails[0], path)
                 record.extra["picture"] = str(path)
-        record.lines = list(_lines(record))
+        record.lines = list(_text_lines(record))
         record.result, record.thumbnails = None, []
 
     if inputs:
-        named = sources.expand(inputs, recursive=recursive)
+        expanded = sources.expand(inputs, recursive=recursive)
     else:
-        named = iter([toy_datasets.sample(extractor.kinds[0])])
-    return out.write_all(extractor(named), each, stop=on_error is OnError.stop)
+        expanded = iter([toy_datasets.sample(extractor.kinds[0])])
+    return out.write_all(extractor(expanded), save, stop=on_error is OnError.stop)
 
 
-def _put_values(record: Record) -> None:
-    """Vectors fit into the record; maps do not."""
+def _add_values(record: Record) -> None:
+    """Add the values of vectors to a record. Maps are too large for that."""
     for name, values in record.result.items():
         if values.dim() == 1:
             record.extra["features"][name]["values"] = values.tolist()
 
 
-def _lines(record: Record) -> Iterator[str]:
-    """A record for people."""
-    for name, found in record.extra["features"].items():
-        shape = "x".join(map(str, found["shape"]))
-        cell = found.get("cell")
+def _text_lines(record: Record) -> Iterator[str]:
+    """Yield the features of a record as lines of text."""
+    for name, feature in record.extra["features"].items():
+        shape = "x".join(map(str, feature["shape"]))
+        cell = feature.get("cell")
         note = f"a cell is {'x'.join(map(str, cell))} pixels" if cell else ""
         if cell and len(cell) == 3:
             note = f"a cell is {cell[0]} frames of {cell[1]}x{cell[2]} pixels"
@@ -221,9 +280,16 @@ def _lines(record: Record) -> Iterator[str]:
         yield f"-> {record.extra['picture']}"
 
 
-def _stages(text: str | None, every: bool) -> tuple[int, ...] | None:
-    """`1,3` -> (1, 3). None: all stages."""
-    if text is None and every:
+def _parse_stages(text: str | None, default_all: bool) -> tuple[int, ...] | None:
+    """Parse the numbers of stages: `1,3` -> (1, 3).
+
+    Without a text, this returns None for all stages if `default_all` is set, else () for the
+    embedding.
+
+    Raises:
+        UsageError: The text is not a list of numbers.
+    """
+    if text is None and default_all:
         return None
     parts = text.split(",") if text else []
     if not all(part.strip().isdigit() for part in parts):
@@ -234,7 +300,11 @@ def _stages(text: str | None, every: bool) -> tuple[int, ...] | None:
 def _check_outputs(
     output: Path | None, visualize: Path | None, overwrite: bool, resume: bool
 ) -> None:
-    """Before work starts."""
+    """Check that the features and images can be written, before any work is done.
+
+    Raises:
+        UsageError: A file or folder exists, is missing or read-only, or a file would be resumed.
+    """
     is_file = output is not None and output.suffix in FILE_ENDINGS
     if resume and (output is None or is_file):
         raise UsageError("--resume needs -o with a folder", "write to -o features/")

@@ -1,9 +1,8 @@
-"""`hiera mae`: what an autoencoder makes of what it cannot see."""
+"""`hiera mae`: reconstruct masked images and videos."""
 
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from hiera_core import zoo
 from hiera_core.data import sources
-from hiera_core.errors import UsageError
+from hiera_core.models.masking import check_mask_ratio
 from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
@@ -28,34 +27,48 @@ def mae(
     inputs: options.InputsArg,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for the pictures.", show_default=False),
+        typer.Option("--output", "-o", help="Folder for the results.", show_default=False),
     ],
-    model: options.ModelOpt = None,
+    model: Annotated[
+        str | None,
+        options.model_option(
+            f"mae_{zoo.DEFAULT_IMAGE_MODEL} for images, mae_{zoo.DEFAULT_VIDEO_MODEL} for videos"
+        ),
+    ] = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
     mask_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Share of mask units that are hidden, in (0, 1). (default: 0.6 for pictures, 0.9 "
-            "for video)"
+            help="Share of the mask units that are hidden, between 0 and 1.",
+            show_default="0.6 for images, 0.9 for videos",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the mask, which is the same for every input.")
+        int, typer.Option(min=0, help="Seed of the mask. All inputs get the same mask.")
     ] = 0,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Show what the decoder drew in visible patches too."),
+        typer.Option(
+            "--raw",
+            help="Show the output of the decoder everywhere. Without this, visible patches show "
+            "the original.",
+        ),
     ] = False,
-    only: Annotated[
+    reconstruction_only: Annotated[
         bool,
-        typer.Option("--reconstruction-only", help="Not beside original and masked, at its size."),
+        typer.Option(
+            "--reconstruction-only",
+            help="Write the reconstruction alone, at its own size, without the original and the "
+            "masked input beside it.",
+        ),
     ] = False,
     recursive: options.RecursiveOpt = False,
     stride: options.StrideOpt = None,
+    fps: options.FpsOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
-    format: options.FormatOpt = output_formats.Format.auto,
+    format: options.PrintFormatOpt = output_formats.Format.auto,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
@@ -68,36 +81,36 @@ def mae(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Hide parts of pictures and videos and show how a masked autoencoder fills them in.
+    """Mask parts of images and videos, and reconstruct them with a masked autoencoder.
 
-    A picture becomes a PNG: original, masked, reconstruction. Of a video the centre clip becomes an
-    MP4 of the three, at the rate of the frames that are predicted, and a PNG of them all. The
-    models predict pixels normalised by each patch's own mean and deviation; they are shown with
-    the original's, so colours and contrast are given, and the content is the model's.
+    For an image, this writes a PNG file with the original, the masked image and the reconstruction.
+    For a video, it takes the centre clip, and writes an MP4 file with the three side by side, at
+    the rate of the predicted frames, and a PNG file with all frames.
+
+    The models predict pixels that are normalised by the mean and deviation of each patch. To show
+    them, they are scaled back with the values of the original patch. So the colour and contrast of
+    a patch are given, and its content comes from the model.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers)
-    _check_ratio(mask_ratio)
+    if mask_ratio is not None:
+        check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
     check_folder(output, overwrite)
     sources.check_inputs(inputs, recursive=recursive)
-    row = load_model.check_model_name(model)
+    entry = load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import reconstruct
-    from hiera_core.models.masking import check_mask_ratio
 
-    if mask_ratio is not None:  # before weights load
-        defaults = map(zoo.get, reconstruct.Reconstructor.default_models.values())
-        for known in [row] if row else defaults if model is None and checkpoint is None else []:
-            if known.autoencoder:
-                check_mask_ratio(mask_ratio, reconstruct.mask_units(known))
+    if mask_ratio is not None:
+        _check_mask_units(mask_ratio, entry, defaults=model is None and checkpoint is None)
     pipeline = reconstruct.Reconstructor(
         load_model.load_model("autoencoder", model, checkpoint, random_init),
         mask_ratio=mask_ratio,
         seed=seed,
         raw=raw,
-        sampling=Sampling(stride=stride, max_pixels=max_pixels),
+        sampling=Sampling(stride=stride, fps=fps, max_pixels=max_pixels),
         workers=threads,
         device=device,
         dtype=dtype,
@@ -105,26 +118,41 @@ def mae(
         compile=compile,
     )
 
-    def each(record: Record) -> None:
-        files = reconstruct.save_reconstruction(record, output, pipeline.runner(record.kind), only)
+    def save(record: Record) -> None:
+        runner = pipeline.runner(record.kind)
+        files = reconstruct.save_reconstruction(record, output, runner, reconstruction_only)
         record.extra["files"] = [str(file) for file in files]
-        found = record.extra["mae"]
+        facts = record.extra["mae"]
         record.lines = [
-            f"loss {found['loss']:.4f}, mask ratio {found['mask_ratio']:g}: {found['visible']} "
-            f"units visible, {found['masked']} masked",
+            f"loss {facts['loss']:.4f}, mask ratio {facts['mask_ratio']:g}: {facts['visible']} "
+            f"units visible, {facts['masked']} masked",
             *(f"-> {file}" for file in files),
         ]
         record.result = None
 
-    code = out.write_all(
-        pipeline(sources.expand(inputs, recursive=recursive)), each, stop=on_error is OnError.stop
-    )
+    records = pipeline(sources.expand(inputs, recursive=recursive))
+    code = out.write_all(records, save, stop=on_error is OnError.stop)
     if out.ok and not quiet:
         print_message(SCALED)
     return code
 
 
-def _check_ratio(ratio: float | None) -> None:
-    """As `mae.check_mask_ratio`, which needs torch."""
-    if ratio is not None and not (math.isfinite(ratio) and 0 < ratio < 1):
-        raise UsageError(f"mask ratio {ratio} is outside (0, 1)", "use 0.6, or 0.9 for video")
+def _check_mask_units(ratio: float, entry: zoo.ModelEntry | None, *, defaults: bool) -> None:
+    """Check that a mask ratio suits the number of mask units of a model, before weights are loaded.
+
+    Args:
+        ratio: The mask ratio.
+        entry: The model's entry in the zoo, if it is known.
+        defaults: The default models may be used, so check these.
+
+    Raises:
+        UsageError: The ratio leaves no visible or no masked unit.
+    """
+    from hiera_core.inference import reconstruct
+
+    entries = [entry] if entry is not None else []
+    if defaults:
+        entries += map(zoo.get, reconstruct.Reconstructor.default_models.values())
+    for candidate in entries:
+        if candidate.autoencoder:
+            check_mask_ratio(ratio, reconstruct.mask_units(candidate))

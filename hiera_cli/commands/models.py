@@ -34,9 +34,10 @@ def models(
 ) -> None:
     """List the models of the zoo.
 
-    For each model: parameters, GMACs per input, input size, published top-1 accuracy (ImageNet-1k
-    or Kinetics-400), published speed (inputs per second on an A100 in fp16), licence of the
-    weights, checkpoints, and which of these are on this machine.
+    The table shows parameters, GMACs per input, input size, top-1 accuracy in percent (on
+    ImageNet-1k or Kinetics-400; the nano models on their own data), the published speed in inputs
+    per second (A100, fp16), the licence of the weights, the checkpoints, and which of these are on
+    this machine.
     """
     entries = [entry for entry in zoo.models().values() if not name or name in entry.name]
     if not entries:

@@ -1,4 +1,4 @@
-"""`hiera train`: pre-training and fine-tuning by recipe."""
+"""`hiera train`: pre-train or fine-tune a model by a recipe."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from ..options import Device, auto_or_count
 
 
 class Parallel(StrEnum):
+    """Values of --parallel."""
+
     ddp = "ddp"
     fsdp = "fsdp"
 
@@ -27,61 +29,87 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A model of the zoo (mae_ models are pre-trained, others fine-tuned), or a .yaml "
-            "file.",
+            help="Name of a model, for its own recipe, or a .yaml file. Models whose name begins "
+            "with mae_ are pre-trained, others are fine-tuned.",
+            metavar="RECIPE",
             show_default=False,
         ),
     ],
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Folder of class folders (or train/ and val/ of them), list of `path label` "
-            "lines, tar shards, or digits or shapes.",
+            help="Training data: a folder with a subfolder for each class (or with train/ and val/ "
+            "of that form), a list of `path label` lines, tar shards, or the built-in data set "
+            "digits or shapes. Pre-training takes any folder of images and videos.",
+            metavar="DATA",
             show_default=False,
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a value of the recipe.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set",
+            help="Change a value of the recipe, such as optimizer.lr=1e-3. May be given several "
+            "times.",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run (default: runs/RECIPE)."),
+        typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/RECIPE"),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on: auto (from the run's last checkpoint, or anew), a run, a checkpoint.",
+            help="Resume a run. auto: from the last checkpoint in the folder of the run, or start "
+            "if there is none. PATH: from the folder of a run, or from a checkpoint.",
             metavar="auto|PATH",
         ),
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(help="Weights to begin with: zoo name, hub repository, folder or file."),
+        typer.Option(
+            help="Weights to begin with: a name from `hiera models`, hub repository, folder or "
+            "file.",
+            show_default="random weights",
+        ),
     ] = None,
     print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Show the whole recipe and stop.")
+        bool, typer.Option("--print-recipe", help="Print the whole recipe and exit.")
     ] = False,
     device: options.DeviceOpt = Device.auto,
-    workers: options.WorkersOpt = "auto",
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers",
+            "-j",
+            metavar="auto|N",
+            help="Number of worker processes that load data, for each training process. 0: load in "
+            "the training process itself. auto: as many as there are cores, at most 8.",
+        ),
+    ] = "auto",
     compile: options.CompileOpt = False,
     parallel: Annotated[
-        Parallel, typer.Option(help="Under torchrun: whole copies, or sharded parameters.")
+        Parallel,
+        typer.Option(
+            help="How processes share the model under torchrun. ddp: each has all parameters. "
+            "fsdp: parameters are sharded (FSDP2)."
+        ),
     ] = Parallel.ddp,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write events for TensorBoard too.")
+        bool, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")
+        bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")
     ] = False,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Pre-train (MAE) or fine-tune a model; on many processes under torchrun.
+    """Pre-train a masked autoencoder, or fine-tune a classifier, on one process or many.
 
-    The folder of the run gets the weights, ready for `hiera predict --checkpoint`, the log, curves
-    and checkpoints.
+    The folder of the run gets the weights (ready for `hiera predict --checkpoint`), the log, curves
+    and checkpoints. Start several processes with torchrun -m hiera_cli train.
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("hiera").setLevel(level)
@@ -91,41 +119,42 @@ def train(
         return OK
     if data is None:
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
-    threads = 0 if workers == "0" else auto_or_count(workers)
+    processes = 0 if workers == "0" else auto_or_count(workers)
     folder = output or Path("runs") / Path(recipe).stem
     from hiera_core.data import datasets
     from hiera_core.training import build, distributed, trainer
 
     splits = datasets.open_splits(data, chosen.data.val, labelled=chosen.task == "classify")
-    choices = build.RunOptions(
+    run_options = build.RunOptions(
         init_from=init_from,
         resume=resume,
         overwrite=overwrite,
         compile=compile,
         parallel=parallel.value,
-        workers=threads,
+        workers=processes,
         tensorboard=tensorboard,
         live=not quiet,
     )
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)
-        result = trainer.train(chosen, splits, folder, world, choices)
+        result = trainer.train(chosen, splits, folder, world, run_options)
     if world.is_main_process and not quiet:
-        print_message(
-            f"{_summary(result)}; {folder} holds the weights: hiera "
-            + (
-                f"predict --checkpoint {folder}"
-                if chosen.task == "classify"
-                else f"train {recipe.removeprefix('mae_')} --init-from {folder}"
-            )
-        )
+        if chosen.task == "classify":
+            next_command = f"hiera predict --checkpoint {folder}"
+        else:
+            next_command = f"hiera train {recipe.removeprefix('mae_')} --init-from {folder}"
+        print_message(f"{_summary(result)}; {folder} holds the weights: {next_command}")
     return OK
 
 
 def _summary(result: Mapping[str, object]) -> str:
-    measured = result.get("val")
-    values = measured if isinstance(measured, dict) else result
-    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
-    parts += [f"top-1 {values['top1']:.2f}%"] if "top1" in values else []
-    return ", ".join([f"{result['step']} steps", *parts])
+    """Return the last measurements of a run as text, those on held-out data if there are any."""
+    held_out = result.get("val")
+    values = held_out if isinstance(held_out, dict) else result
+    parts = [f"{result['step']} steps"]
+    if "loss" in values:
+        parts.append(f"loss {values['loss']:.4f}")
+    if "top1" in values:
+        parts.append(f"top-1 {values['top1']:.2f}%")
+    return ", ".join(parts)

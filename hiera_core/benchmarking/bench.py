@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .. import zoo
-from . import peers
+from . import peers, runner
 from .job import OURS, Job, Measurement, Mode, RunLength
 from .machine import Header, batch_for, settings
-from .runner import job_groups, measure
 
 Attention = Literal["fused", "eager"]
 
@@ -64,7 +63,7 @@ def bench(
     for name in models:
         zoo.get(name)
     for peer in against:
-        peers.check(peer.partition(":")[0])
+        peers.check(peer)
     header, length = settings(device, dtype, mode, seconds)
     template = Job(OURS, "", 0, header.device, header.dtype, mode, tuple(attention), compile)
     measured = measure_models(models, batch_sizes, template, against, length)
@@ -89,9 +88,9 @@ def measure_models(
     """
     for number, name in enumerate(models, 1):
         sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]
-        for jobs in job_groups([name], sizes, template, against):
+        for jobs in runner.job_groups([name], sizes, template, against):
             place = f"{number}/{len(models)}"
-            yield from measure(jobs, length, functools.partial(_report, progress, place))
+            yield from runner.measure(jobs, length, functools.partial(_report, progress, place))
 
 
 def _report(progress: Callable[[str], None], place: str, text: str) -> None:

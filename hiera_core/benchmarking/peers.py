@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import zoo
+from ..device import DTYPES
 from ..errors import UsageError, did_you_mean
 from .job import Mode
 
@@ -42,12 +43,18 @@ class Peer:
     same_model: bool = True
 
 
-def check(name: str) -> None:
+def check(peer_name: str) -> None:
     """Check that a peer is known and installed.
 
+    Args:
+        peer_name: The name of a peer, or with a dtype of its own, such as `reference:fp32`.
+
     Raises:
-        UsageError: It is not.
+        UsageError: It is not, or there is no such dtype.
     """
+    name, colon, dtype = peer_name.partition(":")
+    if colon and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r} in {peer_name!r}", "use fp32, bf16 or fp16")
     if name not in PEERS:
         raise UsageError(
             f"unknown peer {name!r}", did_you_mean(name, PEERS) or f"use {', '.join(PEERS)}"

@@ -57,21 +57,6 @@ def cells(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str
     return names, rows
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """Return a table with aligned columns, for the terminal."""
-    names, rows = cells(measurements)
-    for measurement, row in zip(measurements, rows, strict=True):
-        if measurement.error is not None:  # move it to the end, where it widens no column
-            row.append(row[names.index("inputs/s")])
-            row[names.index("inputs/s")] = "-"
-    widths = [max(len(row[i]) for row in [names, *rows]) for i in range(len(names))]
-    text = ""
-    for row in [names, *rows]:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        text += "  ".join([*padded, *row[len(names) :]]).rstrip() + "\n"
-    return text
-
-
 def notes(measurements: Sequence[Measurement]) -> list[str]:
     """Return the notes as lines of text, one for each measurement that has any."""
     return [f"{m.model} {m.label}: {'; '.join(m.notes)}" for m in measurements if m.notes]
@@ -155,7 +140,7 @@ def check_plot() -> None:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    charts._figure(1)
+    charts.check_matplotlib()
 
 
 def plot(path: Path, header: Header, measurements: Sequence[Measurement]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..atomic import atomic_destination
 from ..device import single_thread
@@ -34,7 +33,8 @@ class Conversion:
     notes: list[str]
     url: str | None = None  # of the hub repository
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Return the fields of the class, ready for JSON."""
         values = {**vars(self), "output": str(self.output), "proof": self.proof.to_json()}
         return {**values, "input_size": list(self.input_size)}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,7 +48,7 @@ class Proof:
     agree: int | None = None  # number of inputs with the same top-1 class
     cost: Cost | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if value not in (None, "", 0)}
 
 

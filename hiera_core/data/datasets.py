@@ -169,10 +169,8 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         samples = make_sources()
         found = MediaDataset(samples, samples.labels, names)
     else:
-        hint = did_you_mean(
-            text, BUILT_IN
-        ) or "give a folder, a list, tar shards, or one of " + ", ".join(BUILT_IN)
-        raise UsageError(f"no data {text!r}", hint)
+        choices = f"give a folder, a list, tar shards, or one of {', '.join(BUILT_IN)}"
+        raise UsageError(f"no data {text!r}", did_you_mean(text, BUILT_IN) or choices)
     if not len(found):
         raise UsageError(f"{text} holds no pictures or videos", "check the path")
     return found
@@ -202,7 +200,8 @@ def remap_labels(
         count = samples.num_classes or 0
         if count > num_classes:
             raise UsageError(
-                f"the data has {count} classes, the model {num_classes}", "they must be the same"
+                f"the data has {count} classes, the model {num_classes}",
+                "use a model with these classes",
             )
         return replace(samples, classes=classes)
     numbers = {_normalised(name): i for i, name in enumerate(classes)}
@@ -255,7 +254,7 @@ class _Files(Sequence[Source]):
 
 
 class _Members(Sequence[Source]):
-    """Files within tar files, which can be read in any order."""
+    """Files within tar files, each with its shard, name, offset and size. Any order is fast."""
 
     def __init__(self, members: Sequence[tuple[Path, str, int, int]]) -> None:
         self.members = members

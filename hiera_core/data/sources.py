@@ -1,8 +1,8 @@
 """Turn what a user names (files, folders, globs, lists, URLs, stdin) into a stream of sources.
 
-Sources come in order and one at a time, so a list of 100,000 files streams. No image is opened
-here. If a list or a folder cannot be read on the way, a source with an error takes its place, so
-that every input keeps its position.
+Sources come in order and one at a time, so a long list needs no more memory than a short one. No
+image is opened here. If a list or a folder cannot be read on the way, a source with an error takes
+its place, so that every input keeps its position.
 """
 
 from __future__ import annotations
@@ -109,14 +109,13 @@ class Source:
         if kind is not None:
             return kind == "video"
         ending = _ending_of(self.name)
-        # A URL without a known ending may be either; a video costs more, so expect that.
+        # A URL without a known ending can be either. It counts as a video, which costs more.
         return ending in VIDEO_ENDINGS or (self.url is not None and ending not in ENDINGS)
 
 
 def kind_of(content: Path | bytes, name: str) -> Kind:
-    """Return "image" or "video", by the first bytes of the content.
-
-    If these are of no known format, the ending of `name` decides.
+    """Return the kind of an input by its first bytes, or by the ending of `name` if these are of no
+    known format.
 
     Raises:
         InputError: The file cannot be read, or is empty.

@@ -32,7 +32,7 @@ NO_INDEX_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
 # Formats without a length. A truncated file looks like a shorter video.
 NO_LENGTH_FORMATS = ("mpegts", *NO_INDEX_FORMATS)
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
-# Seconds to seek further back, one after another, until a seek lands early enough.
+# How many seconds earlier to seek to, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
 MAX_RATE = 1000  # frames a second; a higher declared rate is an error of the file
 FALLBACK_RATE = 30.0
@@ -88,6 +88,7 @@ class Video:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         self._container.close()
 
     @property

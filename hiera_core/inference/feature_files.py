@@ -1,4 +1,4 @@
-"""Files of named arrays with metadata: safetensors, npz, parquet."""
+"""Read and write files of named arrays with metadata, as safetensors, npz or parquet."""
 
 from __future__ import annotations
 
@@ -18,46 +18,53 @@ Metadata = dict[str, Any]
 
 
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Features of a file or shard: arrays [inputs, *shape] by name, and the inputs' names.
+    """Read the features of a file or shard.
+
+    Returns:
+        Tensors [inputs, *shape] by the name of the feature, and the names of the inputs.
 
     Raises:
-        UsageError: it is damaged, or no file of features.
+        UsageError: The file is damaged, or not a file of features.
     """
     path = Path(path)
     metadata = read_metadata(path)
-    found = FORMATS[path.suffix].read(path)
-    return {n: torch.from_numpy(a.copy()) for n, a in found.items()}, metadata["inputs"]
+    arrays = FORMATS[path.suffix].read(path)
+    return {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}, metadata["inputs"]
 
 
 def read_metadata(path: Path) -> Metadata:
-    """`inputs`, `indices`, `kind`, `shapes` and `settings` of a file.
+    """Read the metadata of a file: `inputs`, `indices`, `kind`, `model`, `shapes`, `settings`.
 
     Raises:
-        UsageError: it is damaged, or no file of features.
+        UsageError: The file is damaged, or not a file of features.
     """
     try:
-        found: Metadata = FORMATS[path.suffix].metadata(path)
-        if len(found["inputs"]) == len(found["indices"]) and found["shapes"]:
-            return found
+        metadata = FORMATS[path.suffix].metadata(path)
+        if len(metadata["inputs"]) == len(metadata["indices"]) and metadata["shapes"]:
+            return metadata
     except Exception as error:  # readers raise many types on damaged files
         raise UsageError(
-            f"{path} is damaged, or no file of features ({type(error).__name__})", "remove it"
+            f"{path} is damaged, or not a file of features ({type(error).__name__})", "remove it"
         ) from error
     raise UsageError(f"{path} holds no features", "remove it")
 
 
 def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
-    """Write a file in the format of its ending, whole or not at all.
+    """Write a file atomically, in the format of its ending.
 
     Raises:
-        OutputError: the disk is full or the folder cannot be written.
+        OutputError: The disk is full, or the folder cannot be written.
     """
     with atomic_file(path) as temporary:
         FORMATS[path.suffix].write(temporary, arrays, metadata)
 
 
 def check_format(name: str) -> None:
-    """Raise UsageError for a format whose package is not installed."""
+    """Check that the package of a format is installed.
+
+    Raises:
+        UsageError: It is not.
+    """
     if name == "parquet":
         try:
             import pyarrow  # noqa: F401
@@ -77,7 +84,7 @@ def _write_safetensors(path: Path, arrays: Arrays, metadata: Metadata) -> None:
 
     try:
         save_file(arrays, path, metadata={"format": "pt", "hiera": json.dumps(metadata)})
-    except SafetensorError as error:  # how it reports a full disk
+    except SafetensorError as error:  # it reports a full disk this way
         raise OSError(str(error)) from error
 
 
@@ -91,8 +98,8 @@ def _safetensors_metadata(path: Path) -> Metadata:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        found: Metadata = json.loads((file.metadata() or {})["hiera"])
-    return found
+        metadata: Metadata = json.loads((file.metadata() or {})["hiera"])
+    return metadata
 
 
 def _write_npz(path: Path, arrays: Arrays, metadata: Metadata) -> None:
@@ -107,13 +114,16 @@ def _read_npz(path: Path) -> Arrays:
 
 def _npz_metadata(path: Path) -> Metadata:
     with path.open("rb") as opened, np.load(opened) as file:
-        found: Metadata = json.loads(str(file["metadata"]))
-    return found
+        metadata: Metadata = json.loads(str(file["metadata"]))
+    return metadata
 
 
 def _write_parquet(path: Path, arrays: Arrays, metadata: Metadata) -> None:
-    """A row an input: its name and place, and each feature as a list of numbers (flat; the shape is
-    in the schema's metadata)."""
+    """Write a table with a row for each input.
+
+    Columns are its name, its index, and a flat list of numbers for each feature. The shapes are in
+    the metadata of the schema.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,12 +149,12 @@ def _read_parquet(path: Path) -> Arrays:
 def _parquet_metadata(path: Path) -> Metadata:
     import pyarrow.parquet as pq
 
-    found: Metadata = json.loads(pq.read_schema(path).metadata[b"hiera"])
-    return found
+    metadata: Metadata = json.loads(pq.read_schema(path).metadata[b"hiera"])
+    return metadata
 
 
 class Format(NamedTuple):
-    """How files with an ending are written and read."""
+    """The functions that write and read files of one format."""
 
     write: Callable[[Path, Arrays, Metadata], None]
     read: Callable[[Path], Arrays]

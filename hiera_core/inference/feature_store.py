@@ -1,7 +1,7 @@
-"""Features on disk: one file, or a folder of shards that an interrupted run can go on with.
+"""Write features to one file, or to a folder of shards, which an interrupted run can resume.
 
-A file holds, by feature name, one array [inputs, *shape], and in its metadata the inputs' names and
-places, the shapes, and the settings they were made with; see `arrays.read`.
+A file holds an array [inputs, *shape] for each feature. Its metadata holds the names and indices of
+the inputs, the shapes, and the settings that the features were computed with; see `feature_files`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
 from . import feature_files
 
-SHARD_INPUTS = 1000  # in a shard, at most
-SHARD_BYTES = 64 << 20  # and about so large
+SHARD_INPUTS = 1000  # maximum number of inputs in a shard
+SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
 SHARD_NAME = re.compile(r"(image|video)-(\d{5,})")
 
 
 @dataclass
 class _Shard:
-    """Rows that wait for their file."""
+    """Features that have not been written yet, a row for each input."""
 
     path: Path
     model: str
@@ -35,19 +35,20 @@ class _Shard:
 
 
 class FeatureStore:
-    """Takes features and writes them, whole files only.
+    """Writes the features of records to files, each of them atomically. Use it in a `with` block.
 
     Args:
-        path: a file with one of the endings of `arrays.FORMATS` (all its inputs are held until the
-            end), or a folder for shards `image-00000.safetensors`, `video-00000.safetensors`, ...
-        save_as: format of the shards: safetensors, npz or parquet.
-        settings: what the features depend on; a folder takes those of one setting only.
-        shard_inputs: how many inputs a shard holds, at most.
-        resume: go on with the folder of an interrupted run.
+        path: A file with an ending of `feature_files.FORMATS`, or a folder. A single file is
+            written at the end of the block, so its features are held in memory until then. A folder
+            gets shards `image-00000.safetensors`, `video-00000.safetensors` and so on.
+        save_as: Format of the shards: safetensors, npz or parquet.
+        settings: What the features depend on. A folder can be resumed with the same settings only.
+        shard_inputs: Maximum number of inputs in a shard.
+        resume: Continue the folder of an interrupted run.
 
     Raises:
-        UsageError: a format that needs a package that is missing; a folder made with other
-            settings, or with a shard that cannot be read.
+        UsageError: The format needs a package that is not installed. When resuming: the folder has
+            other settings, or a shard cannot be read.
     """
 
     def __init__(
@@ -64,25 +65,25 @@ class FeatureStore:
         self.format = path.suffix.removeprefix(".") if self.is_file else save_as
         feature_files.check_format(self.format)
         self._open: dict[Kind, _Shard] = {}
-        self._count: dict[str, int] = {}
-        self._done: dict[tuple[int, str], dict[str, Any]] = {}
+        self._next_numbers: dict[str, int] = {}  # of shards, by kind
+        self._done: dict[tuple[int, str], dict[str, Any]] = {}  # by index and name of the input
         if resume:
-            self._read_done()
+            self._read_shards()
 
     def __enter__(self) -> FeatureStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Rows are whole inputs: what there is is written, also when a run is interrupted."""
+        """Write all features that were added, even if an error ends the block."""
         for kind in list(self._open):
             self._write(kind)
 
     def add(self, record: Record) -> None:
-        """Take a record's features; its `extra` says where they go.
+        """Add the features of a record, and set the `file` entry of its `extra` to their place.
 
         Raises:
-            InputError: a file for pictures and a video, or the other way round.
-            OutputError: a shard is full and cannot be written.
+            InputError: A single file holds features of images, and this is a video, or vice versa.
+            OutputError: A shard is full, and cannot be written.
         """
         kind = record.kind
         if self.is_file and self._open and kind not in self._open:
@@ -95,8 +96,8 @@ class FeatureStore:
         size = sum(values.nbytes for values in row.values())
         shard = self._open.get(kind)
         if shard is not None and not self.is_file:
-            full = len(shard.rows) >= self.shard_inputs
-            if full or (shard.rows and shard.size + size > SHARD_BYTES):
+            is_full = len(shard.rows) >= self.shard_inputs
+            if is_full or (shard.rows and shard.size + size > SHARD_BYTES):
                 self._write(kind)
                 shard = None
         if shard is None:
@@ -107,18 +108,31 @@ class FeatureStore:
         shard.rows.append(row)
         shard.size += size
 
-    def known(self, name: str, index: int) -> dict[str, Any] | None:
-        """What an earlier run wrote of an input: `kind`, `model`, `shapes`, `file`."""
+    def find(self, name: str, index: int) -> dict[str, Any] | None:
+        """Return what an earlier run wrote for an input: `kind`, `model`, `shapes` and `file`.
+
+        Args:
+            name: Name of the input.
+            index: Its position among the inputs.
+
+        Returns:
+            A dictionary, or None if the input is not finished.
+        """
         return self._done.get((index, name))
 
     def _next_path(self, kind: Kind) -> Path:
         if self.is_file:
             return self.path
-        number = self._count.get(kind, 0)
-        self._count[kind] = number + 1
+        number = self._next_numbers.get(kind, 0)
+        self._next_numbers[kind] = number + 1
         return self.path / f"{kind}-{number:05}.{self.format}"
 
     def _write(self, kind: Kind) -> None:
+        """Write the open shard of a kind.
+
+        Raises:
+            OutputError: The disk is full, or the folder cannot be written.
+        """
         shard = self._open.pop(kind)
         stacked = {name: np.stack([row[name] for row in shard.rows]) for name in shard.rows[0]}
         metadata = {
@@ -137,26 +151,32 @@ class FeatureStore:
             raise OutputError(f"{self.path} cannot be made ({error.strerror})") from error
         feature_files.write(shard.path, stacked, metadata)
 
-    def _read_done(self) -> None:
+    def _read_shards(self) -> None:
+        """Read which inputs the shards of an earlier run hold.
+
+        Raises:
+            UsageError: A shard was made with other settings, or cannot be read.
+        """
         for path in sorted(self.path.glob(f"*.{self.format}")):
             match = SHARD_NAME.fullmatch(path.stem)
             if match is None:
                 continue
             kind, number = match[1], int(match[2])
-            self._count[kind] = max(self._count.get(kind, 0), number + 1)
+            self._next_numbers[kind] = max(self._next_numbers.get(kind, 0), number + 1)
             metadata = feature_files.read_metadata(path)
             if metadata["settings"] != self.settings:
                 raise UsageError(
-                    f"{path} was made with {_said(metadata['settings'])}, not "
-                    f"{_said(self.settings)}",
+                    f"{path} was made with {_describe(metadata['settings'])}, not "
+                    f"{_describe(self.settings)}",
                     "resume with the same options, or write to another folder",
                 )
-            for row, place in enumerate(zip(metadata["indices"], metadata["inputs"], strict=True)):
-                self._done[place] = {
+            inputs = zip(metadata["indices"], metadata["inputs"], strict=True)
+            for row, (index, name) in enumerate(inputs):
+                self._done[index, name] = {
                     **{key: metadata[key] for key in ("kind", "model", "shapes")},
                     "file": {"name": str(path), "row": row},
                 }
 
 
-def _said(settings: dict[str, Any]) -> str:
+def _describe(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items()) or "no settings"

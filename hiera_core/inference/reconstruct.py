@@ -135,6 +135,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         mask_ratio: None for the default of images or video.
         seed: Seed of the mask.
         raw: See `reconstruct`.
+        sampling: How the views of a video were sampled, for `frame_rate`.
         options: See `BatchRunner`.
 
     Raises:
@@ -148,6 +149,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         mask_ratio: float | None = None,
         seed: int = 0,
         raw: bool = False,
+        sampling: Sampling | None = None,
         **options: Unpack[BatchOptions],
     ) -> None:
         if not isinstance(model, MaskedAutoencoderHiera):
@@ -156,7 +158,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
                 "use an autoencoder such as mae_hiera_base_224",
             )
         super().__init__(model, **options)
-        self.raw = raw
+        self.raw, self.sampling = raw, sampling or Sampling()
         self.mask_ratio = MASK_RATIOS[self.kind] if mask_ratio is None else mask_ratio
         windows = self.model.layout.windows
         check_mask_ratio(self.mask_ratio, windows)
@@ -172,8 +174,9 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
     @property
     def frame_rate(self) -> Fraction:
         """Predicted frames of a video, per second."""
-        clip, frames = self.transform, self.model.config["patch_stride"][0]
-        return Fraction(clip.fps).limit_denominator(1001) / (clip.stride * frames)
+        frames_per_token = self.model.config["patch_stride"][0]
+        fps = Fraction(self.sampling.fps or self.transform.fps).limit_denominator(1001)
+        return fps / ((self.sampling.stride or self.transform.stride) * frames_per_token)
 
 
 class Reconstructor(Pipeline[BatchReconstructor]):
@@ -234,7 +237,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
         return factory.create_autoencoder(name)
 
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchReconstructor:
-        return BatchReconstructor(model, **options)
+        return BatchReconstructor(model, sampling=self.sampling, **options)
 
     def finish_image(self, record: Record, pixels: np.ndarray, result: Reconstruction) -> None:
         if not bool(result.loss.isfinite()):

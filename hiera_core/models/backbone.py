@@ -1,4 +1,4 @@
-"""Stage maps in the form that detection and segmentation code expects (timm's convention)."""
+"""Hiera as a backbone for detection and segmentation, in the form of timm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from .hiera import HieraEncoder
 
 
 class FeatureBackbone(nn.Module):
-    """A Hiera that returns its stages' maps, channels first.
+    """A Hiera that returns the maps of its stages, channels first.
 
-    `feature_info` has one entry a stage: `num_chs`, `reduction` (pixels a cell, along the last
-    dimension) and `module`.
+    Args:
+        model: The Hiera.
+
+    Attributes:
+        feature_info: A dictionary for each stage: `num_chs` (number of channels), `reduction`
+            (pixels that a cell of the map covers, along the last dimension) and `module`.
     """
 
     def __init__(self, model: HieraEncoder) -> None:
@@ -31,6 +35,9 @@ class FeatureBackbone(nn.Module):
         ]
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[b, chans, *size] -> one [b, c, *grid] a stage, e.g. (b, 96, 56, 56) first."""
+        """Return the map of each stage, [b, c, *grid], from an input [b, chans, *size].
+
+        For example, the first map of a Hiera-B at 224x224 is [b, 96, 56, 56].
+        """
         _, ends = self.model.encode(x, collect=True)
         return [stage_map.movedim(-1, 1) for stage_map in self.model.stage_maps(ends)]

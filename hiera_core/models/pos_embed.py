@@ -1,8 +1,9 @@
-"""Position embeddings at another input size, and the absolute-window form (arXiv 2311.05613).
+"""Resample position embeddings to another input size, and compute absolute-window embeddings.
 
-A learned embedding of a windowed transformer holds a pattern that repeats in every window.
-Stretched with the rest, as plain interpolation does, the pattern no longer lines up with the
-windows. So it is taken apart: one window's pattern is tiled as it is, the rest is interpolated.
+The learned embedding of a windowed transformer holds a pattern that repeats in every window. Plain
+interpolation stretches this pattern, so that it no longer lines up with the windows. Therefore the
+embedding is split: the pattern of a window is tiled as it is, and only the rest is interpolated
+(Bolya et al. 2023, "Window Attention is Bugged", arXiv 2311.05613).
 
 Letters in shape comments: n tokens in grid order, c channels.
 """
@@ -25,17 +26,23 @@ log = logging.getLogger("hiera")
 
 ResampleRule = Literal["absolute-window", "bicubic"]
 RESAMPLE_RULES: tuple[ResampleRule, ...] = ("absolute-window", "bicubic")
-MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}  # by spatial dimensions
+MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}  # interpolation, by number of dimensions
 
 
 def absolute_window(
     pos_embed: torch.Tensor, pos_embed_win: torch.Tensor, grid: Sequence[int]
 ) -> torch.Tensor:
-    """The native form: a coarse global map, interpolated, plus one window's pattern, tiled.
+    """Return an absolute-window embedding: a global map, interpolated, plus a tiled window pattern.
 
-    [1, c, *any], [1, c, *unit] -> [1, n, c]
+    Args:
+        pos_embed: The global map, [1, c, *any].
+        pos_embed_win: The pattern of a window, [1, c, *unit].
+        grid: Number of tokens along each dimension.
+
+    Returns:
+        [1, n, c].
     """
-    x = _interpolate(pos_embed, grid) + _tiled(pos_embed_win, grid)
+    x = _interpolate(pos_embed, grid) + _tile(pos_embed_win, grid)
     return x.flatten(2).transpose(1, 2)
 
 
@@ -45,12 +52,13 @@ def resize(
     new: Sequence[int],
     window: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """A learned embedding on another grid. [1, n, c] -> [1, n', c], in its own dtype.
+    """Resample a learned embedding to another grid. [1, n, c] -> [1, n', c], in the same dtype.
 
     Args:
-        old, new: tokens along each dimension.
-        window: tokens of a mask unit along each; the mean over all of them is the pattern that
-            tiles. None interpolates the embedding as a whole.
+        embed: The embedding.
+        old, new: Number of tokens along each dimension.
+        window: Number of tokens of a mask unit along each dimension. The mean over all windows is
+            the pattern that is tiled. None: interpolate the embedding as a whole.
     """
     if tuple(old) == tuple(new):
         return embed
@@ -59,7 +67,7 @@ def resize(
         x = _interpolate(x, new)
     else:
         pattern = _mean_window(x, window)
-        x = _interpolate(x - _tiled(pattern, old), new) + _tiled(pattern, new)
+        x = _interpolate(x - _tile(pattern, old), new) + _tile(pattern, new)
     return x.flatten(2).transpose(1, 2).contiguous().to(embed.dtype)
 
 
@@ -69,18 +77,18 @@ def resample(
     config: HieraConfig,
     rule: ResampleRule = "absolute-window",
 ) -> dict[str, torch.Tensor]:
-    """Weights for the input size of `config`, from weights made for another.
+    """Return weights for the input size of `config`, from weights for another input size.
 
     Args:
-        state: parameters in the reference's names.
-        made_for: the input size they were trained at, in pixels (and frames).
-        config: the model they go into.
-        rule: `absolute-window`, or `bicubic` to interpolate the embedding as a whole. Time is
-            linear and the decoder's embedding bicubic in either: it attends globally, nothing
-            tiles there.
+        state: Parameters, in the reference's naming.
+        made_for: The input size that they were trained with, in pixels (and frames).
+        config: The model that they are for.
+        rule: `absolute-window`, or `bicubic` to interpolate the embedding as a whole. With both
+            rules, embeddings of time are interpolated linearly, and the decoder's embedding as a
+            whole: the decoder attends globally, so it has no pattern to tile.
 
     Raises:
-        UsageError: unknown rule.
+        UsageError: There is no such rule.
     """
     if rule not in RESAMPLE_RULES:
         raise UsageError(f"unknown rule {rule!r}", f"use {' or '.join(RESAMPLE_RULES)}")
@@ -89,7 +97,7 @@ def resample(
         return state
     try:
         old = dataclasses.replace(config, input_size=made_for).layout
-    except ConfigError:  # another architecture: the misfit is reported where weights meet the model
+    except ConfigError:  # the weights are of another architecture, which `load.fit` reports
         return state
     new, pools = config.layout, config.q_pool
     unit = config.mask_unit_size if rule == "absolute-window" else None
@@ -115,10 +123,14 @@ def input_size_of(
     likely: Sequence[Any],
     patch_stride: Sequence[int],
 ) -> tuple[int, ...] | None:
-    """The input size that weights were made for: the first of `likely` with so many tokens, else a
-    square. None when their number tells nothing.
+    """Return the input size that weights were made for, or None if it cannot be inferred.
 
-    An embedding has no shape but its length: 6,272 tokens are 224x448 or 448x224 pixels.
+    An embedding shows only its number of tokens: 6,272 tokens can be 224x448 or 448x224 pixels.
+
+    Args:
+        state: Parameters, in the reference's naming.
+        likely: Input sizes to try first. If none has as many tokens, a square is assumed.
+        patch_stride: Stride of the patch embedding along each dimension.
     """
     dims = len(patch_stride)
     for size in likely:
@@ -137,37 +149,38 @@ def input_size_of(
 def _fits(
     state: Mapping[str, torch.Tensor], size: Sequence[int], patch_stride: Sequence[int]
 ) -> bool:
-    """Whether the embeddings are as long as this input size makes them."""
+    """Return whether the embeddings have as many tokens as an input of this size."""
     grid = [s // p for s, p in zip(size, patch_stride, strict=True)]
     lengths = {
         "pos_embed": math.prod(grid),
         "pos_embed_spatial": math.prod(grid[1:]),
         "pos_embed_temporal": grid[0],
     }
-    found = [state[name].shape[1] == length for name, length in lengths.items() if name in state]
-    return bool(found) and all(found)
+    equal = [state[name].shape[1] == length for name, length in lengths.items() if name in state]
+    return bool(equal) and all(equal)
 
 
 def _is_size(value: Any, dims: int) -> bool:
-    whole = isinstance(value, list | tuple) and all(type(n) is int and n > 0 for n in value)
-    return whole and len(value) == dims
+    """Return whether a value is a list of `dims` positive integers."""
+    is_integers = isinstance(value, list | tuple) and all(type(n) is int and n > 0 for n in value)
+    return is_integers and len(value) == dims
 
 
 def _mean_window(x: torch.Tensor, window: Sequence[int]) -> torch.Tensor:
-    """The mean over all windows. 1 c *grid -> 1 c *window"""
+    """Return the mean over all windows. 1 c *grid -> 1 c *window"""
     for dim, size in enumerate(window, start=2):
         x = x.unflatten(dim, (-1, size)).mean(dim)
     return x
 
 
-def _tiled(pattern: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """1 c *window -> 1 c *grid"""
+def _tile(pattern: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Repeat a window's pattern over the grid. 1 c *window -> 1 c *grid"""
     pairs = zip(grid, pattern.shape[2:], strict=True)
     return pattern.tile(1, 1, *(side // window for side, window in pairs))
 
 
 def _interpolate(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """1 c *any -> 1 c *size. Two dimensions are smoothed where they shrink."""
+    """Interpolate a map, in two dimensions with antialias. 1 c *any -> 1 c *size"""
     dims = x.dim() - 2
     resized: torch.Tensor = F.interpolate(
         x.float(),

@@ -1,11 +1,11 @@
-"""Building a model class from a checkpoint, and saving it: `from_pretrained`, `save_pretrained`."""
+"""Build a model from a checkpoint, and save it: `from_pretrained`, `save_pretrained`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -13,12 +13,24 @@ from huggingface_hub import PyTorchModelHubMixin
 from ..errors import CheckpointError
 from ..weights import files, load
 from . import pos_embed
-from .config import HieraConfig
+from .config import AutoencoderArguments, HieraConfig
 
 M = TypeVar("M", bound=torch.nn.Module)
-# timm's absolute-window models; their embedding does not tell the size they were trained at.
+# Arguments of timm's absolute-window models. Their position embedding does not show the input size
+# that they were trained with.
 ABSOLUTE_WINDOW = {"abs_win_pos_embed": True, "input_size": (256, 256)}
-CARD_NAME = "hiera.json"  # what config.json has no place for: an extra key breaks the reference
+# File for all that is not a constructor argument. The reference fails on other keys in config.json.
+CARD_NAME = "hiera.json"
+
+
+class PretrainedOptions(AutoencoderArguments, total=False):
+    """Keyword arguments of `from_pretrained`: options of the hub, and constructor arguments."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    force_download: bool
+    local_files_only: bool
 
 
 class PretrainedMixin(
@@ -27,49 +39,58 @@ class PretrainedMixin(
     paper_url="https://arxiv.org/abs/2306.00989",
     tags=["hiera"],
 ):
-    """hub loading, saving and pushing; stricter than the hub's own mixin, and whole or nothing."""
+    """Loading from and saving to folders and the hub.
 
-    card: dict[str, Any]  # classes, preprocessing and provenance, as hiera.json holds them
+    Unlike the mixin of huggingface_hub, it checks that all parameters are there, and writes files
+    atomically.
+
+    Attributes:
+        card: Classes, preprocessing and provenance of the model, which hiera.json stores.
+    """
+
+    card: dict[str, Any]
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword argument
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
         strict: bool = True,
         resample: pos_embed.ResampleRule = "absolute-window",
         map_location: str | torch.device | None = None,
-        **options: Any,
+        **options: Unpack[PretrainedOptions],
     ) -> Self:
-        """Build the model of a hub repository, folder or file, in any dialect.
+        """Build a model with the weights of a hub repository, folder, file or URL.
+
+        Checkpoints of the reference, timm, transformers and this toolkit are read.
 
         Args:
-            pretrained_model_name_or_path: `facebook/hiera_base_224.mae_in1k_ft_in1k`, a folder, a
-                file or a URL.
-            strict: every parameter must be there (but for a replaced head).
-            resample: how position embeddings come to another `input_size`: `absolute-window`, or
-                plain `bicubic` (see positions.py).
-            map_location: the device to put the model on.
-            options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` for the
-                hub; the rest overrides constructor arguments, e.g. `num_classes`.
+            pretrained_model_name_or_path: For example `facebook/hiera_base_224.mae_in1k_ft_in1k`.
+            strict: Whether every parameter must be in the checkpoint (except a replaced head).
+            resample: How position embeddings are resampled to another `input_size`:
+                `absolute-window`, or plain `bicubic` (see pos_embed.py).
+            map_location: Device of the model.
+            options: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` are
+                for the hub. All others override constructor arguments, such as `num_classes`.
 
         Raises:
-            CheckpointError: it does not fit, or its architecture cannot be told.
-            HubError: it cannot be fetched.
+            CheckpointError: The checkpoint does not fit, or its architecture is unknown.
+            HubError: It cannot be downloaded.
         """
-        for_hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        fetch = {k: options.pop(k) for k in for_hub if k in options}
-        checkpoint = load.read_checkpoint(pretrained_model_name_or_path, **fetch)
+        arguments: dict[str, Any] = {**options}
+        hub_names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        hub_options = {name: arguments.pop(name) for name in hub_names if name in arguments}
+        checkpoint = load.read_checkpoint(pretrained_model_name_or_path, **hub_options)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
         model = build(  # type: ignore[type-var]
-            cls, config, checkpoint, overrides=options, strict=strict, resample=resample
+            cls, config, checkpoint, overrides=arguments, strict=strict, resample=resample
         )
         if checkpoint.card:
             model.card = dict(checkpoint.card)
         return model if map_location is None else model.to(map_location)  # type: ignore[attr-defined]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by `save_pretrained` and `push_to_hub`."""
+        """Write the files of a model; `save_pretrained` and `push_to_hub` call this."""
         state = self.state_dict()  # type: ignore[attr-defined]
         files.write_safetensors(save_directory / "model.safetensors", state)
         files.write_json(save_directory / "config.json", self.config)  # type: ignore[attr-defined]
@@ -78,17 +99,19 @@ class PretrainedMixin(
 
 
 def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[str, Any]:
-    """Constructor arguments of a checkpoint's model: from its config, else from its shapes.
+    """Return the constructor arguments of a checkpoint's model, from its config or its shapes.
 
-    With `classifier`, an autoencoder's are turned into those of its classifier: no decoder, and
-    one more pool.
+    Args:
+        checkpoint: The checkpoint.
+        classifier: Return the arguments of a classifier, even if this is an autoencoder: without
+            decoder, and with one more pool.
 
     Raises:
-        CheckpointError: it has no config and looks like no model of the zoo.
+        CheckpointError: It has no config, and its shapes are of no model of the zoo.
     """
-    config, row = checkpoint.config, load.identify_model(checkpoint.state)
-    if config is None and row is not None:
-        config = _told_by_shapes(row.config, checkpoint.state)
+    config, entry = checkpoint.config, load.identify_model(checkpoint.state)
+    if config is None and entry is not None:
+        config = _config_from_shapes(entry.config, checkpoint.state)
     if config is None:
         raise CheckpointError(
             f"{checkpoint.source} has no config.json and the shapes of no released model",
@@ -96,15 +119,19 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
         )
     if classifier and checkpoint.is_autoencoder:
         kept = {k: v for k, v in config.items() if not k.startswith("decoder_")}
-        if isinstance(kept.get("stages"), list | tuple):  # else building it says what is wrong
+        if isinstance(kept.get("stages"), list | tuple):  # if not, building it reports the error
             kept["q_pool"] = len(kept["stages"]) - 1
         config = kept
     return config
 
 
-def _told_by_shapes(config: dict[str, Any], state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """A zoo row's arguments, and what weights made elsewhere differ in: their input size, or the
-    absolute-window form."""
+def _config_from_shapes(
+    config: dict[str, Any], state: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Return the arguments of a model of the zoo, changed to the shapes of weights.
+
+    Weights from elsewhere can differ in their input size, or have absolute-window embeddings.
+    """
     window = state.get("pos_embed_win")
     if window is not None:
         return {**config, **ABSOLUTE_WINDOW, "global_pos_size": tuple(state["pos_embed"].shape[2:])}
@@ -123,29 +150,43 @@ def match(
     strict: bool = True,
     resample: pos_embed.ResampleRule = "absolute-window",
 ) -> tuple[M, load.Fit, dict[str, Any]]:
-    """A model on the meta device, the checkpoint's tensors for it (memory-mapped), and the
-    constructor arguments. Position embeddings made for another input size are resampled.
+    """Fit a checkpoint to a model that is built without storage.
+
+    Position embeddings for another input size are resampled.
+
+    Args:
+        cls: Class of the model.
+        config: Constructor arguments, see `architecture`.
+        checkpoint: The weights.
+        overrides: Constructor arguments to change.
+        name: Name of the model, for messages.
+        strict: See `load.fit`.
+        resample: See `pos_embed.resample`.
+
+    Returns:
+        The model on the meta device, the checkpoint's tensors for it (memory-mapped), and all
+        constructor arguments.
 
     Raises:
-        CheckpointError: the checkpoint does not fit; see `weights.fit`.
-        ConfigError: no such input size, with the nearest legal ones.
+        CheckpointError: The checkpoint does not fit; see `load.fit`.
+        ConfigError: The input size is not possible. The message names the nearest legal sizes.
     """
     arguments = {**config, **(overrides or {})}
     if checkpoint.num_classes and "num_classes" not in (overrides or {}):
         arguments["num_classes"] = checkpoint.num_classes
     model = _on_meta(cls, arguments, checkpoint, bool(overrides))
-    built: HieraConfig = model._config  # type: ignore[assignment]
-    likely = [(checkpoint.config or config).get("input_size"), built.input_size]
-    made_for = pos_embed.input_size_of(checkpoint.state, likely, built.patch_stride)
-    state = pos_embed.resample(checkpoint.state, made_for or built.input_size, built, resample)
+    target: HieraConfig = model._config  # type: ignore[assignment]
+    likely = [(checkpoint.config or config).get("input_size"), target.input_size]
+    made_for = pos_embed.input_size_of(checkpoint.state, likely, target.patch_stride)
+    state = pos_embed.resample(checkpoint.state, made_for or target.input_size, target, resample)
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    found = load.fit(
+    fitted = load.fit(
         dataclasses.replace(checkpoint, state=state),
         expected,
         name=name or f"this {cls.__name__}",
         strict=strict,
     )
-    return model, found, arguments
+    return model, fitted, arguments
 
 
 def build(
@@ -158,16 +199,20 @@ def build(
     strict: bool = True,
     resample: pos_embed.ResampleRule = "absolute-window",
 ) -> M:
-    """A model with a checkpoint's weights.
+    """Build a model with the weights of a checkpoint.
 
-    Without memory or time for an initialisation that would be overwritten: the model is built on
-    the meta device and takes the (memory-mapped) tensors themselves. Only where the checkpoint
-    leaves parameters open is it built for real.
+    The model is built on the meta device, and its parameters become the memory-mapped tensors. So
+    no time or memory is spent on an initialisation that would be overwritten. Only if the
+    checkpoint lacks parameters is the model initialised.
+
+    Args:
+        cls, config, checkpoint, overrides, name, strict, resample: See `match`.
 
     Raises:
-        CheckpointError: the checkpoint does not fit; see `weights.fit`.
+        CheckpointError: The checkpoint does not fit; see `load.fit`.
+        ConfigError: The input size is not possible. The message names the nearest legal sizes.
     """
-    model, found, arguments = match(
+    model, fitted, arguments = match(
         cls,
         config,
         checkpoint,
@@ -176,25 +221,35 @@ def build(
         strict=strict,
         resample=resample,
     )
-    if found.missing:
+    if fitted.missing:
         model = cls(**arguments)
-        model.load_state_dict(found.state, strict=False)
+        model.load_state_dict(fitted.state, strict=False)
         return model
-    model.load_state_dict(found.state, strict=True, assign=True)
+    model.load_state_dict(fitted.state, strict=True, assign=True)
     return model.to(torch.float32)
 
 
 def _on_meta(
     cls: type[M], arguments: dict[str, Any], checkpoint: load.Checkpoint, overridden: bool
 ) -> M:
-    """The model without storage. When config.json is what cannot be built, say so."""
+    """Build a model without storage.
+
+    Args:
+        cls: Class of the model.
+        arguments: Constructor arguments.
+        checkpoint: Where the arguments come from.
+        overridden: Whether the user has changed some of them.
+
+    Raises:
+        CheckpointError: The arguments in config.json are not possible. Other errors pass through.
+    """
     try:
         with torch.device("meta"):
             return cls(**arguments)
-    except Exception as error:  # a foreign config.json can hold anything
+    except Exception as error:  # the config.json of another library can hold anything
         if checkpoint.config is None:
             raise
-        if overridden:  # are they to blame?
+        if overridden:  # if config.json alone cannot be built either, that error is raised
             _on_meta(cls, checkpoint.config, checkpoint, False)
             raise
         raise CheckpointError(

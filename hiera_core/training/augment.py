@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from .recipe import AugmentSettings
 
 MAX_MAGNITUDE = 10  # timm's scale of RandAugment, on which the paper's magnitude is 9
-MAGNITUDE_BINS = 31  # the number of magnitudes that torchvision's RandAugment knows
+MAGNITUDE_BINS = 31  # number of magnitudes in torchvision's RandAugment
 
 
 class Augment:

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: its folder, its model, optimiser and transforms."""
+"""Setup of a run before its first step: model, optimiser, preprocessing and augmentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..models import factory
 from ..models.hiera import HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
-from ..models.masking import check_mask_ratio
+from ..models.masking import check_mask_ratio, visible_count
 from ..version import __version__
 from ..weights import load
 from . import optimizer
@@ -33,16 +33,19 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; what it computes is the recipe's.
+    """How a run is carried out. The recipe determines what it computes.
 
     Args:
-        init_from: a checkpoint to begin with: zoo name, hub repository, folder or file.
-        resume: `auto`, a run's folder or a checkpoint; None begins anew.
-        overwrite: forget what the folder holds.
-        compile: run the model through torch.compile, as one graph.
-        parallel: how several processes share the model.
-        workers: reading processes, or None for what the machine has.
-        live: a view that stays in place, where there is a terminal.
+        init_from: Weights to start from: zoo name, hub repository, folder or file.
+        resume: What to resume from: `auto`, the folder of a run, or a checkpoint; None starts a
+            new run.
+        overwrite: Replace the run that the folder holds.
+        compile: Compile the model with torch.compile, as one graph (under FSDP, each block).
+        parallel: How several processes share the model; see `World.parallelize`.
+        workers: Dataloader workers of each process. None: the CPU cores divided by the number of
+            processes, at most 8.
+        tensorboard: Also write events for TensorBoard.
+        live: Show a live table, if stderr is a terminal.
     """
 
     init_from: str | None = None
@@ -57,38 +60,46 @@ class RunOptions:
 
 @dataclass
 class TrainingSetup:
-    """The parts of a run that the recipe and the data decide."""
+    """Everything that the recipe, the data and the options determine before the first step."""
 
-    training: TrainingState
-    card: dict[str, Any]  # for hiera.json
-    transform: ImageTransform | VideoTransform  # of held-out samples
+    training: TrainingState  # model, optimiser, EMA and loss scaler
+    card: dict[str, Any]  # contents of hiera.json
+    transform: ImageTransform | VideoTransform  # preprocessing of held-out samples
     augment: Augment
-    masking: MaskSampler | None  # of an autoencoder
-    num_classes: int | None  # of a classifier
-    precision: torch.dtype
+    masking: MaskSampler | None  # None for a classifier
+    num_classes: int | None  # None for an autoencoder
+    precision: torch.dtype  # dtype of autocast
     world: World
-    workers: int
+    workers: int  # dataloader workers of this process
 
     @property
     def device(self) -> torch.device:
+        """Device of this process."""
         return self.world.device
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of the model's input."""
+        """Size of the model's input: (frames,) height, width."""
         size: tuple[int, ...] = unwrap_model(self.training.model).config["input_size"]
         return size
 
     @property
     def clip(self) -> VideoTransform | None:
+        """The preprocessing of a video model; None for an image model."""
         return self.transform if isinstance(self.transform, VideoTransform) else None
 
     @property
     def unit(self) -> str:
+        """What a view is: "images" or "clips"."""
         return "images" if self.clip is None else "clips"
 
     def facts(self, steps: int, splits: Splits) -> dict[str, Any]:
-        """What the log begins with."""
+        """Return the facts about a run for the first event of its log.
+
+        Args:
+            steps: Number of steps in the run.
+            splits: The data.
+        """
         versions = {
             "hiera": __version__,
             "torch": torch.__version__,
@@ -113,22 +124,27 @@ def build_training(
     options: RunOptions,
     card: dict[str, Any] | None = None,
 ) -> TrainingSetup:
-    """Build everything for a run.
+    """Build everything that a run needs before its first step.
 
     Args:
-        card: of a run that goes on, whose weights come from its checkpoint.
+        recipe: The recipe.
+        samples: The training data.
+        world: The processes of the run.
+        options: How the run is carried out.
+        card: Card of a run that resumes. Its weights come from the checkpoint, so `init_from` is
+            not read.
 
     Raises:
-        UsageError: the data or the recipe does not suit the model.
-        CheckpointError, HubError: weights to begin with cannot be loaded.
+        UsageError: The data or the recipe does not suit the model.
+        CheckpointError, HubError: The weights to start from cannot be loaded.
     """
-    model, new = _build_model(recipe, samples, None if card else options.init_from)
-    card = card or new
+    model, new_card = _build_model(recipe, samples, None if card else options.init_from)
+    card = card or new_card
     config, masking = model.config, None
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
         check_mask_ratio(recipe.mask_ratio, windows)
-        masking = MaskSampler(windows, int(windows * (1 - recipe.mask_ratio)))
+        masking = MaskSampler(windows, visible_count(windows, recipe.mask_ratio))
     model.card = card
     transform = transform_for(model)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"
@@ -139,7 +155,7 @@ def build_training(
     if workers is None:
         workers = min(MAX_WORKERS, (os.cpu_count() or 1) // world.size)
     return TrainingSetup(
-        training=_prepare(model.to(world.device).train(), recipe, world, options, precision),
+        training=_build_state(model.to(world.device).train(), recipe, world, options, precision),
         card=card,
         transform=transform,
         augment=Augment(
@@ -156,48 +172,55 @@ def build_training(
 def _build_model(
     recipe: Recipe, samples: MediaDataset, init_from: str | None
 ) -> tuple[HieraEncoder, dict[str, Any]]:
-    """The model, and what hiera.json will say of it."""
-    row, config = zoo.get(recipe.model.name), dict(recipe.model.config)
-    if not row.autoencoder:
+    """Return the model and its card.
+
+    Args:
+        recipe: The recipe.
+        samples: The training data, for the classes of a classifier.
+        init_from: Weights to start from; None: random weights.
+    """
+    entry, config = zoo.get(recipe.model.name), dict(recipe.model.config)
+    if not entry.autoencoder:
         if samples.labels is None or not samples.num_classes:
             raise UsageError("the data has no labels", "give class folders or a list with labels")
         if config.setdefault("num_classes", samples.num_classes) != samples.num_classes:
             raise UsageError(
                 f"model.config.num_classes is {config['num_classes']}, and the data has "
                 f"{samples.num_classes} classes",
-                "leave it out: the data decides",
+                "leave it out: the data decides the number of classes",
             )
     torch.manual_seed(derive_seed("weights", recipe.seed))
     loaded: load.Checkpoint | None = None
     if init_from is not None:
         loaded = factory.read_weights(init_from)
     try:
-        model = factory.from_zoo(row, loaded, **config)
-    except TypeError as error:  # an argument that there is not
+        model = factory.from_zoo(entry, loaded, **config)
+    except TypeError as error:  # model.config has an unknown argument
         raise UsageError(f"model.config: {error}") from error
     origin = f"trained with hiera-toolkit {__version__}"
     card = {k: v for k, v in model.card.items() if k not in ("licence", "classes", "training")}
     card["source"] = origin if loaded is None else f"{origin} from {loaded.source}"
-    if samples.classes is not None and not row.autoencoder:
+    if samples.classes is not None and not entry.autoencoder:
         card["classes"] = list(samples.classes)
     return model, card
 
 
-def _prepare(
+def _build_state(
     model: HieraEncoder, recipe: Recipe, world: World, options: RunOptions, precision: str
 ) -> TrainingState:
-    """Compile it, spread it over the processes, and give it an optimiser."""
+    """Compile a model, make it parallel, and return it with its optimiser, EMA and loss scaler."""
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
-        for block in model.blocks:  # what FSDP does between blocks is in no graph
+        for block in model.blocks:  # FSDP's collectives between blocks cannot be in a graph
             block.compile(fullgraph=True)
     elif options.compile:
         model.compile(fullgraph=True)
-    spread = world.spread(model, options.parallel)
+    parallel_model = world.parallelize(model, options.parallel)
+    inner = unwrap_model(parallel_model)
     averages = {}
     if recipe.ema:
-        averages = {n: p.detach().clone() for n, p in unwrap_model(spread).named_parameters()}
+        averages = {name: p.detach().clone() for name, p in inner.named_parameters()}
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
     return TrainingState(
-        spread, optimizer.build_optimizer(unwrap_model(spread), recipe.optimizer), averages, scaler
+        parallel_model, optimizer.build_optimizer(inner, recipe.optimizer), averages, scaler
     )

@@ -85,7 +85,7 @@ class MaskSampler:
     kept: int
 
     def draw(self, *parts: int | str) -> torch.Tensor:
-        """Return the numbers of the visible units, [kept]. The same parts give the same mask."""
+        """Draw a mask with the seed of `derive_seed`, and return its visible units, [kept]."""
         generator = torch.Generator().manual_seed(derive_seed("mask", *parts))
         return torch.rand(self.windows, generator=generator).argsort()[: self.kept]
 
@@ -117,19 +117,19 @@ class TrainDataset(Dataset[LoadedSample]):
 
     def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
         epoch, sample = key
-        parts = [(self.seed, epoch, str(sample), repeat) for repeat in range(self.repeats)]
+        seeds = [(self.seed, epoch, str(sample), repeat) for repeat in range(self.repeats)]
         if self.clip is None:
             image = np.array(open_image(content)[0])
             pixels = [image] * self.repeats
         else:
-            positions = [np.random.default_rng(derive_seed("time", *p)).random() for p in parts]
+            positions = [np.random.default_rng(derive_seed("time", *s)).random() for s in seeds]
             pixels = read_clips(content, self.clip, positions)
         views = []
         with torch.random.fork_rng(devices=[]):
-            for p, view in zip(parts, pixels, strict=True):
-                torch.manual_seed(derive_seed("augment", *p))
+            for seed, view in zip(seeds, pixels, strict=True):
+                torch.manual_seed(derive_seed("augment", *seed))
                 views.append(self.augment(view))
-        units = torch.stack([self.masking.draw(*p) for p in parts]) if self.masking else None
+        units = torch.stack([self.masking.draw(*s) for s in seeds]) if self.masking else None
         return LoadedSample(key, torch.stack(views), visible_units=units)
 
 
@@ -182,8 +182,8 @@ class Collator:
         self, shape: Sequence[int], num_classes: int | None, recipe: Recipe | None = None
     ) -> None:
         self.shape, self.num_classes = tuple(shape), num_classes
-        augment = recipe and recipe.augment
-        mixes = augment and (augment.mixup or augment.cutmix) and num_classes
+        augment = recipe.augment if recipe else None
+        mixes = augment is not None and (augment.mixup or augment.cutmix) and num_classes
         self.mixing = augment if mixes else None
         self.seed, self.repeats = (recipe.seed, recipe.data.repeats) if recipe else (0, 1)
 
@@ -304,7 +304,7 @@ def _load(
         content = source.content()
         kind = kind_of(content, name)
         if kind != expected:
-            raise InputError(f"expected {expected}, got {kind}", f"train on {expected}s only")
+            raise InputError(f"expected {expected}, got {kind}", f"the model takes {expected}s")
         loaded = read(key, content)
     except HieraError as error:
         return LoadedSample(key, name=name, error=error.message)

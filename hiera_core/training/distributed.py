@@ -20,7 +20,7 @@ from ..errors import TrainingError
 from ..models.hiera import HieraEncoder
 
 Parallel = Literal["ddp", "fsdp"]
-# Messages of RuntimeErrors that PyTorch raises if another process is lost.
+# Found in the message of the RuntimeError that PyTorch raises when another process is lost.
 LOST_PROCESS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
 
@@ -31,7 +31,7 @@ class World:
 
     Args:
         device: The device of this process.
-        rank: Number of this process.
+        rank: Rank of this process, from 0.
         size: Number of processes.
     """
 

@@ -61,7 +61,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Convert a value to the type of a union that suits it. A string stays one if it may."""
+    """Convert a value to the type of a union that suits it. A string stays a string if possible."""
     if value is None and NoneType in members:
         return None
     if isinstance(value, str) and str in members:

@@ -1,4 +1,4 @@
-"""The folder of a training run: who may write to it, and what a finished run leaves there."""
+"""The folder of a training run: checks before it is used, and export of the trained weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.datasets import MediaDataset
 from ..errors import OutputError, UsageError
 from ..weights import files
-from . import checkpoint
+from .checkpoint import find_checkpoint, read_meta
 from .distributed import World, unwrap_model
 from .recipe import Recipe
 from .run_log import CURVES_NAME, LOG_NAME
@@ -19,55 +19,65 @@ if TYPE_CHECKING:
     from .build import RunOptions, TrainingSetup
 
 RECIPE_NAME = "recipe.yaml"
-# Keys that may change when a run resumes: they decide what is shown and kept, not what is computed.
-FREE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
+# Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
+CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
 
 
 class RunFolder:
-    """The folder of a run. Nothing is changed in it before `claim`.
+    """The folder of a run. Nothing in it changes before `claim`.
+
+    Args:
+        path: The folder.
+        recipe: The recipe of the run.
+        samples: The training data.
+        world: The processes of the run.
+        options: `resume` and `overwrite` decide what happens to a run in the folder.
 
     Attributes:
-        resumes: the checkpoint to go on from, or None; `meta`: what was saved beside it.
+        checkpoint: The checkpoint to resume from, or None.
+        meta: Contents of that checkpoint's meta.json; empty without a checkpoint.
+        resumes_in_place: Whether that checkpoint belongs to this folder.
 
     Raises:
-        UsageError: it holds another run, or one that was begun with another recipe or other data;
-            it cannot be written to.
+        UsageError: The folder holds another run or cannot be written to; or the checkpoint's run
+            was begun with another recipe or on other data.
+        CheckpointError: meta.json of the checkpoint is damaged.
     """
 
     def __init__(
         self, path: Path, recipe: Recipe, samples: MediaDataset, world: World, options: RunOptions
     ) -> None:
         self.path, self.recipe, self.world = path, recipe, world
-        self.resumes = checkpoint.find_checkpoint(options.resume, path) if options.resume else None
+        self.checkpoint = find_checkpoint(options.resume, path) if options.resume else None
         self.meta: dict[str, Any] = {}
-        if self.resumes is not None:
-            self.meta = checkpoint.read_meta(self.resumes)
-            self._check_same(self.meta["recipe"])
+        if self.checkpoint is not None:
+            self.meta = read_meta(self.checkpoint)
+            self._check_same_recipe(self.meta["recipe"])
             if self.meta.get("data") != samples.fingerprint:
                 raise UsageError(
                     "the run was begun on other data",
-                    "resume with its own, or begin another run with --init-from",
+                    "resume it on the same data, or start a new run with --init-from",
                 )
-        self.goes_on = self.resumes is not None and (
-            self.resumes.resolve().is_relative_to(path.resolve())
+        self.resumes_in_place = self.checkpoint is not None and (
+            self.checkpoint.resolve().is_relative_to(path.resolve())
         )
-        may_clear = self.goes_on or options.overwrite or options.resume == "auto"
-        if (path / RECIPE_NAME).exists() and not may_clear:
+        may_use = self.resumes_in_place or options.overwrite or options.resume == "auto"
+        if (path / RECIPE_NAME).exists() and not may_use:
             raise UsageError(
                 f"{path} already holds a run", "use --resume auto, --overwrite, or another -o"
             )
-        there = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise UsageError(f"{path} cannot be written to", "use another -o")
 
     def claim(self) -> None:
-        """Make it this run's: forget what it held, unless the run goes on.
+        """Prepare the folder for this run. Unless it resumes in place, remove an earlier run.
 
         Raises:
-            OutputError: it cannot be written to.
+            OutputError: The folder cannot be written.
         """
-        self.world.barrier()  # everybody has looked before anything is written
-        if self.world.is_main_process and not self.goes_on:
+        self.world.barrier()  # all processes have checked the folder before it changes
+        if self.world.is_main_process and not self.resumes_in_place:
             self._clear()
         self.world.barrier()
 
@@ -82,23 +92,31 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
 
-    def _check_same(self, begun_with: dict[str, Any]) -> None:
+    def _check_same_recipe(self, saved: dict[str, Any]) -> None:
         for key, value in self.recipe.to_dict().items():
-            if key not in FREE_KEYS and begun_with.get(key) != value:
+            if key not in CHANGEABLE_KEYS and saved.get(key) != value:
                 raise UsageError(
-                    f"the run was begun with {key} = {begun_with.get(key)}, not {value}",
-                    "resume with its own recipe, or begin another run with --init-from",
+                    f"the run was begun with {key} = {saved.get(key)}, not {value}",
+                    "resume it with the same recipe, or start a new run with --init-from",
                 )
 
-    def export(self, parts: TrainingSetup, last: dict[str, Any]) -> None:
-        """model.safetensors, config.json and hiera.json, in the reference's names."""
+    def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
+        """Write model.safetensors, config.json and hiera.json, with the reference's names.
+
+        Args:
+            setup: The setup of the run. All processes take part, because its model may be sharded.
+            result: The last measurements of the run, for hiera.json.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: Any = get_model_state_dict(parts.training.model, options=options)
+        state: Any = get_model_state_dict(setup.training.model, options=options)
         if self.world.is_main_process:
-            told = ("step", "loss", "val", "unreadable")
-            result: dict[str, Any] = {k: last[k] for k in told if k in last}
+            keys = ("step", "loss", "val", "unreadable")
+            training = {key: result[key] for key in keys if key in result}
             files.write_safetensors(self.path / "model.safetensors", state)
-            files.write_json(self.path / "config.json", unwrap_model(parts.training.model).config)
-            files.write_json(self.path / "hiera.json", {**parts.card, "training": result})
+            files.write_json(self.path / "config.json", unwrap_model(setup.training.model).config)
+            files.write_json(self.path / "hiera.json", {**setup.card, "training": training})

@@ -1,4 +1,4 @@
-"""What a run says: a JSONL log always, a live view or lines for people, TensorBoard on demand."""
+"""Log of a run: JSON lines, the terminal (live table or log lines), TensorBoard, and curves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,24 @@ from .distributed import World
 
 log = logging.getLogger("hiera")
 LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
+# Values of a step that the terminal shows.
 SHOWN = ("loss", "lr", "grad_norm", "rate", "eta", "memory")
 
 
 @dataclass
 class RunLog:
-    """Of one process's run; those that are not `active` (all but the first) say nothing.
+    """Log of a run. Each event is a JSON object with `event` (start, step, val, bad) and `step`.
 
-    Each event is a dictionary with `event` (start, step, val, bad) and `step`.
+    Args:
+        folder: Folder of the run.
+        steps: Number of steps in the run.
+        unit: What a view is: "images" or "clips".
+        active: False in all processes but the main process; the log then does nothing.
+        live: Show a live table instead of log lines, if stderr is a terminal.
+        tensorboard: Also write events for TensorBoard.
+
+    Raises:
+        UsageError: `tensorboard` is set, and TensorBoard is not installed.
     """
 
     folder: Path
@@ -36,29 +46,35 @@ class RunLog:
     active: bool = True
     live: bool = True
     tensorboard: bool = False
-    _last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tensorboard:
             self._summary_writer = _summary_writer_class()
 
     def open(self, step: int) -> None:
-        """Begin, or go on after `step` steps: what the log holds beyond them is forgotten."""
+        """Open the log of a run that starts (`step` 0) or resumes after `step` steps.
+
+        Events of later steps are removed; at step 0, all of them.
+
+        Raises:
+            OutputError: The log cannot be written.
+        """
         if not self.active:
             return
         path = self.folder / LOG_NAME
         kept = [json.dumps(e) for e in events(self.folder) if e.get("step", 0) <= step]
-        with atomic_file(path) as temporary:  # a crash here loses nothing
+        with atomic_file(path) as temporary:  # so that a crash here loses no event
             temporary.write_text("".join(f"{line}\n" for line in kept if step))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._writer = (
             self._summary_writer(self.folder / "tensorboard") if self.tensorboard else None
         )
-        self._view = _View(self.steps, self.unit) if self.live and sys.stderr.isatty() else None
-        self._began = time.monotonic()
+        self._table = (
+            _LiveTable(self.steps, self.unit) if self.live and sys.stderr.isatty() else None
+        )
 
-    def say(self, event: str, **values: Any) -> None:
-        """Log an event and show it."""
+    def log_event(self, event: str, **values: Any) -> None:
+        """Write an event to the log, and show it on the terminal."""
         if not self.active:
             return
         self._file.write(json.dumps({"event": event, **values}) + "\n")
@@ -68,28 +84,49 @@ class RunLog:
                     self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
-        elif self._view:
-            self._view.show(event, values)
+        elif self._table:
+            self._table.show(event, values)
         elif event in ("step", "val"):
             log.info("%s", format_event(event, values, self.steps, self.unit))
 
     def close(self) -> None:
+        """Close the log, if it is open."""
         if not self.active or not hasattr(self, "_file"):
             return
-        if self._view:
-            self._view.close()
+        if self._table:
+            self._table.close()
         self._file.close()
         if self._writer:
             self._writer.close()
 
-    def draw(self) -> Path | None:
-        """The curves of loss and accuracy so far."""
+    def draw_curves(self) -> Path | None:
+        """Draw the curves of loss and accuracy from the log.
+
+        Returns:
+            Path of the PNG, or None if nothing is measured yet or matplotlib is not installed.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        plots = self._curves()
+        if not plots["loss"]:
+            return None
+        path = self.folder / CURVES_NAME
+        try:
+            charts.draw_curves(path, plots, "passes over the data")
+        except UsageError:  # matplotlib is optional, and a run must not fail because of a chart
+            log.info("%s needs matplotlib: pip install 'hiera-toolkit[plots]'", CURVES_NAME)
+            return None
+        return path
+
+    def _curves(self) -> dict[str, dict[str, charts.Curve]]:
+        """Return the curves in the log: title of a plot -> label of a curve -> points."""
         steps = [e for e in events(self.folder) if e["event"] == "step"]
         vals = [e for e in events(self.folder) if e["event"] == "val"]
-        panels: dict[str, dict[str, charts.Curve]] = {"loss": {}}
+        plots: dict[str, dict[str, charts.Curve]] = {"loss": {}}
         if steps:
-            panels["loss"]["training"] = ([e["epoch"] for e in steps], [e["loss"] for e in steps])
-        for name, panel, label in (
+            plots["loss"]["training"] = ([e["epoch"] for e in steps], [e["loss"] for e in steps])
+        for name, title, label in (
             ("loss", "loss", "held out"),
             ("top1", "accuracy (%)", "top-1, held out"),
             ("top5", "accuracy (%)", "top-5, held out"),
@@ -97,15 +134,12 @@ class RunLog:
             points = [(e["epoch"], e[name]) for e in vals if e.get(name) is not None]
             if points:
                 x, y = zip(*points, strict=True)
-                panels.setdefault(panel, {})[label] = (x, y)
-        if not panels["loss"]:
-            return None
-        charts.draw_curves(self.folder / CURVES_NAME, panels, "passes over the data")
-        return self.folder / CURVES_NAME
+                plots.setdefault(title, {})[label] = (x, y)
+        return plots
 
 
 def events(folder: Path) -> Iterator[dict[str, Any]]:
-    """What a run has logged. A last line that a crash cut off is left out."""
+    """Yield the events in the log of a run. A last line that a crash cut off is left out."""
     path = folder / LOG_NAME
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -115,22 +149,30 @@ def events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> str:
-    """An event for people, in one line."""
+    """Return a log line for an event.
+
+    Args:
+        event: `step` or `val`.
+        values: The values of the event.
+        steps: Number of steps in the run.
+        unit: "images" or "clips".
+    """
     head = f"step {values['step']}/{steps}"
     if event == "val":
-        return f"{head}, held out: {_accuracy(values)}"
-    parts = [f"{name} {_number(name, values[name], unit)}" for name in SHOWN if values.get(name)]
+        return f"{head}, held out: {_format_validation(values)}"
+    parts = [f"{name} {_format(name, values[name], unit)}" for name in SHOWN if values.get(name)]
     return f"{head}, {', '.join(parts)}"
 
 
-def _accuracy(values: dict[str, Any]) -> str:
+def _format_validation(values: dict[str, Any]) -> str:
     parts = [f"loss {values['loss']:.4f}"]
     parts += [f"{n[:3]}-{n[3]} {values[n]:.2f}%" for n in ("top1", "top5") if n in values]
     bad = f", {values['bad']} unreadable" if values.get("bad") else ""
     return f"{', '.join(parts)} ({values['samples']} samples{bad})"
 
 
-def _number(name: str, value: float, unit: str) -> str:
+def _format(name: str, value: float, unit: str) -> str:
+    """Format a value of a step: `rate` per second, `eta` in seconds, `memory` in GiB."""
     if name == "rate":
         return f"{value:.1f} {unit}/s"
     if name == "eta":
@@ -143,49 +185,64 @@ def _number(name: str, value: float, unit: str) -> str:
 
 
 class StepStatistics:
-    """The steps between two reports. Their numbers stay on the device: reading waits for it."""
+    """Statistics of the steps since the last report.
+
+    They stay on the device until `summary`, because copying them to the CPU waits for the device.
+
+    Args:
+        world: The processes of the run.
+        step: Number of steps before the first one that is added.
+    """
 
     def __init__(self, world: World, step: int) -> None:
         self.world, self.step, self.rows = world, step, list[torch.Tensor]()
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
 
     def add(self, row: torch.Tensor) -> None:
+        """Add a step of this process: [4] weighted loss, weight, gradient norm, views."""
         self.rows.append(row)
 
     def summary(self, scaled: bool) -> dict[str, Any]:
-        """Means over the steps and all processes.
+        """Summarise the steps over all processes.
+
+        Args:
+            scaled: Whether the loss is scaled (fp16). The scaler skips steps with NaN or infinite
+                gradients, so they are no error.
+
+        Returns:
+            `loss` and `grad_norm`, means over the steps; `rate`, views a second; `seconds`;
+            `views` and `unreadable_views`, numbers of views.
 
         Raises:
-            TrainingError: a loss is no number, or a gradient (but `scaled` ones, for fp16: the
-                scaler skips such a step).
+            TrainingError: A loss or gradient is NaN or infinite.
         """
         rows = torch.stack(self.rows).double()
-        norms = rows[:, 2].cpu()
-        rows = self.world.sum(rows).cpu()
-        good = rows[:, 0].isfinite() & (norms.isfinite() | scaled)
-        if not bool(good.all()):
-            step = self.step + int((~good).nonzero()[0]) + 1
-            what = "gradient" if bool(rows[step - self.step - 1, 0].isfinite()) else "loss"
+        norms = rows[:, 2].cpu()  # the norm is the same in all processes, so it is not summed
+        rows = self.world.all_reduce(rows).cpu()
+        finite = rows[:, 0].isfinite() & (norms.isfinite() | scaled)
+        if not bool(finite.all()):
+            index = int((~finite).nonzero()[0])
+            what = "gradient" if bool(rows[index, 0].isfinite()) else "loss"
             raise TrainingError(
-                f"the {what} of step {step} is no number",
-                "no checkpoint holds it; lower optimizer.lr, set optimizer.clip_grad, or use --set "
-                "precision=fp32 or bf16",
+                f"the {what} of step {self.step + index + 1} is no number (NaN or infinite)",
+                "no checkpoint contains it; lower optimizer.lr, set optimizer.clip_grad, or use "
+                "--set precision=fp32 or bf16",
             )
-        seconds = time.perf_counter() - self.began
+        seconds = time.perf_counter() - self.start
         weight = rows[:, 1].clamp_min(1)
-        read, lost = rows[:, 3].sum(), (rows[:, 3] - rows[:, 1]).sum()
+        views, unreadable = rows[:, 3].sum(), (rows[:, 3] - rows[:, 1]).sum()
         return {
             "loss": float((rows[:, 0] / weight).mean()),
             "grad_norm": float(norms.mean()),
-            "rate": float(read) / seconds,
+            "rate": float(views) / seconds,
             "seconds": seconds,
-            "read": int(read),
-            "lost": int(lost),
+            "views": int(views),
+            "unreadable_views": int(unreadable),
         }
 
 
-class _View:
-    """A table that stays in place while a run goes on."""
+class _LiveTable:
+    """Table on the terminal with the progress and the last measurements of a run."""
 
     def __init__(self, steps: int, unit: str) -> None:
         from rich.console import Console
@@ -200,23 +257,23 @@ class _View:
 
     def show(self, event: str, values: dict[str, Any]) -> None:
         if event == "val":
-            self._held_out = _accuracy(values)
+            self._held_out = _format_validation(values)
         elif event == "step":
             self._values = values
             self._progress.update(self._task, completed=values["step"])
-        self._live.update(self._table())
+        self._live.update(self._render())
 
     def close(self) -> None:
         self._live.stop()
 
-    def _table(self) -> Any:
+    def _render(self) -> Any:
         from rich.console import Group
         from rich.table import Table
 
         table = Table(show_header=False, box=None)
         for name in SHOWN:
             if self._values.get(name):
-                table.add_row(name, _number(name, self._values[name], self._unit))
+                table.add_row(name, _format(name, self._values[name], self._unit))
         table.add_row("held out", self._held_out)
         return Group(self._progress, table)
 

@@ -33,7 +33,7 @@ class StepSampler:
     Args:
         samples: Number of samples in the data set.
         recipe: The recipe, for its batch size, number of epochs and seed.
-        rank: Number of this process.
+        rank: Rank of this process, from 0.
         world: Number of processes.
 
     Raises:
@@ -77,8 +77,8 @@ class StepSampler:
     def steps_per_pass(self) -> int:
         """Number of steps in one pass over the data.
 
-        Samples that do not fill a step are left out. Each pass is shuffled anew, so these are
-        others in the next pass.
+        Samples that are left over at the end of a pass are not used in it. Each pass is shuffled
+        anew, so other samples are left over in the next one.
         """
         return self.samples // self.step_samples
 
@@ -113,7 +113,7 @@ def eval_batches(
     Args:
         samples: Number of samples in the data set.
         batch: Number of samples in a batch.
-        rank: Number of this process.
+        rank: Rank of this process, from 0.
         world: Number of processes.
     """
     share = list(range(rank, samples, world))

@@ -1,4 +1,4 @@
-"""The engine: one loop for pre-training and fine-tuning, images and videos, one process or many."""
+"""Training loop for pre-training and fine-tuning, images and videos, one process or many."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ from .lr_schedule import learning_rate_at
 from .previews import Previews
 from .recipe import Recipe, read_recipe
 from .run_folder import RunFolder
-from .run_log import RunLog, StepStatistics
+from .run_log import LOG_NAME, RunLog, StepStatistics
 from .sampler import StepSampler, derive_seed
 from .validate import ema_weights, validate
 
 log = logging.getLogger("hiera")
-SAVED_ONLY = ("recipe", "card", "data", "seen", "unread")  # of what a checkpoint holds
+# Keys of a checkpoint's meta.json that only resuming needs. The other ones are measurements.
+RESUME_KEYS = ("recipe", "card", "data", "seen", "unread")
 
 
 class ValidationResult(TypedDict, total=False):
-    """Measurements on held-out data. Accuracies are in percent, and of classifiers only."""
+    """Measurements on held-out data. Only classifiers have accuracies."""
 
     loss: float
-    top1: float
-    top5: float
-    samples: int
-    bad: int  # unreadable samples
+    top1: float  # percent
+    top5: float  # percent; only for more than five classes
+    samples: int  # number of samples measured
+    bad: int  # number of unreadable samples
 
 
 class TrainingResult(TypedDict, total=False):
     """The last measurements of a run."""
 
     step: int
-    epoch: float
+    epoch: float  # passes over the data
     loss: float
-    unreadable: int  # samples
+    unreadable: int  # number of unreadable samples, counted in each pass
     val: ValidationResult  # if data is held out
 
 
@@ -68,26 +69,37 @@ def train(
 
     >>> hiera_core.train("hiera_nano_32", "digits", "runs/digits")
 
-    Writes to `folder`: model.safetensors, config.json and hiera.json (ready for
-    `hiera predict --checkpoint`), recipe.yaml, log.jsonl, curves.png, checkpoints/, and for an
-    autoencoder pictures/, which shows reconstructions after every pass.
+    The run writes these files to `folder`:
+        model.safetensors, config.json, hiera.json: The trained model, ready for
+            `hiera predict --checkpoint`.
+        recipe.yaml: The recipe.
+        log.jsonl: Every measurement and every unreadable sample.
+        curves.png: Loss and accuracy over time, if matplotlib is installed.
+        checkpoints/: The newest checkpoints.
+        pictures/: For an autoencoder, reconstructions after each pass.
 
     Args:
-        recipe: The name of a model, a .yaml file, or a `Recipe`.
+        recipe: Name of a model, path of a .yaml file, or a `Recipe`.
         data: See `open_splits`.
-        folder: The folder of the run.
-        world: The processes of the run; None: those that torchrun started, or this one alone.
-        options: How the run is carried out; what it computes is decided by the recipe.
-        settings: Values of the recipe that differ, by dotted keys: {"optimizer.lr": 1e-3}.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, if `world` is None.
+        folder: Folder of the run.
+        world: The processes of the run. None: those that torchrun started, or only this one.
+        options: How the run is carried out. The recipe determines what it computes.
+        settings: Values of the recipe to change, by dotted key: {"optimizer.lr": 1e-3}. They have
+            no effect on a `Recipe`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Used only if `world` is None.
+
+    Returns:
+        The last measurements of the run.
 
     Raises:
-        UsageError: The folder is in use, the data does not fit, or the folder holds a run with
-            another recipe.
-        TrainingError: The loss is NaN or infinite, or too many samples are unreadable.
-        CheckpointError, HubError: Weights to begin with, or to resume from, cannot be loaded.
-        DeviceError: The device does not exist, or is out of memory.
-        OutputError: The disk is full.
+        UsageError: The recipe or a setting is not usable, the data does not suit the model, or the
+            folder already holds a run or cannot be written to.
+        TrainingError: A loss or gradient is NaN or infinite, too many samples are unreadable, or
+            another process has ended.
+        CheckpointError, HubError: The weights to start from, or the checkpoint to resume from,
+            cannot be loaded.
+        DeviceError: The device does not exist or is out of memory, or torch.compile failed.
+        OutputError: A file cannot be written, e.g. because the disk is full.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, settings)
@@ -101,180 +113,221 @@ def train(
 
 
 class Trainer:
-    """One run. Arguments: see `train`."""
+    """One training run, for pre-training or fine-tuning, on one or many processes.
+
+    Args:
+        recipe, folder, world, options: See `train`.
+        splits: The training data and the held-out data.
+
+    Raises:
+        See `train`. The folder is not changed before everything is built.
+    """
 
     def __init__(
         self, recipe: Recipe, splits: Splits, folder: Path, world: World, options: RunOptions
     ) -> None:
-        self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
-        self.plan = StepSampler(len(splits.train), recipe, world.rank, world.size)
-        self.folder = RunFolder(folder, recipe, splits.train, world, options)
+        self.recipe, self.splits, self.world = recipe, splits, world
+        self.sampler = StepSampler(len(splits.train), recipe, world.rank, world.size)
+        self.run_folder = RunFolder(folder, recipe, splits.train, world, options)
         self.checkpoints = CheckpointManager(folder, world, recipe.keep_checkpoints)
-        self.parts: TrainingSetup = build_training(
-            recipe, splits.train, world, options, self.folder.meta.get("card")
+        meta = self.run_folder.meta
+        self.setup: TrainingSetup = build_training(
+            recipe, splits.train, world, options, meta.get("card")
         )
-        self.training = self.parts.training
-        self.report = RunLog(
+        self.training = self.setup.training
+        self.run_log = RunLog(
             folder,
-            self.plan.steps,
-            unit=self.parts.unit,
+            self.sampler.steps,
+            unit=self.setup.unit,
             active=world.is_main_process,
             live=options.live,
             tensorboard=options.tensorboard,
         )
-        self.bad: dict[str, str] = {}  # unreadable samples since the last report, and why
-        # Views since the start, and those of unreadable samples.
-        self.seen, self.unread = (self.folder.meta.get(key, 0) for key in ("seen", "unread"))
-        self.folder.claim()  # from here on nothing is wrong with what was asked for
+        # Unreadable samples of this process since the last report: name -> error.
+        self.unreadable: dict[str, str] = {}
+        # Numbers of views since the start of the run, over all processes.
+        self.seen_views, self.unreadable_views = meta.get("seen", 0), meta.get("unread", 0)
+        self.run_folder.claim()
 
     def run(self) -> TrainingResult:
+        """Train to the last step, export the weights, and return the last measurements."""
         last = self._resume()
-        self.report.open(last["step"])
+        self.run_log.open(last["step"])
         try:
             if not last["step"]:
-                self.report.say("start", step=0, **self.parts.facts(self.plan.steps, self.splits))
+                facts = self.setup.facts(self.sampler.steps, self.splits)
+                self.run_log.log_event("start", step=0, **facts)
             with without_pillow_limit():
-                self._loop(last)
+                self._train_from(last)
             if self.world.is_main_process:
-                self.report.draw()
+                self.run_log.draw_curves()
         finally:
-            self.report.close()
+            self.run_log.close()
         with ema_weights(self.training):
-            self.folder.export(self.parts, last)
+            self.run_folder.export(self.setup, last)
         result: TrainingResult = last  # type: ignore[assignment]
         return result
 
     def _resume(self) -> dict[str, Any]:
-        """What was last measured, and at which step."""
-        if self.folder.resumes is None:
+        """Load the checkpoint, if the run resumes, and return its step and measurements."""
+        if self.run_folder.checkpoint is None:
             return {"step": 0}
-        meta = self.checkpoints.load(self.folder.resumes, self.training)
-        log.info("going on after step %d of %d", meta["step"], self.plan.steps)
-        if self.folder.goes_on:
+        meta = self.checkpoints.load(self.run_folder.checkpoint, self.training)
+        log.info("resuming after step %d of %d", meta["step"], self.sampler.steps)
+        if self.run_folder.resumes_in_place:
             self.checkpoints.forget_after(meta["step"])
-        return {k: v for k, v in meta.items() if k not in SAVED_ONLY}
+        return {k: v for k, v in meta.items() if k not in RESUME_KEYS}
 
-    def _loop(self, last: dict[str, Any]) -> None:
-        """From the step after `last` to the end; what is measured goes into `last`."""
-        recipe, plan, step = self.recipe, self.plan, last["step"]
-        pictures = None
-        if self.parts.masking is not None:
-            shown = self.splits.train if self.splits.val is None else self.splits.val
-            pictures = Previews(self.parts, shown, self.folder.path, self.world)
-        val_steps = max(1, round(recipe.val_every * plan.pass_steps))
-        save_steps = max(1, round(recipe.save_every * plan.pass_steps))
+    def _train_from(self, last: dict[str, Any]) -> None:
+        """Run the steps after `last["step"]`, and update `last` with each measurement."""
+        recipe, step = self.recipe, last["step"]
+        steps, steps_per_pass = self.sampler.steps, self.sampler.steps_per_pass
+        previews = self._previews()
+        val_steps = max(1, round(recipe.val_every * steps_per_pass))
+        save_steps = max(1, round(recipe.save_every * steps_per_pass))
         batches = self._batches(step)
-        window = StepStatistics(self.world, step)
-        while step < plan.steps:
-            window.add(self._step(step, batches))
+        statistics = StepStatistics(self.world, step)
+        while step < steps:
+            statistics.add(self._step(step, batches))
             step += 1
-            end = step == plan.steps
-            saves = end or step % save_steps == 0
-            if saves or step % recipe.log_every == 0:  # nothing is saved that was not looked at
-                last |= self._report(window, step)
-                window = StepStatistics(self.world, step)
-            if self.splits.val is not None and (end or step % val_steps == 0):
-                last["val"] = validate(self.parts, self.splits.val, recipe, self.world)
-                self.report.say("val", step=step, epoch=step / plan.pass_steps, **last["val"])
-            if pictures is not None and (end or step % plan.pass_steps == 0):
-                pictures.draw(math.ceil(step / plan.pass_steps))
+            is_last = step == steps
+            saves = is_last or step % save_steps == 0
+            # A report comes before every save: it raises an error if a value is NaN or infinite.
+            if saves or step % recipe.log_every == 0:
+                last |= self._report(statistics, step)
+                statistics = StepStatistics(self.world, step)
+            if self.splits.val is not None and (is_last or step % val_steps == 0):
+                last["val"] = validate(self.setup, self.splits.val, recipe, self.world)
+                epoch = step / steps_per_pass
+                self.run_log.log_event("val", step=step, epoch=epoch, **last["val"])
+            if previews is not None and (is_last or step % steps_per_pass == 0):
+                previews.draw(math.ceil(step / steps_per_pass))
             if saves:
-                self.checkpoints.save(self.training, {**last, **self._saved_only()})
+                self.checkpoints.save(self.training, {**last, **self._resume_values()})
 
-    def _saved_only(self) -> dict[str, Any]:
-        """What goes into a checkpoint so that a run can go on."""
+    def _resume_values(self) -> dict[str, Any]:
+        """Return the values in a checkpoint's meta.json that only resuming needs."""
         return {
             "recipe": self.recipe.to_dict(),
-            "card": self.parts.card,
+            "card": self.setup.card,
             "data": self.splits.train.fingerprint,
-            "seen": self.seen,
-            "unread": self.unread,
+            "seen": self.seen_views,
+            "unread": self.unreadable_views,
         }
 
+    def _previews(self) -> Previews | None:
+        """Return the previews of an autoencoder, of held-out samples if there are any."""
+        if self.setup.masking is None:
+            return None
+        samples = self.splits.train if self.splits.val is None else self.splits.val
+        return Previews(self.setup, samples, self.run_folder.path, self.world)
+
     def _batches(self, step: int) -> Iterator[Batch]:
-        """This process's, from a step on."""
-        parts = self.parts
+        """Return the batches of this process, from a step on."""
+        setup = self.setup
         dataset = TrainDataset(
-            self.splits.train, parts.augment, self.recipe, parts.clip, parts.masking
+            self.splits.train, setup.augment, self.recipe, setup.clip, setup.masking
         )
-        collate = Collator((3, *parts.size), parts.num_classes, self.recipe)
-        keys = self.plan.batches(step)
-        return iter(make_loader(dataset, keys, collate, parts.workers, parts.device))
+        collate = Collator((3, *setup.size), setup.num_classes, self.recipe)
+        keys = self.sampler.batches(step)
+        return iter(make_loader(dataset, keys, collate, setup.workers, setup.device))
 
     def _step(self, step: int, batches: Iterator[Batch]) -> torch.Tensor:
-        """One optimiser step. -> [4]: weighted loss, weight, gradient norm, views read"""
-        recipe, training, device = self.recipe, self.training, self.parts.device
+        """Run one optimiser step.
+
+        Returns:
+            Values of this process for `StepStatistics`, [4]: weighted loss, weight, gradient norm,
+            views.
+        """
+        recipe, training, device = self.recipe, self.training, self.setup.device
         optimizer.set_learning_rate(
-            training.optimizer, learning_rate_at(step, self.plan.steps, recipe)
+            training.optimizer, learning_rate_at(step, self.sampler.steps, recipe)
         )
-        torch.manual_seed(
-            derive_seed("step", recipe.seed, step, self.world.rank)
-        )  # drop path, dropout
-        share = recipe.batch_size / self.world.size
-        total = torch.zeros(4, device=device)
-        for part in range(recipe.accumulate):
-            batch = next(batches)
-            self.bad |= dict(batch.bad)
-            batch = batch.to(device)
-            adds_up = part + 1 < recipe.accumulate
-            with without_gradient_sync(training.model) if adds_up else contextlib.nullcontext():
-                losses = compute_losses(training.model, batch, recipe, self.parts.precision).losses
+        # For drop path and dropout. Their random numbers differ between processes.
+        torch.manual_seed(derive_seed("step", recipe.seed, step, self.world.rank))
+        process_batch = recipe.batch_size / self.world.size
+        values = torch.zeros(4, device=device)
+        for forward_pass in range(recipe.accumulate):
+            loaded = next(batches)
+            self.unreadable |= dict(loaded.bad)
+            batch = loaded.to(device)
+            is_last = forward_pass + 1 == recipe.accumulate
+            with contextlib.nullcontext() if is_last else without_gradient_sync(training.model):
+                losses = compute_losses(training.model, batch, recipe, self.setup.precision).losses
                 weighted = (losses * batch.weight).sum()
-                # By the nominal size: an unreadable sample counts as a loss of 0, whoever reads it.
-                training.scaler.scale(weighted / share).backward()
-            total[0] += weighted.detach()
-            total[1] += batch.weight.sum()
-            total[3] += len(batch.weight)
+                # The divisor is the nominal batch size. So an unreadable sample counts as a loss
+                # of 0, and the gradient does not depend on which process reads it.
+                training.scaler.scale(weighted / process_batch).backward()
+            values[0] += weighted.detach()
+            values[1] += batch.weight.sum()
+            values[3] += len(batch.weight)
+        values[2] = self._update_weights()
+        return values
+
+    def _update_weights(self) -> torch.Tensor:
+        """Clip the gradients and update the weights and the EMA. Return the gradient norm."""
+        training = self.training
         training.scaler.unscale_(training.optimizer)
-        limit = recipe.optimizer.clip_grad
-        norm = clip_grad_norm_(training.model.parameters(), limit or math.inf)
-        total[2] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        max_norm = self.recipe.optimizer.clip_grad or math.inf
+        norm = clip_grad_norm_(training.model.parameters(), max_norm)
+        if hasattr(norm, "full_tensor"):  # under FSDP, the norm is a DTensor
+            norm = norm.full_tensor()
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad()
         self._update_ema()
-        return total
+        return norm
 
     def _update_ema(self) -> None:
-        """Move the averaged weights towards the present ones."""
+        """Move the EMA weights towards the current weights."""
         averages = self.training.averages
         if averages:
             weights = dict(unwrap_model(self.training.model).named_parameters())
             update = get_ema_multi_avg_fn(self.recipe.ema)
             update(list(averages.values()), [weights[name].detach() for name in averages], None)
 
-    def _report(self, window: StepStatistics, step: int) -> dict[str, Any]:
-        """Say what happened since the last report.
+    def _report(self, statistics: StepStatistics, step: int) -> dict[str, Any]:
+        """Log the steps since the last report, and return the measurements for the result.
 
         Raises:
-            TrainingError: a loss or gradient is no number, or too many samples are unreadable.
+            TrainingError: A loss or gradient is NaN or infinite, or too many samples are
+                unreadable.
         """
-        values = window.summary(self.training.scaler.is_enabled())
-        for share in self.world.gather(self.bad):
-            for name, message in share.items():
-                self.report.say("bad", step=step, input=name, message=message)
-        self.bad = {}
-        self.seen += values.pop("read")
-        self.unread += values.pop("lost")
-        self._tolerate()
-        values["lr"] = learning_rate_at(step - 1, self.plan.steps, self.recipe)
-        values["epoch"] = step / self.plan.pass_steps
-        values["eta"] = (self.plan.steps - step) * values["seconds"] / len(window.rows)
-        if self.parts.device.type == "cuda":
-            values["memory"] = torch.cuda.max_memory_allocated(self.parts.device) / 2**30
-        found = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
-        if self.unread:
-            found["unreadable"] = values["unreadable"] = self.unread // self.recipe.data.repeats
-        self.report.say("step", step=step, **values)
-        return found
+        values = statistics.summary(self.training.scaler.is_enabled())
+        for unreadable in self.world.gather(self.unreadable):
+            for name, message in unreadable.items():
+                self.run_log.log_event("bad", step=step, input=name, message=message)
+        self.unreadable = {}
+        self.seen_views += values.pop("views")
+        self.unreadable_views += values.pop("unreadable_views")
+        self._check_unreadable()
+        values["lr"] = learning_rate_at(step - 1, self.sampler.steps, self.recipe)
+        values["epoch"] = step / self.sampler.steps_per_pass
+        seconds_per_step = values["seconds"] / len(statistics.rows)
+        values["eta"] = (self.sampler.steps - step) * seconds_per_step
+        if self.setup.device.type == "cuda":
+            values["memory"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**30
+        result = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
+        if self.unreadable_views:
+            unreadable_samples = self.unreadable_views // self.recipe.data.repeats
+            result["unreadable"] = values["unreadable"] = unreadable_samples
+        self.run_log.log_event("step", step=step, **values)
+        return result
 
-    def _tolerate(self) -> None:
-        """A share of a whole pass, so that one bad sample at the start stops nothing."""
+    def _check_unreadable(self) -> None:
+        """Check the share of unreadable samples against data.max_bad.
+
+        The share is of one whole pass at least. So one unreadable sample at the start of a run
+        does not stop it.
+
+        Raises:
+            TrainingError: Too many samples are unreadable.
+        """
         repeats = self.recipe.data.repeats
-        views = max(self.seen, len(self.splits.train) * repeats)
-        if self.unread > self.recipe.data.max_bad * views:
+        views = max(self.seen_views, len(self.splits.train) * repeats)
+        if self.unreadable_views > self.recipe.data.max_bad * views:
             raise TrainingError(
-                f"{self.unread // repeats} samples are unreadable, more than data.max_bad = "
-                f"{self.recipe.data.max_bad:g} of {views // repeats} allows",
-                f"{self.folder.path / 'log.jsonl'} names them: mend or remove them",
+                f"{self.unreadable_views // repeats} samples are unreadable, more than "
+                f"data.max_bad = {self.recipe.data.max_bad:g} of {views // repeats} allows",
+                f"{self.run_folder.path / LOG_NAME} lists them: repair or remove them",
             )

@@ -1,1 +1,1 @@
-"""Pictures of results: annotated inputs, grids, feature maps and charts."""
+"""Pictures of results: annotated inputs, grids, feature maps, charts, and their paths."""

@@ -1,32 +1,31 @@
-"""Pictures of results: a picture with its classes below it, a video as a contact sheet."""
+"""Annotated inputs: an image above bars of its classes, a video as a contact sheet above them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..atomic import atomic_file
 from ..records import Prediction, Record
+from .grid import GAP, LINE, PAPER, captioned_grid, draw_text
 from .output_paths import output_path
 
-LONG_SIDE = 640  # of an annotated picture, in pixels
-MIN_WIDTH = 320  # so that labels fit
-TILE = 192  # height of a frame on a contact sheet
+LONG_SIDE = 640  # longest side of an annotated image, in pixels
+MIN_WIDTH = 320  # in pixels, so that labels have space
+TILE = 192  # short side of a frame on a contact sheet, in pixels
 MAX_TILES = 60
 COLUMNS = 6
-INK, PAPER, BAR = (20, 20, 20), (255, 255, 255), (150, 190, 230)
-LINE, MARGIN = 20, 6
+BAR = (150, 190, 230)  # colour
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of an input, small; from a video, at a time, with its class where it has one."""
+    """A small picture of an input. For a video, also its time and the class at that time."""
 
     picture: Image.Image
     seconds: float | None = None
@@ -35,17 +34,24 @@ class Thumbnail:
 
 @dataclass
 class Thumbnails:
-    """An input's shots: at most `MAX_TILES`, evenly spread, however many come."""
+    """The thumbnails of a video: at most `MAX_TILES`, evenly spread over all that are added."""
 
     kept: list[Thumbnail] = field(default_factory=list)
-    _step: int = 1
+    _step: int = 1  # one frame in `_step` is kept
     _seen: int = 0
 
     def add(self, pixels: np.ndarray, seconds: float, guess: Prediction | None = None) -> None:
-        """A video frame [height, width, 3] in 0..255."""
+        """Add a frame of the video. If there are too many, every second thumbnail is dropped.
+
+        Args:
+            pixels: [height, width, 3] in 0..255.
+            seconds: Time of the frame.
+            guess: The class at that time.
+        """
         if self._seen % self._step == 0:
             image = Image.fromarray(np.asarray(pixels).round().clip(0, 255).astype(np.uint8))
-            image.thumbnail((3 * TILE, TILE))
+            is_wide = image.width >= image.height
+            image.thumbnail((3 * TILE, TILE) if is_wide else (TILE, 3 * TILE))
             self.kept.append(Thumbnail(image, seconds, guess))
         self._seen += 1
         if len(self.kept) > MAX_TILES:
@@ -53,28 +59,27 @@ class Thumbnails:
 
 
 def make_thumbnail(image: Image.Image) -> Thumbnail:
-    """A picture, no larger than it is shown."""
-    small = image.copy() if max(image.size) <= LONG_SIDE else image
-    if small is image:
-        scale = LONG_SIDE / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return Thumbnail(small)
+    """Return a copy of an image, reduced to at most `LONG_SIDE`."""
+    if max(image.size) <= LONG_SIDE:
+        return Thumbnail(image.copy())
+    scale = LONG_SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return Thumbnail(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def draw_record(record: Record) -> Image.Image:
-    """The annotated picture or contact sheet of a record that has shots."""
-    shots = record.thumbnails
+    """Draw the annotated image or contact sheet of a record that has thumbnails."""
     if record.kind == "image":
-        return _with_classes(shots[0].picture, record.topk)
-    return _with_classes(_sheet(shots), record.topk)
+        return _with_classes(record.thumbnails[0].picture, record.topk)
+    return _with_classes(_contact_sheet(record.thumbnails), record.topk)
 
 
 def save_annotated(record: Record, folder: Path) -> Path:
-    """Draw a record and write it below `folder`, whole or not at all; see `mirror.target`.
+    """Draw a record, and write it below `folder` atomically. Return the path, see `output_path`.
 
     Raises:
-        OutputError: it cannot be written.
+        InputError: The file would replace the input.
+        OutputError: The file cannot be written.
     """
     path = output_path(folder, record.input, ".png", FORMATS if record.kind == "image" else ())
     with atomic_file(path) as temporary:
@@ -83,36 +88,30 @@ def save_annotated(record: Record, folder: Path) -> Path:
 
 
 def _with_classes(picture: Image.Image, topk: Sequence[Prediction]) -> Image.Image:
-    """Bars and labels below a picture."""
+    """Draw a picture above a line for each class, with a bar as long as its probability."""
     width = max(picture.width, MIN_WIDTH)
-    canvas = Image.new("RGB", (width, picture.height + LINE * len(topk) + 2 * MARGIN), PAPER)
+    canvas = Image.new("RGB", (width, picture.height + LINE * len(topk) + 2 * GAP), PAPER)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    for row, guess in enumerate(topk):
-        top = picture.height + MARGIN + row * LINE
-        end = MARGIN + (width - 2 * MARGIN) * guess.prob
-        pen.rectangle((MARGIN, top + 1, end, top + LINE - 2), fill=BAR)
+    pen = ImageDraw.Draw(canvas)
+    for line, guess in enumerate(topk):
+        top = picture.height + GAP + line * LINE
+        end = GAP + (width - 2 * GAP) * guess.prob
+        pen.rectangle((GAP, top + 1, end, top + LINE - 2), fill=BAR)
         text = f"{guess.prob:6.1%}  {guess.label if guess.label is not None else guess.id}"
-        pen.text((MARGIN + 2, top + 1), text, INK, font)
+        draw_text(canvas, (GAP + 2, top + 1), text, width - 2 * GAP - 2)
     return canvas
 
 
-def _sheet(shots: Sequence[Thumbnail]) -> Image.Image:
-    """Frames in rows, each with its time and class below it."""
-    columns = min(COLUMNS, len(shots)) if len(shots) > COLUMNS else len(shots)
-    width = max(shot.picture.width for shot in shots)
-    height = max(shot.picture.height for shot in shots)
-    rows = math.ceil(len(shots) / columns)
-    cell = (width + MARGIN, height + LINE + MARGIN)
-    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for place, shot in enumerate(shots):
-        left, top = MARGIN + place % columns * cell[0], MARGIN + place // columns * cell[1]
-        sheet.paste(shot.picture, (left, top))
-        text = f"{shot.seconds:.1f} s" if shot.seconds is not None else ""
-        if shot.guess is not None:
-            text += f"  {shot.guess.label or shot.guess.id} {shot.guess.prob:.0%}"
-        while pen.textlength(text, font) > width and len(text) > 8:
-            text = text[:-2] + "…"
-        pen.text((left, top + height + 2), text, INK, font)
-    return sheet
+def _contact_sheet(thumbnails: Sequence[Thumbnail]) -> Image.Image:
+    """Draw frames in rows, each above its time and class."""
+    rows = [thumbnails[i : i + COLUMNS] for i in range(0, len(thumbnails), COLUMNS)]
+    cells = [[np.asarray(thumbnail.picture) for thumbnail in row] for row in rows]
+    captions = [[_caption(thumbnail) for thumbnail in row] for row in rows]
+    return captioned_grid(cells, captions=captions)
+
+
+def _caption(thumbnail: Thumbnail) -> str:
+    text = f"{thumbnail.seconds:.1f} s" if thumbnail.seconds is not None else ""
+    if thumbnail.guess is not None:  # the label comes last, because it may be shortened
+        text += f"  {thumbnail.guess.prob:.0%} {thumbnail.guess.label or thumbnail.guess.id}"
+    return text

@@ -1,7 +1,8 @@
-"""Pictures set side by side: reconstructions, feature maps, frames of videos."""
+"""Pictures side by side with captions: reconstructions, feature maps, frames of videos."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,76 +13,99 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic import atomic_file
 
-SMALL = 160  # pictures with a shorter short side are enlarged, by a whole factor
+# All sizes are in pixels. Pictures whose short side is below MIN_SIDE are enlarged by a whole
+# factor, as long as their long side stays within MAX_SIDE.
+MIN_SIDE, MAX_SIDE = 160, 640
+GAP, LINE, FONT_SIZE = 6, 20, 14  # space between cells, height of a line of text, size of the font
 INK, PAPER = (20, 20, 20), (255, 255, 255)
-GAP, LINE = 6, 20  # pixels
 
 
 def captioned_grid(
     cells: Sequence[Sequence[np.ndarray]],
     columns: Sequence[str] = (),
     rows: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
-    """Pictures in rows and columns, with captions.
+    """Draw pictures in rows and columns, with captions. A caption that is too long is shortened.
 
     Args:
-        cells: uint8 [height, width, 3]. All are shown at the size of the first, enlarged where that
-            is small; single pixels stay squares.
-        columns: a caption below each column.
-        rows: a caption above each row.
+        cells: Rows of pictures, uint8 [height, width, 3]. All are drawn at the size of the first,
+            which is enlarged if it is small, so that single pixels show as squares.
+        columns: A caption for each column, below the last row.
+        rows: A caption for each row, above it.
+        captions: A caption for each cell, below it.
     """
     height, width = cells[0][0].shape[:2]
     factor = _enlargement(height, width)
-    size = (width * factor, height * factor)
-    head, foot = LINE * bool(rows), LINE * bool(columns)
-    step_x, step_y = size[0] + GAP, size[1] + GAP + head
-    across = max(map(len, cells))
-    canvas = Image.new("RGB", (across * step_x + GAP, len(cells) * step_y + GAP + foot), PAPER)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    height, width = height * factor, width * factor
+    cell_width = max(width, MIN_SIDE)  # leaves space for a caption below a narrow picture
+    above, below = LINE * bool(rows), LINE * bool(captions)
+    step_x, step_y = cell_width + GAP, above + height + below + GAP
+    bottom = len(cells) * step_y + GAP
+    size = (max(map(len, cells)) * step_x + GAP, bottom + LINE * bool(columns))
+    canvas = Image.new("RGB", size, PAPER)
     for y, row in enumerate(cells):
         top = GAP + y * step_y
         if rows:
-            pen.text((GAP, top), _fit(rows[y], canvas.width - GAP, pen, font), INK, font)
+            draw_text(canvas, (GAP, top), rows[y], canvas.width - 2 * GAP)
         for x, cell in enumerate(row):
-            shown = Image.fromarray(cell).resize(size, Image.Resampling.NEAREST)
-            canvas.paste(shown, (GAP + x * step_x, top + head))
+            left, cell_top = GAP + x * step_x, top + above
+            picture = Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(picture, (left, cell_top))
+            if captions:
+                place = (left, cell_top + height + GAP // 2)
+                draw_text(canvas, place, captions[y][x], cell_width)
     for x, caption in enumerate(columns):
-        place = (GAP + x * step_x, len(cells) * step_y + GAP // 2)
-        pen.text(place, _fit(caption, size[0], pen, font), INK, font)
+        draw_text(canvas, (GAP + x * step_x, bottom - GAP // 2), caption, cell_width)
     return canvas
 
 
+def draw_text(canvas: Image.Image, place: tuple[int, int], text: str, width: int) -> None:
+    """Draw a line of text, shortened to a width in pixels. `place` is its (left, top)."""
+    pen, font = ImageDraw.Draw(canvas), _font()
+    text = text.replace("\n", " ")
+    while pen.textlength(text, font) > width and len(text) > 2:
+        text = text.removesuffix("…")[:-1] + "…"
+    pen.text(place, text, INK, font)
+
+
 def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Clips of even size side by side. n x uint8 [t, height, width, 3] -> [t, height, wide, 3]"""
+    """Join clips to one, side by side. Their height and width must be even, for the encoder.
+
+    n x uint8 [t, height, width, 3] -> uint8 [t, height', width', 3]
+    """
     frames, height, width = clips[0].shape[:3]
     factor = _enlargement(height, width)
-    large = [clip.repeat(factor, axis=1).repeat(factor, axis=2) for clip in clips]
+    enlarged = [clip.repeat(factor, axis=1).repeat(factor, axis=2) for clip in clips]
     gap = np.full((frames, factor * height, GAP, 3), PAPER, np.uint8)
-    parts = [part for clip in large for part in (gap, clip)]
+    parts = [part for clip in enlarged for part in (gap, clip)]
     return np.concatenate(parts[1:], axis=2)
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """Float [..., 3, height, width] in [0, 1] -> uint8 [..., height, width, 3]; clipped."""
+    """Convert pixels from [0, 1] to 8 bits, with the channels last.
+
+    float [..., 3, height, width] -> uint8 [..., height, width, 3]
+    """
     return x.movedim(-3, -1).mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all.
+    """Write a PNG atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: The disk is full, or the folder cannot be written.
     """
     with atomic_file(path) as temporary:
         image.save(temporary, "PNG")
 
 
 def _enlargement(height: int, width: int) -> int:
-    return -(-SMALL // min(height, width))
+    """Return the whole factor by which a picture is enlarged."""
+    wanted = -(-MIN_SIDE // min(height, width))
+    return max(1, min(wanted, MAX_SIDE // max(height, width)))
 
 
-def _fit(text: str, width: int, pen: ImageDraw.ImageDraw, font: Any) -> str:
-    """Shortened to a width in pixels."""
-    while pen.textlength(text, font) > width and len(text) > 2:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text
+@functools.cache
+def _font() -> Any:
+    return ImageFont.load_default(FONT_SIZE)

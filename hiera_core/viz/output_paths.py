@@ -1,4 +1,4 @@
-"""Where files made of inputs go: a folder that mirrors the inputs' own paths."""
+"""Output files for inputs: below one folder, under the paths of the inputs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from urllib.parse import unquote, urlparse
 from ..data.sources import ENDINGS
 from ..errors import InputError, OutputError
 
-MAX_NAME_BYTES = 240  # file systems take 255
+MAX_NAME_BYTES = 240  # file systems allow 255
 
 
 def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = ()) -> Path:
-    """The file below `folder` for what is made of an input; the folders above it are made.
+    """Return the output file of an input, after making its folder.
 
     Args:
-        folder: of all results.
-        name: the input's, as in its record.
-        ending, keeps: as for `mirrored`.
+        folder: The folder of all results.
+        name: Name of the input, as in its record.
+        ending, keeps: See `relative_output_path`.
 
     Raises:
-        InputError: it would replace the input itself.
-        OutputError: its folder cannot be made.
+        InputError: The file would replace the input.
+        OutputError: The folder cannot be made.
     """
     path = folder / relative_output_path(name, ending, keeps)
     if path.exists() and Path(name).exists() and path.samefile(name):
@@ -37,11 +37,17 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
 
 
 def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) -> PurePosixPath:
-    """A relative path for what is made of an input: its own, or its address; without `..`, so that
-    a/x.jpg and b/x.jpg stay apart and nothing is written elsewhere.
+    """Return the path of an input's output file, relative to the folder of all results.
 
-    Names that end in `ending` or one of `keeps` stay as they are. To others `ending` is added, and
-    a tilde where they do not end as a picture or video: so x.webp, x.webp.png and x stay apart.
+    It is the input's own path or URL, without `..`: so the files of a/x.jpg and b/x.jpg differ, and
+    nothing is written outside the folder. Names with the ending of an output file stay as they are.
+    Other names get `ending`, after a tilde if they do not end like an image or video: so the files
+    of x.webp, x.webp.png and x differ.
+
+    Args:
+        name: Name of the input, as in its record.
+        ending: Ending of the output file, such as ".png".
+        keeps: Other endings that an output file may have.
     """
     if name.startswith(("http://", "https://")):
         url = urlparse(name)
@@ -50,7 +56,7 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
     name = "stdin" if name == "-" else name
     plain = name.replace("\\", "/").replace("\0", "_")
     parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
-    path = PurePosixPath(*map(_shortened, parts))
+    path = PurePosixPath(*map(_shorten_name, parts))
     is_media = path.suffix.lower() in ENDINGS
     if path.suffix.lower() in {ending, *keeps} and PurePosixPath(path.stem).suffix not in ENDINGS:
         return path
@@ -58,11 +64,14 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
     return path.with_name(path.name + tilde + ending)
 
 
-def _shortened(part: str) -> str:
-    """A name that a file system takes, with room for an ending; a hash tells long ones apart."""
-    raw = os.fsencode(part)
+def _shorten_name(name: str) -> str:
+    """Return a name that file systems allow, with space for an ending.
+
+    A hash keeps apart long names that begin alike.
+    """
+    raw = os.fsencode(name)
     if len(raw) <= MAX_NAME_BYTES:
-        return part
-    ending = PurePosixPath(part).suffix if len(PurePosixPath(part).suffix) < 10 else ""
-    mark = hashlib.sha256(raw).hexdigest()[:8]
-    return os.fsdecode(raw[: MAX_NAME_BYTES - 30]) + f"~{mark}{ending}"
+        return name
+    ending = PurePosixPath(name).suffix if len(PurePosixPath(name).suffix) < 10 else ""
+    digest = hashlib.sha256(raw).hexdigest()[:8]
+    return os.fsdecode(raw[: MAX_NAME_BYTES - 30]) + f"~{digest}{ending}"

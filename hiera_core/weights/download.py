@@ -227,12 +227,12 @@ def _download(url: str, partial: Path) -> None:
         size = (cause.headers.get("Content-Range") or "").rpartition("/")[2]
         if size == str(offset):
             return  # the file is complete
-        partial.unlink()  # it is longer than the file, so it is of another file
+        partial.unlink()  # it is longer than this file, so it belongs to another one
         _download(url, partial)
         return
     log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
     with response:
-        if offset and response.status != 206:  # the server does not resume, it sends everything
+        if offset and response.status != 206:  # the server sends the whole file again
             offset = 0
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
@@ -251,7 +251,10 @@ def _download(url: str, partial: Path) -> None:
 
 @contextlib.contextmanager
 def _as_hub_errors(url: str) -> Iterator[None]:
-    """Turn errors of the network into a HubError; errors of the disk must not occur within."""
+    """Turn errors of the network into a HubError.
+
+    Do not write files within the block: errors of the disk are OSErrors, too.
+    """
     try:
         yield
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError

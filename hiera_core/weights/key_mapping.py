@@ -97,7 +97,8 @@ def from_reference(
         to_timm = _inverse(TIMM)
         return {_rename(name, to_timm): value for name, value in state.items()}
     layers = [(stage, layer) for stage, depth in enumerate(stages) for layer in range(depth)]
-    # Without a head, this is transformers' HieraModel; its other classes hold one as `hiera`.
+    # Without head or decoder, this is transformers' HieraModel. Its other classes hold one, under
+    # the name `hiera`.
     has_head = any(name.startswith(("head.", "decoder_")) for name in state)
     prefix = "hiera." if has_head else ""
     return {_to_transformers(name, layers, prefix): value for name, value in state.items()}

@@ -364,6 +364,33 @@ def test_pictures_and_videos_meet_their_models(
     assert code == 2 and "--segments" in err
 
 
+def test_fps_is_the_rate_in_which_stride_counts(
+    hiera: Command, small_video_folder: Path, clip: Path, tmp_path: Path
+) -> None:
+    """2 frames apart at 15 per second are 4 frames apart at 30, the rate of the model."""
+    transform = hiera_core.Predictor(str(small_video_folder)).classifier("video").transform
+    assert transform.fps == 30
+    sampled = []
+    for sampling in (Sampling(stride=2, fps=15), Sampling(stride=4), Sampling(stride=2)):
+        (segment,) = read_segments(clip, sampling, transform)[1]
+        sampled.append([np.array(view) for view in segment.views])
+    assert np.array_equal(sampled[0], sampled[1])
+    assert not np.array_equal(sampled[0], sampled[2])
+
+    for command in (["predict"], ["features"], ["mae", "-o", str(tmp_path / "a")]):
+        code, out, err = hiera(*command, clip, "--fps", "0")
+        assert (code, out) == (2, "") and "fps is 0.0" in err
+    arguments = ("predict", clip, "-m", small_video_folder, "--dtype", "fp32", "--stride")
+    _, lower, _ = hiera(*arguments, "2", "--fps", "15")
+    _, default, _ = hiera(*arguments, "4")
+    _, other, _ = hiera(*arguments, "2")
+    assert lower == default != other
+    arguments = ("features", clip, "-m", small_video_folder, "--dtype", "fp32", "--stride")
+    _, lower, _ = hiera(*arguments, "2", "--fps", "15")
+    _, default, _ = hiera(*arguments, "4")
+    assert lower == default and json.loads(lower)["status"] == "ok"
+
+
 def test_without_a_model_the_input_chooses(clip: Path, pictures: Path) -> None:
     built = []
 

@@ -1,9 +1,9 @@
-"""Train the models in the box as their recipes say, and measure what pre-training buys.
+"""Train the bundled models by their recipes, and measure what pre-training gains.
 
-    python -m tests.benchmarks.box              both stages on the digits: time and accuracy
-    python -m tests.benchmarks.box --video      the same on the moving shapes
-    python -m tests.benchmarks.box --seeds 5    digits, with and without pre-training, by seed
-    python -m tests.benchmarks.box [--video] --ship    and put weights and samples into the package
+    python -m tests.benchmarks.bundled_models             on the digits: time and accuracy
+    python -m tests.benchmarks.bundled_models --video     the same on the moving shapes
+    python -m tests.benchmarks.bundled_models --seeds 5   digits, with and without pre-training
+    python -m tests.benchmarks.bundled_models --ship      also put weights and samples in the package
 
 Accuracy is that of `hiera eval` on the fixed fifth that is held out.
 """
@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from hiera_core.data import toy_datasets, video_writer
 from hiera_core.data.datasets import open_eval_data
 from hiera_core.weights import files
-from hiera_core.zoo import get
+from hiera_core.zoo import ASSETS, get
 
 MODELS = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}
 
@@ -89,8 +89,7 @@ def ship_clip() -> None:
 
 def keep_sample(name: str, content: Path | bytes) -> None:
     assert isinstance(content, bytes)
-    folder = Path(toy_datasets.__file__).parent / "box" / "samples"
-    folder.mkdir(exist_ok=True)
+    folder = ASSETS / "samples"
     (folder / name).write_bytes(content)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_losses_of_the_reference(tmp_path: Path) -> None:
     )
     expected = []
     for batch in batches_of(recipe, splits.train, (32, 32)):
-        mask = torch.zeros(len(batch.x), 16, dtype=torch.bool).scatter(1, batch.units, True)
+        mask = torch.zeros(len(batch.x), 16, dtype=torch.bool).scatter(1, batch.visible_units, True)
         loss, *_ = theirs(batch.x, mask=mask)
         optimizer.zero_grad()
         loss.backward()
@@ -244,6 +245,20 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     found = evaluate_dataset(digits().val, Predictor(str(tmp_path / "run"), topk=5))
     assert found.top1 == pytest.approx(result["val"]["top1"])
     assert found.top5 == pytest.approx(result["val"]["top5"])
+
+
+def test_a_run_without_matplotlib(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curves need an optional package; without it, the run still finishes."""
+    caplog.set_level(logging.INFO, "hiera")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
+    result = run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "run")
+    assert result["step"] == 4
+    assert "curves.png needs matplotlib: pip install 'hiera-toolkit[plots]'" in caplog.messages
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert "model.safetensors" in names
+    assert "curves.png" not in names
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -383,7 +398,7 @@ def test_the_training_step_is_one_graph(model: str) -> None:
     mae = hiera_core.create_model(model, **NARROW_MAE).train()
     units = torch.stack([dataloader.MaskSampler(mae.layout.windows, 6).draw(i) for i in range(2)])
     x = torch.randn(2, 3, *mae.config["input_size"])
-    batch = dataloader.Batch(x, torch.ones(2), units=units)
+    batch = dataloader.Batch(x, torch.ones(2), visible_units=units)
     from hiera_core.training.losses import compute_losses
 
     expected = compute_losses(mae, batch, recipe, torch.float32).losses

@@ -24,7 +24,7 @@ from hiera_core.inference.reconstruct import BatchReconstructor, reconstruct
 from hiera_core.models.mae import MaskedAutoencoderHiera, normalise_patches
 
 from .conftest import assert_close, draw_weights
-from .test_video import write_video
+from .test_video_reader import write_video
 
 Command = Callable[..., tuple[int, str, str]]
 BOX = zoo.ASSETS / "samples"
@@ -211,6 +211,8 @@ def test_a_movie_runs_at_its_true_rate(tmp_path: Path) -> None:
     """Of the released video models: 16 frames 4 apart at 30 a second, every second predicted."""
     model = some_model({**VIDEO, "input_size": (16, 64, 64)})
     assert BatchReconstructor(model).frame_rate == 30 / 8
+    slower = hiera_core.Reconstructor(model, sampling=hiera_core.Sampling(stride=8, fps=60))
+    assert slower.runner("video").frame_rate == 60 / 16
     pipeline = hiera_core.Reconstructor(model)
     (record,) = pipeline(hiera_core.data.sources.expand([str(write_video(tmp_path / "x.mp4"))]))
     assert record.video["views"] == 1

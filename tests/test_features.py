@@ -25,8 +25,8 @@ from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 from hiera_core.viz import feature_maps
 
 from .conftest import SMALL, assert_close, draw_weights
-from .test_reconstructor import BOX, IMAGE, VIDEO, pixels, some_input, some_model
-from .test_video import SMALL_VIDEO, write_video
+from .test_reconstruct import BOX, IMAGE, VIDEO, pixels, some_input, some_model
+from .test_video_reader import SMALL_VIDEO, write_video
 
 Command = Callable[..., tuple[int, str, str]]
 ALL = FeatureSelection(stages=None, pool=False)

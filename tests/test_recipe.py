@@ -18,7 +18,7 @@ def test_every_model_has_one() -> None:
     for name in recipes.names():
         recipe = recipes.read_recipe(name)
         assert recipe.model.name == name
-        assert recipes.Recipe.of(recipe.to_dict()) == recipe  # what is written reads back
+        assert recipes.Recipe.from_dict(recipe.to_dict()) == recipe  # what is written reads back
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,13 @@ from . import cpu
 from .attention import Implementation, MaskUnitAttention, pool_tokens
 from .config import BlockSpec, HieraArguments, HieraConfig
 from .layers import DropPath, Head, Mlp, PatchEmbed
-from .masking import VisibleUnits, draw_units, gather_windows
+from .masking import (
+    VisibleUnits,
+    draw_units,
+    gather_windows,
+    visible_from_mask,
+    visible_from_units,
+)
 from .pos_embed import absolute_window
 from .pretrained import PretrainedMixin
 
@@ -166,48 +172,11 @@ class HieraEncoder(nn.Module, PretrainedMixin):
 
     def visible_from_units(self, units: torch.Tensor) -> VisibleUnits:
         """Return the visible units from their numbers in grid order, [b, k] int64."""
-        shape, device = (units.shape[0], self.layout.windows), units.device
-        mask = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, units, True)
-        return VisibleUnits(mask, self._windows_of(units))
+        return visible_from_units(units, self.layout)
 
     def visible_from_mask(self, mask: torch.Tensor) -> VisibleUnits:
-        """Return the visible units from a boolean mask [b, mask units], True = visible.
-
-        Counting a boolean mask synchronises a GPU and breaks a compiled graph. So it is converted
-        once, here; the model works with `keep_ids`, and training passes the numbers of the visible
-        units [b, k] (int64) instead of a mask.
-
-        Raises:
-            UsageError: The shape is wrong, or the rows do not keep the same number of units, at
-                least one.
-        """
-        if mask.dtype == torch.int64 and mask.dim() == 2 and mask.shape[1] < self.layout.windows:
-            return self.visible_from_units(mask)
-        mask = mask.bool()
-        if mask.dim() != 2 or mask.shape[1] != self.layout.windows:
-            raise UsageError(
-                f"mask has shape {tuple(mask.shape)}",
-                f"expected [batch, {self.layout.windows}], True = visible",
-            )
-        counts = mask.sum(1)
-        kept = int(counts[0])
-        if kept == 0 or bool((counts != kept).any()):
-            raise UsageError(
-                f"mask rows keep {counts.tolist()} units", "keep the same number, at least one"
-            )
-        units = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :kept]
-        return VisibleUnits(mask, self._windows_of(units))
-
-    def _windows_of(self, units: torch.Tensor) -> torch.Tensor:
-        """Map mask units, numbered in grid order, to their windows in ascending order. [b, k]"""
-        if not self.layout.maskable:
-            raise UsageError(
-                f"mask units {self.layout.unit} of this model cannot be masked",
-                "mask units must be a power of q_stride that survives every pool",
-            )
-        if self.layout.aligned_levels != self.layout.levels:  # windows are not in grid order
-            units = self.layout.unit_of_window(units.device).argsort()[units]
-        return units.sort(dim=1).values
+        """Return the visible units from a mask, see `masking.visible_from_mask`."""
+        return visible_from_mask(mask, self.layout)
 
     # Forward --------------------------------------------------------------------------------------
 

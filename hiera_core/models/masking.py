@@ -1,7 +1,7 @@
-"""Masks of mask units: the default ratios, the check of a ratio, and the gathers that drop units.
+"""Masks of mask units: default ratios, checks, random draws, and the gathers that drop units.
 
-torch is imported inside the functions that draw, because commands check a mask ratio before they
-spend seconds on importing it.
+torch is imported inside the functions that need it, because commands check a mask ratio before they
+spend seconds on that import.
 
 Letters in shape comments: b batch, w mask units (windows), k visible units, n tokens, m kept rows,
 t tokens of a window, c channels.
@@ -16,6 +16,8 @@ from ..records import Kind
 
 if TYPE_CHECKING:
     import torch
+
+    from .token_layout import TokenLayout
 
 # Share of mask units that are hidden, as in pre-training (paper, section 4). This is the only
 # definition.
@@ -72,6 +74,58 @@ def draw_units(
     else:
         noise = torch.rand(batch, units, device=device, generator=generator)
     return noise.argsort(dim=1)[:, : visible_count(units, mask_ratio)]
+
+
+def visible_from_mask(mask: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
+    """Return the visible units from a mask: [b, mask units] bool, True = visible.
+
+    Counting a boolean mask synchronises a GPU and breaks a compiled graph. So it is converted once,
+    here; the model works with `keep_ids`. Training passes the numbers of the visible units ([b, k]
+    int64) in place of a mask.
+
+    Raises:
+        UsageError: The shape is wrong, or the rows do not keep the same number of units, at least
+            one.
+    """
+    import torch
+
+    if mask.dtype == torch.int64 and mask.dim() == 2 and mask.shape[1] < layout.windows:
+        return visible_from_units(mask, layout)
+    mask = mask.bool()
+    if mask.dim() != 2 or mask.shape[1] != layout.windows:
+        raise UsageError(
+            f"mask has shape {tuple(mask.shape)}",
+            f"expected [batch, {layout.windows}], True = visible",
+        )
+    counts = mask.sum(1)
+    kept = int(counts[0])
+    if kept == 0 or bool((counts != kept).any()):
+        raise UsageError(
+            f"mask rows keep {counts.tolist()} units", "keep the same number, at least one"
+        )
+    units = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return VisibleUnits(mask, _windows_of(units, layout))
+
+
+def visible_from_units(units: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
+    """Return the visible units from their numbers in grid order, [b, k] int64."""
+    import torch
+
+    hidden = torch.zeros(units.shape[0], layout.windows, dtype=torch.bool, device=units.device)
+    mask = hidden.scatter(1, units, True)
+    return VisibleUnits(mask, _windows_of(units, layout))
+
+
+def _windows_of(units: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """Map mask units, numbered in grid order, to their windows in ascending order. [b, k]"""
+    if not layout.maskable:
+        raise UsageError(
+            f"mask units {layout.unit} of this model cannot be masked",
+            "mask units must be a power of q_stride that survives every pool",
+        )
+    if layout.aligned_levels != layout.levels:  # windows are not numbered in grid order
+        units = layout.unit_of_window(units.device).argsort()[units]
+    return units.sort(dim=1).values
 
 
 def gather_windows(x: torch.Tensor, keep_ids: torch.Tensor, windows: int) -> torch.Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -242,19 +244,29 @@ def make_loader(
         batch_sampler=keys,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_ignore_signals if workers else None,
+        worker_init_fn=_prepare_worker if workers else None,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker.
+def _prepare_worker(worker: int) -> None:
+    """Let the main process alone end a worker, and let the worker end without a traceback.
 
-    A terminal and `timeout` signal the whole process group, and the main process stops the workers.
+    A terminal and `timeout` signal the whole process group, so workers ignore the signals. When the
+    main process ends, the thread that shares tensors with it loses its connection, and would print
+    a traceback through `sys.excepthook`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _print_unless_disconnected
+
+
+def _print_unless_disconnected(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def read_clips(

@@ -16,6 +16,7 @@ import yaml
 
 from .. import zoo
 from ..errors import UsageError, did_you_mean
+from ..models.masking import MASK_RATIOS, check_mask_ratio
 from . import recipe_parser
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -88,7 +89,7 @@ class Recipe:
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
     accumulate: int = 1  # forward passes for one step, if its batch does not fit into memory
-    mask_ratio: float = 0.6  # share of hidden mask units, for the task `mae`
+    mask_ratio: float = MASK_RATIOS["image"]  # share of hidden mask units, for the task `mae`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
     # Decay of the weights' exponential moving average (EMA), which is validated and saved; 0: none.
     ema: float = 0.0
@@ -118,8 +119,7 @@ class Recipe:
                 f"schedule.epochs {self.schedule.epochs:g}",
                 "set both",
             )
-        if not 0 < self.mask_ratio < 1:
-            raise UsageError(f"mask_ratio {self.mask_ratio} is outside (0, 1)", "use 0.6, or 0.9")
+        check_mask_ratio(self.mask_ratio)
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema is {self.ema}", "give a decay from 0 to below 1, e.g. 0.9999")
         if self.batch_size % (self.accumulate * self.data.repeats):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import IO, Protocol
+from pathlib import Path
+from typing import IO, Literal, Protocol
 
 from hiera_core.records import Record, error_json
 
@@ -20,6 +22,30 @@ class Format(StrEnum):
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
+
+
+def resolve_format(format: Format, path: Path | None) -> Format:
+    """Return the format that `auto` stands for; other formats are returned as they are.
+
+    For a file its ending decides, and jsonl is used for unknown endings. Standard output gets a
+    table if it is a terminal, else jsonl.
+    """
+    if format is not Format.auto:
+        return format
+    if path is None:
+        return Format.table if sys.stdout.isatty() else Format.jsonl
+    endings = {
+        ".json": Format.json,
+        ".jsonl": Format.jsonl,
+        ".csv": Format.csv,
+        ".txt": Format.table,
+    }
+    return endings.get(path.suffix.lower(), Format.jsonl)
+
+
+def open_text(path: Path, mode: Literal["r", "w", "a"]) -> IO[str]:
+    """Open a file of results. Names of files that are not UTF-8 survive, byte for byte."""
+    return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 class Writer(Protocol):

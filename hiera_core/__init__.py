@@ -39,10 +39,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .inference.reconstruct import Reconstructor as Reconstructor
     from .inference.reconstruct import reconstruct as reconstruct
     from .models.attention import MaskUnitAttention as MaskUnitAttention
-    from .models.backbone import FeatureBackbone as FeatureBackbone
     from .models.factory import ModelFunction
     from .models.factory import create_model as create_model
     from .models.factory import list_models as list_models
+    from .models.feature_backbone import FeatureBackbone as FeatureBackbone
     from .models.hiera import Hiera as Hiera
     from .models.hiera import HieraBlock as HieraBlock
     from .models.layers import Head as Head
@@ -95,7 +95,7 @@ _PUBLIC = {
     "models.attention": ("MaskUnitAttention",),
     "models.layers": ("Head", "PatchEmbed"),
     "models.token_layout": ("TokenLayout",),
-    "models.backbone": ("FeatureBackbone",),
+    "models.feature_backbone": ("FeatureBackbone",),
     "data.clip_sampling": ("Sampling",),
     "data.transforms": ("transform_for",),
     "errors": (

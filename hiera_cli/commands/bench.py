@@ -19,12 +19,12 @@ from hiera_core.errors import DeviceError, UsageError
 from .. import options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, format_table, write_rows
-from ..results import check_file, resolve_format
+from ..output_formats import Format, format_table, resolve_format, write_rows
+from ..result_stream import check_file
 
 if TYPE_CHECKING:
-    from hiera_core.benchmarking.job import Measurement
     from hiera_core.benchmarking.machine import Header
+    from hiera_core.benchmarking.measurement import Measurement
 
 
 class Mode(StrEnum):

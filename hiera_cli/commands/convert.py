@@ -16,8 +16,7 @@ from hiera_core.conversion import formats
 from .. import load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
-from ..output_formats import Format, write_rows
-from ..results import resolve_format
+from ..output_formats import Format, resolve_format, write_rows
 
 if TYPE_CHECKING:
     from hiera_core.conversion.converter import Conversion

@@ -14,8 +14,8 @@ import typer
 from .. import load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, write_rows
-from ..results import check_file, resolve_format
+from ..output_formats import Format, resolve_format, write_rows
+from ..result_stream import check_file
 
 if TYPE_CHECKING:
     from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
@@ -142,7 +142,7 @@ def render(evaluation: Evaluation, format: Format) -> str:
     lines += [f"{evaluation.samples} samples, {len(evaluation.failed)} unreadable", ""]
     if len(classes) > WORST:
         lines.append(f"the {WORST} worst of {len(classes)} classes:")
-    worst = sorted(classes, key=lambda accuracy: accuracy["top1"])[:WORST]
+    worst = evaluation.worst_classes(WORST)
     text = "\n".join(lines) + "\n"
     text += write_rows([_with_percent_signs(accuracy) for accuracy in worst], columns, format)
     confusions = evaluation.confusions()

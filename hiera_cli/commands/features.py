@@ -18,10 +18,10 @@ from hiera_core.records import Record
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
 from ..options import OnError, auto_or_count
-from ..results import ResultStream, check_file, check_folder
+from ..result_stream import ResultStream, check_file, check_folder
 
 if TYPE_CHECKING:
-    from hiera_core.inference.feature_store import FeatureStore
+    from hiera_core.inference.feature_shards import FeatureStore
     from hiera_core.inference.features import FeatureExtractor
 
 SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
@@ -187,11 +187,11 @@ def features(
     sources.check_inputs(inputs or [], recursive=recursive)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
-    from hiera_core.inference import feature_files
-    from hiera_core.inference.feature_store import FeatureStore
+    from hiera_core.inference import feature_formats
+    from hiera_core.inference.feature_shards import FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
-    feature_files.check_format(
+    feature_formats.check_format(
         output.suffix[1:] if output and output.suffix in FILE_ENDINGS else save_as
     )
     extractor = FeatureExtractor(

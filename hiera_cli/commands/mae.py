@@ -16,7 +16,7 @@ from hiera_core.records import Record
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
 from ..options import OnError, auto_or_count
-from ..results import ResultStream, check_folder
+from ..result_stream import ResultStream, check_folder
 
 SCALED = (
     "patches are shown with the true mean and contrast, since the models predict normalised pixels"

@@ -12,8 +12,7 @@ import typer
 from hiera_core import zoo
 
 from .. import options
-from ..output_formats import Format, write_rows
-from ..results import resolve_format
+from ..output_formats import Format, resolve_format, write_rows
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
 LICENCE_LINE = (

@@ -14,7 +14,7 @@ from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
 from ..options import OnError, auto_or_count
-from ..results import ResultStream, check_folder
+from ..result_stream import ResultStream, check_folder
 
 
 def predict(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hiera_core.errors import UsageError
-from hiera_core.training import recipe as recipes
+from hiera_core.training import recipe_reader as recipes
 
 from .. import options
 from ..exit_codes import OK, print_message

@@ -9,8 +9,9 @@ from typing import Literal
 
 from .. import zoo
 from . import peers, runner
-from .job import OURS, Job, Measurement, Mode, RunLength
+from .job import OURS, Job, Mode, RunLength
 from .machine import Header, batch_for, settings
+from .measurement import Measurement
 
 Attention = Literal["fused", "eager"]
 

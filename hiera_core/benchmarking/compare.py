@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .job import Measurement
+from .measurement import Measurement
 
 Verdict = Literal["slower", "faster", "same", "noise", "new", "gone"]
 BLOCKS = 8  # of consecutive samples, to estimate the uncertainty of a median

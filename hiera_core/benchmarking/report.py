@@ -12,8 +12,9 @@ from typing import Any
 from ..atomic import atomic_file
 from ..errors import UsageError
 from ..viz import charts
-from .job import OURS, Measurement
+from .job import OURS
 from .machine import Header
+from .measurement import Measurement
 
 # Column name to the function that returns its text. The variant's column has no name.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {

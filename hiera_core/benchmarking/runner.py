@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import DeviceError
-from .job import OURS, Job, Measurement, RunLength, add_ratios
+from .job import OURS, Job, RunLength
+from .measurement import Measurement, add_ratios
 from .peers import NotOffered
 
 log = logging.getLogger("hiera")

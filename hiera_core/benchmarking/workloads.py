@@ -19,7 +19,8 @@ from ..models.hiera import Hiera
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
-from .job import OURS, Job, Measurement
+from .job import OURS, Job
+from .measurement import Measurement
 
 Step = Callable[[], Any]
 

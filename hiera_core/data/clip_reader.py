@@ -10,9 +10,9 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-from .clip_sampling import Sampling, VideoReport, check_damage, clip_indices, segment_bounds
+from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .transforms import CropGrid, ImageTransform, VideoTransform
-from .video_reader import Video
+from .video_reader import Video, check_damage
 
 
 @dataclass(frozen=True)

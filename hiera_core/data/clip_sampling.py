@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..records import VideoJson
 from .image_reader import MAX_PIXELS
-
-MAX_DAMAGED = 0.1  # share of frames that may be damaged or lost before a video is an error
 
 
 @dataclass(frozen=True)
@@ -144,16 +142,3 @@ def crop_offsets(side: int, size: int, crops: int) -> list[int]:
     if crops == 1:
         return [math.ceil(room / 2)]
     return [math.ceil(room * i / (crops - 1)) for i in range(crops)]
-
-
-def check_damage(damaged: int, wanted: int) -> None:
-    """Check how many of the frames that were asked for are damaged or lost.
-
-    Raises:
-        InputError: More than a tenth of them.
-    """
-    if damaged > MAX_DAMAGED * wanted:
-        raise InputError(
-            f"{damaged} of {wanted} frames are damaged or lost",
-            "the file is damaged or cut off; fetch it again",
-        )

@@ -36,6 +36,7 @@ SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
 MAX_RATE = 1000  # frames a second; a higher declared rate is an error of the file
 FALLBACK_RATE = 30.0
+MAX_DAMAGED = 0.1  # share of frames that may be damaged or lost before a video is an error
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,19 @@ class Video:
         """Return the time stamp, in ticks, of the frame that follows `frame` (None: the first)."""
         step = round(1 / self.fps / self._tick)
         return 0 if frame is None else int(frame.pts + max(1, step))
+
+
+def check_damage(damaged: int, wanted: int) -> None:
+    """Check how many of the frames that were asked for are damaged or lost.
+
+    Raises:
+        InputError: More than a tenth of them.
+    """
+    if damaged > MAX_DAMAGED * wanted:
+        raise InputError(
+            f"{damaged} of {wanted} frames are damaged or lost",
+            "the file is damaged or cut off; fetch it again",
+        )
 
 
 @contextlib.contextmanager

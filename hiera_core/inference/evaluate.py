@@ -128,6 +128,10 @@ class Evaluation:
             if count
         ]
 
+    def worst_classes(self, limit: int = 20) -> list[ClassAccuracy]:
+        """Return the classes with the lowest top-1 accuracy, the worst first."""
+        return sorted(self.classes(), key=lambda accuracy: accuracy["top1"])[:limit]
+
     def confusions(self, limit: int = 10) -> list[Confusion]:
         """Return the most frequent mistakes."""
         mistakes = self.confusion.copy()

@@ -26,7 +26,7 @@ from ..data.transforms import transform_for
 from ..errors import InputError, UsageError
 from ..models import factory
 from ..models.config import AutoencoderConfig
-from ..models.mae import MaskedAutoencoderHiera, patch_statistics
+from ..models.mae import MaskedAutoencoderHiera, patch_statistics, reconstruction_error
 from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_rows
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
@@ -119,7 +119,7 @@ def reconstruct(
         transform.denormalise(model.pixels_of(painted)),
         preds,
         labels,
-        (preds - labels).square().mean((1, 2)),
+        reconstruction_error(preds, labels).mean((1, 2)),
         visible.mask,
     )
 

@@ -13,8 +13,8 @@ from ..errors import CheckpointError, UsageError, did_you_mean
 from ..weights import download, load
 from ..zoo import labels
 from . import pretrained as builder
-from .backbone import FeatureBackbone
 from .config import AutoencoderArguments
+from .feature_backbone import FeatureBackbone
 from .hiera import Hiera, HieraEncoder
 from .mae import MaskedAutoencoderHiera
 from .pos_embed import ResampleRule

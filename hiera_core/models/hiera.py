@@ -25,6 +25,7 @@ from ..records import Kind
 from . import cpu
 from .attention import Implementation, MaskUnitAttention, pool_tokens
 from .config import BlockSpec, HieraArguments, HieraConfig
+from .init_weights import init_classifier, init_head
 from .layers import DropPath, Head, Mlp, PatchEmbed
 from .masking import (
     VisibleUnits,
@@ -387,7 +388,7 @@ class Hiera(HieraEncoder):
         self._config = type(self._config)(**{**vars(self._config), "num_classes": num_classes})
         parameter = next(self.parameters())
         self.head = self._make_head(num_classes)
-        self._init_head()
+        init_head(self.head, self._config.head_init_scale)
         self.head.train(self.training).to(parameter.device, parameter.dtype)
 
     def _make_head(self, num_classes: int) -> nn.Module:
@@ -396,23 +397,9 @@ class Hiera(HieraEncoder):
         return Head(self.num_features, num_classes, dropout_rate=self._config.head_dropout)
 
     def init_weights(self) -> None:
-        """Initialise as the reference does, in its order: the same seed gives the same weights."""
-        if self.patch_embed.proj.weight.is_meta:
-            return  # values come from a checkpoint
-        for name in self.no_weight_decay():
-            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
-        self.apply(_init_module)
-        self._scale_head()
-
-    def _init_head(self) -> None:
-        self.head.apply(_init_module)
-        self._scale_head()
-
-    @torch.no_grad()
-    def _scale_head(self) -> None:
-        if isinstance(self.head, Head):
-            for parameter in self.head.projection.parameters():
-                parameter.mul_(self._config.head_init_scale)
+        """Initialise as the reference does; on the meta device, values come from a checkpoint."""
+        if not self.patch_embed.proj.weight.is_meta:
+            init_classifier(self, self.no_weight_decay(), self._config.head_init_scale)
 
 
 class HieraBlock(nn.Module):
@@ -499,17 +486,6 @@ def norm_factory(norm: str | NormLayer) -> NormLayer:
     if callable(norm):
         return norm
     return partial(getattr(nn, norm), eps=1e-6)
-
-
-def _init_module(module: nn.Module) -> None:
-    """Truncated normal 0.02 for weights; 0.02 for Linear and norm biases, as in the reference."""
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.constant_(module.bias, 0.02)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.constant_(module.bias, 0.02)
-        nn.init.constant_(module.weight, 1.0)
 
 
 Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

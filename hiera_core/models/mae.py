@@ -17,6 +17,7 @@ from ..errors import UsageError
 from . import cpu
 from .config import AutoencoderArguments, AutoencoderConfig, HieraConfig
 from .hiera import HieraBlock, HieraEncoder
+from .init_weights import init_autoencoder
 from .layers import conv_nd
 from .masking import MASK_RATIOS, VisibleUnits, check_mask_ratio, gather_rows
 
@@ -98,7 +99,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         labels = self.pixel_labels(x)
         labels = gather_rows(labels, deleted.cells).flatten(0, 1)
         labels = normalise_patches(labels)
-        return (preds - labels).square().mean(), preds, labels, visible.mask
+        return reconstruction_error(preds, labels).mean(), preds, labels, visible.mask
 
     def forward_encoder(
         self,
@@ -246,14 +247,14 @@ class MaskedAutoencoderHiera(HieraEncoder):
         return self.layout.from_units(x, self.q_pool)
 
     def init_weights(self) -> None:
-        """Initialise as MAE does: Xavier for Linear layers and for the flattened patch embedding,
-        biases 0, norm weights 1."""
-        if self.patch_embed.proj.weight.is_meta:
-            return  # values come from a checkpoint
-        for name in (*self.no_weight_decay(), "mask_token", "decoder_pos_embed"):
-            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
-        self.apply(_init_module)
-        nn.init.xavier_uniform_(self.get_parameter("patch_embed.proj.weight").data.flatten(1))
+        """Initialise as MAE does; on the meta device, values come from a checkpoint."""
+        if not self.patch_embed.proj.weight.is_meta:
+            init_autoencoder(self, (*self.no_weight_decay(), "mask_token", "decoder_pos_embed"))
+
+
+def reconstruction_error(preds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the squared error of each pixel; its mean is the loss. [..., p] -> [..., p]"""
+    return (preds - labels).square()
 
 
 def normalise_patches(patches: torch.Tensor) -> torch.Tensor:
@@ -267,15 +268,6 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     mean = patches.mean(dim=-1, keepdim=True)
     var = patches.var(dim=-1, keepdim=True)
     return mean, (var + 1.0e-6) ** 0.5
-
-
-def _init_module(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.constant_(module.bias, 0)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.constant_(module.bias, 0)
-        nn.init.constant_(module.weight, 1.0)
 
 
 MaskedAutoencoderHiera.__signature__ = inspect.signature(  # type: ignore[attr-defined]

@@ -17,16 +17,15 @@ from ..errors import UsageError
 from ..models import factory
 from ..models.hiera import HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
-from ..models.masking import check_mask_ratio, visible_count
+from ..models.masking import check_mask_ratio
 from ..version import __version__
 from ..weights import load
 from . import optimizer
 from .augment import Augment
 from .checkpoint import TrainingState
-from .dataloader import MaskSampler
 from .distributed import Parallel, World, unwrap_model
 from .recipe import Recipe
-from .sampler import derive_seed
+from .sampler import MaskSampler, derive_seed
 
 MAX_WORKERS = 8
 
@@ -144,7 +143,7 @@ def build_training(
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
         check_mask_ratio(recipe.mask_ratio, windows)
-        masking = MaskSampler(windows, visible_count(windows, recipe.mask_ratio))
+        masking = MaskSampler(windows, recipe.mask_ratio)
     model.card = card
     transform = transform_for(model)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"

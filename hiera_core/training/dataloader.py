@@ -16,17 +16,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.clip_reader import read_segments
-from ..data.clip_sampling import Sampling, check_damage, frame_indices
+from ..data.clip_sampling import Sampling, frame_indices
 from ..data.datasets import MediaDataset
 from ..data.image_reader import open_image
 from ..data.sources import kind_of
 from ..data.transforms import ImageTransform, VideoTransform
-from ..data.video_reader import Video
+from ..data.video_reader import Video, check_damage
 from ..errors import HieraError, InputError
 from ..records import Kind
 from .augment import Augment, mix
 from .recipe import Recipe
-from .sampler import SampleKey, derive_seed
+from .sampler import MaskSampler, SampleKey, derive_seed
 
 # Video frames are downscaled to this short side, in multiples of the model's input size, as soon as
 # they are decoded. SlowFast resizes the short side to 256 to 320 pixels for an input size of 224.
@@ -72,24 +72,6 @@ class Batch:
         """Pin `x`, the only large tensor. DataLoader calls this if `pin_memory` is set."""
         self.x = self.x.pin_memory()
         return self
-
-
-@dataclass(frozen=True)
-class MaskSampler:
-    """Random masks for an autoencoder.
-
-    Args:
-        windows: Number of mask units.
-        kept: Number of mask units that stay visible.
-    """
-
-    windows: int
-    kept: int
-
-    def draw(self, *parts: int | str) -> torch.Tensor:
-        """Draw a mask with the seed of `derive_seed`, and return its visible units, [kept]."""
-        generator = torch.Generator().manual_seed(derive_seed("mask", *parts))
-        return torch.rand(self.windows, generator=generator).argsort()[: self.kept]
 
 
 class TrainDataset(Dataset[LoadedSample]):

@@ -13,6 +13,7 @@ from torch import nn
 from ..device import compile_faults, is_out_of_memory
 from ..errors import DeviceError
 from ..inference.evaluate import TOP_K, topk_hits
+from ..models.mae import reconstruction_error
 from .dataloader import Batch
 from .recipe import Recipe
 
@@ -45,8 +46,8 @@ def compute_losses(
         with torch.autocast(batch.x.device.type, precision if autocast else None, enabled=autocast):
             if batch.target is None:
                 _, preds, labels, _ = model(batch.x, mask=batch.visible_units)
-                difference = preds.float() - labels.float()
-                losses = difference.square().view(len(batch.x), -1).mean(1)
+                errors = reconstruction_error(preds.float(), labels.float())
+                losses = errors.view(len(batch.x), -1).mean(1)
                 zeros = torch.zeros_like(losses)
                 return BatchLosses(losses, zeros, zeros)
             output = model(batch.x).float()

@@ -1,15 +1,15 @@
-"""Training recipes: all settings that determine what a run computes, read from YAML and checked.
+"""Training recipes: all settings that determine what a run computes, typed and checked.
 
 torch is not imported here, so `hiera train --print-recipe` starts quickly.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, Self
 
 import yaml
@@ -17,9 +17,6 @@ import yaml
 from .. import zoo
 from ..errors import UsageError, did_you_mean
 from ..models.masking import MASK_RATIOS, check_mask_ratio
-from . import recipe_parser
-
-RECIPES = Path(__file__).with_name("recipes")
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ class Recipe:
         values = dict(values)
         if "keep" in values:  # the name of `keep_checkpoints` until November 2026
             values["keep_checkpoints"] = values.pop("keep")
-        recipe: Self = recipe_parser.build(cls, values)
+        recipe: Self = build_settings(cls, values)
         return recipe
 
     def to_dict(self) -> dict[str, object]:
@@ -206,108 +203,78 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def read_recipe(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe of a model, or the recipe in a file, with some values changed.
-
-    Args:
-        recipe: Name of a model, such as `mae_hiera_base_224`, or path of a .yaml file. A file has
-            all values, or `extends: NAME` and the values that differ.
-        settings: Values to change, by dotted key: {"optimizer.lr": 1e-3}.
-
-    Raises:
-        UsageError: The recipe does not exist, or the file cannot be read; see `Recipe.from_dict`.
-    """
-    values = _load_values(recipe)
-    for key, value in (settings or {}).items():
-        *parents, last = key.split(".")
-        section = values
-        for parent in parents:
-            if not isinstance(section.setdefault(parent, {}), dict):
-                raise UsageError(f"{key}: {parent} holds no further keys", "see --print-recipe")
-            section = section[parent]
-        # A copy, because a later setting may add keys to a dictionary that the caller passed.
-        section[last] = copy.deepcopy(value)
-    return Recipe.from_dict(values)
-
-
-def names() -> list[str]:
-    """Return the names of the models that have a built-in recipe: all models of the zoo."""
-    recipes = map(_read_built_in, sorted(RECIPES.glob("*.yaml")))
-    return [name for recipe in recipes for name in recipe["models"]]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Parse `key=value` of the option --set; the value is YAML.
-
-    `augment.flip=0.5` -> ("augment.flip", 0.5)
-
-    Raises:
-        UsageError: The text has no `=` or no key, or the value is not valid YAML.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(
-            f"--set {text} is not a setting", "write key=value, e.g. --set optimizer.lr=1e-3"
-        )
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"--set {text}: the value is not valid YAML", "quote it, e.g. --set 'key=\"value\"'"
-        ) from error
-
-
-def _load_values(recipe: str | Path) -> dict[str, Any]:
-    """Return the values of a built-in recipe or a file, merged with those that it extends."""
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        return _built_in_values(str(recipe))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        hint = did_you_mean(path.stem, names())
-        raise UsageError(f"recipe {str(path)!r} cannot be read ({reason})", hint) from error
-    if not isinstance(values, dict):
-        raise UsageError(f"recipe {str(path)!r} holds no keys", "start it with `extends: MODEL`")
-    if "extends" in values:
-        base = str(values.pop("extends"))
-        parent = path.parent / base if base.endswith((".yaml", ".yml")) else base
-        values = _merge(_load_values(parent), values)
-    return values
-
-
-def _built_in_values(name: str) -> dict[str, Any]:
-    """Return the values of a model's built-in recipe."""
-    for path in sorted(RECIPES.glob("*.yaml")):
-        shared = _read_built_in(path)
-        if name in shared["models"]:
-            specific = shared.pop("models")[name]
-            return _merge(_merge(shared, {"model": {"name": name}}), specific or {})
-    raise UsageError(
-        f"no recipe {name!r}",
-        did_you_mean(name, names()) or "give a .yaml file or a model of the zoo",
-    )
-
-
-def _read_built_in(path: Path) -> dict[str, Any]:
-    """Read a file of recipes/: values that its models share, and under `models` their own."""
-    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return recipe
-
-
-def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested dictionaries. Where both have a value, that of `override` is used."""
-    merged = dict(base)
-    for key, value in override.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
 def _plain(value: Any) -> Any:
     """Convert tuples to lists, also inside dictionaries."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def build_settings(cls: Any, values: Any, where: str = "") -> Any:
+    """Build a dataclass from a dictionary, and convert each value to the type of its field.
+
+    Args:
+        cls: The dataclass. Its fields may be dataclasses too.
+        values: The values, by field name.
+        where: Dotted key of `values` in the recipe, for messages; empty for the whole recipe.
+
+    Raises:
+        UsageError: A key is unknown (the hint suggests a similar one), a required key is missing,
+            or a value has the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where or 'the recipe'} is {values!r}", "give `key: value` lines")
+    types = typing.get_type_hints(cls)
+    for key in values:
+        if key not in types:
+            hint = did_you_mean(str(key), types) or f"keys are {', '.join(types)}"
+            raise UsageError(f"unknown key {_path(where, key)!r}", hint)
+    for spec in dataclasses.fields(cls):
+        required = spec.default is spec.default_factory is dataclasses.MISSING
+        if required and spec.name not in values:
+            raise UsageError(f"the recipe has no {_path(where, spec.name)!r}", "set it")
+    return cls(**{k: _convert(types[k], v, _path(where, k)) for k, v in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Convert a value to a type: a dataclass, union, Literal, tuple or plain type."""
+    if dataclasses.is_dataclass(kind):
+        return build_settings(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    try:
+        if origin is UnionType:
+            return _convert_to_union(arguments, value, where)
+        if origin is Literal:
+            return arguments[arguments.index(value)]
+        if origin is tuple:
+            return tuple(_convert(t, v, where) for t, v in zip(arguments, value, strict=True))
+        if kind is float and not isinstance(value, bool):
+            return float(value)  # YAML parses "1e-3" as a string
+        if kind is int and not isinstance(value, bool) and float(value) == int(value):
+            return int(value)
+        if isinstance(value, origin or kind):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"{where} is {value!r}", f"expected {_describe_type(kind)}")
+
+
+def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Convert a value to the type of a union that suits it. A string stays a string if possible."""
+    if value is None and NoneType in members:
+        return None
+    if isinstance(value, str) and str in members:
+        return value
+    others = [member for member in members if member not in (NoneType, str)]
+    return _convert(others[0] if others else str, value, where)
+
+
+def _describe_type(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    return str(getattr(kind, "__name__", kind)) if not typing.get_args(kind) else str(kind)
+
+
+def _path(where: str, key: object) -> str:
+    """Return the dotted key of `key` under `where`."""
+    return f"{where}.{key}" if where else str(key)

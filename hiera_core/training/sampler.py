@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ..errors import UsageError
+from ..models.masking import draw_units
 from .recipe import Recipe
 
 
@@ -127,3 +129,21 @@ def derive_seed(*parts: int | str) -> int:
     """Return a seed of 63 bits that depends on all parts and on nothing else."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class MaskSampler:
+    """Random masks for an autoencoder.
+
+    Args:
+        windows: Number of mask units.
+        mask_ratio: Share of mask units that are hidden.
+    """
+
+    windows: int
+    mask_ratio: float
+
+    def draw(self, *parts: int | str) -> torch.Tensor:
+        """Draw a mask with the seed of `derive_seed`, and return its visible units, [k]."""
+        generator = torch.Generator().manual_seed(derive_seed("mask", *parts))
+        return draw_units(1, self.windows, self.mask_ratio, generator=generator)[0]

@@ -24,7 +24,8 @@ from .distributed import World, join_processes, unwrap_model, without_gradient_s
 from .losses import compute_losses
 from .lr_schedule import learning_rate_at
 from .previews import Previews
-from .recipe import Recipe, read_recipe
+from .recipe import Recipe
+from .recipe_reader import read_recipe
 from .run_folder import RunFolder
 from .run_log import LOG_NAME, RunLog, StepStatistics
 from .sampler import StepSampler, derive_seed

@@ -280,7 +280,7 @@ def _valid_extras(extras: Any) -> dict[str, Any]:
 
 
 def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors, detached and without the name prefix of DistributedDataParallel.
+    """Return the tensors, detached.
 
     Raises:
         CheckpointError: A name is not a string, or a value is not a plain dense tensor.
@@ -296,7 +296,7 @@ def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]
             raise CheckpointError(
                 f"{path}: {name!r} is not a plain dense tensor", "save it dense and unquantised"
             )
-    return {name.removeprefix("module."): t.detach() for name, t in tensors.items()}
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -34,6 +34,8 @@ TRANSFORMERS = (
     ("decoder.decoder_pred.", "decoder_pred."),
 )
 TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
+# DistributedDataParallel and torch.compile wrap a model and prefix the names of its parameters.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _STAGE = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
 
 
@@ -60,6 +62,16 @@ def detect_naming(names: Iterable[str]) -> Naming:
     )
 
 
+def strip_wrappers(name: str) -> str:
+    """Remove the prefixes that wrappers put before a parameter's name, in any order and number.
+
+    `module._orig_mod.blocks.0.norm1.weight` -> `blocks.0.norm1.weight`
+    """
+    while name.startswith(WRAPPER_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
 def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
     """Rename parameters from any naming to the reference's.
 
@@ -72,6 +84,7 @@ def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
     Raises:
         CheckpointError: These are not the parameters of a Hiera.
     """
+    state = {strip_wrappers(name): value for name, value in state.items()}
     naming = detect_naming(state)
     if naming == "reference":
         return dict(state), naming

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bundled_models             on the digits: time and accuracy
     python -m tests.benchmarks.bundled_models --video     the same on the moving shapes
     python -m tests.benchmarks.bundled_models --seeds 5   digits, with and without pre-training
-    python -m tests.benchmarks.bundled_models --ship      also put weights and samples in the package
+    python -m tests.benchmarks.bundled_models --ship      also put them into the package
 
 Accuracy is that of `hiera eval` on the fixed fifth that is held out.
 """

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiera_core.benchmarking import report
-from hiera_core.benchmarking.job import OURS, Measurement, ratio_of
+from hiera_core.benchmarking.job import OURS
+from hiera_core.benchmarking.measurement import Measurement, ratio_of
 
 ROOT = Path(__file__).parents[2]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"

@@ -15,7 +15,7 @@ from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
-from .output_formats import WRITERS, Format
+from .output_formats import WRITERS, Format, open_text, resolve_format
 
 PARTIAL = ".partial"
 
@@ -186,30 +186,9 @@ class ResultStream:
 
     def _open(self, path: Path) -> IO[str]:
         try:
-            return path.open(
-                "a" if self.resume else "w", encoding="utf-8", errors="surrogateescape", newline=""
-            )
+            return open_text(path, "a" if self.resume else "w")
         except OSError as error:
             raise UsageError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def resolve_format(format: Format, path: Path | None) -> Format:
-    """Return the format that `auto` stands for; other formats are returned as they are.
-
-    For a file its ending decides, and jsonl is used for unknown endings. Standard output gets a
-    table if it is a terminal, else jsonl.
-    """
-    if format is not Format.auto:
-        return format
-    if path is None:
-        return Format.table if sys.stdout.isatty() else Format.jsonl
-    endings = {
-        ".json": Format.json,
-        ".jsonl": Format.jsonl,
-        ".csv": Format.csv,
-        ".txt": Format.table,
-    }
-    return endings.get(path.suffix.lower(), Format.jsonl)
 
 
 def check_file(path: Path | None, overwrite: bool) -> None:
@@ -261,7 +240,7 @@ def _remove_incomplete_line(partial: Path) -> None:
 
 def _finished(partial: Path) -> Iterator[tuple[str, str]]:
     """Yield input and status of every record of an interrupted run."""
-    with partial.open(encoding="utf-8", errors="surrogateescape") as file:
+    with open_text(partial, "r") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)

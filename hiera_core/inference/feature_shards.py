@@ -1,7 +1,8 @@
 """Write features to one file, or to a folder of shards, which an interrupted run can resume.
 
 A file holds an array [inputs, *shape] for each feature. Its metadata holds the names and indices of
-the inputs, the shapes, and the settings that the features were computed with; see `feature_files`.
+the inputs, the shapes, and the settings that the features were computed with; see
+`feature_formats`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
-from . import feature_files
+from . import feature_formats
 
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
@@ -30,7 +31,7 @@ class _Shard:
     model: str
     inputs: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    rows: list[feature_files.Arrays] = field(default_factory=list)
+    rows: list[feature_formats.Arrays] = field(default_factory=list)
     size: int = 0  # bytes
 
 
@@ -38,7 +39,7 @@ class FeatureStore:
     """Writes the features of records to files, each of them atomically. Use it in a `with` block.
 
     Args:
-        path: A file with an ending of `feature_files.FORMATS`, or a folder. A single file is
+        path: A file with an ending of `feature_formats.FORMATS`, or a folder. A single file is
             written at the end of the block, so its features are held in memory until then. A folder
             gets shards `image-00000.safetensors`, `video-00000.safetensors` and so on.
         save_as: Format of the shards: safetensors, npz or parquet.
@@ -61,9 +62,9 @@ class FeatureStore:
         resume: bool = False,
     ) -> None:
         self.path, self.settings, self.shard_inputs = path, settings or {}, shard_inputs
-        self.is_file = path.suffix in feature_files.FORMATS
+        self.is_file = path.suffix in feature_formats.FORMATS
         self.format = path.suffix.removeprefix(".") if self.is_file else save_as
-        feature_files.check_format(self.format)
+        feature_formats.check_format(self.format)
         self._open: dict[Kind, _Shard] = {}
         self._next_numbers: dict[str, int] = {}  # of shards, by kind
         self._done: dict[tuple[int, str], dict[str, Any]] = {}  # by index and name of the input
@@ -149,7 +150,7 @@ class FeatureStore:
                 self.path.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made ({error.strerror})") from error
-        feature_files.write(shard.path, stacked, metadata)
+        feature_formats.write(shard.path, stacked, metadata)
 
     def _read_shards(self) -> None:
         """Read which inputs the shards of an earlier run hold.
@@ -163,7 +164,7 @@ class FeatureStore:
                 continue
             kind, number = match[1], int(match[2])
             self._next_numbers[kind] = max(self._next_numbers.get(kind, 0), number + 1)
-            metadata = feature_files.read_metadata(path)
+            metadata = feature_formats.read_metadata(path)
             if metadata["settings"] != self.settings:
                 raise UsageError(
                     f"{path} was made with {_describe(metadata['settings'])}, not "

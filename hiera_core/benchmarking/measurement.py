@@ -1,0 +1,122 @@
+"""What was measured of one variant of a model, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .job import OURS
+
+
+@dataclass
+class Measurement:
+    """Results of one variant of a job, such as fused attention, compiled."""
+
+    model: str
+    implementation: str
+    attention: str | None  # None for a peer
+    compiled: bool
+    mode: str
+    device: str
+    dtype: str
+    batch: int
+    unit: str = "images"
+    version: str | None = None  # of a peer's package
+    params: int | None = None
+    gmacs: float | None = None  # 1e9 multiply-adds in the forward pass of one input
+    published: float | None = None  # inputs/s in the paper: A100, fp16, eager attention
+    memory_mib: float | None = None  # peak, including the weights
+    matmul_gflops: float | None = None  # 1e9 operations/s of a large matrix product
+    samples_s: list[float] = field(default_factory=list)  # seconds of each run
+    rounds: list[float] = field(default_factory=list)  # median seconds in each round
+    speedup: float | None = None  # relative to eager attention
+    ratio: float | None = None  # our throughput / this peer's: median over rounds
+    ratio_low: float | None = None  # lower quartile
+    ratio_high: float | None = None  # upper quartile
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Text that is equal for measurements that can be compared."""
+        parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
+        return " ".join(map(str, (*parts, self.device, self.dtype, self.batch)))
+
+    @property
+    def label(self) -> str:
+        """Name of the variant, without the model, such as `fused, compiled`."""
+        words = [self.implementation] if self.implementation != OURS else []
+        words += [self.attention] if self.attention else []
+        return ", ".join(words + ["compiled"] * self.compiled)
+
+    @property
+    def median_s(self) -> float | None:
+        return statistics.median(self.samples_s) if self.samples_s else None
+
+    @property
+    def throughput(self) -> float | None:
+        """Inputs/s, from the median time of a run."""
+        return self.batch / self.median_s if self.median_s else None
+
+    def latency_ms(self, percent: float) -> float | None:
+        """Return a percentile of the time of a run. It is a sample, without interpolation."""
+        if not self.samples_s:
+            return None
+        ranked = sorted(self.samples_s)
+        return 1e3 * ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))]
+
+    @property
+    def utilisation(self) -> float | None:
+        """Fraction of `matmul_gflops` that the model reaches."""
+        if not (self.gmacs and self.throughput and self.matmul_gflops):
+            return None
+        passes = 1 if self.mode == "infer" else 3  # a backward pass counts as two forward passes
+        return 2 * passes * self.gmacs * self.throughput / self.matmul_gflops
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, and the figures that follow from them."""
+        derived = {
+            "median_ms": None if self.median_s is None else 1e3 * self.median_s,
+            **{f"p{p}_ms": self.latency_ms(p) for p in (50, 90, 99)},
+            "throughput": self.throughput,
+            "runs": len(self.samples_s),
+            "utilisation": self.utilisation,
+        }
+        return {**asdict(self), **derived}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Measurement:
+        """Return the measurement that `to_json` has written. Derived figures are ignored."""
+        names = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in values.items() if k in names})
+
+
+def add_ratios(measurements: list[Measurement]) -> None:
+    """Set the ratios of measurements that ran alternately: `speedup` of ours, `ratio` of peers.
+
+    A peer is compared with our fused attention, and a compiled peer with our compiled variant.
+    """
+    ours = {
+        (m.attention, m.compiled): m for m in measurements if m.implementation == OURS and m.rounds
+    }
+    eager = ours.get(("eager", False))
+    for measurement in measurements:
+        if not measurement.rounds:
+            continue
+        if measurement.implementation == OURS:
+            if eager is not None:
+                measurement.speedup = ratio_of(eager, measurement)[1]
+            continue
+        best = ours.get(("fused", measurement.compiled)) or ours.get(("fused", False))
+        if best is not None:
+            low, middle, high = ratio_of(measurement, best)
+            measurement.ratio_low, measurement.ratio, measurement.ratio_high = low, middle, high
+
+
+def ratio_of(slow: Measurement, fast: Measurement) -> tuple[float, float, float]:
+    """Return the throughput of `fast` divided by that of `slow`: the lower quartile, the median and
+    the upper quartile over their rounds."""
+    pairs = zip(slow.rounds, fast.rounds, strict=False)
+    values = sorted(fast.batch * a / (b * slow.batch) for a, b in pairs)
+    return values[len(values) // 4], statistics.median(values), values[3 * len(values) // 4]

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..errors import UsageError, did_you_mean
 from . import toy_datasets
-from .sources import ENDINGS, Source
+from .media_types import ENDINGS
+from .sources import Source
 
 BUILT_IN: dict[str, Any] = {
     "digits": (toy_datasets.Digits, toy_datasets.DIGITS),

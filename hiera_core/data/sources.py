@@ -22,34 +22,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError, UsageError
-from ..records import Kind
+from .media_types import (
+    ENDINGS,
+    SIGNATURE_BYTES,
+    VIDEO_ENDINGS,
+    as_input_error,
+    ending_of,
+    sniff_kind,
+)
 
-# Files of a folder with these endings are inputs. A file that is named itself is always tried.
-PICTURE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
-    ".ico .qoi".split()
-)
-VIDEO_ENDINGS = frozenset(
-    ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split()
-)
-ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
-SIGNATURE_BYTES = 200  # how many bytes of a file `sniff_kind` needs
-_IMAGE_SIGNATURE = re.compile(
-    rb"\xff\xd8\xff"  # JPEG
-    rb"|\x89PNG\r\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|qoif.{8}[\x03\x04]"
-    rb"|BM....\0\0\0\0|P[1-6][\s#]+[\d#]|\0\0\x01\0[^\0]"
-    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51"  # JPEG 2000: JP2 file, bare codestream
-    rb"|....ftyp(avif|avis|heic|heix|hevc|mif1|msf1)",
-    re.DOTALL,
-)
-_VIDEO_SIGNATURE = re.compile(
-    rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # MP4, QuickTime
-    rb"|\x1a\x45\xdf\xa3"  # Matroska, WebM
-    rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG programme and elementary streams
-    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # ASF
-    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes a packet
-    re.DOTALL,
-)
 MAX_DOWNLOAD_BYTES = 512 << 20
 TIMEOUT_S = 30
 STDIN = "-"
@@ -108,36 +89,9 @@ class Source:
                     kind = sniff_kind(file.read(SIGNATURE_BYTES))
         if kind is not None:
             return kind == "video"
-        ending = _ending_of(self.name)
+        ending = ending_of(self.name)
         # A URL without a known ending can be either. It counts as a video, which costs more.
         return ending in VIDEO_ENDINGS or (self.url is not None and ending not in ENDINGS)
-
-
-def kind_of(content: Path | bytes, name: str) -> Kind:
-    """Return the kind of an input by its first bytes, or by the ending of `name` if these are of no
-    known format.
-
-    Raises:
-        InputError: The file cannot be read, or is empty.
-    """
-    if isinstance(content, bytes):
-        start = content[:SIGNATURE_BYTES]
-    else:
-        try:
-            with content.open("rb") as file:
-                start = file.read(SIGNATURE_BYTES)
-        except OSError as error:
-            raise _as_input_error(error) from error
-    if not start:
-        raise InputError("empty file", "the file is damaged, or not an image or video")
-    return sniff_kind(start) or ("video" if _ending_of(name) in VIDEO_ENDINGS else "image")
-
-
-def sniff_kind(start: bytes) -> Kind | None:
-    """Return the kind of a file by its first bytes, or None if they are of no known format."""
-    if _IMAGE_SIGNATURE.match(start):
-        return "image"
-    return "video" if _VIDEO_SIGNATURE.match(start) else None
 
 
 def expand(
@@ -234,7 +188,7 @@ def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[So
         with os.scandir(folder) as entries:
             visible = [e for e in entries if not e.name.startswith(".")]
     except OSError as error:
-        yield Source(str(folder), error=_as_input_error(error))
+        yield Source(str(folder), error=as_input_error(error))
         return
     visible.sort(key=lambda e: e.name)
     for entry in visible:
@@ -249,11 +203,6 @@ def _glob(pattern: str) -> list[str]:
     return sorted(glob.iglob(pattern, recursive=True))
 
 
-def _ending_of(name: str) -> str:
-    """Return the file ending of a path or URL, in lower case."""
-    return Path(name.partition("?")[0]).suffix.lower()
-
-
 # Lists and standard input -------------------------------------------------------------------------
 
 
@@ -266,7 +215,7 @@ def _from_list(text: str) -> Iterator[Source]:
         with Path(text[1:]).open("rb") as file:
             yield from _from_lines(file, b"")
     except OSError as error:
-        yield Source(text, error=_as_input_error(error))
+        yield Source(text, error=as_input_error(error))
 
 
 def _from_stream(stream: BinaryIO) -> Iterator[Source]:
@@ -341,7 +290,7 @@ def _check_regular_file(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _as_input_error(error) from error
+        raise as_input_error(error) from error
     if stat.S_ISDIR(mode):
         raise InputError("is a folder", "name the folder itself as an input, not in a list")
     if not stat.S_ISREG(mode):
@@ -360,15 +309,10 @@ def _read_span(path: Path, offset: int, size: int) -> bytes:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:
-        raise _as_input_error(error) from error
+        raise as_input_error(error) from error
     if len(content) < size:
         raise InputError(f"{path} ends within this file", "the archive is truncated; get it again")
     return content
-
-
-def _as_input_error(error: OSError | ValueError) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return InputError(reason.lower(), "check the path")
 
 
 def _download(url: str) -> bytes:

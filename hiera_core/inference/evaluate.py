@@ -14,7 +14,7 @@ import torch
 
 from .. import zoo
 from ..data.datasets import MediaDataset, benchmark_of, open_eval_data, remap_labels
-from ..data.sources import kind_of
+from ..data.media_types import kind_of
 from ..errors import InputError, UsageError
 from ..models.hiera import Hiera
 from ..records import Kind

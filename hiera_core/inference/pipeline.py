@@ -23,6 +23,7 @@ from ..data import sources
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
 from ..data.image_reader import open_image, without_pillow_limit
+from ..data.media_types import kind_of
 from ..data.sources import Source
 from ..errors import HieraError, InputError, UsageError
 from ..records import Kind, Record
@@ -209,7 +210,7 @@ class Pipeline(Generic[R]):
         record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
         try:
             content = source.content()
-            kind = sources.kind_of(content, source.name)
+            kind = kind_of(content, source.name)
             record.kind = kind
             runner = self.runner(kind)
             record.model = runner.name

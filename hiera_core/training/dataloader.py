@@ -19,7 +19,7 @@ from ..data.clip_reader import read_segments
 from ..data.clip_sampling import Sampling, frame_indices
 from ..data.datasets import MediaDataset
 from ..data.image_reader import open_image
-from ..data.sources import kind_of
+from ..data.media_types import kind_of
 from ..data.transforms import ImageTransform, VideoTransform
 from ..data.video_reader import Video, check_damage
 from ..errors import HieraError, InputError

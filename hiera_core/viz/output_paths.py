@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
-from ..data.sources import ENDINGS
+from ..data.media_types import ENDINGS
 from ..errors import InputError, OutputError
 
 MAX_NAME_BYTES = 240  # file systems allow 255

@@ -1,0 +1,73 @@
+"""Tell images from videos: by the first bytes of a file, or by the ending of its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import InputError
+from ..records import Kind
+
+# Files of a folder with these endings are inputs. A file that is named itself is always tried.
+PICTURE_ENDINGS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
+    ".ico .qoi".split()
+)
+VIDEO_ENDINGS = frozenset(
+    ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split()
+)
+ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
+SIGNATURE_BYTES = 200  # how many bytes of a file `sniff_kind` needs
+_IMAGE_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff"  # JPEG
+    rb"|\x89PNG\r\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|qoif.{8}[\x03\x04]"
+    rb"|BM....\0\0\0\0|P[1-6][\s#]+[\d#]|\0\0\x01\0[^\0]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51"  # JPEG 2000: JP2 file, bare codestream
+    rb"|....ftyp(avif|avis|heic|heix|hevc|mif1|msf1)",
+    re.DOTALL,
+)
+_VIDEO_SIGNATURE = re.compile(
+    rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # MP4, QuickTime
+    rb"|\x1a\x45\xdf\xa3"  # Matroska, WebM
+    rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG programme and elementary streams
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # ASF
+    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes a packet
+    re.DOTALL,
+)
+
+
+def kind_of(content: Path | bytes, name: str) -> Kind:
+    """Return the kind of an input by its first bytes, or by the ending of `name` if these are of no
+    known format.
+
+    Raises:
+        InputError: The file cannot be read, or is empty.
+    """
+    if isinstance(content, bytes):
+        start = content[:SIGNATURE_BYTES]
+    else:
+        try:
+            with content.open("rb") as file:
+                start = file.read(SIGNATURE_BYTES)
+        except OSError as error:
+            raise as_input_error(error) from error
+    if not start:
+        raise InputError("empty file", "the file is damaged, or not an image or video")
+    return sniff_kind(start) or ("video" if ending_of(name) in VIDEO_ENDINGS else "image")
+
+
+def sniff_kind(start: bytes) -> Kind | None:
+    """Return the kind of a file by its first bytes, or None if they are of no known format."""
+    if _IMAGE_SIGNATURE.match(start):
+        return "image"
+    return "video" if _VIDEO_SIGNATURE.match(start) else None
+
+
+def ending_of(name: str) -> str:
+    """Return the file ending of a path or URL, in lower case."""
+    return Path(name.partition("?")[0]).suffix.lower()
+
+
+def as_input_error(error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(reason.lower(), "check the path")

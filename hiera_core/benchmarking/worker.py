@@ -18,7 +18,7 @@ import torch
 
 from ..device import DTYPES, compile_faults, is_out_of_memory
 from ..errors import HieraError, first_line
-from . import peers, workloads
+from . import flops, peers, workloads
 from .job import Job
 from .timer import PeakMemory, timed_for
 
@@ -54,7 +54,7 @@ def _prepare(job: Job) -> list[workloads.Variant]:
     device = torch.device(job.device)
     torch.manual_seed(0)
     memory = PeakMemory(device)
-    rate = workloads.matmul_gflops(device, DTYPES[job.dtype])
+    rate = flops.matmul_gflops(device, DTYPES[job.dtype])
     variants = workloads.build(job)
     for variant in variants:
         variant.row.matmul_gflops = rate

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import zoo
 from ..device import DTYPES, compile_for_inference, compile_for_training
 from ..errors import HieraError
-from ..models.hiera import Hiera
-from ..models.mae import MaskedAutoencoderHiera
+from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
+from .flops import count_gmacs
 from .job import OURS, Job
 from .measurement import Measurement
 
@@ -67,53 +66,11 @@ def build(job: Job) -> list[Variant]:
     return variants
 
 
-def count_gmacs(job: Job) -> float | None:
-    """Return 1e9 multiply-adds in the forward pass of one input.
-
-    They are counted with eager attention, because the counter may not see fused and compiled
-    kernels. The model is on the meta device, so nothing is computed.
-    """
-    entry = zoo.get(job.model)
-    with torch.device("meta"):
-        if job.implementation == OURS or peers.PEERS[job.implementation].same_model:
-            model: nn.Module = _model_class(entry)(**entry.config)
-            model.set_attention("eager")  # type: ignore[operator]
-        else:
-            model = peers.PEERS[job.implementation].build(entry, job.mode)
-        x = torch.empty(1, 3, *entry.config["input_size"])
-        arguments = {"mask": _draw_units(entry, model, 1, x.device)} if entry.autoencoder else {}
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(x, **arguments)
-    return counter.get_total_flops() / 2e9
-
-
-def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of a large matrix product, in 1e9 operations/s.
-
-    It is a practical limit of the device. On a CPU it uses the fastest library that is available,
-    which may not be the one behind `torch.matmul`.
-    """
-    from ..models.cpu import Linear
-    from .timer import timed
-
-    size = 2048 if device.type == "cpu" else 8192
-    layer = Linear(size, size, device=device, dtype=dtype)
-    x = torch.randn(size, size, device=device, dtype=dtype)
-    with torch.inference_mode():
-        timed(lambda: layer(x), device)
-        best = min(timed(lambda: layer(x), device) for _ in range(8))
-    return 2 * size**3 / best / 1e9
-
-
-def _model_class(entry: zoo.ModelEntry) -> Any:
-    return MaskedAutoencoderHiera if entry.autoencoder else Hiera
-
-
 def _build_ours(entry: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Build our model with uniform random weights. The normal initialisation takes seconds, and
     does not change the speed."""
     with torch.device("meta"):
-        model: nn.Module = _model_class(entry)(**entry.config)
+        model: nn.Module = model_class(entry)(**entry.config)
     model = model.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypedDict
 
+import torch
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
@@ -25,6 +26,7 @@ class BlockSpec:
     q_stride: int  # queries pooled into one; 1 = no pooling
     window_size: int  # tokens of a mask unit after the block's pooling
     use_mask_unit_attn: bool
+    drop_path: float  # probability; grows linearly with depth
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class HieraConfig:
         The first block of a stage widens and pools. It still attends like the stage before it, so
         that global attention only ever sees pooled tokens.
         """
+        # These are plain numbers, so they stay on the CPU when the model is built on "meta".
+        rates = torch.linspace(0, self.drop_path_rate, sum(self.stages), device="cpu").tolist()
         specs: list[BlockSpec] = []
         dim, heads, window = self.embed_dim, self.num_heads, math.prod(self.mask_unit_size)
         for stage, depth in enumerate(self.stages):
@@ -131,7 +135,10 @@ class HieraConfig:
                 heads = int(heads * self.head_mul) if first else heads
                 window //= q_stride
                 windowed = self.mask_unit_attn[stage - 1 if first else stage]
-                specs.append(BlockSpec(stage, dim, dim_out, heads, q_stride, window, windowed))
+                rate = rates[len(specs)]
+                specs.append(
+                    BlockSpec(stage, dim, dim_out, heads, q_stride, window, windowed, rate)
+                )
                 dim = dim_out
         return specs
 

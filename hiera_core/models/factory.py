@@ -200,6 +200,11 @@ def list_models() -> list[str]:
     return zoo.names()
 
 
+def model_class(entry: zoo.ModelEntry) -> type[Hiera] | type[MaskedAutoencoderHiera]:
+    """Return the class of a model of the zoo."""
+    return MaskedAutoencoderHiera if entry.autoencoder else Hiera
+
+
 def from_zoo(
     entry: zoo.ModelEntry,
     checkpoint: load.Checkpoint | None = None,
@@ -208,7 +213,7 @@ def from_zoo(
     **config: Any,
 ) -> HieraEncoder:
     """Build a model of the zoo, with the weights of a checkpoint or newly initialised."""
-    cls = MaskedAutoencoderHiera if entry.autoencoder else Hiera
+    cls = model_class(entry)
     model: HieraEncoder
     if checkpoint is None:
         model, card = cls(**{**entry.config, **config}), {}

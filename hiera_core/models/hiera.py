@@ -80,11 +80,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
 
-        # These are plain numbers, so they stay on the CPU when the model is built on "meta".
-        rates = torch.linspace(0, cfg.drop_path_rate, len(self.block_specs), device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            HieraBlock.from_spec(spec, cfg.mlp_ratio, rate, self.norm_layer)
-            for spec, rate in zip(self.block_specs, rates, strict=True)
+            HieraBlock.from_spec(spec, cfg.mlp_ratio, self.norm_layer) for spec in self.block_specs
         )
 
     # Properties under the reference's names ----------------------------------------------------
@@ -439,15 +436,13 @@ class HieraBlock(nn.Module):
             self.proj = cpu.Linear(dim, dim_out)
 
     @classmethod
-    def from_spec(
-        cls, spec: BlockSpec, mlp_ratio: float, drop_path: float, norm_layer: NormLayer
-    ) -> HieraBlock:
+    def from_spec(cls, spec: BlockSpec, mlp_ratio: float, norm_layer: NormLayer) -> HieraBlock:
         return cls(
             spec.dim,
             spec.dim_out,
             spec.heads,
             mlp_ratio,
-            drop_path,
+            spec.drop_path,
             norm_layer,
             q_stride=spec.q_stride,
             window_size=spec.window_size,

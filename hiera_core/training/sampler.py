@@ -8,7 +8,6 @@ and workers, and an interrupted run resumes as if it had never stopped.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -103,26 +102,6 @@ class StepSampler:
             for forward_pass in range(self.recipe.accumulate):
                 first = begin + (forward_pass * self.world + self.rank) * share
                 yield [SampleKey(epoch, int(sample)) for sample in order[first : first + share]]
-
-
-def eval_batches(
-    samples: int, batch: int, rank: int = 0, world: int = 1
-) -> Iterator[list[SampleKey]]:
-    """Yield one process's batches for evaluation. All processes together see each sample once.
-
-    Every process gets the same number of batches of the same size, filled up with padding.
-
-    Args:
-        samples: Number of samples in the data set.
-        batch: Number of samples in a batch.
-        rank: Rank of this process, from 0.
-        world: Number of processes.
-    """
-    share = list(range(rank, samples, world))
-    for first in range(0, math.ceil(samples / world), batch):
-        numbers: list[int | None] = list(share[first : first + batch])
-        numbers += [None] * (batch - len(numbers))
-        yield [SampleKey(0, number) for number in numbers]
 
 
 def derive_seed(*parts: int | str) -> int:

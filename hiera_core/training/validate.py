@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from .dataloader import Collator, EvalDataset, make_loader
 from .distributed import World, reshard, unwrap_model
 from .losses import compute_losses
 from .recipe import Recipe
-from .sampler import eval_batches
+from .sampler import SampleKey
 
 MAX_BATCH = 64  # largest batch of a process
 
@@ -70,6 +71,26 @@ def validate(
             "hiera eval lists them: repair or remove them",
         )
     return {**result, "samples": int(count), "bad": int(bad)}
+
+
+def eval_batches(
+    samples: int, batch: int, rank: int = 0, world: int = 1
+) -> Iterator[list[SampleKey]]:
+    """Yield one process's batches for evaluation. All processes together see each sample once.
+
+    Every process gets the same number of batches of the same size, filled up with padding.
+
+    Args:
+        samples: Number of samples in the data set.
+        batch: Number of samples in a batch.
+        rank: Rank of this process, from 0.
+        world: Number of processes.
+    """
+    share = list(range(rank, samples, world))
+    for first in range(0, math.ceil(samples / world), batch):
+        numbers: list[int | None] = list(share[first : first + batch])
+        numbers += [None] * (batch - len(numbers))
+        yield [SampleKey(0, number) for number in numbers]
 
 
 @contextlib.contextmanager

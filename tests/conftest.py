@@ -1,4 +1,4 @@
-"""What several test modules share: weights worth comparing, small models, real pictures, a hub."""
+"""Shared helpers and fixtures: drawn weights, small models, real photographs, a local hub."""
 
 from __future__ import annotations
 
@@ -15,33 +15,42 @@ from typing import Any
 import pytest
 import torch
 
-# Test processes share the cores; those that they start do, too.
+# The test processes share the cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 torch.set_num_threads(THREADS)
 
-# A real Hiera, narrow and shallow: 4 stages, all kinds of blocks, in milliseconds.
+# A narrow and shallow Hiera: 4 stages and every kind of block. It runs in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
 
 
 @torch.no_grad()
 def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights that make a difference: position embeddings, biases and norms away from their
-    initial values, and a head that gives class probabilities far from uniform."""
+    """Fill a model with random weights that affect its output.
+
+    Position embeddings, biases and norms get values far from their initial ones, and the head gives
+    class probabilities that are far from uniform.
+
+    Returns:
+        The same model.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        width = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
+        bound = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
         if name == "head.projection.weight" and parameter.shape[1] < 300:
-            width = 1.0  # as far from uniform with few features and classes
-        parameter.copy_(torch.empty_like(parameter).uniform_(-width, width, generator=generator))
+            bound = 1.0  # with few features, only large weights give peaked probabilities
+        parameter.copy_(torch.empty_like(parameter).uniform_(-bound, bound, generator=generator))
         if parameter.dim() == 1 and "norm" in name and name.endswith("weight"):
             parameter.add_(1.0)
     return model
 
 
 def assert_close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
-    """Max abs difference, relative to the reference's scale where values exceed 1."""
+    """Check that the largest absolute difference is within the tolerance.
+
+    The tolerance is relative to the reference's largest value, if that exceeds 1.
+    """
     assert ours.shape == reference.shape
     scale = max(1.0, reference.abs().max().item())
     difference = (ours - reference).abs().max().item()
@@ -50,7 +59,7 @@ def assert_close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float =
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with real photographs."""
+    """Return a folder of real photographs."""
     import skimage.data
     from PIL import Image
 
@@ -62,7 +71,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved small classifier: model.safetensors, config.json."""
+    """Return the folder of a saved small classifier: model.safetensors and config.json."""
     import hiera_core
 
     folder = tmp_path_factory.mktemp("small")
@@ -73,7 +82,10 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process -> (exit code, stdout, stderr)."""
+    """Return a function that runs a command line in this process.
+
+    It returns (exit code, stdout, stderr).
+    """
     from hiera_cli.app import run
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -85,7 +97,7 @@ def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
 
 
 def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m hiera_cli` as a user would, in a process of its own."""
+    """Run `python -m hiera_cli` in a separate process, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
         capture_output=True,
@@ -96,14 +108,14 @@ def run_process(*arguments: object, **environment: str) -> subprocess.CompletedP
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """As much of the hub as downloading needs: files of repositories, with their metadata."""
+    """Local server with the part of the hub that downloads need: files and their metadata."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.plain: dict[str, bytes] = {}  # files outside repositories, by path
-        self.cut: int | None = None  # break connections off after so many bytes
+        self.cut: int | None = None  # bytes after which a connection breaks off
         self.gated = False
         self.log: list[str] = []
 
@@ -136,8 +148,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, with_body: bool, headers: dict[str, str]) -> None:
         start = 0
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").split("-")[0])
+        if byte_range := self.headers.get("Range"):
+            start = int(byte_range.removeprefix("bytes=").split("-")[0])
         if start and start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -163,7 +175,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """A local hub at `hub.url`; fill `hub.repositories`, read `hub.log`."""
+    """Yield a local hub at `hub.url`. Tests fill `hub.repositories` and read `hub.log`."""
     with Hub() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""`hiera bench`: what it measures, says and writes. No test asserts a time."""
+"""Tests of `hiera bench`: measurements, output and files. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from hiera_core import zoo
-from hiera_core.benchmarking import machine, peers, report, runner, timer, workloads
+from hiera_core.benchmarking import flops, machine, peers, report, runner, timer, workloads
 from hiera_core.benchmarking.compare import Change, compare
-from hiera_core.benchmarking.job import Job, Measurement, RunLength, add_ratios
+from hiera_core.benchmarking.job import Job, RunLength
+from hiera_core.benchmarking.measurement import Measurement, add_ratios
 from hiera_core.errors import DeviceError, UsageError
 
 Hiera = Callable[..., tuple[int, str, str]]
@@ -23,14 +24,16 @@ SHORT = RunLength(seconds=0.02, runs=2, max_seconds=0.02, min_runs=2, round_seco
 NANO = Job("hiera", "hiera_nano_32", batch=2)
 
 
-def row(median: float = 0.1, spread: float = 0.01, count: int = 40, **values: Any) -> Measurement:
-    """A row with samples evenly spread around a median."""
+def make_result(
+    median: float = 0.1, spread: float = 0.01, count: int = 40, **values: Any
+) -> Measurement:
+    """Return a measurement whose samples are evenly spread around a median."""
     offsets = [((7 * i) % count) / count - 0.5 for i in range(count)]
-    given = {"attention": "fused", "compiled": False, "mode": "infer", "device": "cpu"} | values
-    found = Measurement("hiera_nano_32", "hiera", dtype="fp32", batch=8, **given)
-    found.samples_s = [median * (1 + spread * x) for x in offsets]
-    found.matmul_gflops = found.matmul_gflops or 100.0
-    return found
+    fields = {"attention": "fused", "compiled": False, "mode": "infer", "device": "cpu"} | values
+    result = Measurement("hiera_nano_32", "hiera", dtype="fp32", batch=8, **fields)
+    result.samples_s = [median * (1 + spread * x) for x in offsets]
+    result.matmul_gflops = result.matmul_gflops or 100.0
+    return result
 
 
 # The command ------------------------------------------------------------------------------------
@@ -38,7 +41,11 @@ def row(median: float = 0.1, spread: float = 0.01, count: int = 40, **values: An
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, str]]:
-    """A run with a peer and every kind of file -> (their folder, exit code, table)."""
+    """Run a benchmark with peers and every kind of output file.
+
+    Yields:
+        The folder of the files, the exit code, and the printed table.
+    """
     from hiera_cli.app import run
 
     folder = tmp_path_factory.mktemp("bench")
@@ -53,23 +60,23 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, i
     yield folder, code, (folder / "out.txt").read_text()
 
 
-def test_a_run_and_its_files(measured: tuple[Path, int, str]) -> None:
+def test_a_run_writes_every_kind_of_file(measured: tuple[Path, int, str]) -> None:
     folder, code, table = measured
     assert code == 0
     assert "fused" in table and "eager" in table and "reference" in table
     document = json.loads((folder / "out.json").read_text())
     assert "smaller batches" in " ".join(document["header"]["changes"])
-    rows = {row["attention"] or row["implementation"]: row for row in document["rows"]}
-    assert set(rows) == {"fused", "eager", "reference"}  # there is no ViT of this size
-    for found in rows.values():
+    results = {r["attention"] or r["implementation"]: r for r in document["rows"]}
+    assert set(results) == {"fused", "eager", "reference"}  # there is no ViT of this size
+    for found in results.values():
         assert found["runs"] == len(found["samples_s"]) >= 3
         assert found["p50_ms"] <= found["p90_ms"] <= found["p99_ms"]
         assert found["throughput"] == pytest.approx(2 / found["median_ms"] * 1e3)
         assert found["params"] == zoo.get("hiera_nano_32").params
         assert found["gmacs"] == pytest.approx(0.011, rel=0.02)
         assert found["matmul_gflops"] > 0 and found["memory_mib"] > 0
-    assert rows["fused"]["speedup"] and rows["reference"]["ratio"]
-    assert rows["reference"]["version"] == "0.1.4"
+    assert results["fused"]["speedup"] and results["reference"]["ratio"]
+    assert results["reference"]["version"] == "0.1.4"
     with (folder / "out.csv").open() as file:
         assert [line["attention"] for line in csv.DictReader(file)] == ["fused", "eager", ""]
     lines = (folder / "out.md").read_text().splitlines()
@@ -77,12 +84,12 @@ def test_a_run_and_its_files(measured: tuple[Path, int, str]) -> None:
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_compare_tells_a_planted_slowdown_from_a_repeat(
+def test_compare_distinguishes_a_slowdown_from_a_repeat(
     measured: tuple[Path, int, str], hiera: Hiera, tmp_path: Path
 ) -> None:
-    """The rows just measured against themselves, and against a past that was 20% faster."""
-    rows = report.read(measured[0] / "out.json")
-    steady = [replace(r, samples_s=row(r.samples_s[0]).samples_s) for r in rows]
+    """Compare the measurements with themselves, and with copies that are 20% faster."""
+    results = report.read(measured[0] / "out.json")
+    steady = [replace(r, samples_s=make_result(r.samples_s[0]).samples_s) for r in results]
     assert {c.verdict for c in compare(steady, steady, 0.05)} == {"same"}
     faster = [replace(r, samples_s=[s / 1.2 for s in r.samples_s]) for r in steady]
     changes = compare(faster, steady, 0.05)
@@ -93,18 +100,18 @@ def test_compare_tells_a_planted_slowdown_from_a_repeat(
 def test_compare_sets_the_exit_code(
     hiera: Hiera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "measure", lambda jobs, *_: [row(0.12)])
+    monkeypatch.setattr(runner, "measure", lambda jobs, *_: [make_result(0.12)])
     header, _ = machine.settings("cpu", "fp32", "infer", None)
-    report.export(tmp_path / "old.json", header, [row(0.1)])
-    old = ("bench", "hiera_nano_32", "--compare", tmp_path / "old.json")
-    code, _, err = hiera(*old)
+    report.export(tmp_path / "old.json", header, [make_result(0.1)])
+    arguments = ("bench", "hiera_nano_32", "--compare", tmp_path / "old.json")
+    code, _, err = hiera(*arguments)
     assert code == 1 and "slower, time +20.0%" in err
-    code, _, err = hiera(*old, "--fail-over", "30%")
+    code, _, err = hiera(*arguments, "--fail-over", "30%")
     assert code == 0 and "0 of 1 rows slower" in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
         (["hiera_base_242"], 2, "did you mean"),
         (["hiera_nano_32", "--device", "cuda"], 5, "not available here"),
@@ -118,51 +125,51 @@ def test_compare_sets_the_exit_code(
         (["--all", "hiera_nano_32"], 2, "give one of them"),
     ],
 )
-def test_bad_input_is_found_before_work(
-    arguments: list[str], code: int, words: str, hiera: Hiera, monkeypatch: pytest.MonkeyPatch
+def test_bad_arguments_are_refused_before_any_measurement(
+    arguments: list[str], code: int, message: str, hiera: Hiera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("work has begun"))
-    got, out, err = hiera("bench", *arguments)
-    assert (got, out) == (code, "")
-    assert words in err
+    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("a worker was started"))
+    exit_code, out, err = hiera("bench", *arguments)
+    assert (exit_code, out) == (code, "")
+    assert message in err
 
 
-def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"timm is not installed; pip install timm"):
         peers.check("timm")
 
 
-def test_a_plot_without_matplotlib_is_refused_before_work(
+def test_a_plot_without_matplotlib_is_refused_before_any_measurement(
     hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("work has begun"))
+    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("a worker was started"))
     code, out, err = hiera("bench", "hiera_nano_32", "--plot", tmp_path / "out.png")
     assert (code, out) == (2, "")
     assert "needs matplotlib" in err and "pip install 'hiera-toolkit[plots]'" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_means_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(runner, "measure", lambda jobs, *_: seen.append(jobs) or [row()])
+    monkeypatch.setattr(runner, "measure", lambda jobs, *_: seen.append(jobs) or [make_result()])
     assert hiera("bench", "--all", "-q")[0] == 0
     assert len(seen) == 10 and all(j.attentions == ("fused", "eager") for (j,) in seen)
     assert {j.model for (j,) in seen} == {m.name for m in zoo.models().values() if m.speed}
 
 
-# What is measured -------------------------------------------------------------------------------
+# Workloads --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["reference", "timm", "transformers", "hiera-optim"])
 @pytest.mark.parametrize(
     ("model", "mode"), [("hiera_nano_32", "infer"), ("mae_hiera_nano_32", "grad")]
 )
-def test_peers_are_the_same_model(name: str, model: str, mode: Any) -> None:
+def test_peers_build_the_same_model(name: str, model: str, mode: Any) -> None:
     job = Job(name, model, batch=2, mode=mode)
     if name == "timm" and mode == "grad":
         with pytest.raises(peers.NotOffered, match="no Hiera autoencoder"):
@@ -173,86 +180,88 @@ def test_peers_are_the_same_model(name: str, model: str, mode: Any) -> None:
     assert timer.timed(variant.step, machine.select_device("cpu")) > 0
 
 
-def test_a_vit_has_its_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workloads.count_gmacs(Job("vit", "hiera_base_224", 1)) == pytest.approx(17, abs=0.9)
-    assert workloads.count_gmacs(Job("hiera", "hiera_base_224", 1)) == pytest.approx(9, abs=0.5)
+def test_a_vit_has_its_own_operation_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flops.count_gmacs(Job("vit", "hiera_base_224", 1)) == pytest.approx(17, abs=0.9)
+    assert flops.count_gmacs(Job("hiera", "hiera_base_224", 1)) == pytest.approx(9, abs=0.5)
 
 
 @pytest.mark.parametrize("mode", ["grad", "train"])
 @pytest.mark.parametrize("model", ["hiera_nano_32", "mae_hiera_nano_8x32"])
-def test_training_steps(model: str, mode: Any) -> None:
+def test_training_steps_run(model: str, mode: Any) -> None:
     variants = workloads.build(Job("hiera", model, batch=2, mode=mode))
     assert [v.row.attention for v in variants] == ["fused", "eager"]
     for variant in variants:
         variant.step()
 
 
-def test_memory_that_runs_out_halves_the_batch(
+def test_out_of_memory_halves_the_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = []
 
-    class Small:
+    class SmallMemoryWorker:
         def __init__(self, job: Job) -> None:
             tried.append(job.batch)
-            if job.batch > fits:
+            if job.batch > largest_batch:
                 raise runner.OutOfMemory
-            self.rows = [row()]
+            self.rows = [make_result()]
 
         def run(self, variant: int, seconds: float) -> list[float]:
             return [0.1, 0.1]
 
-        def __enter__(self) -> Small:
+        def __enter__(self) -> SmallMemoryWorker:
             return self
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(runner, "Worker", Small)
-    fits = 2
-    (found,) = runner.measure([replace(NANO, batch=8)], SHORT)
-    assert tried == [8, 4, 2] and found.notes == ["out of memory with a batch of 8"]
+    monkeypatch.setattr(runner, "Worker", SmallMemoryWorker)
+    largest_batch = 2
+    (result,) = runner.measure([replace(NANO, batch=8)], SHORT)
+    assert tried == [8, 4, 2] and result.notes == ["out of memory with a batch of 8"]
     assert "trying 4" in caplog.text
-    fits = 0
-    (found,) = runner.measure([replace(NANO, batch=2)], SHORT)
-    assert found.error == "out of memory with a batch of 1" and not found.samples_s
+    largest_batch = 0
+    (result,) = runner.measure([replace(NANO, batch=2)], SHORT)
+    assert result.error == "out of memory with a batch of 1" and not result.samples_s
 
 
-def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_dead_worker_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="no_such"):
         runner.measure([replace(NANO, dtype="no_such")], SHORT)
 
 
-def test_no_memory_at_all_is_exit_5(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = replace(row(), samples_s=[], error="out of memory with a batch of 1")
+def test_out_of_memory_with_a_single_input_is_exit_5(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = replace(make_result(), samples_s=[], error="out of memory with a batch of 1")
     monkeypatch.setattr(runner, "measure", lambda jobs, *_: [failed])
     code, out, err = hiera("bench", "hiera_nano_32", "-f", "table")
     assert code == 5 and "out of memory" in err and "out of memory" in out
 
 
-# Figures ----------------------------------------------------------------------------------------
+# Statistics -------------------------------------------------------------------------------------
 
 
-def test_ratios_are_taken_turn_by_turn() -> None:
-    """A machine that slows down tenfold half-way changes no ratio."""
-    fused, eager, peer = row(), row(attention="eager"), row(attention=None)
+def test_ratios_are_taken_per_round() -> None:
+    """The ratios stay the same when the machine slows down tenfold half-way."""
+    fused, eager, peer = make_result(), make_result(attention="eager"), make_result(attention=None)
     peer.implementation = "reference"
-    for turn in range(10):
-        slow = 10.0 if turn >= 5 else 1.0
-        fused.rounds.append(0.1 * slow)
-        eager.rounds.append(0.15 * slow)
-        peer.rounds.append(0.2 * slow)
+    for number in range(10):
+        factor = 10.0 if number >= 5 else 1.0
+        fused.rounds.append(0.1 * factor)
+        eager.rounds.append(0.15 * factor)
+        peer.rounds.append(0.2 * factor)
     add_ratios([fused, eager, peer])
     assert fused.speedup == pytest.approx(1.5) and eager.speedup == 1
     assert peer.ratio_low == peer.ratio == peer.ratio_high == pytest.approx(2)
 
 
 def test_utilisation_counts_the_backward_pass_twice() -> None:
-    found = row(0.1, spread=0)
-    found.gmacs, found.matmul_gflops = 0.5, 100.0
-    assert found.throughput == pytest.approx(80)
-    assert found.utilisation == pytest.approx(0.8)
-    found.mode = "train"
-    assert found.utilisation == pytest.approx(2.4)
+    result = make_result(0.1, spread=0)
+    result.gmacs, result.matmul_gflops = 0.5, 100.0
+    assert result.throughput == pytest.approx(80)
+    assert result.utilisation == pytest.approx(0.8)
+    result.mode = "train"
+    assert result.utilisation == pytest.approx(2.4)
 
 
 @pytest.mark.parametrize(
@@ -260,30 +269,32 @@ def test_utilisation_counts_the_backward_pass_twice() -> None:
     [
         (0.100, 0.02, 100, "same"),
         (0.120, 0.02, 100, "slower"),
-        (0.120, 3.00, 100, "noise"),  # within what such samples scatter
-        (0.120, 0.02, 80, "noise"),  # the whole machine is slower
+        (0.120, 3.00, 100, "noise"),  # within the scatter of the samples
+        (0.120, 0.02, 80, "noise"),  # the machine is slower: so is its matrix product
         (0.080, 0.02, 100, "faster"),
         (0.104, 0.02, 100, "same"),  # below the tolerance
     ],
 )
-def test_verdicts(now: float, spread: float, matmul: float, verdict: str) -> None:
-    (change,) = compare([row(0.1, spread)], [row(now, spread, matmul_gflops=matmul)], 0.05)
+def test_compare_gives_a_verdict(now: float, spread: float, matmul: float, verdict: str) -> None:
+    (change,) = compare(
+        [make_result(0.1, spread)], [make_result(now, spread, matmul_gflops=matmul)], 0.05
+    )
     assert change.verdict == verdict, change
 
 
-def test_rows_without_a_partner() -> None:
-    changes = compare([row(attention="eager")], [row()], 0.05)
+def test_unpaired_measurements_are_new_or_gone() -> None:
+    changes = compare([make_result(attention="eager")], [make_result()], 0.05)
     assert [c.verdict for c in changes] == ["new", "gone"]
     assert isinstance(changes[0], Change) and changes[0].line().endswith(": new")
 
 
-def test_the_header_says_what_a_cpu_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for native, dtype, words in (
+def test_the_header_lists_the_settings_that_a_cpu_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, dtype, message in (
         (True, "bf16", "bf16 in place of fp16"),
         (False, "fp32", "no bf16"),
     ):
         monkeypatch.setattr("hiera_core.device.has_native_bf16", lambda native=native: native)
         header, length = machine.settings("cpu", "auto", "infer", None)
-        assert header.dtype == dtype and words in header.lines()[1]
+        assert header.dtype == dtype and message in header.lines()[1]
         assert length.min_runs == 3
     assert machine.batch_for("image", "cpu", "infer") == 8

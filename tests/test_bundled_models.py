@@ -1,4 +1,4 @@
-"""The models in the box: small, right, and at hand without a network."""
+"""Tests of the bundled models: file size, accuracy, and use without a network."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hiera_core.data.clip_reader import read_segments
 from hiera_core.data.clip_sampling import Sampling
 from hiera_core.inference.predict import Classifier
 
-BOX = zoo.ASSETS
-SAMPLES = BOX / "samples"
-MODELS = [row for row in zoo.models().values() if row.checkpoints[row.default].asset]
+ASSETS = zoo.ASSETS
+SAMPLES = ASSETS / "samples"
+MODELS = [entry for entry in zoo.models().values() if entry.checkpoints[entry.default].asset]
 NO_NETWORK = """
 import socket, sys
 def refuse(*_, **__): raise OSError("no network in this test")
@@ -33,23 +33,23 @@ main()
 """
 
 
-def test_the_box_is_small() -> None:
-    assert [row.name for row in MODELS] == [
+def test_bundled_models_are_small() -> None:
+    assert [entry.name for entry in MODELS] == [
         "hiera_nano_32",
         "mae_hiera_nano_32",
         "hiera_nano_8x32",
         "mae_hiera_nano_8x32",
     ]
-    assert sum(path.stat().st_size for path in BOX.rglob("*") if path.is_file()) < 4_000_000
-    for row in MODELS:
-        model = hiera_core.create_model(row.name, pretrained=True)
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 4_000_000
+    for entry in MODELS:
+        model = hiera_core.create_model(entry.name, pretrained=True)
         assert sum(p.numel() for p in model.parameters()) < 1_000_000
         assert model.layout.windows >= 16
         assert model.card["licence"] == "Apache-2.0"
 
 
-def test_without_a_network_on_a_fresh_machine(tmp_path: Path) -> None:
-    """Every shipped picture and clip is named for what it shows."""
+def test_predict_needs_no_network_and_no_cache(tmp_path: Path) -> None:
+    """The label of each bundled picture and clip is its file name."""
     for model, pattern in (("hiera_nano_32", "*.png"), ("hiera_nano_8x32", "*.mp4")):
         inputs = sorted(map(str, SAMPLES.glob(pattern)))
         assert inputs
@@ -73,37 +73,37 @@ def test_accuracy_on_held_out_digits(hiera: Callable[..., tuple[int, str, str]])
     assert code == 0 and found["samples"] == 359
     assert found["top1"] >= 98
     assert found["top1"] == pytest.approx(zoo.get("hiera_nano_32").top1, abs=0.3)
-    per_class = sum(row["top1"] * row["samples"] for row in found["classes"]) / 359
+    per_class = sum(c["top1"] * c["samples"] for c in found["classes"]) / 359
     assert per_class == pytest.approx(found["top1"])
     wrong = 359 - round(found["top1"] / 100 * 359)
     assert sum(pair["count"] for pair in found["confusions"]) == wrong
 
 
 def clips(count: int) -> Iterator[tuple[np.ndarray, int]]:
-    """New ones, which no training has seen, as the model's preprocessing has them."""
+    """Yield preprocessed clips that are not in the training data, and their labels."""
     model = hiera_core.create_model("hiera_nano_8x32", pretrained=True)
     transform = Classifier(model).transform
     for i in range(count):
         file = video_writer.encode(
             toy_datasets.draw_clip(i % 4, np.random.default_rng((99, i))), toy_datasets.RATE
         )
-        _, pieces = read_segments(file, Sampling(clips=1, crops=1), transform)
-        yield next(pieces).views[0], i % 4
+        _, segments = read_segments(file, Sampling(clips=1, crops=1), transform)
+        yield next(segments).views[0], i % 4
 
 
-def test_the_video_model_sees_motion() -> None:
-    """Above 95% on new clips; at chance on the same clips with their frames in another order."""
+def test_the_video_model_recognises_motion() -> None:
+    """Accuracy is above 95% on new clips, and at chance level when their frames are shuffled."""
     count = 400
     views, labels = zip(*clips(count), strict=True)
     model = Classifier(hiera_core.create_model("hiera_nano_8x32", pretrained=True))
     truth = torch.tensor(labels)
-    right = (model(views).argmax(1) == truth).float().mean().item()
+    accuracy = (model(views).argmax(1) == truth).float().mean().item()
     random = np.random.default_rng(0)
     shuffled = [view[random.permutation(len(view))] for view in views]
-    by_chance = (model(shuffled).argmax(1) == truth).float().mean().item()
-    print(f"ordered {right:.1%}, shuffled {by_chance:.1%}")
-    assert right > 0.95
-    assert abs(by_chance - 0.25) < 3.5 * (0.25 * 0.75 / count) ** 0.5
+    shuffled_accuracy = (model(shuffled).argmax(1) == truth).float().mean().item()
+    print(f"ordered {accuracy:.1%}, shuffled {shuffled_accuracy:.1%}")
+    assert accuracy > 0.95
+    assert abs(shuffled_accuracy - 0.25) < 3.5 * (0.25 * 0.75 / count) ** 0.5
     backwards = model([view[::-1].copy() for view in views]).argmax(1)
     opposite = torch.tensor([1, 0, 3, 2])
     assert (backwards == opposite[truth]).float().mean().item() > 0.95

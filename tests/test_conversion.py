@@ -1,4 +1,4 @@
-"""Conversion: every format loads in its own library, nothing unproven or half-written is left."""
+"""Tests of conversion: formats load in their libraries, and failures leave no files behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENDING = {name: target.ending for name, target in formats.FORMATS.items()}
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of each kind of model: drawn weights, class names, preprocessing."""
+    """Return a folder for each kind of model: drawn weights, class names, preprocessing."""
     root = tmp_path_factory.mktemp("saved")
     for seed, (kind, (cls, config)) in enumerate(MODELS.items()):
         model = draw_weights(cls(**config), seed)
@@ -52,64 +52,70 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: root / kind for kind in MODELS}
 
 
-def same_folder(one: Path, other: Path) -> None:
+def assert_same_folder(one: Path, other: Path) -> None:
     assert {p.name for p in one.iterdir()} - {"README.md"} == {
         p.name for p in other.iterdir() if p.name != "README.md"
     }
     for name in ("config.json", "hiera.json"):
         assert json.loads((one / name).read_text()) == json.loads((other / name).read_text())
-    same_tensors(load_file(one / "model.safetensors"), load_file(other / "model.safetensors"))
+    assert_same_tensors(
+        load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    )
 
 
-def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]), name
 
 
-def only(folder: Path, *names: str) -> None:
-    """A folder holds these and nothing else, hidden or not."""
+def assert_files(folder: Path, *names: str) -> None:
+    """Check that a folder holds these files and no others, hidden or not."""
     assert sorted(p.name for p in folder.iterdir()) == sorted(names)
 
 
 # Round trips --------------------------------------------------------------------------------------
 
-WAYS = [(kind, "pth") for kind in MODELS]
-WAYS += [("image", "timm"), ("image", "transformers"), ("mae", "transformers")]
-WAYS += [("nameless", "timm"), ("nameless", "transformers")]
+ROUND_TRIPS = [(kind, "pth") for kind in MODELS]
+ROUND_TRIPS += [("image", "timm"), ("image", "transformers"), ("mae", "transformers")]
+ROUND_TRIPS += [("nameless", "timm"), ("nameless", "transformers")]
 
 
-@pytest.mark.parametrize(("kind", "through"), WAYS)
+@pytest.mark.parametrize(("kind", "target"), ROUND_TRIPS)
 def test_round_trips_are_exact(
-    kind: str, through: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
+    kind: str, target: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
-    """Also config.json, class names and preprocessing come back."""
-    for source, dest, to in [(saved[kind], "there", through), (tmp_path / "there", "back", "hub")]:
+    """Tensors, config.json, class names and preprocessing come back unchanged."""
+    for source, dest, to in [
+        (saved[kind], "converted", target),
+        (tmp_path / "converted", "back", "hub"),
+    ]:
         code, out, err = hiera("convert", source, tmp_path / dest, "--to", to)
         assert (code, err) == (0, "")
         assert json.loads(out)["proof"]["tensors"] == len(
             load_file(saved[kind] / formats.WEIGHTS_NAME)
         )
-    same_folder(saved[kind], tmp_path / "back")
+    assert_same_folder(saved[kind], tmp_path / "back")
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_names_of_every_zoo_model_come_back(name: str) -> None:
-    row = zoo.get(name)
+def test_parameter_names_of_every_zoo_model_come_back(name: str) -> None:
+    entry = zoo.get(name)
     with torch.device("meta"):
         state = hiera_core.create_model(name).state_dict()
-    ways: list[key_mapping.Naming] = [
-        "reference",
-        *(["transformers"] if row.kind == "image" else []),
-    ]
-    for dialect in ways + (["timm"] if not row.autoencoder else []):  # type: ignore[operator]
-        there = key_mapping.from_reference(state, dialect, row.config["stages"])
-        back, told = key_mapping.to_reference(there)
-        assert told == dialect
+    namings: list[key_mapping.Naming] = ["reference"]
+    if entry.kind == "image":
+        namings.append("transformers")
+    if not entry.autoencoder:
+        namings.append("timm")
+    for naming in namings:
+        renamed = key_mapping.from_reference(state, naming, entry.config["stages"])
+        back, detected = key_mapping.to_reference(renamed)
+        assert detected == naming
         assert back.keys() == state.keys() and all(back[n] is state[n] for n in state)
 
 
-def test_a_pth_is_what_the_reference_loads(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_the_reference_loads_a_converted_pth(saved: dict[str, Path], tmp_path: Path) -> None:
     import hiera as reference
 
     converter.convert(str(saved["image"]), tmp_path / "m.pth", "pth")
@@ -122,11 +128,13 @@ def test_a_pth_is_what_the_reference_loads(saved: dict[str, Path], tmp_path: Pat
     assert sizes[0] < 1.1 * sizes[1]
 
 
-# The real libraries -------------------------------------------------------------------------------
+# The libraries of the formats ---------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_timm_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -> None:
+def test_timm_loads_a_converted_classifier(
+    saved: dict[str, Path], tmp_path: Path, pictures: Path
+) -> None:
     import timm
 
     converter.convert(str(saved["image"]), tmp_path / "timm", "timm")
@@ -147,7 +155,9 @@ def test_timm_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -
 
 
 @torch.no_grad()
-def test_transformers_loads_it(saved: dict[str, Path], tmp_path: Path, pictures: Path) -> None:
+def test_transformers_loads_a_converted_classifier(
+    saved: dict[str, Path], tmp_path: Path, pictures: Path
+) -> None:
     from transformers import AutoImageProcessor, HieraForImageClassification
 
     converter.convert(str(saved["image"]), tmp_path / "tf", "transformers")
@@ -157,7 +167,7 @@ def test_transformers_loads_it(saved: dict[str, Path], tmp_path: Path, pictures:
     image = Image.open(pictures / "chelsea.png")
     pixels = AutoImageProcessor.from_pretrained(tmp_path / "tf")(image, return_tensors="pt")
     view = ours.transform.normalise(torch.from_numpy(ours.transform.crop(image)[None]))
-    assert (pixels["pixel_values"] - view).abs().max() < 0.05  # its resize rounds otherwise
+    assert (pixels["pixel_values"] - view).abs().max() < 0.05  # its resize rounds differently
     assert_close(theirs(view).logits, ours.model.forward_logits(view))
 
 
@@ -176,7 +186,9 @@ def test_transformers_reconstructs_with_the_same_loss(
     assert_close(theirs(x, noise=noise).loss, ours(x, mask=mask)[0])
 
 
-def test_what_has_no_place(saved: dict[str, Path], tmp_path: Path, hiera: Command) -> None:
+def test_models_that_a_format_cannot_hold(
+    saved: dict[str, Path], tmp_path: Path, hiera: Command
+) -> None:
     for source, to, message in [
         ("video", "transformers", "transformers has no Hiera for video"),
         ("video", "timm", "timm has no Hiera for video"),
@@ -185,14 +197,15 @@ def test_what_has_no_place(saved: dict[str, Path], tmp_path: Path, hiera: Comman
     ]:
         code, _, err = hiera("convert", saved[source], tmp_path / f"x{ENDING[to]}", "--to", to)
         assert code == 2 and message in err and err.count("\n") == 1
-    # Three stages, the last unpooled: transformers would window its first block.
+    # The model does not pool before its last stage: transformers would use windows in the first
+    # block of that stage.
     code, _, err = hiera("convert", "mae_hiera_nano_32", tmp_path / "x", "--to", "transformers")
     assert code == 2 and "attend within other windows" in err
-    only(tmp_path)
+    assert_files(tmp_path)
 
 
 @torch.no_grad()
-def test_an_autoencoder_becomes_timm_s_encoder(
+def test_timm_loads_the_encoder_of_an_autoencoder(
     saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
     import timm
@@ -201,20 +214,20 @@ def test_an_autoencoder_becomes_timm_s_encoder(
     assert code == 0 and "the decoder is dropped (24 tensors)" in err
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     mae = hiera_core.MaskedAutoencoderHiera.from_pretrained(saved["mae"]).eval()
-    plain = hiera_core.Hiera(**{**SMALL, "num_classes": 0}).eval()
+    ours = hiera_core.Hiera(**{**SMALL, "num_classes": 0}).eval()
     state = {n.replace("encoder_norm.", "norm."): t for n, t in mae.state_dict().items()}
-    plain.load_state_dict({n: state[n] for n in plain.state_dict()})
+    ours.load_state_dict({n: state[n] for n in ours.state_dict()})
     x = torch.randn(2, 3, 64, 64)
-    assert_close(theirs(x), plain(x))
-    for to in ("hub", "transformers"):  # and on, as a model without a classifier
+    assert_close(theirs(x), ours(x))
+    for to in ("hub", "transformers"):  # convert it again, as a model without a classifier
         arguments = ["convert", tmp_path / "timm", tmp_path / to, "--to", to]
         code, out, _ = hiera(*arguments, "--verify", "forward")
         assert code == 0 and json.loads(out)["proof"]["what"] == "features"
 
 
-# Programs -----------------------------------------------------------------------------------------
+# Exported programs --------------------------------------------------------------------------------
 
-FRESH = """
+RUN_PROGRAM = """
 import json, sys, torch
 program = torch.export.load(sys.argv[1], extra_files=(extra := {"labels": ""})).module()
 batch = torch.load(sys.argv[2])
@@ -226,8 +239,8 @@ print(json.loads(extra["labels"])[0])
 
 @pytest.mark.parametrize("name", ["hiera_nano_32", "hiera_nano_8x32"])
 @torch.no_grad()
-def test_programs_of_the_models_in_the_box(name: str, tmp_path: Path, hiera: Command) -> None:
-    """Any batch, by onnxruntime, and by torch in a process that cannot import this package."""
+def test_programs_of_the_bundled_models(name: str, tmp_path: Path, hiera: Command) -> None:
+    """Programs take any batch, in onnxruntime and in a torch process without this package."""
     import onnxruntime
 
     model = hiera_core.create_model(name, pretrained=True).eval()
@@ -236,12 +249,12 @@ def test_programs_of_the_models_in_the_box(name: str, tmp_path: Path, hiera: Com
 
     code, out, err = hiera("convert", name, tmp_path / "m.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
-    found = json.loads(out)["proof"]
-    assert found["reader"].startswith("onnxruntime") and found["max_difference"] < 1e-4
-    assert found["agree"] == found["inputs"]
+    proof = json.loads(out)["proof"]
+    assert proof["reader"].startswith("onnxruntime") and proof["max_difference"] < 1e-4
+    assert proof["agree"] == proof["inputs"]
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    known = session.get_modelmeta().custom_metadata_map
-    assert json.loads(known["labels"]) == model.card["classes"]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == model.card["classes"]
     for count in (1, 3, 8):
         (logits,) = session.run(["logits"], {"input": batch[:count].numpy()})
         assert_close(torch.from_numpy(logits), expected[:count], 1e-4)
@@ -249,9 +262,9 @@ def test_programs_of_the_models_in_the_box(name: str, tmp_path: Path, hiera: Com
     code, _, err = hiera("convert", name, tmp_path / "m.pt2", "--to", "pt2")
     assert (code, err) == (0, "")
     torch.save(batch, tmp_path / "batch")
-    code_and_files = [FRESH, tmp_path / "m.pt2", tmp_path / "batch"]
+    arguments = [RUN_PROGRAM, tmp_path / "m.pt2", tmp_path / "batch"]
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", "import site, sys; " + _without_us(), *code_and_files],
+        [sys.executable, "-I", "-S", "-c", _run_without_this_package(), *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -262,15 +275,15 @@ def test_programs_of_the_models_in_the_box(name: str, tmp_path: Path, hiera: Com
         assert_close(logits, expected[: len(logits)], 1e-5)
 
 
-def _without_us() -> str:
-    """A fresh process that finds what we require but not this package."""
+def _run_without_this_package() -> str:
+    """Return code that runs its first argument with our dependencies, but without this package."""
     return (
-        f"sys.path += {[p for p in sys.path if 'site-packages' in p]!r}; "
+        f"import site, sys; sys.path += {[p for p in sys.path if 'site-packages' in p]!r}; "
         "code = sys.argv.pop(1); exec(code)"
     )
 
 
-def test_programs_in_half_precision(tmp_path: Path, hiera: Command) -> None:
+def test_onnx_programs_hold_fp16_but_not_bf16(tmp_path: Path, hiera: Command) -> None:
     path, arguments = tmp_path / "m.onnx", ["convert", "hiera_nano_32"]
     code, out, _ = hiera(*arguments, path, "--to", "onnx", "--dtype", "fp16")
     record = json.loads(out)
@@ -285,20 +298,20 @@ def test_missing_packages_are_named(
     tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = formats.importlib.util.find_spec
-    gone = {"onnx", "onnxscript"}
+    missing = {"onnx", "onnxscript"}
     monkeypatch.setattr(
-        formats.importlib.util, "find_spec", lambda name: None if name in gone else find(name)
+        formats.importlib.util, "find_spec", lambda name: None if name in missing else find(name)
     )
     code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
     assert code == 2 and err.count("\n") == 1
     assert "needs onnx and onnxscript" in err and "hiera-toolkit[onnx]" in err
 
 
-# Values that change -------------------------------------------------------------------------------
+# Conversions that change values -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", ["hub", "pth", "timm", "transformers"])
-def test_answers_are_compared_in_the_target_s_library(
+def test_outputs_are_compared_in_the_target_library(
     to: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", to, "--dtype", "fp16"]
@@ -306,15 +319,15 @@ def test_answers_are_compared_in_the_target_s_library(
     record = json.loads(out)
     assert (code, err) == (0, "")
     assert record["input_size"] == [96, 96] and record["dtype"] == "fp16"
-    found = record["proof"]
+    proof = record["proof"]
     library = {"timm": "timm", "transformers": "transformers"}.get(to, "hiera-transformer")
-    assert found["reader"].startswith(library) and found["tensors"] and found["inputs"] == 8
-    assert found["max_difference"] < 1e-4 * 100 and "cost" in found
+    assert proof["reader"].startswith(library) and proof["tensors"] and proof["inputs"] == 8
+    assert proof["max_difference"] < 1e-4 * 100 and "cost" in proof
     assert "resampled from 64x64 to 96x96 (absolute-window rule)" in record["notes"][0]
 
 
 @pytest.mark.parametrize("kind", ["video", "mae", "mae_video"])
-def test_forward_on_request(
+def test_verify_forward_compares_outputs(
     kind: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
     arguments = ["convert", saved[kind], tmp_path / "x", "--to", "hub", "--verify", "forward"]
@@ -324,30 +337,32 @@ def test_forward_on_request(
     assert "losses" in out if kind.startswith("mae") else "top-1 the same on 2 of 2" in out
 
 
-def test_your_own_pictures(
+def test_outputs_are_compared_on_the_given_pictures(
     saved: dict[str, Path], pictures: Path, tmp_path: Path, hiera: Command
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", "hub", "--dtype", "bf16"]
     code, out, err = hiera(*arguments, "--pictures", pictures, "--pictures", tmp_path / "bad.jpg")
     assert code == 0 and "bad.jpg" in err
-    found = json.loads(out)["proof"]
-    assert found["samples"] == "4 pictures" and found["cost"]["max_difference"] > 0
+    proof = json.loads(out)["proof"]
+    assert proof["samples"] == "4 pictures" and proof["cost"]["max_difference"] > 0
 
 
-def test_weights_beyond_fp16(saved: dict[str, Path], tmp_path: Path, hiera: Command) -> None:
+def test_weights_beyond_the_range_of_fp16_are_refused(
+    saved: dict[str, Path], tmp_path: Path, hiera: Command
+) -> None:
     state = load_file(saved["image"] / formats.WEIGHTS_NAME)
     state["norm.weight"][0] = 1e6
     save_file(state, tmp_path / formats.WEIGHTS_NAME)
     (tmp_path / "config.json").write_bytes((saved["image"] / "config.json").read_bytes())
     code, _, err = hiera("convert", tmp_path, tmp_path / "x", "--to", "hub", "--dtype", "fp16")
     assert code == 3 and "beyond the range of fp16" in err
-    only(tmp_path, formats.WEIGHTS_NAME, "config.json")
+    assert_files(tmp_path, formats.WEIGHTS_NAME, "config.json")
 
 
 @torch.no_grad()
-def test_native_absolute_window_models(tmp_path: Path, hiera: Command) -> None:
-    """timm holds them as they are; elsewhere the embedding is written out for one size."""
+def test_native_absolute_window_models_convert(tmp_path: Path, hiera: Command) -> None:
+    """timm keeps both parts of the position embedding. Other formats get their sum for one size."""
     import hiera as reference
 
     config = {**SMALL, "abs_win_pos_embed": True, "global_pos_size": (5, 5)}
@@ -367,25 +382,27 @@ def test_native_absolute_window_models(tmp_path: Path, hiera: Command) -> None:
     assert torch.equal(back.pos_embed_win, model.pos_embed_win) and back.config == model.config
 
 
-# Proof --------------------------------------------------------------------------------------------
+# Verification -------------------------------------------------------------------------------------
 
 
-def test_a_wrong_bit_is_found(
+def test_a_wrong_bit_is_detected(
     saved: dict[str, Path], tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(path: Path, state: dict[str, torch.Tensor], extras: Any = None) -> None:
-        spoilt = {name: tensor.clone() for name, tensor in state.items()}
-        last = list(spoilt)[-1]
-        spoilt[last].view(-1)[-1] = torch.nextafter(spoilt[last].view(-1)[-1], torch.tensor(9.0))
-        files.write_safetensors(path, spoilt, extras)
+    def write_wrong_bit(path: Path, state: dict[str, torch.Tensor], extras: Any = None) -> None:
+        changed = {name: tensor.clone() for name, tensor in state.items()}
+        last = list(changed.values())[-1].view(-1)
+        last[-1] = torch.nextafter(last[-1], torch.tensor(9.0))
+        files.write_safetensors(path, changed, extras)
 
-    monkeypatch.setattr(write_weights.files, "write_pickle", spoil)
+    monkeypatch.setattr(write_weights.files, "write_pickle", write_wrong_bit)
     code, _, err = hiera("convert", saved["image"], tmp_path / "m.pth", "--to", "pth")
     assert code == 3 and "head.projection.bias differs" in err and "it was removed" in err
-    only(tmp_path)
+    assert_files(tmp_path)
 
 
-def test_groups_hold_every_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bits_are_verified_in_every_group_of_tensors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     state = {name: torch.randn(50) for name in "abcde"}
     files.write_pickle(tmp_path / "x", state)
     monkeypatch.setattr(verify, "GROUP_BYTES", 400)
@@ -399,10 +416,10 @@ def test_groups_hold_every_tensor(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             verify.verify_bits(tmp_path / "x", other)
 
 
-def test_other_answers_are_found(
+def test_different_outputs_are_detected(
     saved: dict[str, Path], tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """timm's config says other heads: every tensor is right, the model is not."""
+    """All tensors are right, but timm's config lacks `mask_unit_attn`, so the model is wrong."""
     arguments = dict(write_weights.TIMM_ARGUMENTS)
     del arguments["mask_unit_attn"]
     config = {**SMALL, "mask_unit_attn": (False, False, False, False)}
@@ -413,16 +430,16 @@ def test_other_answers_are_found(
         "convert", tmp_path / "source", dest, "--to", "timm", "--verify", "forward"
     )
     assert code == 3 and "timm" in err and "answers otherwise" in err
-    only(tmp_path, "source")
+    assert_files(tmp_path, "source")
 
 
-def test_without_the_library_we_read_it_ourselves(
+def test_without_the_target_library_hiera_toolkit_verifies(
     saved: dict[str, Path], tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hiera_core.conversion import read_back
 
-    missing = ("no_such_package", "timm", read_back._load_timm)
-    monkeypatch.setitem(read_back.READERS, "timm", missing)
+    reader = ("no_such_package", "timm", read_back._load_timm)
+    monkeypatch.setitem(read_back.READERS, "timm", reader)
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", "timm", "--verify", "forward"]
     code, out, err = hiera(*arguments)
     assert code == 0 and "timm is not installed" in err
@@ -433,6 +450,8 @@ def test_without_the_library_we_read_it_ourselves(
 
 
 class Payload:
+    """Object that creates a file when it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -440,7 +459,8 @@ class Payload:
         return (Path.touch, (self.path,))
 
 
-def bad_file(kind: str, saved: Path, path: Path) -> None:
+def write_bad_file(kind: str, saved: Path, path: Path) -> None:
+    """Write a file that `BAD_SOURCES` lists."""
     state = load_file(saved / formats.WEIGHTS_NAME)
     if kind == "truncated":
         path.write_bytes((saved / formats.WEIGHTS_NAME).read_bytes()[:-1000])
@@ -452,12 +472,12 @@ def bad_file(kind: str, saved: Path, path: Path) -> None:
         state["norm.bias"][0] = float("nan")
         save_file(state, path)
     elif kind == "unknown":
-        save_file(state, path)  # of no released model, without a config
+        save_file(state, path)  # no config, and not a released model
     elif kind == "extras":
         files.write_pickle(path, state, {"config": {"stages": None}, "card": 3})
 
 
-BAD = {
+BAD_SOURCES = {
     "truncated": "truncated or damaged",
     "foreign": "not a Hiera checkpoint",
     "code": "nothing of it was run",
@@ -468,28 +488,30 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_sources_leave_nothing(
+@pytest.mark.parametrize("kind", BAD_SOURCES)
+def test_bad_sources_leave_no_files(
     kind: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
-    bad_file(kind, saved["image"], tmp_path / "bad.pth")
+    write_bad_file(kind, saved["image"], tmp_path / "bad.pth")
     before = [p.name for p in tmp_path.iterdir()]
     for to in formats.FORMATS:
         code, out, err = hiera(
             "convert", tmp_path / "bad.pth", tmp_path / f"x{ENDING[to]}", "--to", to
         )
-        assert (code, out) == (3, "") and BAD[kind] in err and err.count("\n") == 1, err
-        only(tmp_path, *before)
+        assert (code, out) == (3, "") and BAD_SOURCES[kind] in err and err.count("\n") == 1, err
+        assert_files(tmp_path, *before)
 
 
-def test_destinations(saved: dict[str, Path], tmp_path: Path, hiera: Command) -> None:
+def test_destinations_are_checked_before_they_are_replaced(
+    saved: dict[str, Path], tmp_path: Path, hiera: Command
+) -> None:
     source = str(saved["image"])
     (tmp_path / "file.pth").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.jpg").write_text("mine")
-    (tmp_path / "link").symlink_to("nowhere")
-    for dest, to, more, message in [
+    (tmp_path / "link").symlink_to("missing")
+    for dest, to, options, message in [
         ("file.pth", "pth", [], "exists; --overwrite replaces it"),
         ("folder", "hub", [], "exists; --overwrite replaces it"),
         ("link", "pth", [], "exists; --overwrite replaces it"),
@@ -501,7 +523,7 @@ def test_destinations(saved: dict[str, Path], tmp_path: Path, hiera: Command) ->
         ("x.pth", "pt", [], "pt"),
         ("x", "pt2", [], "torch.export wants NAME.pt2"),
     ]:
-        code, _, err = hiera("convert", source, tmp_path / dest, "--to", to, *more)
+        code, _, err = hiera("convert", source, tmp_path / dest, "--to", to, *options)
         assert code == 2 and message in err, err
     assert (tmp_path / "file.pth").read_text() == "mine"
     for dest, to in (("file.pth", "pth"), ("folder", "hub"), ("folder", "timm")):
@@ -511,20 +533,20 @@ def test_destinations(saved: dict[str, Path], tmp_path: Path, hiera: Command) ->
         load.read_checkpoint(tmp_path / "file.pth").state
         and load.read_checkpoint(tmp_path / "folder").naming == "timm"
     )
-    only(tmp_path, "file.pth", "folder", "full", "link")
+    assert_files(tmp_path, "file.pth", "folder", "full", "link")
 
 
-def test_in_place(saved: dict[str, Path], tmp_path: Path) -> None:
-    """The source is mapped while its folder is replaced."""
+def test_a_folder_can_be_converted_in_place(saved: dict[str, Path], tmp_path: Path) -> None:
+    """The source stays memory-mapped while its folder is replaced."""
     converter.convert(str(saved["image"]), tmp_path / "m", "hub")
     converter.convert(str(tmp_path / "m"), tmp_path / "m", "timm", overwrite=True)
     converter.convert(str(tmp_path / "m"), tmp_path / "m", "hub", overwrite=True)
-    same_folder(saved["image"], tmp_path / "m")
+    assert_same_folder(saved["image"], tmp_path / "m")
 
 
 @pytest.mark.parametrize("to", ["hub", "pth", "pt2"])
-def test_a_full_disk(to: str, saved: dict[str, Path], tmp_path: Path) -> None:
-    """Files may not grow beyond 100 kB: writing fails half way, as on a full disk."""
+def test_a_full_disk_leaves_no_files(to: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    """With a limit of 100 kB for each file, writing fails half-way, as on a full disk."""
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -547,7 +569,7 @@ def test_a_full_disk(to: str, saved: dict[str, Path], tmp_path: Path) -> None:
     )
     assert done.returncode == 5, done.stderr
     assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
-    only(tmp_path)
+    assert_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -561,19 +583,19 @@ def test_a_full_disk(to: str, saved: dict[str, Path], tmp_path: Path) -> None:
         ("video", "7x64", "the nearest legal size is 6 or 8"),
     ],
 )
-def test_illegal_sizes(
+def test_illegal_sizes_are_refused_with_the_nearest(
     kind: str, size: str, message: str, saved: dict[str, Path], tmp_path: Path, hiera: Command
 ) -> None:
     code, _, err = hiera("convert", saved[kind], tmp_path / "x", "--to", "hub", "--size", size)
     assert code == 2 and message in err and err.count("\n") == 1
-    only(tmp_path)
+    assert_files(tmp_path)
 
 
 # The hub ------------------------------------------------------------------------------------------
 
 
-class Publishing(HubHandler):
-    """As much of the hub as publishing needs."""
+class PublishingHandler(HubHandler):
+    """Handler with the part of the hub that uploads need."""
 
     def do_POST(self) -> None:
         hub, path = self.server, self.path
@@ -606,12 +628,15 @@ class Publishing(HubHandler):
 
 @pytest.fixture
 def publishing_hub(hub: Hub) -> Iterator[Hub]:
-    hub.RequestHandlerClass = Publishing
+    """Yield a local hub that accepts uploads."""
+    hub.RequestHandlerClass = PublishingHandler
     yield hub
 
 
-def test_publishing(publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path) -> None:
-    """With the real client; what arrives is what lies here, and DEST stays when the hub fails."""
+def test_published_files_equal_the_local_files(
+    publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path
+) -> None:
+    """The real client uploads the files of DEST. They are kept if the upload fails."""
     hub = publishing_hub
     env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home")}
     arguments = ["convert", saved["image"], tmp_path / "x", "--to", "hub", "--push-to-hub"]
@@ -631,7 +656,7 @@ def test_publishing(publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path)
     assert (tmp_path / "y" / formats.WEIGHTS_NAME).is_file()
 
 
-def test_publishing_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_is_checked_before_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no name of a hub repository"):
         publish.check("a/b/c")
     monkeypatch.setattr(publish.download, "is_offline", lambda: True)
@@ -639,22 +664,22 @@ def test_publishing_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) 
         publish.check("me/mine")
 
 
-def test_pixels_of_the_samples_are_real() -> None:
+def test_sample_inputs_are_real_pictures() -> None:
     from hiera_core.conversion import sample_inputs
 
     model = hiera_core.create_model("hiera_nano_32", pretrained=True)
     transform = hiera_core.Classifier(model).transform
-    shown = sample_inputs.gather_samples(transform, 3)
-    assert len(shown) == 8
-    batch = torch.cat(list(shown.batches()))
+    samples = sample_inputs.gather_samples(transform, 3)
+    assert len(samples) == 8
+    batch = torch.cat(list(samples.batches()))
     assert batch.shape == (8, 3, 32, 32) and np.ptp(batch.numpy(), axis=(1, 2, 3)).min() > 0.5
 
 
-def test_signals_are_renamed_only(tmp_path: Path, hiera: Command) -> None:
-    one = {name: SMALL[name] for name in ("embed_dim", "stages", "num_classes")}
+def test_models_of_signals_convert_to_pth_but_not_to_pt2(tmp_path: Path, hiera: Command) -> None:
+    config = {name: SMALL[name] for name in ("embed_dim", "stages", "num_classes")}
     shapes = {"q_stride": (2,), "mask_unit_size": (8,), "input_size": (256,), "in_chans": 1}
     patch = {"patch_kernel": (7,), "patch_stride": (4,), "patch_padding": (3,)}
-    hiera_core.Hiera(**one, **shapes, **patch).save_pretrained(tmp_path / "one")
+    hiera_core.Hiera(**config, **shapes, **patch).save_pretrained(tmp_path / "one")
     code, _, err = hiera("convert", tmp_path / "one", tmp_path / "x.pth", "--to", "pth")
     assert code == 0, err
     assert hiera_core.create_model(str(tmp_path / "x.pth")).config["input_size"] == (256,)
@@ -662,23 +687,23 @@ def test_signals_are_renamed_only(tmp_path: Path, hiera: Command) -> None:
     assert code == 2 and "takes signals" in err
 
 
-def test_large_programs_keep_their_weights_beside(
+def test_large_programs_have_a_separate_file_of_weights(
     tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """protobuf ends at 2 GB."""
+    """A protobuf file cannot exceed 2 GB."""
     from hiera_core.conversion import export_program
 
     monkeypatch.setattr(export_program, "PROTOBUF_LIMIT", 0)
     code, out, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
     assert (code, err) == (0, "")
     assert json.loads(out)["files"] == ["m.onnx", "m.onnx.data"]
-    only(tmp_path, "m.onnx", "m.onnx.data")
+    assert_files(tmp_path, "m.onnx", "m.onnx.data")
     (tmp_path / "m.onnx").unlink()
     code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "m.onnx", "--to", "onnx")
     assert code == 2 and "m.onnx.data' exists" in err
 
 
-def test_safetensors_are_the_official_writers_byte_for_byte(
+def test_safetensors_equal_those_of_the_official_writer(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:
     state = files.read_tensors(saved["image"] / formats.WEIGHTS_NAME)

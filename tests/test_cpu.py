@@ -1,4 +1,4 @@
-"""The CPU's fast paths: the same numbers, gradients, hooks and exports as the plain ones."""
+"""Tests of the fast CPU kernels: outputs, gradients, hooks and exports equal plain PyTorch's."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ needs_onednn = pytest.mark.skipif(not cpu.HAS_ONEDNN, reason="this PyTorch has n
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Activations of the oneDNN calls, as they happen."""
-    seen: list[str] = []
+    """Return a list to which each oneDNN call appends its activation."""
+    activations: list[str] = []
     plain = cpu._onednn
 
     def spy(x: Any, weight: Any, bias: Any, activation: str = "none") -> torch.Tensor:
-        seen.append(activation)
+        activations.append(activation)
         return plain(x, weight, bias, activation)
 
     monkeypatch.setattr(cpu, "_onednn", spy)
-    return seen
+    return activations
 
 
 @needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_linear_and_gelu(dtype: torch.dtype, calls: list[str]) -> None:
+def test_linear_and_gelu_match_plain_pytorch(dtype: torch.dtype, calls: list[str]) -> None:
     layer = Linear(24, 40).to(dtype)
     x = torch.randn(3, 7, 24, dtype=dtype)
     exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
@@ -64,21 +64,21 @@ def test_linear_and_gelu(dtype: torch.dtype, calls: list[str]) -> None:
 
 
 @needs_onednn
-def test_gradients_are_those_of_the_plain_layer(calls: list[str]) -> None:
+def test_gradients_match_the_plain_layer(calls: list[str]) -> None:
     layer, x = Linear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
-    out = torch.randn(3, 7, 40)
+    grad_output = torch.randn(3, 7, 40)
     inputs = (x, layer.weight, layer.bias)
-    ours = torch.autograd.grad((layer(x) * out).sum(), inputs)
-    plain = torch.autograd.grad((F.linear(*inputs) * out).sum(), inputs)
+    ours = torch.autograd.grad((layer(x) * grad_output).sum(), inputs)
+    plain = torch.autograd.grad((F.linear(*inputs) * grad_output).sum(), inputs)
     for a, b in zip(ours, plain, strict=True):
         assert_close(a, b)
     assert len(calls) == 3
     layer.weight.requires_grad_(False)  # frozen, as in fine-tuning a head
-    (only,) = torch.autograd.grad((layer(x) * out).sum(), x)
-    assert_close(only, plain[0])
+    (x_grad,) = torch.autograd.grad((layer(x) * grad_output).sum(), x)
+    assert_close(x_grad, plain[0])
 
 
-def test_second_derivatives() -> None:
+def test_second_derivatives_match_the_plain_layer() -> None:
     found = []
     x = torch.randn(2, 4, requires_grad=True)
     layer = Linear(4, 4)
@@ -89,12 +89,12 @@ def test_second_derivatives() -> None:
         assert_close(ours, plain)
 
 
-def _autocast(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+def _call_with_autocast(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return layer(x)
 
 
-def _counted(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+def _call_with_flop_counter(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     with FlopCounterMode(display=False) as counter:
         out = layer(x)
     assert counter.get_total_flops() == 2 * 5 * 4 * 6
@@ -102,10 +102,10 @@ def _counted(layer: Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "see",
+    "call",
     [
-        _autocast,
-        _counted,
+        _call_with_autocast,
+        _call_with_flop_counter,
         lambda layer, x: torch.vmap(layer)(x),
         lambda layer, x: torch.jit.trace(layer, x, check_trace=False)(x),
         lambda layer, x: torch.export.export(layer, (x,)).module()(x),
@@ -116,28 +116,28 @@ def _counted(layer: Linear, x: torch.Tensor) -> torch.Tensor:
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @torch.no_grad()
-def test_others_see_the_plain_layer(
-    see: Callable[[Linear, torch.Tensor], torch.Tensor], calls: list[str]
+def test_tracers_and_unsupported_inputs_use_the_plain_layer(
+    call: Callable[[Linear, torch.Tensor], torch.Tensor], calls: list[str]
 ) -> None:
-    see(Linear(4, 6), torch.randn(5, 4))
+    call(Linear(4, 6), torch.randn(5, 4))
     assert not calls
 
 
 @needs_onednn
 @pytest.mark.parametrize("config", [SMALL, VIDEO], ids=["image", "video"])
 @torch.no_grad()
-def test_pieces_change_nothing(
+def test_chunks_do_not_change_the_output(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     model = draw_weights(hiera_core.Hiera(**config)).eval()
     x = torch.randn(3, 3, *config["input_size"])
     probs, maps = model(x, return_intermediates=True)
-    whole = len(calls)
-    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # a window at a time
-    in_pieces, piece_maps = model(x, return_intermediates=True)
-    assert len(calls) - whole > 3 * whole
-    assert_close(in_pieces, probs)
-    for a, b in zip(piece_maps, maps, strict=True):
+    calls_without_chunks = len(calls)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 1)  # a chunk is one window
+    chunked, chunked_maps = model(x, return_intermediates=True)
+    assert len(calls) - calls_without_chunks > 3 * calls_without_chunks
+    assert_close(chunked, probs)
+    for a, b in zip(chunked_maps, maps, strict=True):
         assert_close(a, b)
     masked = model.get_random_mask(x, 0.5)
     tokens = model(x, mask=masked)
@@ -151,7 +151,7 @@ def test_hooks_see_whole_batches_and_every_layer(monkeypatch: pytest.MonkeyPatch
     model = hiera_core.Hiera(**SMALL).eval()
     seen: list[torch.Size] = []
     for module in (model.blocks[0], model.blocks[0].mlp.fc1, model.blocks[0].mlp.act):
-        module.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+        module.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
     model(torch.randn(2, 3, 64, 64))
     assert seen == [(2, 256, 64), (2, 256, 64), (2, 256, 16)]
 
@@ -165,7 +165,9 @@ def test_replaced_layers_are_used() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 8), (40, 2, 64, 16)])
-def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matmul_attention_matches_the_fused_kernel(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hiera_core.models.cpu.SCORE_BYTES", 3000)
     q, k, v = torch.randn(3, *shape).unbind(0)
     q = q[:, :, : shape[2] // 4]
@@ -180,10 +182,10 @@ def test_products_are_attention(shape: tuple[int, ...], monkeypatch: pytest.Monk
 @needs_onednn
 @pytest.mark.parametrize("whole", [True, False])
 @torch.no_grad()
-def test_compiled_programs_hold_few_scores_whole(
+def test_compiled_attention_keeps_small_score_matrices_whole(
     whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And many in tiles; either way the model answers as it does in fp32."""
+    """Larger matrices are computed in parts. In both cases, the output is close to that in fp32."""
     if not whole:
         monkeypatch.setattr("hiera_core.models.cpu.KEPT_SCORE_BYTES", 0)
     torch.compiler.reset()
@@ -195,39 +197,42 @@ def test_compiled_programs_hold_few_scores_whole(
     x = torch.randn(2, 3, *model.config["input_size"])
     exact = model(x)
     half = torch.compile(model.bfloat16(), fullgraph=True, backend="aot_eager")
-    assert_close(half(x.bfloat16()).float(), exact, 6e-2)  # of probabilities
+    assert_close(half(x.bfloat16()).float(), exact, 6e-2)  # difference of probabilities
 
 
 @torch.no_grad()
 def test_exported_attention_in_bf16_takes_any_batch() -> None:
-    """Not only so many that their scores would be kept."""
+    """The batch may be too large for its scores to be kept whole."""
 
     class Attention(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return fused_attention(x, x, x, 0.2)
 
     x = torch.randn(2, 1, 512, 8).bfloat16()
-    batch = torch.export.Dim("batch", min=1, max=60_000)  # 64 MiB of scores are 128
+    batch = torch.export.Dim("batch", min=1, max=60_000)  # 128 inputs have 64 MiB of scores
     program = torch.export.export(Attention(), (x,), dynamic_shapes=({0: batch},)).module()
-    many = x[:1].expand(130, -1, -1, -1)
+    large_batch = x[:1].expand(130, -1, -1, -1)
     assert_close(
-        program(many).float(), F.scaled_dot_product_attention(*[many] * 3, scale=0.2).float(), 2e-2
+        program(large_batch).float(),
+        F.scaled_dot_product_attention(*[large_batch] * 3, scale=0.2).float(),
+        2e-2,
     )
 
 
 @needs_onednn
 @torch.no_grad()
-def test_products_in_bf16_err_little_more_than_the_fused_kernel() -> None:
+def test_bf16_attention_is_almost_as_exact_as_the_fused_kernel() -> None:
     q, k, v = (2 * torch.randn(3, 4, 2, 49, 32)).bfloat16().unbind(0)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.2)
     fused = F.scaled_dot_product_attention(q, k, v, scale=0.2)
-    ours, theirs = (
+    our_error, fused_error = (
         (x.double() - exact).square().mean() for x in (fused_attention(q, k, v, 0.2), fused)
     )
-    assert ours < 4 * theirs  # of squares; with scores in bf16 it is above 20
+    # The mean squared errors. With scores in bf16, ours is more than 20 times the other.
+    assert our_error < 4 * fused_error
 
 
-def test_training_in_bf16_has_the_gradients() -> None:
+def test_gradients_in_bf16_match_those_in_fp32() -> None:
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = (torch.randn(4, 2, 16, 8).to(dtype).requires_grad_() for _ in range(3))

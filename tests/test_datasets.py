@@ -1,4 +1,4 @@
-"""Data sets: every kind is read, numbered rightly, and split the same way each time."""
+"""Tests of data sets: formats, class numbers and reproducible splits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hiera_core.errors import InputError, UsageError
 
 
 def picture(shade: int) -> bytes:
+    """Return a PNG file of one colour."""
     file = io.BytesIO()
     Image.new("RGB", (40, 40), (shade, 0, 0)).save(file, "PNG")
     return file.getvalue()
@@ -22,18 +23,18 @@ def picture(shade: int) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """train/ and val/ with class folders, names with spaces, a hidden and a foreign file."""
-    for part, count in (("train", 6), ("val", 3)):
+    """Return a folder with train/ and val/: a class with a space, a hidden file, a text file."""
+    for split, count in (("train", 6), ("val", 3)):
         for number, name in enumerate(("a cat", "dog")):
-            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
-                (tmp_path / part / name / f"{i}.png").write_bytes(picture(100 * number + i))
+                (tmp_path / split / name / f"{i}.png").write_bytes(picture(100 * number + i))
     (tmp_path / "train" / "dog" / ".hidden.png").write_bytes(b"")
     (tmp_path / "train" / "dog" / "notes.txt").write_text("no picture")
     return tmp_path
 
 
-def test_folders(folder: Path) -> None:
+def test_class_folders_are_read_and_split(folder: Path) -> None:
     found = datasets.open_splits(folder)
     assert found.train.classes == ["a cat", "dog"]
     assert found.train.labels is not None and found.val is not None
@@ -56,12 +57,12 @@ def test_folders(folder: Path) -> None:
         ("a.csv", "path,label\ntrain/a cat/0.png,cat\ntrain/dog/1.png,dog\n"),
         ("a.tsv", "train/a cat/0.png\tcat\ntrain/dog/1.png\tdog\n"),
         ("a.txt", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),
-        ("b.csv", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),  # as SlowFast has it
+        ("b.csv", "train/a cat/0.png cat\ntrain/dog/1.png dog\n"),  # the format of SlowFast
         ("c.csv", "\ufefffilename, class\r\ntrain/a cat/0.png, cat\r\ntrain/dog/1.png, dog\r\n"),
         ("d.txt", "file label\ntrain/a cat/0.png cat\ntrain/dog/1,2.png dog\n"),
     ],
 )
-def test_lists(folder: Path, name: str, text: str) -> None:
+def test_lists_with_class_names(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     found = datasets.open_dataset(folder / name)
     assert found.classes == ["cat", "dog"]
@@ -69,7 +70,7 @@ def test_lists(folder: Path, name: str, text: str) -> None:
     assert found.labels is not None and found.labels.tolist() == [0, 1]
 
 
-def test_lists_with_numbers(folder: Path) -> None:
+def test_lists_with_class_numbers(folder: Path) -> None:
     (folder / "n.csv").write_text("train/dog/0.png,3\ntrain/dog/1.png\n")
     with pytest.raises(UsageError, match="line 2 has no label"):
         datasets.open_dataset(folder / "n.csv")
@@ -82,8 +83,8 @@ def test_lists_with_numbers(folder: Path) -> None:
     assert len(datasets.open_dataset(folder / "m.txt", labelled=False)) == 1
 
 
-def test_a_class_that_is_only_held_out_counts(folder: Path) -> None:
-    """Numbers have no names: their largest says how many there are, in all of the data."""
+def test_classes_that_are_only_held_out_count(folder: Path) -> None:
+    """Without class names, the largest class number in all of the data gives their count."""
     lines = [f"train/dog/{i}.png {9 if i == 5 else i % 2}" for i in range(20)]
     (folder / "n.txt").write_text("\n".join(lines))
     for share in (0.2, 0.4, 0.6):
@@ -92,17 +93,17 @@ def test_a_class_that_is_only_held_out_counts(folder: Path) -> None:
         assert found.train.num_classes == found.val.num_classes == 10
 
 
-def test_other_data_have_another_fingerprint(folder: Path) -> None:
+def test_fingerprints_differ_between_data_sets(folder: Path) -> None:
     digits = datasets.open_splits("digits")
     assert digits.val is not None
-    marks = {
+    fingerprints = {
         s.fingerprint for s in (digits.train, digits.val, datasets.open_dataset(folder / "train"))
     }
-    assert len(marks) == 3
+    assert len(fingerprints) == 3
     assert datasets.open_splits("digits").train.fingerprint == digits.train.fingerprint
 
 
-def test_tar_shards(tmp_path: Path) -> None:
+def test_tar_shards_are_read(tmp_path: Path) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"s-{shard:02}.tar", "w") as archive:
             for i in range(3):
@@ -119,17 +120,17 @@ def test_tar_shards(tmp_path: Path) -> None:
         assert len(found) == 6
         assert found.labels is not None and found.labels.tolist() == [0, 1, 0] * 2
         assert found.sources[4].content() == picture(11)
-    cut = (tmp_path / "s-01.tar").read_bytes()
+    content = (tmp_path / "s-01.tar").read_bytes()
     last = found.sources[5]
     assert last.span is not None
-    (tmp_path / "s-01.tar").write_bytes(cut[: last.span[0] + 5])
+    (tmp_path / "s-01.tar").write_bytes(content[: last.span[0] + 5])
     with pytest.raises(InputError, match="truncated"):
         last.content()
     with pytest.raises(UsageError, match="cannot be read"):
         datasets.open_dataset(tmp_path)
 
 
-def test_built_in_sets() -> None:
+def test_built_in_data_sets() -> None:
     digits = datasets.open_splits("digits")
     assert digits.val is not None and (len(digits.train), len(digits.val)) == (1438, 359)
     assert digits.train.classes == toy_datasets.DIGITS
@@ -138,8 +139,8 @@ def test_built_in_sets() -> None:
     assert shapes.train.sources[0].content() == shapes.train.sources[0].content()
 
 
-def test_a_shape_glides_and_its_twin_hops() -> None:
-    """Only the order of frames tells the direction: without it, rows and columns look alike."""
+def test_only_the_order_of_frames_shows_the_direction() -> None:
+    """Summed over time, clips of opposite directions are equal, and rows and columns are alike."""
     alike = 0
     for seed in range(20):
         clips = [toy_datasets.draw_clip(d, np.random.default_rng(seed)) for d in range(4)]
@@ -147,24 +148,24 @@ def test_a_shape_glides_and_its_twin_hops() -> None:
         assert (clips[0] == toy_datasets.draw_clip(0, np.random.default_rng(seed))).all()
         assert not (clips[0] == clips[1]).all()
         right, left, down, _ = (clip.astype(int).sum(0) for clip in clips)
-        # But where the two shapes meet in one of them, and triangles stay upright.
-        turned = down.transpose(1, 0, 2)
-        alike += bool((right == left).all()) and abs(right - turned).mean() < 4
+        # The sums differ where the two shapes overlap, and because triangles stay upright.
+        transposed = down.transpose(1, 0, 2)
+        alike += bool((right == left).all()) and abs(right - transposed).mean() < 4
     assert alike >= 5
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [("digit", "did you mean digits"), ("/no/such/place", "give a folder"), ("", "no class")],
 )
-def test_no_such_data(data: str, says: str, tmp_path: Path) -> None:
+def test_unknown_data_sets_are_refused(data: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
-    with pytest.raises(UsageError) as found:
+    with pytest.raises(UsageError) as error:
         datasets.open_dataset(data or tmp_path)
-    assert says in str(found.value)
+    assert message in str(error.value)
 
 
-def test_classes_are_numbered_as_the_model_has_them(folder: Path) -> None:
+def test_labels_are_mapped_to_the_classes_of_the_model(folder: Path) -> None:
     samples = datasets.open_dataset(folder / "val")
     by_name = datasets.remap_labels(samples, ["dog", "A_Cat", "mouse"], 3)
     assert by_name.labels is not None and by_name.labels.tolist() == [1] * 3 + [0] * 3

@@ -1,4 +1,4 @@
-"""Training and evaluation on several processes, and processes that are killed."""
+"""Tests of training and evaluation on several processes, and of processes that are killed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-KILLS = int(os.environ.get("HIERA_KILLS", "2"))  # more take long
+KILLS = int(os.environ.get("HIERA_KILLS", "2"))  # number of runs to kill
 RECIPE = """
 extends: {model}
-model: {{config: {{embed_dim: 8, stages: [1, 1, 1]{more}}}}}
+model: {{config: {{embed_dim: 8, stages: [1, 1, 1]{decoder}}}}}
 batch_size: 96
 log_every: 1
 save_every: {save_every}
@@ -30,12 +30,14 @@ DECODER = ", decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2"
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
+    """Return a command line of hiera, under torchrun if it needs several processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "hiera_cli"]
     return [*start, *map(str, arguments)]
 
 
 def call(*arguments: object, processes: int = 1) -> str:
+    """Run hiera and return its standard output."""
     done = subprocess.run(
         command(*arguments, processes=processes),
         capture_output=True,
@@ -47,63 +49,65 @@ def call(*arguments: object, processes: int = 1) -> str:
     return done.stdout
 
 
-def recipe(folder: Path, model: str, epochs: float = 1, save_every: float = 1) -> Path:
+def write_recipe(folder: Path, model: str, epochs: float = 1, save_every: float = 1) -> Path:
+    """Write a recipe for a narrow model, and return its path."""
     path = folder / "recipe.yaml"
-    more = DECODER if model.startswith("mae_") else ""
-    text = RECIPE.format(model=model, more=more, epochs=epochs, save_every=save_every)
+    decoder = DECODER if model.startswith("mae_") else ""
+    text = RECIPE.format(model=model, decoder=decoder, epochs=epochs, save_every=save_every)
     path.write_text(text)
     return path
 
 
 def losses(folder: Path, after: int = 0) -> list[float]:
-    """Of the steps, and of looks at held-out data between them (with the averaged weights)."""
+    """Return the losses of the steps, and of the evaluations (of averaged weights) between them."""
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     measured = [e for e in lines if e["event"] in ("step", "val")]
     return [event["loss"] for event in measured if event["step"] > after]
 
 
-def apart(a: list[float], b: list[float]) -> float:
+def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def test_one_process_two_and_shards_agree(
+def test_ddp_and_fsdp_agree_with_one_process(
     tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
 ) -> None:
-    path = recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
+    path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
     train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
     assert hiera(*train, tmp_path / "one")[0] == 0
     call(*train, tmp_path / "ddp", processes=2)
     call(*train, tmp_path / "fsdp", "--parallel", "fsdp", processes=2)
     one = losses(tmp_path / "one")
-    assert len(one) == 14 + 4 and one[-2] < 0.9 * one[0]  # steps, and looks at held-out data
-    assert apart(one, losses(tmp_path / "ddp")) < 1e-5
-    assert apart(one, losses(tmp_path / "fsdp")) < 1e-5
-    # What two processes saved, whole or in shards, one goes on with.
+    assert len(one) == 14 + 4 and one[-2] < 0.9 * one[0]  # steps and evaluations
+    assert largest_difference(one, losses(tmp_path / "ddp")) < 1e-5
+    assert largest_difference(one, losses(tmp_path / "fsdp")) < 1e-5
+    # One process resumes from what two processes saved, with and without shards.
     for name in ("ddp", "fsdp"):
         half = tmp_path / name / "checkpoints/step_00000007"
-        assert hiera(*train, tmp_path / f"{name}-on", "--resume", half)[0] == 0
-        assert apart(losses(tmp_path / "one", 7), losses(tmp_path / f"{name}-on")) < 1e-5
+        resumed = tmp_path / f"{name}-on"
+        assert hiera(*train, resumed, "--resume", half)[0] == 0
+        assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
 
 
 def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
-    """359 samples on 2 processes."""
+    """359 samples are not a multiple of the 2 processes."""
     evaluate = ("eval", "digits", "-m", "hiera_nano_32", "-f", "json", "-q")
     one, two = (json.loads(call(*evaluate, processes=n)) for n in (1, 2))
     assert one["samples"] == two["samples"] == 359
     assert one == two
 
 
-def test_killed_at_any_moment_it_resumes_bit_exactly(tmp_path: Path) -> None:
-    """kill -9, saving included: there is a save every other step."""
-    path = recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14)
+def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
+    """SIGKILL arrives at a random moment, maybe while saving: every second step saves."""
+    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14)
     arguments = ("train", path, "digits", "-q", "-j", "0", "-o")
-    begin = time.monotonic()
+    start = time.monotonic()
     call(*arguments, tmp_path / "whole")
-    whole = time.monotonic() - begin
+    duration = time.monotonic() - start
     expected = (tmp_path / "whole/model.safetensors").read_bytes()
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
-    moments = random.Random(seed)
+    generator = random.Random(seed)
     for number in range(KILLS):
         folder = tmp_path / f"run{number}"
         process = subprocess.Popen(
@@ -113,7 +117,7 @@ def test_killed_at_any_moment_it_resumes_bit_exactly(tmp_path: Path) -> None:
         )
         while not (folder / "log.jsonl").exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, max(0.5, whole - 8)))
+        time.sleep(generator.uniform(0, max(0.5, duration - 8)))
         process.send_signal(signal.SIGKILL)
         process.wait()
         call(*arguments, folder, "--resume", "auto")
@@ -121,9 +125,9 @@ def test_killed_at_any_moment_it_resumes_bit_exactly(tmp_path: Path) -> None:
         assert losses(folder) == losses(tmp_path / "whole")
 
 
-def test_when_one_of_two_dies_the_other_stops(tmp_path: Path) -> None:
-    """Without torchrun's help, which would end it at once."""
-    path = recipe(tmp_path, "hiera_nano_32", epochs=1000)
+def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path) -> None:
+    """The test does not use torchrun, because that would stop the other process at once."""
+    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
     processes = []
     for rank in range(2):
         environment = {
@@ -146,17 +150,17 @@ def test_when_one_of_two_dies_the_other_stops(tmp_path: Path) -> None:
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGKILL)
     try:
-        _, said = processes[0].communicate(timeout=60)
+        _, err = processes[0].communicate(timeout=60)
     finally:
         processes[0].kill()
     processes[1].communicate()
     assert processes[0].returncode not in (0, None)
-    assert "Traceback" not in said and said.count("hiera:") == 1
+    assert "Traceback" not in err and err.count("hiera:") == 1
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run(tmp_path: Path, sent: signal.Signals) -> None:
-    path = recipe(tmp_path, "hiera_nano_32", epochs=1000)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
+    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
     process = subprocess.Popen(
         command("train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run"),
         stderr=subprocess.PIPE,
@@ -166,7 +170,7 @@ def test_a_signal_ends_a_run(tmp_path: Path, sent: signal.Signals) -> None:
     log = tmp_path / "run/log.jsonl"
     while not (log.exists() and log.read_text().count('"step"') > 2):
         time.sleep(0.1)
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + sent
-    assert "Traceback" not in said
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""README.md and docs/ are true: commands print what is shown, code runs, links lead somewhere.
+"""Check README.md and docs/: commands print what is shown, code runs, links lead somewhere.
 
 A page is run from its first block to its last in one folder, so a block may use what an earlier one
 wrote:
@@ -18,6 +18,7 @@ import json
 import re
 import shlex
 import socket
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from hiera_core.training.recipe import Recipe
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TEXTS = [*PAGES, ROOT / "SECURITY.md", ROOT / ".github/CONTRIBUTING.md"]
 WITHOUT_OUTPUT = {"architecture", "benchmarks", "coming-from", "index", "troubleshooting"}
 
 FENCE = re.compile(
@@ -62,11 +64,12 @@ class Block:
 
     language: str
     text: str
-    line: int  # of the page, where the text begins
+    line: int  # line of the page on which the text begins
     runs: bool
 
 
 def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
     content = page.read_text(encoding="utf-8")
     for found in FENCE.finditer(content):
         line = content.count("\n", 0, found.start("text")) + 1
@@ -74,7 +77,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks and comments."""
+    """Return a page without its fenced blocks and comments."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     return re.sub(r"<!--.*?-->", "", text, flags=re.S)
 
@@ -130,7 +133,7 @@ def check_prints(block: Block, out: str) -> None:
 
 
 def check_output(block: Block, hiera: Callable[..., tuple[int, str, str]]) -> None:
-    """Run a console block: what it prints and what is shown must be the same lines."""
+    """Run a console block. What it prints and what the page shows must be the same lines."""
     command, *shown = block.text.splitlines()
     arguments = complete(command.removeprefix("$ hiera "))
     code, out, err = hiera(*arguments)
@@ -142,26 +145,27 @@ def check_output(block: Block, hiera: Callable[..., tuple[int, str, str]]) -> No
 
 
 def complete(command: str) -> list[str]:
-    """The arguments of a command, as a terminal and a CPU without bf16 would take them."""
+    """Return the arguments of a command with those that a terminal and fp32 stand for."""
     to_terminal = not command.endswith("| cat")
     arguments = shlex.split(command.removesuffix("| cat"))
     known = options_of(arguments[0])
     if to_terminal and "--format" in known and not {"-f", "--format"} & set(arguments):
         arguments += ["-f", "table"]
-    # For `convert` this is not where to compute, but what to write.
+    # For `convert`, --dtype decides what is written, so the page has to name it.
     if "--dtype" in known and "--dtype" not in arguments and arguments[0] != "convert":
         arguments += ["--dtype", "fp32"]
     return arguments
 
 
 def stable(line: str) -> str:
-    """A line without what differs between machines: last digits, versions of other libraries."""
+    """Return a line without what differs between machines: last digits, versions of libraries."""
     if line.startswith("{"):
         return json.dumps(rounded(json.loads(line)))
     return measured(line) if COMPARISON.match(line) else line.rstrip()
 
 
 def rounded(value: Any) -> Any:
+    """Return a JSON value with all numbers rounded."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
@@ -170,7 +174,7 @@ def rounded(value: Any) -> Any:
 
 
 def measured(line: str) -> str:
-    """A line without its numbers."""
+    """Return a line without its numbers."""
     return " ".join(re.sub(r"\d[\d.e-]*", "#", line).split())
 
 
@@ -192,7 +196,7 @@ def app_command() -> Any:
 
 
 def options_of(name: str) -> set[str]:
-    """Options of a command, and those before it."""
+    """Return the options of a command, and those that may stand before it."""
     root = app_command()
     assert name in root.commands, f"no command {name!r}"
     parameters = [*root.params, *root.commands[name].params]
@@ -201,7 +205,7 @@ def options_of(name: str) -> set[str]:
 
 
 def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
-    """Commands of `hiera` in a block and their words; also under torchrun and in pipes."""
+    """Yield the `hiera` commands of a block and their words, also under torchrun and in pipes."""
     for line in block.text.splitlines():
         for piece in re.split(r"\s\|\s", line.removeprefix("$ ").split(" # ")[0]):
             words = piece.split()
@@ -243,8 +247,7 @@ def test_every_key_of_a_recipe_is_described() -> None:
 
 
 def recipe_keys(cls: Any, prefix: str = "") -> Iterator[str]:
-    import typing
-
+    """Yield the dotted keys of a recipe."""
     types = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(types[field.name]):
@@ -256,7 +259,7 @@ def recipe_keys(cls: Any, prefix: str = "") -> Iterator[str]:
 # Text ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+@pytest.mark.parametrize("page", TEXTS, ids=page_ids)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(INLINE.sub("", prose(page))):
         if re.match(r"[a-z]+:", target):
@@ -268,14 +271,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+@pytest.mark.parametrize("page", TEXTS, ids=page_ids)
 def test_files_in_the_text_exist(page: Path) -> None:
     for path in re.findall(r"`((?:tests|docs|hiera_core|hiera_cli)/[\w./-]+)`", prose(page)):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", LINK.sub("", h).replace("`", "")).lower() for h in headings]
     return {text.replace(" ", "-") for text in plain}
@@ -288,7 +291,7 @@ def test_the_index_lists_every_page() -> None:
         assert page == index or page.name in linked, page.name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+@pytest.mark.parametrize("page", TEXTS, ids=page_ids)
 def test_promises_are_tested(page: Path) -> None:
     """A sentence with `never`, `always` or `bit for bit` links to the test that checks it."""
     for paragraph in re.split(r"\n\s*\n|\n(?=[|#*-])", prose(page)):
@@ -299,24 +302,16 @@ def test_promises_are_tested(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=page_ids)
 def test_lines_are_short(page: Path) -> None:
-    """Tables, code and what scripts have written may have longer lines."""
+    """Only tables, code and what scripts have written may have longer lines."""
     for line in GENERATED.sub("", FENCE.sub("", page.read_text(encoding="utf-8"))).splitlines():
         assert len(line) <= 100 or line.startswith("|"), f"{page.name}: {line}"
-
-
-def test_the_map_names_every_file() -> None:
-    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    for package in ("hiera_core", "hiera_cli"):
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name != "__init__.py":
-                assert f"`{path.name}`" in page, path.relative_to(ROOT)
 
 
 def test_messages_are_those_of_the_code() -> None:
     """The headings of troubleshooting.md are parts of messages."""
     files = [p for package in ("hiera_core", "hiera_cli") for p in (ROOT / package).rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that go on in the next line
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings that continue in the next line
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
     assert len(headings) >= 20

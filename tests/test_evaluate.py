@@ -1,4 +1,4 @@
-"""`hiera eval`: what it counts, what it prints, what it refuses."""
+"""Tests of `hiera eval`: counts, output formats and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four digits of each of three classes, one of them damaged."""
+    """Return a folder of four digits in each of three classes. One file is damaged."""
     digits = toy_datasets.Digits()
     for number, name in ((3, "three"), (5, "five"), (8, "eight")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -32,12 +32,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_folder_with_a_damaged_picture(folder: Path, hiera: Run) -> None:
+def test_damaged_pictures_are_counted(folder: Path, hiera: Run) -> None:
     code, out, err = hiera("eval", folder, "-m", "hiera_nano_32", "-f", "json")
     found = json.loads(out)
     assert code == 1
     assert (found["samples"], found["failed"]) == (11, 1)
-    assert {row["label"]: row["samples"] for row in found["classes"]} == {
+    assert {c["label"]: c["samples"] for c in found["classes"]} == {
         "three": 4,
         "five": 3,
         "eight": 4,
@@ -46,7 +46,7 @@ def test_a_folder_with_a_damaged_picture(folder: Path, hiera: Run) -> None:
     assert err.count("hiera:") == 2 and "1 failed" in err
 
 
-def test_formats(folder: Path, hiera: Run) -> None:
+def test_output_formats(folder: Path, hiera: Run) -> None:
     _, out, _ = hiera("eval", folder, "-m", "hiera_nano_32", "-f", "table")
     assert out.startswith("top-1  ") and "11 samples, 1 unreadable" in out
     target = folder.parent / "classes.csv"
@@ -58,7 +58,7 @@ def test_formats(folder: Path, hiera: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["nothing"], "no data 'nothing'"),
         (["digits", "-m", "hiera_nano_33"], "did you mean hiera_nano_32"),
@@ -67,13 +67,13 @@ def test_formats(folder: Path, hiera: Run) -> None:
         (["shapes", "-m", "hiera_nano_8x32", "--clips", "0"], "clips"),
     ],
 )
-def test_what_it_refuses(arguments: list[str], says: str, hiera: Run) -> None:
+def test_bad_arguments_are_refused(arguments: list[str], message: str, hiera: Run) -> None:
     code, out, err = hiera("eval", *arguments)
-    assert code == 2 and out == "" and says in err
+    assert code == 2 and out == "" and message in err
 
 
-def test_a_video_model_on_pictures(hiera: Run, folder: Path) -> None:
-    """The data's classes may fit by chance: every sample says what is wrong."""
+def test_a_video_model_fails_on_every_picture(hiera: Run, folder: Path) -> None:
+    """The classes of the data may fit by chance, so every sample reports the error."""
     listing = folder.parent / "list.txt"
     listing.write_text("".join(f"{path} 1\n" for path in sorted(folder.rglob("*.png"))))
     code, out, err = hiera("eval", listing, "-m", "hiera_nano_8x32", "-f", "json")
@@ -81,13 +81,13 @@ def test_a_video_model_on_pictures(hiera: Run, folder: Path) -> None:
     assert "takes video clips" in err
 
 
-def test_the_published_accuracy_stands_beside() -> None:
+def test_published_accuracy_is_that_of_the_same_data_and_weights() -> None:
     classes = [f"n{i:08}" for i in range(1000)]
     sources = [Source("x")] * 50_000
     labels = np.zeros(50_000, np.int64)
     imagenet = datasets.MediaDataset(sources, labels, classes)
-    row = zoo.get("hiera_base_224")
-    card = {"model": row.name, "source": f"{row.name}.{row.default}"}
+    entry = zoo.get("hiera_base_224")
+    card = {"model": entry.name, "source": f"{entry.name}.{entry.default}"}
     assert published_top1(imagenet, card) == 84.5
     assert published_top1(imagenet, {**card, "source": "mine/"}) is None
     assert published_top1(imagenet, {}) is None

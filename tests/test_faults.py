@@ -35,7 +35,7 @@ def small_models(kind: Any) -> hiera_core.Hiera:
     return draw_weights(hiera_core.Hiera(**config))  # type: ignore[return-value]
 
 
-def test_two_hundred_good_and_forty_damaged(tmp_path: Path, pictures: Path) -> None:
+def test_damaged_files_do_not_change_the_results_of_others(tmp_path: Path, pictures: Path) -> None:
     """Good images and clips have the results of a clean run, and the damaged ones have errors."""
     draw = random.Random(0)
     whole = [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())]
@@ -73,7 +73,7 @@ def test_two_hundred_good_and_forty_damaged(tmp_path: Path, pictures: Path) -> N
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_every_truncation_of_a_picture_is_seen(pictures: Path, format: str) -> None:
+def test_every_truncation_of_a_picture_is_detected(pictures: Path, format: str) -> None:
     file = io.BytesIO()
     Image.open(pictures / "coffee.png").convert("RGB").resize((160, 120)).save(file, format)
     whole = file.getvalue()
@@ -89,7 +89,7 @@ def test_every_truncation_of_a_picture_is_seen(pictures: Path, format: str) -> N
     assert errors >= 60
 
 
-def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
+def test_results_do_not_wait_for_a_slow_producer(pictures: Path) -> None:
     """A result is ready before the next input arrives, although the batch is not full."""
     path = str(pictures / "coffee.png")
     predictor = hiera_core.Predictor(small_models, batch_size=8)
@@ -109,24 +109,24 @@ def test_slow_producers_get_their_results_at_once(pictures: Path) -> None:
     assert results == ["first", "second"]
 
 
-def test_annotated_pictures(
+def test_save_images_writes_annotated_pictures(
     hiera: Command, small_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for place in ("a", "b"):
-        Path(place).mkdir()
-        shutil.copy(pictures / "coffee.png", f"{place}/x.png")
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        shutil.copy(pictures / "coffee.png", f"{folder}/x.png")
     Image.open("a/x.png").save("a/y.webp")
     Path("a/z.png").write_text("damaged")
     arguments = ("predict", "a", "b", "-m", small_folder, "--save-images", "shown")
     code, out, _ = hiera(*arguments)
     written = sorted(str(p.relative_to("shown")) for p in Path("shown").rglob("*.*"))
     assert code == 1 and written == ["a/x.png", "a/y.webp.png", "b/x.png"]
-    with Image.open("shown/a/x.png") as shown, Image.open("a/x.png") as original:
-        assert shown.width == min(original.width, 640) and shown.height > 400 + 5 * 20
-        picture = np.asarray(shown)[:400].astype(int)
+    with Image.open("shown/a/x.png") as annotated, Image.open("a/x.png") as original:
+        assert annotated.width == min(original.width, 640) and annotated.height > 400 + 5 * 20
+        picture = np.asarray(annotated)[:400].astype(int)
         best = json.loads(out.splitlines()[0])["topk"][0]["prob"]
-        bar = np.asarray(shown)[-6 - 5 * 20 + 10]  # the middle row of the first bar
+        bar = np.asarray(annotated)[-6 - 5 * 20 + 10]  # the middle row of the first bar
         blue = (bar == annotate.BAR).all(-1).sum()
         assert picture.shape == (400, 600, 3)
         assert 0 < blue <= best * 600
@@ -139,7 +139,7 @@ def test_annotated_pictures(
     assert code == 2 and "is a file" in err
 
 
-def test_contact_sheets(tmp_path: Path) -> None:
+def test_contact_sheets_show_at_most_60_frames(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "x.mp4", frames=180)
     sampling = hiera_core.Sampling(every=0.05)
     (record,) = hiera_core.Predictor(small_models, sampling=sampling, keep_thumbnails=True)(
@@ -170,7 +170,7 @@ def test_output_paths_stay_below_the_folder() -> None:
     assert long[0] != long[1] and all(len(os.fsencode(p.name)) < 255 for p in long)
 
 
-def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
+def test_read_only_folders_are_refused(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     try:
@@ -183,7 +183,7 @@ def test_read_only_folder(hiera: Command, small_folder: Path, tmp_path: Path) ->
         assert code == 2 and "read-only" in err
 
 
-def test_a_hundred_thousand_names(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
+def test_long_lists_are_streamed(hiera: Command, small_folder: Path, tmp_path: Path) -> None:
     """A long list is streamed: the first record does not wait for the end of the list."""
     (tmp_path / "list.txt").write_text("".join(f"gone_{i}.jpg\n" for i in range(100_000)))
     code, out, err = hiera(

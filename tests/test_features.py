@@ -1,4 +1,4 @@
-"""Features: the reference's maps in their places, files that resume, pictures."""
+"""Tests of features: the reference's maps in spatial order, files that resume, pictures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import hiera_core
 from hiera_core.data import sources
 from hiera_core.data.clip_reader import read_segments
 from hiera_core.errors import InputError, UsageError
-from hiera_core.inference import feature_files
+from hiera_core.inference import feature_formats
 from hiera_core.inference.feature_store import FeatureStore
 from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 from hiera_core.viz import feature_maps
 
 from .conftest import SMALL, assert_close, draw_weights
-from .test_reconstruct import BOX, IMAGE, VIDEO, pixels, some_input, some_model
+from .test_reconstruct import IMAGE, SAMPLES, VIDEO, pixels, some_input, some_model
 from .test_video_reader import SMALL_VIDEO, write_video
 
 Command = Callable[..., tuple[int, str, str]]
@@ -34,7 +34,7 @@ ALL = FeatureSelection(stages=None, pool=False)
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 25 pictures of the box's size."""
+    """Return a folder of 25 random pictures, in the input size of the bundled model."""
     folder = tmp_path_factory.mktemp("digits")
     random = np.random.default_rng(0)
     for i in range(25):
@@ -43,13 +43,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# The library --------------------------------------------------------------------------------------
+# The Python API -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_VIDEO], ids=["image", "video"])
 @torch.no_grad()
-def test_the_reference_s_intermediates(config: dict[str, Any]) -> None:
-    """Classifiers and (with a mask) what the reference's encoder gives an autoencoder."""
+def test_intermediates_match_the_reference(config: dict[str, Any]) -> None:
+    """Compare maps without a mask, as in a classifier, and with one, as in an autoencoder."""
     theirs = draw_weights(reference.Hiera(**config)).eval()
     ours = hiera_core.Hiera(**config).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -66,14 +66,14 @@ def test_the_reference_s_intermediates(config: dict[str, Any]) -> None:
     _, found = ours.forward_features(x, mask, return_intermediates=True)
     for our_map, stage_map in zip(found, maps, strict=True):
         assert_close(our_map, stage_map)
-    _, ends = ours.encode(x, collect=True)
+    _, stage_outputs = ours.encode(x, collect=True)
     ours.reset_classifier(0)
-    assert_close(ours.embedding(ends), ours(x))
+    assert_close(ours.embedding(stage_outputs), ours(x))
 
 
 @pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
 @torch.no_grad()
-def test_features_of_autoencoders(config: dict[str, Any]) -> None:
+def test_features_of_autoencoders_have_the_shapes_of_the_encoder(config: dict[str, Any]) -> None:
     model, x = some_model(config), some_input(config)
     last, maps = model.forward_features(x, return_intermediates=True)
     grid = model.layout.grid_after(2)
@@ -82,15 +82,15 @@ def test_features_of_autoencoders(config: dict[str, Any]) -> None:
     masked, _ = model.forward_features(x, mask, return_intermediates=True)
     latent, _ = model.forward_encoder(x, mask=mask)
     assert masked.shape[:2] == latent.shape[:2] and masked.shape[2:-1] == model.layout.unit_after(2)
-    _, ends = model.encode(x, collect=True)
-    assert model.embedding(ends).shape == (2, 128)
+    _, stage_outputs = model.encode(x, collect=True)
+    assert model.embedding(stage_outputs).shape == (2, 128)
     with pytest.raises(UsageError, match="expected"):
         model.forward_features(x[:, :2])
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
-def test_features_are_one_graph(config: dict[str, Any], masked: bool) -> None:
+def test_features_compile_as_one_graph(config: dict[str, Any], masked: bool) -> None:
     autoencoder, x = some_model(config), some_input(config)
     encoder = {k: v for k, v in config.items() if not k.startswith("decoder")}
     classifier = draw_weights(hiera_core.Hiera(**encoder)).eval()
@@ -103,8 +103,8 @@ def test_features_are_one_graph(config: dict[str, Any], masked: bool) -> None:
 
 
 @torch.no_grad()
-def test_transformers_hidden_states_and_where_its_backbone_differs() -> None:
-    """HieraBackbone never puts its tokens in order: its maps hold the right numbers elsewhere."""
+def test_features_match_the_hidden_states_of_transformers() -> None:
+    """HieraBackbone keeps tokens in the order of the windows, so its maps differ from ours."""
     from transformers import HieraBackbone, HieraConfig, HieraModel
 
     config = HieraConfig(
@@ -123,26 +123,28 @@ def test_transformers_hidden_states_and_where_its_backbone_differs() -> None:
     backbone = HieraBackbone(config).eval()
     backbone.load_state_dict(theirs.state_dict(), strict=False)
     scrambled = backbone(x).feature_maps
-    worst = 0.0
+    largest_error = 0.0
     for our_map, its_map in zip(maps[:3], scrambled[:3], strict=True):
         if its_map.shape != our_map.shape:  # channels first
             its_map = its_map.movedim(1, -1)
-        worst = max(worst, ((its_map - our_map).norm() / our_map.norm()).item())
-    assert worst > 0.5, "fixed: say so in the README, and compare with it"
+        largest_error = max(largest_error, ((its_map - our_map).norm() / our_map.norm()).item())
+    assert largest_error > 0.5, (
+        "HieraBackbone is fixed: update docs/coming-from.md and compare its maps here"
+    )
 
 
 @pytest.mark.parametrize("name", ["hiera_nano_32", "mae_hiera_nano_32", "hiera_nano_8x32"])
-def test_the_left_half_stays_left(name: str, tmp_path: Path) -> None:
-    """A picture whose left half is black: cells of one half are alike, and the halves differ."""
-    half = np.zeros((32, 32, 3), np.uint8)
-    half[:, 16:] = 255
-    frames = np.stack([half] * 8)
+def test_maps_keep_the_left_half_of_a_picture_left(name: str, tmp_path: Path) -> None:
+    """If the left half is black, cells of the same half are alike, and the halves differ."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, 16:] = 255
+    frames = np.stack([image] * 8)
     if "8x" in name:
         file = tmp_path / "x.mp4"
         file.write_bytes(hiera_core.data.video_writer.encode(frames, 4))
     else:
         file = tmp_path / "x.png"
-        Image.fromarray(half).save(file)
+        Image.fromarray(image).save(file)
     found = hiera_core.features(file, name, stages=None, pool=False, dtype="fp32")
     assert list(found) == ["stage1", "stage2", "stage3"]
     for values in found.values():
@@ -154,12 +156,12 @@ def test_the_left_half_stays_left(name: str, tmp_path: Path) -> None:
             (across[:middle] - left).norm(dim=1).max(), (across[middle:] - right).norm(dim=1).max()
         )
         assert between > within, "a map in another order mixes the halves"
-        # And in the right place: mirrored, the picture gives other maps on each side.
+        # The outermost columns belong to different halves, so they differ, too.
         assert (across[0] - across[-1]).norm() > 0.5 * between
 
 
-def test_one_line(digits: Path, tmp_path: Path) -> None:
-    found = hiera_core.features(BOX / "eight.png", "hiera_nano_32", dtype="fp32")
+def test_features_returns_tensors_by_name(digits: Path, tmp_path: Path) -> None:
+    found = hiera_core.features(SAMPLES / "eight.png", "hiera_nano_32", dtype="fp32")
     assert {n: tuple(v.shape) for n, v in found.items()} == {"embedding": (96,)}
     assert found["embedding"].dtype == torch.float32
     several = hiera_core.features(digits, "hiera_nano_32", stages=(2,), batch_size=4)
@@ -179,14 +181,16 @@ def test_one_line(digits: Path, tmp_path: Path) -> None:
 def test_views_of_a_video_are_averaged(tmp_path: Path) -> None:
     model = draw_weights(hiera_core.Hiera(**SMALL_VIDEO)).eval()
     clip = write_video(tmp_path / "x.mp4", frames=180)
-    one = hiera_core.features(clip, model)["embedding"]
+    single_view = hiera_core.features(clip, model)["embedding"]
     sampling = hiera_core.Sampling(clips=3, crops=2)
     several = FeatureExtractor(model, sampling=sampling)
     (record,) = several(sources.expand([str(clip)]))
-    assert record.video["views"] == 6 and not torch.allclose(record.result["embedding"], one)
+    assert record.video["views"] == 6 and not torch.allclose(
+        record.result["embedding"], single_view
+    )
     runner = several.runner("video")
-    _, pieces = read_segments(clip, sampling, runner.transform)
-    each = [r["embedding"] for r in runner.run(next(pieces).views)]
+    _, segments = read_segments(clip, sampling, runner.transform)
+    each = [r["embedding"] for r in runner.run(next(segments).views)]
     assert_close(record.result["embedding"], torch.stack(each).mean(0))
 
 
@@ -194,77 +198,77 @@ def test_views_of_a_video_are_averaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save_as", ["safetensors", "npz", "parquet"])
-def test_shards_resume_without_redoing_any(
+def test_resume_does_not_recompute_finished_shards(
     hiera: Command, digits: Path, tmp_path: Path, save_as: str
 ) -> None:
     names = [str(p) for p in sorted(digits.iterdir())]
     options = ["-m", "hiera_nano_32", "--dtype", "fp32", "--save-as", save_as, "--shard-size", "10"]
     code, out, err = hiera("features", digits, *options, "-o", tmp_path / "whole")
-    whole = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and len(whole) == 25 and "features are in" in err
+    complete = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(complete) == 25 and "features are in" in err
     files = sorted((tmp_path / "whole").iterdir())
     assert [f.name for f in files] == [f"image-0000{i}.{save_as}" for i in range(3)]
-    # Interrupted: the second shard was never finished, and one more file has come.
-    part = tmp_path / "part"
-    shutil.copytree(tmp_path / "whole", part)
-    (part / files[1].name).unlink()
-    times = {f.name: f.stat().st_mtime_ns for f in part.iterdir()}
-    options += ["-o", part]
+    # The run was interrupted before the second shard was finished, and there is a new input.
+    interrupted = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", interrupted)
+    (interrupted / files[1].name).unlink()
+    times = {f.name: f.stat().st_mtime_ns for f in interrupted.iterdir()}
+    options += ["-o", interrupted]
     code, _, err = hiera("features", digits, *options)
     assert code == 2 and "not empty" in err
-    code, out, _ = hiera("features", *names, BOX / "eight.png", *options, "--resume")
+    code, out, _ = hiera("features", *names, SAMPLES / "eight.png", *options, "--resume")
     again = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [r["input"] for r in again] == [*names, str(BOX / "eight.png")]
-    assert {f.name: f.stat().st_mtime_ns for f in part.iterdir()}.items() >= times.items()
+    assert code == 0 and [r["input"] for r in again] == [*names, str(SAMPLES / "eight.png")]
+    assert {f.name: f.stat().st_mtime_ns for f in interrupted.iterdir()}.items() >= times.items()
     found: dict[str, torch.Tensor] = {}
     for record in again:
-        values, listed = feature_files.read(record["file"]["name"])
+        values, listed = feature_formats.read(record["file"]["name"])
         assert listed[record["file"]["row"]] == record["input"]
         assert list(values["embedding"].shape[1:]) == record["features"]["embedding"]["shape"]
         found[record["input"]] = values["embedding"][record["file"]["row"]]
-    for record in whole:
-        values, _ = feature_files.read(record["file"]["name"])
+    for record in complete:
+        values, _ = feature_formats.read(record["file"]["name"])
         assert torch.equal(values["embedding"][record["file"]["row"]], found[record["input"]])
     code, _, err = hiera("features", digits, *options, "--resume", "--stages", "1")
     assert code == 2 and "was made with" in err
-    first = part / files[0].name
+    first = interrupted / files[0].name
     first.write_bytes(first.read_bytes()[:50])
     code, _, err = hiera("features", digits, *options, "--resume")
     assert code == 2 and "damaged" in err
 
 
-def test_maps_in_one_file(hiera: Command, tmp_path: Path) -> None:
+def test_maps_are_written_to_one_file(hiera: Command, tmp_path: Path) -> None:
     file = tmp_path / "maps.npz"
     options = ["-m", "hiera_nano_32", "--return-intermediates", "-o", file]
-    code, out, _ = hiera("features", BOX / "three.png", tmp_path / "none.png", *options)
+    code, out, _ = hiera("features", SAMPLES / "three.png", tmp_path / "none.png", *options)
     ok, failed = (json.loads(line) for line in out.splitlines())
     assert code == 1 and failed["status"] == "error"
     assert ok["features"]["stage2"] == {"shape": [8, 8, 48], "cell": [4, 4]}
-    values, names = feature_files.read(file)
-    assert names == [str(BOX / "three.png")]
+    values, names = feature_formats.read(file)
+    assert names == [str(SAMPLES / "three.png")]
     assert {n: tuple(v.shape) for n, v in values.items()} == {
         "stage1": (1, 16, 16, 24),
         "stage2": (1, 8, 8, 48),
         "stage3": (1, 4, 4, 96),
     }
-    metadata = feature_files.read_metadata(file)
+    metadata = feature_formats.read_metadata(file)
     assert metadata["shapes"]["stage3"] == [4, 4, 96] and metadata["model"] == "hiera_nano_32"
-    code, _, err = hiera("features", BOX / "three.png", *options)
+    code, _, err = hiera("features", SAMPLES / "three.png", *options)
     assert code == 2 and "--overwrite" in err
 
 
-def test_pictures_and_videos_have_shards_of_their_own(tmp_path: Path) -> None:
+def test_pictures_and_videos_have_separate_shards(tmp_path: Path) -> None:
     models = {"image": "hiera_nano_32", "video": "hiera_nano_8x32"}
     extractor = FeatureExtractor(
         lambda kind: hiera_core.models.factory.create_encoder(models[kind])
     )
-    paths = [str(BOX / n) for n in ("three.png", "moving_right.mp4", "five.png")]
+    paths = [str(SAMPLES / n) for n in ("three.png", "moving_right.mp4", "five.png")]
     with FeatureStore(tmp_path / "out") as store:
         for record in extractor(sources.expand(paths)):
             store.add(record)
-    values, names = feature_files.read(tmp_path / "out/image-00000.safetensors")
+    values, names = feature_formats.read(tmp_path / "out/image-00000.safetensors")
     assert names == [paths[0], paths[2]] and values["embedding"].shape == (2, 96)
-    assert feature_files.read_metadata(tmp_path / "out/video-00000.safetensors")["indices"] == [1]
+    assert feature_formats.read_metadata(tmp_path / "out/video-00000.safetensors")["indices"] == [1]
     with (
         FeatureStore(tmp_path / "one.npz") as store,
         pytest.raises(InputError, match="name a folder"),
@@ -273,14 +277,14 @@ def test_pictures_and_videos_have_shards_of_their_own(tmp_path: Path) -> None:
             store.add(record)
 
 
-def test_an_interrupted_run_keeps_whole_rows(digits: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_finished_records(digits: Path, tmp_path: Path) -> None:
     extractor = FeatureExtractor("hiera_nano_32", batch_size=4)
     with pytest.raises(KeyboardInterrupt), FeatureStore(tmp_path / "out") as store:
         for record in extractor(sources.expand([str(digits)])):
             store.add(record)
             if record.index == 7:
                 raise KeyboardInterrupt
-    _, names = feature_files.read(tmp_path / "out/image-00000.safetensors")
+    _, names = feature_formats.read(tmp_path / "out/image-00000.safetensors")
     assert len(names) == 8
 
 
@@ -289,14 +293,14 @@ def test_parquet_needs_a_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for options in (["-o", tmp_path / "x.parquet"], ["-o", tmp_path / "x", "--save-as", "parquet"]):
-        code, _, err = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", *options)
+        code, _, err = hiera("features", SAMPLES / "three.png", "-m", "hiera_nano_32", *options)
         assert code == 2 and "hiera-toolkit[parquet]" in err
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_without_inputs_a_sample_and_its_shapes(hiera: Command) -> None:
+def test_without_inputs_the_shapes_of_a_sample_are_shown(hiera: Command) -> None:
     code, out, err = hiera("features")
     assert code == 0 and not err
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
@@ -309,28 +313,29 @@ def test_without_inputs_a_sample_and_its_shapes(hiera: Command) -> None:
     assert record["features"]["stage1"]["shape"] == [56, 56, 96]
 
 
-def test_vectors_stand_in_the_record_where_no_file_is_named(hiera: Command) -> None:
-    code, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", "--dtype", "fp32")
+def test_records_hold_the_vectors_if_there_is_no_output_file(hiera: Command) -> None:
+    digit = SAMPLES / "three.png"
+    code, out, _ = hiera("features", digit, "-m", "hiera_nano_32", "--dtype", "fp32")
     values = json.loads(out)["features"]["embedding"]["values"]
-    expected = hiera_core.features(BOX / "three.png", "hiera_nano_32", dtype="fp32")["embedding"]
+    expected = hiera_core.features(digit, "hiera_nano_32", dtype="fp32")["embedding"]
     assert code == 0 and values == expected.tolist()
-    _, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", "-f", "csv")
+    _, out, _ = hiera("features", digit, "-m", "hiera_nano_32", "-f", "csv")
     assert "embedding" in out.splitlines()[0] or "features" in out.splitlines()[0]
 
 
-def test_pre_trained_weights_have_features(hiera: Command) -> None:
-    """A classifier with an autoencoder's weights: no head, and the encoder's norm."""
-    weights = BOX.parent / "mae_hiera_nano_32.safetensors"
+def test_weights_of_an_autoencoder_give_features(hiera: Command) -> None:
+    """A classifier with the weights of an autoencoder gets no head, and the norm of the encoder."""
+    weights = SAMPLES.parent / "mae_hiera_nano_32.safetensors"
     options = ["--checkpoint", weights, "--dtype", "fp32"]
-    code, out, _ = hiera("features", BOX / "three.png", "-m", "hiera_nano_32", *options)
+    code, out, _ = hiera("features", SAMPLES / "three.png", "-m", "hiera_nano_32", *options)
     assert code == 0
     values = torch.tensor(json.loads(out)["features"]["embedding"]["values"])
     assert abs(values.mean()) < 1 and values.std() > 0.1
 
 
 @pytest.mark.parametrize("name", ["hiera_nano_32", "hiera_nano_8x32"])
-def test_visualize(hiera: Command, tmp_path: Path, name: str) -> None:
-    source = BOX / ("moving_right.mp4" if "8x" in name else "three.png")
+def test_visualize_is_reproducible(hiera: Command, tmp_path: Path, name: str) -> None:
+    source = SAMPLES / ("moving_right.mp4" if "8x" in name else "three.png")
     code, out, _ = hiera("features", source, "-m", name, "--visualize", tmp_path / "a")
     picture = Path(json.loads(out)["picture"])
     assert code == 0 and picture.is_relative_to(tmp_path / "a")
@@ -355,8 +360,8 @@ def test_principal_components_as_colours() -> None:
     assert feature_maps.pca_colours(torch.ones(1, 1, 7)).shape == (1, 1, 3)
 
 
-def test_bad_use_of_features(hiera: Command, tmp_path: Path) -> None:
-    digit = BOX / "three.png"
+def test_bad_options_are_refused(hiera: Command, tmp_path: Path) -> None:
+    digit = SAMPLES / "three.png"
     cases = [
         (["--stages", "x"], 2, "give numbers"),
         (["--stages", "1,9"], 2, "has 3 stages"),
@@ -367,5 +372,5 @@ def test_bad_use_of_features(hiera: Command, tmp_path: Path) -> None:
     for options, expected, message in cases:
         code, _, err = hiera("features", digit, "-m", "hiera_nano_32", *options)
         assert code == expected and message in err, err
-    code, _, err = hiera("features", BOX / "moving_right.mp4", "-m", "hiera_nano_32")
+    code, _, err = hiera("features", SAMPLES / "moving_right.mp4", "-m", "hiera_nano_32")
     assert code == 1 and "takes pictures" in err

@@ -1,4 +1,4 @@
-"""The models themselves: attention, masks, heads, sizes, graphs."""
+"""Tests of the models: attention, graphs, masks, construction, outputs."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_large_batches_are_split_for_the_kernel() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["hiera_base_224", "hiera_base_16x224"])
 def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> None:
-    """The reference's 5-D tensors fall back to it in all 24 blocks, silently."""
+    """With the reference's 5-D tensors, PyTorch silently uses this kernel in all 24 blocks."""
     model = getattr(hiera_core, name)()
     calls = []
-    for block in model.blocks:  # each block once, on as many tokens as it sees for one mask unit
+    for block in model.blocks:  # run each block once, on a few mask units
         tokens = max(block.attn.window_size, 1) * block.attn.q_stride * 4
         x = torch.randn(1, tokens, block.dim, dtype=dtype)
         block = block.to(dtype).eval()
@@ -69,7 +69,7 @@ def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> No
     assert len(calls) == 24
     for names in calls:
         assert "aten::_scaled_dot_product_attention_math" not in names
-        # In bf16 on a CPU two products of oneDNN's are faster than the fused kernel.
+        # In bf16 on a CPU, two matrix products by oneDNN are faster than the fused kernel.
         fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
         assert ("aten::baddbmm" if dtype is torch.bfloat16 else fused) in names
 
@@ -78,7 +78,7 @@ def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("config", [SMALL, VIDEO], ids=["image", "video"])
-def test_models_trace_as_one_graph(config: dict[str, Any]) -> None:
+def test_models_compile_as_one_graph(config: dict[str, Any]) -> None:
     x = torch.randn(2, 3, *config["input_size"])
     classifier = draw_weights(hiera_core.Hiera(**config)).eval()
     compiled = torch.compile(classifier, fullgraph=True, backend="aot_eager")
@@ -103,7 +103,7 @@ def test_models_trace_as_one_graph(config: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_masked_units_do_not_leak() -> None:
-    """What lies under a mask changes nothing, though patch kernels overlap."""
+    """Masked pixels do not change the output, although patch kernels overlap."""
     model = small_mae().eval()
     x = torch.randn(1, 3, 64, 64)
     mask = torch.tensor([[True, False, False, True]])
@@ -118,8 +118,8 @@ def test_masked_units_do_not_leak() -> None:
 
 
 @torch.no_grad()
-def test_small_units_are_masked_where_they_lie() -> None:
-    """4x4 units in a model of three strides: windows are not numbered in grid order."""
+def test_small_units_are_masked_at_their_positions() -> None:
+    """With 4x4 units and three pools, windows are not numbered in grid order."""
     model = small_mae(mask_unit_size=(4, 4)).eval()
     mask = torch.zeros(1, 16, dtype=torch.bool)
     mask[0, [1, 6, 11]] = True
@@ -131,10 +131,10 @@ def test_small_units_are_masked_where_they_lie() -> None:
         hidden[..., y : y + 16, x0 : x0 + 16] = x[..., y : y + 16, x0 : x0 + 16]
     assert torch.equal(model.forward_encoder(hidden, mask=mask)[0], latent)
     _, preds, labels, _ = model(x, mask=mask)
-    everything = normalise_patches(model.pixel_labels(x))[0]  # 4 x 4 patches of 16 pixels
+    all_patches = normalise_patches(model.pixel_labels(x))[0]  # 4 x 4 patches of 16 pixels
     hidden_patches = [i for i in range(16) if i not in (1, 6, 11)]
     assert preds.shape == labels.shape == (13, 16 * 16 * 3)
-    assert_close(labels, everything[hidden_patches])
+    assert_close(labels, all_patches[hidden_patches])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, float("nan"), 0.99])
@@ -143,7 +143,7 @@ def test_useless_mask_ratios_are_refused(ratio: float) -> None:
         small_mae()(torch.randn(1, 3, 64, 64), mask_ratio=ratio)
 
 
-def test_masks_are_checked() -> None:
+def test_masks_of_the_wrong_form_are_refused() -> None:
     model, x = small_mae(), torch.randn(2, 3, 64, 64)
     with pytest.raises(UsageError, match=r"expected \[batch, 4\]"):
         model(x, mask=torch.ones(2, 5, dtype=torch.bool))
@@ -158,7 +158,7 @@ def test_masks_are_checked() -> None:
         wide(torch.randn(1, 3, 64, 128), mask=torch.ones(1, 2, dtype=torch.bool))
 
 
-def test_one_dimension() -> None:
+def test_models_take_one_dimensional_signals() -> None:
     one_dim = {
         "input_size": (1024,),
         "in_chans": 2,
@@ -196,12 +196,14 @@ def test_one_dimension() -> None:
     ],
     ids=str,
 )
-def test_contradictions_are_refused_with_the_way_out(config: dict[str, Any], message: str) -> None:
+def test_contradictory_options_are_refused_with_a_hint(
+    config: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         small(**config)
 
 
-def test_arguments_by_position_by_name_and_by_config() -> None:
+def test_arguments_may_be_positional_named_or_a_config() -> None:
     model = hiera_core.Hiera((64, 64), 4, 16, stages=(1, 1, 1, 1))
     assert model.config["in_chans"] == 4 and model.config["embed_dim"] == 16
     again = hiera_core.Hiera(config=model.config)
@@ -213,13 +215,13 @@ def test_arguments_by_position_by_name_and_by_config() -> None:
         hiera_core.Hiera((64, 64), input_size=(64, 64))
 
 
-def test_wrong_input_says_what_is_expected() -> None:
+def test_an_input_of_the_wrong_shape_names_the_expected_one() -> None:
     with pytest.raises(UsageError, match=r"expected \[batch, 3, 64, 64\]"):
         small()(torch.randn(1, 3, 96, 96))
 
 
 @torch.no_grad()
-def test_logits_probabilities_and_features() -> None:
+def test_outputs_in_training_evaluation_and_without_a_head() -> None:
     model, x = small(), torch.randn(2, 3, 64, 64)
     logits = model.forward_logits(x)
     assert_close(model(x), logits.softmax(-1))
@@ -229,12 +231,12 @@ def test_logits_probabilities_and_features() -> None:
     assert torch.equal(model(x), pooled) and pooled.shape == (2, 128)
     model.reset_classifier(7)
     assert model(x).shape == (2, 7) and model.config["num_classes"] == 7
-    assert_close(model(x).sum(1), torch.ones(2))  # the new head is in evaluation too
+    assert_close(model(x).sum(1), torch.ones(2))  # the new head is in evaluation mode, too
     assert small(num_classes=0)(x).shape == (2, 128)
 
 
 @torch.no_grad()
-def test_backbone_gives_maps_channels_first() -> None:
+def test_backbone_returns_maps_with_channels_first() -> None:
     model = hiera_core.create_model("hiera_tiny_224", features_only=True)
     maps = model(torch.randn(1, 3, 224, 224))
     info = model.feature_info
@@ -244,7 +246,7 @@ def test_backbone_gives_maps_channels_first() -> None:
     assert [i["reduction"] for i in info] == [4, 8, 16, 32]
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+def test_gradient_checkpointing_does_not_change_gradients() -> None:
     model, x = small(), torch.randn(2, 3, 64, 64)
     model.forward_logits(x).sum().backward()
     plain = model.patch_embed.proj.weight.grad.clone()
@@ -267,20 +269,19 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 
 @torch.no_grad()
-@torch.no_grad()
-def test_hiera_base_as_a_whole(pictures: Path) -> None:
-    """Each picture alone and in a batch of 16; and no slow kernel in the whole forward."""
+def test_hiera_base_is_batch_invariant_and_uses_no_slow_kernel(pictures: Path) -> None:
+    """A picture has the same output alone and in a batch of 16. No layer uses the math kernel."""
     from hiera_core.data.image_reader import open_image
     from hiera_core.data.transforms import ImageTransform
 
     model = draw_weights(hiera_core.hiera_base_224()).eval()
     transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (224, 224))
     crops = [transform.crop(open_image(path)[0]) for path in sorted(pictures.iterdir())]
-    views = np.stack([np.rot90(crop, turn) for crop in crops for turn in range(4)])
+    views = np.stack([np.rot90(crop, rotation) for crop in crops for rotation in range(4)])
     x = transform.normalise(torch.from_numpy(views))
     together = model(x)
-    for place in (0, 6, 15):
-        assert_close(model(x[place : place + 1])[0], together[place])
+    for index in (0, 6, 15):
+        assert_close(model(x[index : index + 1])[0], together[index])
     for dtype in (torch.float32, torch.bfloat16):
         model.to(dtype)
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -290,7 +291,7 @@ def test_hiera_base_as_a_whole(pictures: Path) -> None:
         assert "aten::_scaled_dot_product_attention_math" not in calls
 
 
-def test_batch_invariance() -> None:
+def test_outputs_do_not_depend_on_the_batch() -> None:
     model = small()
     x = torch.randn(16, 3, 64, 64)
     together = model(x)
@@ -298,28 +299,28 @@ def test_batch_invariance() -> None:
         assert_close(model(x[i : i + 1]), together[i : i + 1])
 
 
-def test_throughput_call_of_the_reference() -> None:
+def test_benchmark_takes_the_arguments_of_the_reference() -> None:
     assert benchmark(nn.Flatten(), "cpu", (3, 8, 8), batch_size=2, runs=4) > 0
 
 
-def test_the_zoo_s_parameter_counts() -> None:
-    for name, row in zoo.models().items():
+def test_parameter_counts_match_the_zoo() -> None:
+    for name, entry in zoo.models().items():
         with torch.device("meta"):
             model = getattr(hiera_core, name)()
-        assert sum(p.numel() for p in model.parameters()) == row.params, name
+        assert sum(p.numel() for p in model.parameters()) == entry.params, name
 
 
 @pytest.mark.parametrize(
     "name", ["hiera_tiny_224", "hiera_base_16x224", "hiera_nano_32", "hiera_nano_8x32"]
 )
-def test_the_zoo_s_operation_counts(name: str) -> None:
+def test_operation_counts_match_the_zoo(name: str) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    row = zoo.get(name)
+    entry = zoo.get(name)
     with torch.device("meta"):
         model = getattr(hiera_core, name)().eval()
-        x = torch.empty(1, 3, *row.config["input_size"])
+        x = torch.empty(1, 3, *entry.config["input_size"])
     model.set_attention("eager")
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(row.gmacs, rel=0.1)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(entry.gmacs, rel=0.1)

@@ -1,4 +1,4 @@
-"""Pictures: the reference's preprocessing, every mode and format, every kind of damage."""
+"""Tests of images: the reference's preprocessing, modes and formats, damaged files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))  # dark left, bright right, 6
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    """Return an image as a file in a format."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -37,8 +38,8 @@ def photo(size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_preprocessing_is_the_reference_s(pictures: Path, name: str) -> None:
-    """torchvision's transforms, as in the reference's evaluation."""
+def test_preprocessing_matches_the_reference(pictures: Path, name: str) -> None:
+    """The reference's evaluation uses the transforms of torchvision."""
     from torchvision import transforms
 
     recipe = transforms.Compose(
@@ -56,8 +57,8 @@ def test_preprocessing_is_the_reference_s(pictures: Path, name: str) -> None:
     assert (x - expected).abs().max() < 1e-6
 
 
-def test_only_the_crop_is_resampled_of_a_long_picture() -> None:
-    """The short cut gives what resizing all of it gives, up to rounding."""
+def test_only_the_crop_of_a_long_picture_is_resampled() -> None:
+    """The pixels are those of resizing the whole picture, up to rounding."""
     from torchvision.transforms import functional
 
     long = photo((400, 60)).resize((2000, 300))
@@ -66,7 +67,7 @@ def test_only_the_crop_is_resampled_of_a_long_picture() -> None:
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
-def test_other_sizes_scale_the_recipe() -> None:
+def test_resize_scales_with_the_input_size() -> None:
     card = zoo.get("hiera_base_224").preprocessing
     assert ImageTransform.from_preprocessing(card, (448, 448)).resize == 512
     wide = ImageTransform.from_preprocessing(card, (224, 448))
@@ -75,18 +76,18 @@ def test_other_sizes_scale_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000), (3, 4000), (223, 225)])
-def test_extreme_shapes_cost_no_more(size: tuple[int, int]) -> None:
+def test_extreme_shapes_need_little_memory(size: tuple[int, int]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pixels = TRANSFORM.crop(Image.new("RGB", size, (200, 100, 50)))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert pixels.shape == (224, 224, 3)
     assert (pixels == [200, 100, 50]).all()
-    assert grown < 100_000, "kilobytes"
+    assert grown < 100_000, "peak memory grew by 100 MB or more"
 
 
 @pytest.mark.parametrize("scale", ["uint8", "uint16", "int32", "float"])
-def test_deep_pictures_keep_their_greys(scale: str) -> None:
-    """Pillow alone turns a 16-bit gradient into white."""
+def test_pictures_of_more_than_8_bits_keep_their_greys(scale: str) -> None:
+    """Pillow's own conversion turns a 16-bit gradient white."""
     factor = {"uint8": 255, "uint16": 65535, "int32": 2**31 - 1, "float": 1.0}[scale]
     dtype = {"float": "float32"}.get(scale, scale)
     data = encoded(Image.fromarray((GRADIENT * factor).astype(dtype)), "TIFF")
@@ -96,7 +97,7 @@ def test_deep_pictures_keep_their_greys(scale: str) -> None:
     assert bool(notes) == (scale != "uint8")
 
 
-def test_16_bit_png() -> None:
+def test_16_bit_png_files_keep_their_greys() -> None:
     data = encoded(Image.fromarray((GRADIENT * 65535).astype("uint16")), "PNG")
     assert np.abs(np.asarray(open_image(data)[0])[..., 1] / 255 - GRADIENT).max() < 0.01
 
@@ -105,7 +106,7 @@ MODES = {"1": "PNG", "L": "PNG", "P": "PNG", "CMYK": "TIFF", "YCbCr": "JPEG"}
 
 
 @pytest.mark.parametrize(("mode", "format"), MODES.items())
-def test_colour_modes(mode: str, format: str) -> None:
+def test_colour_modes_are_converted_to_rgb(mode: str, format: str) -> None:
     image, _ = open_image(encoded(photo().convert(mode), format))
     assert image.mode == "RGB" and image.size == (64, 48)
     if mode not in ("1", "L"):
@@ -113,7 +114,7 @@ def test_colour_modes(mode: str, format: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_shows_white(mode: str) -> None:
+def test_transparency_becomes_white(mode: str) -> None:
     picture = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     picture.paste((0, 0, 0, 255), (0, 0, 20, 40))
     image, notes = open_image(encoded(picture.convert(mode), "PNG"))
@@ -122,10 +123,10 @@ def test_transparency_shows_white(mode: str) -> None:
     assert notes == ["transparency composited on white"]
 
 
-def test_exif_orientation() -> None:
+def test_exif_orientation_is_applied() -> None:
     upright = photo()
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn right to see it upright
+    exif[0x0112] = 6  # rotated clockwise for display
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     image, notes = open_image(encoded(stored, "JPEG", exif=exif, quality=95))
     assert image.size == upright.size and notes == []
@@ -142,16 +143,16 @@ def test_animation_gives_its_first_frame() -> None:
     assert notes == ["first of 3 frames"]
 
 
-def test_content_decides_not_the_ending(tmp_path: Path) -> None:
+def test_the_content_decides_the_format_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encoded(photo(), "PNG"))
     assert open_image(path)[0].size == (64, 48)
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     with pytest.raises(InputError, match="not a picture"):
-        open_image(path)  # PostScript would run a program
+        open_image(path)  # a PostScript file is a program
 
 
-def test_bombs_are_refused_by_their_header() -> None:
+def test_decompression_bombs_are_refused_by_their_header() -> None:
     bomb = encoded(Image.new("1", (15000, 15000)), "PNG")
     with without_pillow_limit(), pytest.raises(InputError, match="15000x15000 pixels are more"):
         open_image(bomb)
@@ -164,7 +165,7 @@ def test_bombs_are_refused_by_their_header() -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_truncation_is_never_silent(format: str) -> None:
-    """An error, or the whole picture's very pixels: never a half-grey one."""
+    """A truncated file gives an error or the whole picture, never a picture that is partly grey."""
     options = {"lossless": True} if format == "WEBP" else {}
     whole = encoded(photo(), format, **options)
     expected = np.asarray(open_image(whole)[0])
@@ -180,7 +181,7 @@ def test_truncation_is_never_silent(format: str) -> None:
     assert errors > 50
 
 
-def test_flipped_bytes_end_in_a_picture_or_an_input_error() -> None:
+def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
     rng = np.random.default_rng(0)
     for format in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
         whole = np.frombuffer(encoded(photo(), format), np.uint8)
@@ -193,7 +194,7 @@ def test_flipped_bytes_end_in_a_picture_or_an_input_error() -> None:
                 assert error.message
 
 
-def test_missing_folder_and_unreadable(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         open_image(tmp_path / "gone.jpg")
     with pytest.raises(InputError, match="directory"):

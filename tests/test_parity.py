@@ -1,5 +1,4 @@
-"""Our numbers against hiera-transformer 0.1.4 with the same weights: every model of the zoo, full
-size."""
+"""Tests against hiera-transformer 0.1.4: every model of the zoo, full size, with equal weights."""
 
 from __future__ import annotations
 
@@ -18,28 +17,29 @@ from hiera_core import zoo
 
 from .conftest import SMALL, assert_close, draw_weights
 
-CLASSIFIERS = [name for name, row in zoo.models().items() if not row.autoencoder]
-AUTOENCODERS = [name for name, row in zoo.models().items() if row.autoencoder]
-# Their train-mode logits come from a second full pass; above this many GMACs only the head runs
+CLASSIFIERS = [name for name, entry in zoo.models().items() if not entry.autoencoder]
+AUTOENCODERS = [name for name, entry in zoo.models().items() if entry.autoencoder]
+# Logits in training mode need a second forward pass. Above this many GMACs, only the head runs
 # again, on the tokens of the first pass.
 SECOND_PASS_GMACS = float(os.environ.get("SECOND_PASS_GMACS", "150"))
 
 
 @pytest.fixture(autouse=True)
-def _give_memory_back() -> Iterator[None]:
+def _free_memory() -> Iterator[None]:
+    """Free the models of a test before the next one starts."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def fast_init(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both packages' initialisations are replaced right away: spare the seconds they take."""
+    """Skip the slow initialisation of both packages, because `pair` replaces the weights."""
     for name in ("trunc_normal_", "xavier_uniform_", "kaiming_uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
 
 def pair(name: str, **config: Any) -> tuple[Any, Any]:
-    """(reference, ours), sharing the same weight tensors."""
+    """Return the reference's model and ours. They share their weight tensors."""
     theirs = draw_weights(build_reference(name, **config))
     with torch.device("meta"):
         ours = getattr(hiera_core, name)(**config)
@@ -49,31 +49,33 @@ def pair(name: str, **config: Any) -> tuple[Any, Any]:
 
 
 def build_reference(name: str, **config: Any) -> torch.nn.Module:
-    """By its own function, or by its class for the models in the box."""
+    """Build a model by the reference's function, or by its class if the model is a bundled one."""
     if hasattr(reference, name):
         model: torch.nn.Module = getattr(reference, name)(**config)
         return model
-    row = zoo.get(name)
-    cls = MaskedAutoencoderHiera if row.autoencoder else reference.Hiera
-    return cls(**{**row.config, **config})
+    entry = zoo.get(name)
+    cls = MaskedAutoencoderHiera if entry.autoencoder else reference.Hiera
+    return cls(**{**entry.config, **config})
 
 
 def some_input(name: str) -> torch.Tensor:
-    row = zoo.get(name)
-    batch = 2 if row.kind == "image" else 1
+    entry = zoo.get(name)
+    batch = 2 if entry.kind == "image" else 1
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 3, *row.config["input_size"], generator=generator)
+    return torch.randn(batch, 3, *entry.config["input_size"], generator=generator)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @torch.no_grad()
-def test_classifier(name: str, fast_init: None) -> None:
+def test_classifiers_match_the_reference(name: str, fast_init: None) -> None:
     theirs, ours = pair(name)
     x = some_input(name)
     probs, maps = theirs.eval()(x, return_intermediates=True)
     our_probs, our_maps = ours.eval()(x, return_intermediates=True)
     classes = probs.shape[-1]
-    assert probs.max() > min(10, classes / 2) / classes, "the weights should make a difference"
+    assert probs.max() > min(10, classes / 2) / classes, (
+        "the weights should give probabilities far from uniform"
+    )
     assert_close(our_probs, probs)
     assert len(our_maps) == len(maps) == len(theirs.stage_ends)
     for our_map, stage_map in zip(our_maps, maps, strict=True):
@@ -88,7 +90,7 @@ def test_classifier(name: str, fast_init: None) -> None:
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 @torch.no_grad()
-def test_autoencoder(name: str, fast_init: None) -> None:
+def test_autoencoders_match_the_reference(name: str, fast_init: None) -> None:
     theirs, ours = pair(name)
     x = some_input(name)
     ratio = 0.6 if zoo.get(name).kind == "image" else 0.9
@@ -101,16 +103,16 @@ def test_autoencoder(name: str, fast_init: None) -> None:
     ("name", "batch"),
     [("hiera_tiny_224", 2), ("mae_hiera_tiny_224", 2), ("mae_hiera_base_16x224", 1)],
 )
-def test_gradients(name: str, batch: int) -> None:
+def test_gradients_match_the_reference(name: str, batch: int) -> None:
     theirs, ours = pair(name)
     x = some_input(name)[:batch]
-    # One mask for all runs. Under one of many a position's gradient was off by 1.4e-4: probably
-    # two values in a max-pool, equal but for rounding, of which either may get it.
+    # The mask is fixed. With one of many others, a gradient was off by 1.4e-4: probably, two inputs
+    # of a max-pool were equal up to rounding, and the two models passed it to different ones.
     torch.manual_seed(0)
     mask = theirs.get_random_mask(x, 0.6 if "16x" not in name else 0.9)
     for model in (theirs, ours):
         model.train()
-        # The classifier's loss is cross-entropy, the autoencoder's its own.
+        # Autoencoders compute their own loss.
         if name.startswith("mae"):
             loss = model(x, mask=mask)[0]
         else:
@@ -118,7 +120,7 @@ def test_gradients(name: str, batch: int) -> None:
         loss.backward()
     ours_by_name = dict(ours.named_parameters())
     for key, parameter in theirs.named_parameters():
-        if parameter.grad is None:  # nothing flows there
+        if parameter.grad is None:  # it does not affect the loss
             assert ours_by_name[key].grad is None or not ours_by_name[key].grad.any()
             continue
         scale = parameter.grad.abs().max()
@@ -161,7 +163,7 @@ ONE_DIM = {
     ids=str,
 )
 @torch.no_grad()
-def test_other_shapes(config: dict[str, Any]) -> None:
+def test_other_configurations_match_the_reference(config: dict[str, Any]) -> None:
     config = {**SMALL, **config}
     theirs = draw_weights(reference.Hiera(**config)).eval()
     ours = hiera_core.Hiera(**config).eval()
@@ -176,8 +178,8 @@ def test_other_shapes(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("video", [False, True])
 @torch.no_grad()
-def test_masked_classifier(video: bool) -> None:
-    """Tokens in the reference's order, maps per kept unit."""
+def test_masked_classifiers_match_the_reference(video: bool) -> None:
+    """Tokens have the reference's order, and maps are those of the visible units."""
     config: dict[str, Any] = dict(SMALL)
     if video:
         config |= zoo.get("hiera_base_16x224").config | SMALL | {"input_size": (8, 64, 64)}
@@ -196,7 +198,7 @@ def test_masked_classifier(video: bool) -> None:
         assert_close(our_map, stage_map)
 
 
-def test_two_dimensional_labels_are_the_reference_s() -> None:
+def test_two_dimensional_labels_match_the_reference() -> None:
     config = {**SMALL, "q_pool": 2}
     theirs = reference.MaskedAutoencoderHiera(**config, decoder_depth=1)
     ours = hiera_core.MaskedAutoencoderHiera(**config, decoder_depth=1)
@@ -207,7 +209,7 @@ def test_two_dimensional_labels_are_the_reference_s() -> None:
         assert_close(ours.get_pixel_label_2d(x, masked, norm=norm), expected)
 
 
-def test_same_seed_same_initial_weights() -> None:
+def test_initial_weights_match_the_reference() -> None:
     torch.manual_seed(3)
     theirs = reference.Hiera(**SMALL)
     torch.manual_seed(3)
@@ -216,7 +218,7 @@ def test_same_seed_same_initial_weights() -> None:
         assert torch.equal(ours.state_dict()[key], value), key
 
 
-def test_autoencoder_initialisation_has_the_reference_s_spread() -> None:
+def test_initial_weights_of_autoencoders_have_the_same_spread() -> None:
     config = {**SMALL, "q_pool": 2, "decoder_embed_dim": 64, "decoder_num_heads": 4}
     theirs = reference.MaskedAutoencoderHiera(**config).state_dict()
     ours = hiera_core.MaskedAutoencoderHiera(**config).state_dict()

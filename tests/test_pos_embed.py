@@ -1,4 +1,4 @@
-"""Other input sizes: resampled position embeddings, native absolute-window models, legal sizes."""
+"""Tests of other input sizes: resampled position embeddings, absolute windows, legal sizes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ VIDEO = {
 AUTOENCODER = {"q_pool": 2, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
-def folder_of(cls: Any, path: Path, **config: Any) -> Any:
-    """A saved model with drawn weights, and itself."""
+def save_model(cls: Any, path: Path, **config: Any) -> Any:
+    """Save a model with drawn weights, and return it."""
     model = draw_weights(cls(**config)).eval()
     model.save_pretrained(path)
     return model
 
 
-def test_at_its_own_size_nothing_changes(small_folder: Path) -> None:
+def test_the_same_size_changes_nothing(small_folder: Path) -> None:
     state = load.read_checkpoint(small_folder).state
     same = hiera_core.create_model(str(small_folder), input_size=(64, 64))
     assert torch.equal(same.pos_embed, state["pos_embed"])
@@ -45,8 +45,8 @@ def test_at_its_own_size_nothing_changes(small_folder: Path) -> None:
     assert pos_embed.resize(state["pos_embed"], grid, grid, (8, 8)) is state["pos_embed"]
 
 
-def test_the_rule_against_its_definition() -> None:
-    """W = mean over windows, tiled; the rest bicubic with antialias (facts of arXiv 2311.05613)."""
+def test_the_absolute_window_rule_follows_its_definition() -> None:
+    """Tile the mean over windows, and resize the rest: bicubic, antialias (arXiv 2311.05613)."""
     torch.manual_seed(0)
     embed = torch.randn(1, 56 * 56, 5)
     grid = embed.transpose(1, 2).reshape(1, 5, 56, 56)
@@ -64,8 +64,8 @@ def test_the_rule_against_its_definition() -> None:
         assert_close(plain, expected.flatten(2).transpose(1, 2))
 
 
-def test_a_pattern_that_repeats_in_every_window_tiles() -> None:
-    """What the rule is for; plain interpolation blurs it out of step with the windows."""
+def test_a_pattern_that_repeats_in_every_window_is_kept() -> None:
+    """This is the purpose of the rule. Plain interpolation stretches the pattern over windows."""
     window = torch.randn(1, 3, 8, 8)
     embed = window.tile(1, 1, 7, 7).flatten(2).transpose(1, 2)
     expected = window.tile(1, 1, 12, 12).flatten(2).transpose(1, 2)
@@ -75,44 +75,44 @@ def test_a_pattern_that_repeats_in_every_window_tiles() -> None:
 
 
 @pytest.mark.parametrize("size", [192, 256, 320, 384, 448, (224, 448)])
-def test_image_models_at_other_sizes(size: Any, tmp_path: Path) -> None:
-    """The zoo's geometry with narrow blocks, run at every size."""
+def test_image_models_run_at_other_sizes(size: Any, tmp_path: Path) -> None:
+    """The model has the geometry of the zoo's models, with narrow blocks."""
     size = size if isinstance(size, tuple) else (size, size)
-    made = folder_of(hiera_core.Hiera, tmp_path, **{**SMALL, "input_size": (224, 224)})
+    saved = save_model(hiera_core.Hiera, tmp_path, **{**SMALL, "input_size": (224, 224)})
     model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size).eval()
     assert model.config["input_size"] == size
     assert model(torch.randn(1, 3, *size)).shape == (1, 10)
-    assert torch.equal(model.head.projection.weight, made.head.projection.weight)
+    assert torch.equal(model.head.projection.weight, saved.head.projection.weight)
     plain = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size, resample="bicubic")
     assert not torch.equal(plain.pos_embed, model.pos_embed)
 
 
 @pytest.mark.parametrize("size", [(16, 96, 96), (4, 64, 64), (8, 64, 96)])
-def test_video_models_at_other_sizes(size: tuple[int, ...], tmp_path: Path) -> None:
-    made = folder_of(hiera_core.Hiera, tmp_path, **VIDEO)
+def test_video_models_run_at_other_sizes(size: tuple[int, ...], tmp_path: Path) -> None:
+    saved = save_model(hiera_core.Hiera, tmp_path, **VIDEO)
     model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size).eval()
     assert model(torch.randn(1, 3, *size)).shape == (1, 10)
-    before = made.pos_embed_temporal.transpose(1, 2)
+    before = saved.pos_embed_temporal.transpose(1, 2)
     linear = F.interpolate(before, size[0] // 2, mode="linear").transpose(1, 2)
-    assert_close(model.pos_embed_temporal, linear if size[0] != 8 else made.pos_embed_temporal)
+    assert_close(model.pos_embed_temporal, linear if size[0] != 8 else saved.pos_embed_temporal)
 
 
 @pytest.mark.parametrize("video", [False, True])
-def test_an_autoencoder_s_decoder_is_interpolated_plainly(tmp_path: Path, video: bool) -> None:
+def test_the_decoder_embedding_is_interpolated_without_windows(tmp_path: Path, video: bool) -> None:
     config = {**(VIDEO if video else SMALL), **AUTOENCODER}
-    made = folder_of(hiera_core.MaskedAutoencoderHiera, tmp_path, **config)
+    saved = save_model(hiera_core.MaskedAutoencoderHiera, tmp_path, **config)
     size = (16, 96, 96) if video else (96, 96)
     model = hiera_core.MaskedAutoencoderHiera.from_pretrained(tmp_path, input_size=size).eval()
-    old, new = made.layout.grid_after(2), model.layout.grid_after(2)
-    grid = made.decoder_pos_embed.transpose(1, 2).unflatten(2, old)
+    old, new = saved.layout.grid_after(2), model.layout.grid_after(2)
+    grid = saved.decoder_pos_embed.transpose(1, 2).unflatten(2, old)
     mode = {"mode": "trilinear"} if video else {"mode": "bicubic", "antialias": True}
     expected = F.interpolate(grid, new, **mode).flatten(2).transpose(1, 2)
     assert_close(model.decoder_pos_embed, expected)
     assert model(torch.randn(1, 3, *size))[0].isfinite()
 
 
-def test_the_size_is_told_by_the_weights(tmp_path: Path, caplog: Any) -> None:
-    """A file without a config, made at 256: its shapes say so, a name brings it to 224."""
+def test_weights_without_a_config_show_their_input_size(tmp_path: Path, caplog: Any) -> None:
+    """The shapes of the weights give a size of 256. With a model name, they are resized to 224."""
     config = zoo.get("hiera_tiny_224").config
     state = draw_weights(hiera_core.Hiera(**{**config, "input_size": (256, 256)})).state_dict()
     save_file(state, tmp_path / "weights.safetensors")
@@ -123,7 +123,7 @@ def test_the_size_is_told_by_the_weights(tmp_path: Path, caplog: Any) -> None:
     assert named.config["input_size"] == (224, 224)
     assert "resampled from 256x256 to 224x224" in caplog.text
     checkpoint = load.read_checkpoint(path)
-    checkpoint.state["pos_embed"] = checkpoint.state["pos_embed"][:, :4000]  # no square
+    checkpoint.state["pos_embed"] = checkpoint.state["pos_embed"][:, :4000]  # not a square
     with pytest.raises(CheckpointError, match="another input size"):
         hiera_core.models.factory.from_zoo(zoo.get("hiera_tiny_224"), checkpoint)
 
@@ -145,25 +145,25 @@ NATIVE = {**SMALL, "abs_win_pos_embed": True, "global_pos_size": (5, 5)}
 
 
 def test_native_models_save_and_load_at_any_size(tmp_path: Path) -> None:
-    made = folder_of(hiera_core.Hiera, tmp_path, **NATIVE)
-    assert made.pos_embed.shape == (1, 16, 5, 5) and made.pos_embed_win.shape == (1, 16, 8, 8)
-    assert made.no_weight_decay() == ["pos_embed", "pos_embed_win"]
+    saved = save_model(hiera_core.Hiera, tmp_path, **NATIVE)
+    assert saved.pos_embed.shape == (1, 16, 5, 5) and saved.pos_embed_win.shape == (1, 16, 8, 8)
+    assert saved.no_weight_decay() == ["pos_embed", "pos_embed_win"]
     for size in ((64, 64), (96, 160)):
         model = hiera_core.Hiera.from_pretrained(tmp_path, input_size=size)
-        assert torch.equal(model.pos_embed, made.pos_embed)
+        assert torch.equal(model.pos_embed, saved.pos_embed)
         assert model.eval()(torch.randn(1, 3, *size)).isfinite().all()
-    made.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    assert made.pos_embed.grad.abs().sum() > 0 and made.pos_embed_win.grad.abs().sum() > 0
+    saved.train()(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert saved.pos_embed.grad.abs().sum() > 0 and saved.pos_embed_win.grad.abs().sum() > 0
 
 
-def test_native_form_is_for_images() -> None:
+def test_native_absolute_window_models_are_for_images() -> None:
     with pytest.raises(ConfigError, match="for images"):
         hiera_core.Hiera(**{**VIDEO, "abs_win_pos_embed": True})
 
 
 @torch.no_grad()
-def test_timm_s_absolute_window_model(tmp_path: Path) -> None:
-    """Its layer scale is folded into the projection that it scales."""
+def test_absolute_window_models_of_timm_load(tmp_path: Path) -> None:
+    """timm's layer scale is folded into the projection that it scales."""
     import timm
 
     theirs = draw_weights(timm.create_model("hiera_base_abswin_256")).eval()
@@ -179,7 +179,7 @@ def test_timm_s_absolute_window_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="name the file itself"):
         hiera_core.create_model("hiera_base_224", checkpoint=tmp_path / "abswin.safetensors")
 
-    other = timm.create_model("hiera_small_abswin_256")  # without the widening projection
+    other = timm.create_model("hiera_small_abswin_256")  # it widens without a projection
     save_file(other.state_dict(), tmp_path / "small.safetensors")
     with pytest.raises(CheckpointError, match=r"blocks\.1\.proj\.weight is missing"):
         hiera_core.create_model(str(tmp_path / "small.safetensors"))

@@ -47,11 +47,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     return folder
 
 
-# Numbers ----------------------------------------------------------------------------------------
+# Results ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_the_reference_s_classes_and_probabilities(
+def test_classes_and_probabilities_match_the_reference(
     hiera: Command, pictures: Path, tmp_path: Path
 ) -> None:
     """Compare with the reference: its checkpoint, its preprocessing, real images."""
@@ -79,7 +79,7 @@ def test_the_reference_s_classes_and_probabilities(
         assert record["model"] == "hiera_base_224"
 
 
-def test_labels_are_torchvision_s() -> None:
+def test_labels_match_torchvision() -> None:
     from torchvision.models import ResNet50_Weights
     from torchvision.models.video import MViT_V2_S_Weights
 
@@ -93,7 +93,7 @@ def test_labels_are_torchvision_s() -> None:
     assert videos[363] == "training dog"
 
 
-def test_alone_and_in_a_batch(small_folder: Path, pictures: Path) -> None:
+def test_results_do_not_depend_on_the_batch(small_folder: Path, pictures: Path) -> None:
     paths = [str(p) for p in sorted(pictures.iterdir())] * 4
     together = hiera_core.predict(paths, str(small_folder), batch_size=16, dtype="fp32", topk=10)
     for path, record in zip(paths, together, strict=True):
@@ -107,7 +107,7 @@ def test_alone_and_in_a_batch(small_folder: Path, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 100])
-def test_each_input_once_in_order(
+def test_each_input_has_one_record_in_order(
     hiera: Command, small_folder: Path, mixed: Path, batch: int
 ) -> None:
     code, out, err = hiera("predict", mixed, "-m", small_folder, "-b", batch, "-j", 3)
@@ -135,7 +135,7 @@ def test_good_results_do_not_depend_on_bad_neighbours(small_folder: Path, mixed:
         )
 
 
-def test_formats(hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+def test_output_formats(hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path) -> None:
     arguments = ("predict", mixed / "0.png", mixed / "1.png", "-m", small_folder, "-k", 3)
     _, lines, _ = hiera(*arguments, "-f", "jsonl")
     records = [json.loads(line) for line in lines.splitlines()]
@@ -177,13 +177,15 @@ def test_class_names_from_a_file(hiera: Command, small_folder: Path, mixed: Path
     assert code == 2 and "gone.txt" in err
 
 
-def test_on_error_stop(hiera: Command, small_folder: Path, mixed: Path) -> None:
+def test_on_error_stop_ends_after_the_first_error(
+    hiera: Command, small_folder: Path, mixed: Path
+) -> None:
     code, out, _ = hiera("predict", mixed, "-m", small_folder, "--on-error", "stop")
     assert code == 1
     assert [json.loads(x)["status"] for x in out.splitlines()] == ["ok", "error"]
 
 
-def test_output_files_are_never_lost(
+def test_output_files_are_replaced_only_with_overwrite(
     hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out.jsonl"
@@ -199,29 +201,29 @@ def test_output_files_are_never_lost(
     assert code == 2 and "is a folder" in err
 
 
-def test_resume_goes_on_where_it_broke_off(
+def test_resume_continues_after_the_last_record(
     hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path
 ) -> None:
     arguments = ("predict", mixed, "-m", small_folder)
-    _, whole, _ = hiera(*arguments)
+    _, complete, _ = hiera(*arguments)
     target = tmp_path / "out.jsonl"
-    lines = whole.splitlines(keepends=True)
+    lines = complete.splitlines(keepends=True)
     (tmp_path / "out.jsonl.partial").write_text("".join(lines[:2]) + lines[2][:20])
     code, _, _ = hiera(*arguments, "-o", target, "--resume")
-    assert code == 1 and target.read_text() == whole
+    assert code == 1 and target.read_text() == complete
     code, _, err = hiera(*arguments, "-o", tmp_path / "out.csv", "--resume")
     assert code == 2 and "jsonl" in err
 
     partial = tmp_path / "again.jsonl.partial"
-    partial.write_text(whole)  # all inputs are done, and some of them failed
+    partial.write_text(complete)  # all inputs are done, and some of them failed
     code, _, err = hiera(*arguments, "-o", tmp_path / "again.jsonl", "--resume")
     assert code == 1 and err.endswith(f"3 ok, 3 failed -> {tmp_path / 'again.jsonl'}\n")
-    for other, message in [
+    for inputs, message in [
         (mixed / "0.png", "is nothing now"),
         (mixed / "[1-5].png", "input 0 was"),
     ]:
         partial.write_text("".join(lines[:2]))
-        arguments = ("predict", other, "-m", small_folder, "-o", tmp_path / "again.jsonl")
+        arguments = ("predict", inputs, "-m", small_folder, "-o", tmp_path / "again.jsonl")
         code, _, err = hiera(*arguments, "--resume", "--overwrite")
         assert code == 2 and message in err and partial.read_text() == "".join(lines[:2])
     partial.write_text("no record\n")
@@ -255,7 +257,7 @@ def test_usage_errors_are_one_line(hiera: Command, pictures: Path, small_folder:
         assert len(lines) == 1 and message in lines[0], err
 
 
-def test_no_cuda_is_never_a_silent_cpu(hiera: Command, pictures: Path) -> None:
+def test_missing_cuda_is_an_error(hiera: Command, pictures: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     code, _, err = hiera("predict", pictures / "coffee.png", "--device", "cuda", "--random-init")
@@ -266,7 +268,7 @@ def test_no_cuda_is_never_a_silent_cpu(hiera: Command, pictures: Path) -> None:
         select_device("cud")
 
 
-def test_dtypes() -> None:
+def test_the_default_dtype_depends_on_the_device() -> None:
     cpu = torch.device("cpu")
     assert select_dtype("auto", cpu) == (torch.bfloat16 if has_native_bf16() else torch.float32)
     assert select_dtype("auto", torch.device("cuda")) == torch.float16
@@ -299,7 +301,7 @@ def test_out_of_memory_halves_the_batch(
         list(predictor(sources.expand([str(pictures)])))
 
 
-def test_a_caller_s_model_stays_as_it_was(pictures: Path) -> None:
+def test_the_model_of_the_caller_is_not_changed(pictures: Path) -> None:
     model = hiera_core.Hiera(**SMALL).train()
     before = {name: p.data_ptr() for name, p in model.named_parameters()}
     record = hiera_core.predict(str(pictures / "coffee.png"), model, dtype="bf16")
@@ -307,22 +309,30 @@ def test_a_caller_s_model_stays_as_it_was(pictures: Path) -> None:
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
     assert model.pos_embed.dtype == torch.float32
     model.eval()
-    assert hiera_core.Predictor(model).classifier("image").model is model, "nothing to change"
+    assert hiera_core.Predictor(model).classifier("image").model is model, (
+        "a model that needs no change is not copied"
+    )
     with pytest.raises(UsageError, match="no classifier"):
         hiera_core.Predictor(hiera_core.Hiera(**{**SMALL, "num_classes": 0}))
 
 
-def test_one_record_or_a_list(small_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_one_file_gives_a_record_and_a_folder_a_list(
+    small_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
     (tmp_path / "only.png").write_bytes((pictures / "coffee.png").read_bytes())
     assert isinstance(hiera_core.predict(tmp_path / "only.png", str(small_folder)), dict)
-    assert isinstance(hiera_core.predict(tmp_path, str(small_folder)), list), "a folder of one"
+    assert isinstance(hiera_core.predict(tmp_path, str(small_folder)), list), (
+        "a folder of one file also gives a list"
+    )
     with pytest.raises(UsageError, match="holds no pictures"):
         (tmp_path / "none").mkdir()
         hiera_core.predict(tmp_path / "none", str(small_folder))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_gives_the_same(hiera: Command, small_folder: Path, pictures: Path) -> None:
+def test_compile_does_not_change_results(
+    hiera: Command, small_folder: Path, pictures: Path
+) -> None:
     arguments = ("predict", pictures, "-m", small_folder, "--dtype", "fp32")
     _, plain, _ = hiera(*arguments)
     code, out, err = hiera(*arguments, "--compile")
@@ -342,33 +352,35 @@ def test_overflow_is_an_error_not_a_class(pictures: Path) -> None:
     assert "bf16" in record["error"]["hint"]
 
 
-def test_bf16_runs_and_agrees(small_folder: Path, pictures: Path) -> None:
+def test_bf16_agrees_with_fp32(small_folder: Path, pictures: Path) -> None:
     exact = hiera_core.predict(str(pictures), str(small_folder), dtype="fp32")
     rough = hiera_core.predict(str(pictures), str(small_folder), dtype="bf16")
     for a, b in zip(exact, rough, strict=True):
         assert a["topk"][0]["prob"] == pytest.approx(b["topk"][0]["prob"], abs=0.05)
 
 
-def test_random_init_says_so(hiera: Command, pictures: Path) -> None:
+def test_random_init_is_reported(hiera: Command, pictures: Path) -> None:
     code, _, err = hiera(
         "predict", pictures / "rocket.png", "-m", "hiera_tiny_224", "--random-init"
     )
     assert code == 0 and "the outputs mean nothing" in err
 
 
-def test_config_file(hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+def test_a_config_file_sets_options(
+    hiera: Command, small_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "options.yaml"
     path.write_text(f"model: {small_folder}\ntopk: 2\nformat: jsonl\n")
     _, out, _ = hiera("predict", mixed / "0.png", "--config", path)
     assert len(json.loads(out)["topk"]) == 2
     _, out, _ = hiera("predict", mixed / "0.png", "--config", path, "-k", 4)
-    assert len(json.loads(out)["topk"]) == 4, "the command line wins"
+    assert len(json.loads(out)["topk"]) == 4, "the command line has precedence"
     path.write_text("topkk: 2\n")
     code, _, err = hiera("predict", mixed / "0.png", "--config", path)
     assert code == 2 and "topkk" in err and "did you mean topk" in err
 
 
-def test_closed_pipe_is_quiet(small_folder: Path, mixed: Path) -> None:
+def test_a_closed_pipe_is_no_error(small_folder: Path, mixed: Path) -> None:
     command = f"{sys.executable} -m hiera_cli predict {mixed}/0.png {mixed}/3.png {mixed}/5.png"
     script = f"{command} -m {small_folder} -b 1 | head -c 1 > /dev/null; echo ${{PIPESTATUS[0]}}"
     # 2000 inputs have more results than a pipe can buffer.
@@ -385,7 +397,7 @@ def test_closed_pipe_is_quiet(small_folder: Path, mixed: Path) -> None:
         (signal.SIGHUP, -signal.SIGHUP),  # the terminal is closed
     ],
 )
-def test_signals_leave_what_is_done(
+def test_signals_keep_finished_records(
     small_folder: Path, mixed: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     target = tmp_path / "out.jsonl"
@@ -414,10 +426,10 @@ def test_signals_leave_what_is_done(
     assert records and all(r["status"] == "ok" for r in records)
 
 
-def test_a_terminal_that_is_gone_loses_no_results(
+def test_a_closed_terminal_loses_no_results(
     small_folder: Path, mixed: Path, tmp_path: Path
 ) -> None:
-    """`nohup hiera ... &` goes on when its terminal is closed, and only the progress is lost."""
+    """`nohup hiera ... &` continues when its terminal is closed. Only the progress is lost."""
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     target = tmp_path / "out.jsonl"
@@ -442,7 +454,9 @@ def test_a_terminal_that_is_gone_loses_no_results(
 
 
 @pytest.mark.parametrize(("closed", "code"), [(">&-", 5), ("2>&-", 0), ("<&-", 0), (">&- 2>&-", 5)])
-def test_closed_streams(small_folder: Path, mixed: Path, closed: str, code: int) -> None:
+def test_closed_streams_do_not_crash(
+    small_folder: Path, mixed: Path, closed: str, code: int
+) -> None:
     command = f"{sys.executable} -m hiera_cli predict {mixed}/0.png -m {small_folder} {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
@@ -451,7 +465,7 @@ def test_closed_streams(small_folder: Path, mixed: Path, closed: str, code: int)
         assert json.loads(done.stdout)["status"] == "ok"
 
 
-def test_names_that_are_not_utf8(small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+def test_file_names_need_not_be_utf8(small_folder: Path, mixed: Path, tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9.png"
     Path(os.fsdecode(raw)).write_bytes((mixed / "0.png").read_bytes())
     for format in ("jsonl", "table", "csv"):
@@ -480,24 +494,22 @@ def test_unexpected_errors_are_one_line_unless_debug(
         hiera("predict", pictures / "coffee.png", "--debug")
 
 
-def test_models_command(hiera: Command) -> None:
+def test_models_lists_the_zoo(hiera: Command) -> None:
     code, out, _ = hiera("models", "-f", "json")
-    rows = json.loads(out)
-    assert code == 0 and [row["name"] for row in rows] == list(zoo.names())
-    assert rows[2]["name"] == "hiera_base_224" and rows[2]["licence"] == "CC-BY-NC-4.0"
-    assert (rows[2]["params"], rows[2]["speed"]) == (51524968, 1556)
+    entries = json.loads(out)
+    assert code == 0 and [entry["name"] for entry in entries] == list(zoo.names())
+    assert entries[2]["name"] == "hiera_base_224" and entries[2]["licence"] == "CC-BY-NC-4.0"
+    assert (entries[2]["params"], entries[2]["speed"]) == (51524968, 1556)
     _, out, _ = hiera("models", "-f", "csv")
-    cells = list(csv.DictReader(io.StringIO(out)))
-    assert (
-        cells[0]["checkpoints"] == "mae_in1k_ft_in1k, mae_in1k" and cells[0]["autoencoder"] == "no"
-    )
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert rows[0]["checkpoints"] == "mae_in1k_ft_in1k, mae_in1k" and rows[0]["autoencoder"] == "no"
     _, out, _ = hiera("models", "tiny", "-f", "table")
     assert "hiera_tiny_224" in out and "hiera_base" not in out and "CC BY-NC" in out
     code, _, err = hiera("models", "hiera_bsae_224")
     assert code == 2 and "did you mean" in err
 
 
-def test_tables_show_cells_as_they_are() -> None:
+def test_tables_show_markup_and_long_cells_unchanged() -> None:
     rows = [["[bold]a[/bold]", "x" * 2000], ["b\tc", ":smile:"]]
     assert format_table(["label", "note"], rows).splitlines() == [
         "label           note",

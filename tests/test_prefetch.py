@@ -1,4 +1,4 @@
-"""Work ahead in threads: order, bounds, slow sources, errors in their place."""
+"""Tests of prefetching in threads: order, limits, slow sources, errors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_order_is_kept(pool: ThreadPoolExecutor) -> None:
-    def late_first(number: int) -> int:
+    def slow_at_times(number: int) -> int:
         time.sleep(0.02 if number % 4 == 0 else 0)
         return number * number
 
-    assert list(prefetch_map(late_first, range(50), pool=pool, limit=8)) == [
+    assert list(prefetch_map(slow_at_times, range(50), pool=pool, limit=8)) == [
         n * n for n in range(50)
     ]
     assert list(prefetch_next(iter(range(20)), pool)) == list(range(20))
 
 
-def test_no_more_than_asked_for_is_under_way(pool: ThreadPoolExecutor) -> None:
+def test_prefetch_stays_within_its_limit(pool: ThreadPoolExecutor) -> None:
     drawn, used = 0, 0
 
     def source() -> Iterator[int]:
         nonlocal drawn
         for number in range(200):
             drawn += 1
-            assert drawn - used <= 10 + 2, "drawn too far ahead"
+            assert drawn - used <= 10 + 2, "too many items were prefetched"
             yield number
 
     for _ in prefetch_map(lambda n: n, source(), pool=pool, limit=10):
@@ -44,30 +44,30 @@ def test_no_more_than_asked_for_is_under_way(pool: ThreadPoolExecutor) -> None:
     assert used == 200
 
 
-def test_costly_items_take_more_room(pool: ThreadPoolExecutor) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+def test_costly_items_use_more_of_the_limit(pool: ThreadPoolExecutor) -> None:
+    lock, running, most_running = threading.Lock(), 0, 0
 
     def busy(_: int) -> None:
-        nonlocal now, most
+        nonlocal running, most_running
         with lock:
-            now += 1
-            most = max(most, now)
+            running += 1
+            most_running = max(most_running, running)
         time.sleep(0.01)
         with lock:
-            now -= 1
+            running -= 1
 
     list(prefetch_map(busy, range(20), pool=pool, limit=10, cost=lambda n: 5))
-    assert most <= 2
+    assert most_running <= 2
     assert len(list(prefetch_map(busy, range(3), pool=pool, limit=2, cost=lambda n: 100))) == 3
 
 
-def test_a_slow_source_says_so(pool: ThreadPoolExecutor) -> None:
-    """What is done can be used while the next item is awaited."""
-    go_on = threading.Event()
+def test_results_do_not_wait_for_a_slow_source(pool: ThreadPoolExecutor) -> None:
+    """Finished results come while the source still prepares the next item."""
+    is_ready = threading.Event()
 
     def source() -> Iterator[int]:
         yield 1
-        assert go_on.wait(10)
+        assert is_ready.wait(10)
         yield 2
 
     results = prefetch_map(lambda n: n, source(), pool=pool, limit=4, patience=0.01)
@@ -75,11 +75,11 @@ def test_a_slow_source_says_so(pool: ThreadPoolExecutor) -> None:
     while seen[-1] is not None:
         seen.append(next(results))
     assert seen[0] == 1
-    go_on.set()
+    is_ready.set()
     assert [r for r in results if r is not None] == [2]
 
 
-def test_errors_come_in_their_place(pool: ThreadPoolExecutor) -> None:
+def test_errors_are_raised_in_order(pool: ThreadPoolExecutor) -> None:
     def source() -> Iterator[int]:
         yield from range(3)
         raise KeyError("the source")
@@ -92,7 +92,7 @@ def test_errors_come_in_their_place(pool: ThreadPoolExecutor) -> None:
         list(prefetch_map(lambda n: 1 // (n - 2), range(5), pool=pool, limit=2))
 
 
-def test_leaving_early_stops_the_source(pool: ThreadPoolExecutor) -> None:
+def test_closing_the_results_stops_the_source(pool: ThreadPoolExecutor) -> None:
     drawn = 0
 
     def source() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Recipes: complete, true to the paper, and strict about what they hold."""
+"""Tests of recipes: one for each model, the values of the paper, checks of keys and values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError
-from hiera_core.training import recipe as recipes
+from hiera_core.training import recipe_reader as recipes
 from hiera_core.training.lr_schedule import learning_rate_at
 
 
-def test_every_model_has_one() -> None:
+def test_every_model_has_a_recipe() -> None:
     assert sorted(recipes.names()) == sorted(zoo.names())
     for name in recipes.names():
         recipe = recipes.read_recipe(name)
         assert recipe.model.name == name
-        assert recipes.Recipe.from_dict(recipe.to_dict()) == recipe  # what is written reads back
+        assert (
+            recipes.Recipe.from_dict(recipe.to_dict()) == recipe
+        )  # writing and reading change nothing
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_every_model_has_one() -> None:
         ("mae_hiera_base_16x224", (512, 8e-4, 1.0, 800, 0.1)),
     ],
 )
-def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
+def test_values_match_the_paper(name: str, expected: tuple[float, ...]) -> None:
     recipe = recipes.read_recipe(name)
     optimizer, schedule = recipe.optimizer, recipe.schedule
     drop_path = recipe.model.config["drop_path_rate"]
@@ -44,7 +46,7 @@ def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"optimiser.lr": 1}, "did you mean optimizer"),
         ({"optimizer.lrr": 1}, "'optimizer.lrr'; did you mean lr"),
@@ -69,10 +71,10 @@ def test_numbers_of_the_paper(name: str, expected: tuple[float, ...]) -> None:
         ({"model.name": "hiera_base_225"}, "did you mean hiera_base_224"),
     ],
 )
-def test_wrong_values_are_refused(settings: dict[str, object], says: str) -> None:
-    with pytest.raises(UsageError) as found:
+def test_wrong_values_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as error:
         recipes.read_recipe("hiera_base_224", settings)
-    assert says in str(found.value)
+    assert message in str(error.value)
 
 
 def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
@@ -92,17 +94,17 @@ def test_a_file_extends_a_recipe(tmp_path: Path) -> None:
         recipes.read_recipe("hiera_bsae_224")
 
 
-def test_learning_rate_over_time() -> None:
+def test_the_learning_rate_warms_up_and_decays() -> None:
     recipe = recipes.read_recipe("hiera_base_224", {"batch_size": 256})  # a quarter of 1024
     rates = [learning_rate_at(step, 1000, recipe) for step in range(1001)]
     assert rates[0] == 0
-    assert rates[25] == pytest.approx(2e-3 / 4 / 2)  # 5 of 100 epochs warm up
+    assert rates[25] == pytest.approx(2e-3 / 4 / 2)  # half-way through 5 epochs of warm-up
     assert rates[50] == pytest.approx(2e-3 / 4)
     assert rates[525] == pytest.approx(2e-3 / 4 / 2)
     assert rates[1000] == pytest.approx(0, abs=1e-12)
 
 
-def test_print_recipe_needs_no_torch(hiera: Callable[..., tuple[int, str, str]]) -> None:
+def test_print_recipe_applies_settings(hiera: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = hiera("train", "hiera_base_224", "--print-recipe", "--set", "seed=7")
     assert code == 0
     assert "layer_decay: 0.7" in out

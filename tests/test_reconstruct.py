@@ -1,4 +1,4 @@
-"""Reconstructions: the right pixels in the right places, the reference's numbers, the command."""
+"""Tests of reconstruction: pixels in the right places, the reference's values, `hiera mae`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .conftest import assert_close, draw_weights
 from .test_video_reader import write_video
 
 Command = Callable[..., tuple[int, str, str]]
-BOX = zoo.ASSETS / "samples"
-PATCHED = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "embed_dim": 16}
-IMAGE = {**PATCHED, "stages": (1, 1, 2, 1), "q_pool": 2, "input_size": (128, 64)}
+SAMPLES = zoo.ASSETS / "samples"
+NARROW = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "embed_dim": 16}
+IMAGE = {**NARROW, "stages": (1, 1, 2, 1), "q_pool": 2, "input_size": (128, 64)}
 VIDEO = {
     **IMAGE,
     "input_size": (8, 128, 64),
@@ -40,7 +40,7 @@ VIDEO = {
     "patch_padding": (1, 3, 3),
     "sep_pos_embed": True,
 }
-KINDS = pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
+IMAGE_AND_VIDEO = pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
 
 
 def some_model(config: dict[str, Any]) -> MaskedAutoencoderHiera:
@@ -50,7 +50,7 @@ def some_model(config: dict[str, Any]) -> MaskedAutoencoderHiera:
 
 
 def some_input(config: dict[str, Any], batch: int = 2) -> torch.Tensor:
-    """Noise: every pixel differs from its neighbours, so that no wrong order passes."""
+    """Return noise. Pixels differ from their neighbours, so a wrong order of pixels is detected."""
     return torch.randn(batch, 3, *config["input_size"], generator=torch.Generator().manual_seed(1))
 
 
@@ -60,56 +60,56 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """In decibels, for values in [0, 1]."""
+    """Return the peak signal-to-noise ratio, in decibels, of values in [0, 1]."""
     return -10 * float((a - b).square().mean().clamp_min(1e-12).log10())
 
 
 def scrambled(labels: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
-    """A patch's numbers in the other of the two orders, (channel, y, x) and (y, x, channel)."""
+    """Change the order of a patch's values from (channel, y, x) to (y, x, channel), or back."""
     size = int((labels.shape[-1] / 3) ** 0.5)
     if config is IMAGE:
         return labels.unflatten(-1, (3, size, size)).movedim(-3, -1).flatten(-3)
     return labels.unflatten(-1, (size, size, 3)).movedim(-1, -3).flatten(-3)
 
 
-@KINDS
+@IMAGE_AND_VIDEO
 @pytest.mark.parametrize("raw", [False, True])
-def test_labels_in_place_of_predictions_give_the_original(
+def test_exact_predictions_reconstruct_the_original(
     config: dict[str, Any], raw: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = some_model(config), some_input(config)
     labels = normalise_patches(model.pixel_labels(x))
 
-    def told(order: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    def reconstruct_labels(order: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         def decoder(latent: Any, visible: Any, deleted: Any = None) -> torch.Tensor:
-            found = order(labels)
-            return (
-                found
-                if deleted is None
-                else found.gather(1, deleted.cells[..., None].expand(-1, -1, found.shape[-1]))
-            )
+            patches = order(labels)
+            if deleted is None:
+                return patches
+            return patches.gather(1, deleted.cells[..., None].expand(-1, -1, patches.shape[-1]))
 
         monkeypatch.setattr(model, "forward_decoder", decoder)
         torch.manual_seed(0)
         return reconstruct(model, x, raw=raw)
 
-    found = told(lambda values: values)
+    found = reconstruct_labels(lambda values: values)
     hidden = found.masked != found.original
-    truth = x if config is IMAGE else x[:, :, ::2]  # a video's target: frames 0, 2, 4, ...
-    painter = BatchReconstructor(model)
-    assert_close(found.original, painter.transform.denormalise(truth))
+    target = x if config is IMAGE else x[:, :, ::2]  # a video's target: frames 0, 2, 4, ...
+    reconstructor = BatchReconstructor(model)
+    assert_close(found.original, reconstructor.transform.denormalise(target))
     share = hidden.float().mean().item()
-    assert abs(share - painter.mask_ratio) < 0.15, "about so much is hidden"
+    assert abs(share - reconstructor.mask_ratio) < 0.15, (
+        "the hidden share of the pixels should be about the mask ratio"
+    )
     assert psnr(found.reconstruction[hidden], found.original[hidden]) > 50
     assert psnr(found.reconstruction, found.original) > 50
     assert found.loss.max() < 1e-9
-    wrong = told(lambda values: scrambled(values, config))
+    wrong = reconstruct_labels(lambda values: scrambled(values, config))
     assert psnr(wrong.reconstruction[hidden], found.original[hidden]) < 20
 
 
-@KINDS
+@IMAGE_AND_VIDEO
 @torch.no_grad()
-def test_the_reference_s_numbers(config: dict[str, Any]) -> None:
+def test_losses_predictions_and_labels_match_the_reference(config: dict[str, Any]) -> None:
     theirs = draw_weights(ReferenceAutoencoder(**config)).eval()
     ours = MaskedAutoencoderHiera(**config).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -124,7 +124,7 @@ def test_the_reference_s_numbers(config: dict[str, Any]) -> None:
         assert torch.equal(found.mask, mask)
 
 
-def test_visible_patches_are_the_original_s_unless_raw() -> None:
+def test_visible_patches_are_original_pixels_unless_raw() -> None:
     model, x = some_model(IMAGE), some_input(IMAGE)
     mask = model.get_random_mask(x, 0.5)
     found, raw = (reconstruct(model, x, mask=mask, raw=raw) for raw in (False, True))
@@ -136,33 +136,35 @@ def test_visible_patches_are_the_original_s_unless_raw() -> None:
         reconstruct(model, x, 0.9)
 
 
-def test_the_box_autoencoder_beats_the_mean_of_a_patch() -> None:
-    """By a decibel at least, on held-out digits; the mean is what a prediction of zero shows."""
+def test_the_bundled_autoencoder_beats_the_mean_of_a_patch() -> None:
+    """The gain is at least 1 dB on held-out digits. A prediction of 0 shows the mean of a patch."""
     model = hiera_core.mae_hiera_nano_32(pretrained=True).eval()
     held = datasets.open_eval_data("digits").sources
-    painter = BatchReconstructor(model)
-    views = [painter.transform.crop(open_image(held[i].content())[0]) for i in range(100)]
+    reconstructor = BatchReconstructor(model)
+    views = [reconstructor.transform.crop(open_image(held[i].content())[0]) for i in range(100)]
     print("mask ratio  model  mean of the patch  gain (dB)")
     for ratio in (0.4, 0.6, 0.75):
-        painter = BatchReconstructor(model, mask_ratio=ratio, seed=3)
-        found = painter.run(views)
-        x = painter.transform.normalise(torch.from_numpy(np.stack(views)))
-        nothing = torch.zeros_like(torch.cat([f.preds for f in found]))
-        units = painter.units.expand(len(x), -1)
-        zero = reconstruct(model, x, mask=units, forward=lambda *_, p=nothing, **__: (0, p))
+        reconstructor = BatchReconstructor(model, mask_ratio=ratio, seed=3)
+        found = reconstructor.run(views)
+        x = reconstructor.transform.normalise(torch.from_numpy(np.stack(views)))
+        zeros = torch.zeros_like(torch.cat([f.preds for f in found]))
+        units = reconstructor.units.expand(len(x), -1)
+        baseline = reconstruct(
+            model, x, mask=units, forward=lambda *_, preds=zeros, **__: (0, preds)
+        )
         original = torch.stack([f.original for f in found])
         hidden = torch.stack([f.masked for f in found]) != original
         ours = psnr(torch.stack([f.reconstruction for f in found])[hidden], original[hidden])
-        mean = psnr(zero.reconstruction[hidden], original[hidden])
+        mean = psnr(baseline.reconstruction[hidden], original[hidden])
         print(f"{ratio:<10}  {ours:5.2f}  {mean:17.2f}  {ours - mean:.2f}")
         assert ours - mean >= 1
 
 
-# The command ------------------------------------------------------------------------------------
+# `hiera mae` ------------------------------------------------------------------------------------
 
 
-def test_mae_of_pictures(hiera: Command, tmp_path: Path) -> None:
-    digits = [BOX / "three.png", BOX / "eight.png", tmp_path / "none.png"]
+def test_mae_of_pictures_is_reproducible(hiera: Command, tmp_path: Path) -> None:
+    digits = [SAMPLES / "three.png", SAMPLES / "eight.png", tmp_path / "none.png"]
     options = ["-m", "mae_hiera_nano_32", "--seed", "5", "--dtype", "fp32"]
     code, out, err = hiera("mae", *digits, *options, "-o", tmp_path / "a")
     records = [json.loads(line) for line in out.splitlines()]
@@ -171,26 +173,26 @@ def test_mae_of_pictures(hiera: Command, tmp_path: Path) -> None:
     assert records[0]["mae"]["visible"] == 6 and records[0]["mae"]["masked"] == 10
     file = Path(records[0]["files"][0])
     assert file == tmp_path / "a" / str(digits[0]).lstrip("/")
-    panel = pixels(file)
-    assert panel.shape == (160 + 12 + 20, 3 * 166 + 6, 3)
-    # The same seed, the same bytes; alone or among others.
+    row_of_three = pixels(file)
+    assert row_of_three.shape == (160 + 12 + 20, 3 * 166 + 6, 3)
+    # The same seed gives the same bytes, alone and among others.
     code, *_ = hiera("mae", digits[1], *options, "-o", tmp_path / "b", "-q")
     again = tmp_path / "b" / str(digits[1]).lstrip("/")
     assert code == 0 and again.read_bytes() == Path(records[1]["files"][0]).read_bytes()
-    # Another seed, or what the decoder drew: other pictures.
+    # Another seed, raw predictions and another mask ratio give other pictures.
     for number, extra in enumerate((["--seed", "6"], ["--raw"], ["--mask-ratio", "0.8"])):
         hiera("mae", digits[1], *options, *extra, "-o", tmp_path / f"c{number}", "-q")
         other = tmp_path / f"c{number}" / str(digits[1]).lstrip("/")
         assert other.read_bytes() != again.read_bytes()
     hiera("mae", digits[0], *options, "-o", tmp_path / "d", "--reconstruction-only")
-    only = pixels(tmp_path / "d" / str(digits[0]).lstrip("/"))
-    assert only.shape == (32, 32, 3)
-    left = 6 + 2 * 166  # the panel's third picture, each pixel 5x5
-    assert np.array_equal(panel[6:166:5, left : left + 160 : 5], only)
+    reconstruction = pixels(tmp_path / "d" / str(digits[0]).lstrip("/"))
+    assert reconstruction.shape == (32, 32, 3)
+    left = 6 + 2 * 166  # the third picture, with each pixel enlarged to 5x5
+    assert np.array_equal(row_of_three[6:166:5, left : left + 160 : 5], reconstruction)
 
 
-def test_mae_of_a_video(hiera: Command, tmp_path: Path) -> None:
-    sample = BOX / "moving_right.mp4"
+def test_mae_of_a_video_is_reproducible(hiera: Command, tmp_path: Path) -> None:
+    sample = SAMPLES / "moving_right.mp4"
     options = ["-m", "mae_hiera_nano_8x32", "--mask-ratio", "0.75", "-f", "table"]
     code, out, _ = hiera("mae", sample, *options, "-o", tmp_path / "a")
     movie, sheet = (Path(line.split("-> ")[1]) for line in out.splitlines()[2:])
@@ -198,7 +200,7 @@ def test_mae_of_a_video(hiera: Command, tmp_path: Path) -> None:
     with av.open(str(movie)) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        assert len(frames) == 4 and stream.average_rate == 2  # 8 frames at 4 a second, in pairs
+        assert len(frames) == 4 and stream.average_rate == 2  # 8 frames at 4 per second, in pairs
     assert frames[0].shape == (160, 3 * 160 + 12, 3)
     assert pixels(sheet).shape == (3 * (160 + 6 + 20) + 6, 4 * 166 + 6, 3)
     hiera("mae", sample, *options, "-o", tmp_path / "b")
@@ -207,8 +209,8 @@ def test_mae_of_a_video(hiera: Command, tmp_path: Path) -> None:
     )
 
 
-def test_a_movie_runs_at_its_true_rate(tmp_path: Path) -> None:
-    """Of the released video models: 16 frames 4 apart at 30 a second, every second predicted."""
+def test_the_frame_rate_of_a_reconstruction_is_that_of_the_input(tmp_path: Path) -> None:
+    """Video models take 16 frames, 4 apart at 30 per second, and predict every second one."""
     model = some_model({**VIDEO, "input_size": (16, 64, 64)})
     assert BatchReconstructor(model).frame_rate == 30 / 8
     slower = hiera_core.Reconstructor(model, sampling=hiera_core.Sampling(stride=8, fps=60))
@@ -223,7 +225,7 @@ def test_a_movie_runs_at_its_true_rate(tmp_path: Path) -> None:
 def test_mask_ratios_are_checked_before_weights_load(
     hiera: Command, tmp_path: Path, ratio: str
 ) -> None:
-    arguments = ["mae", BOX / "three.png", "-o", tmp_path / "out", f"--mask-ratio={ratio}"]
+    arguments = ["mae", SAMPLES / "three.png", "-o", tmp_path / "out", f"--mask-ratio={ratio}"]
     for model in ("mae_hiera_nano_32", "mae_hiera_base_224"):
         code, _, err = hiera(*arguments, "-m", model, "--checkpoint", tmp_path / "none.pth")
         assert code == 2 and err.count("\n") == 1 and "mask ratio" in err, err
@@ -231,12 +233,12 @@ def test_mask_ratios_are_checked_before_weights_load(
     assert code == 2 and "mask ratio" in err
 
 
-def test_what_cannot_be_reconstructed(hiera: Command, tmp_path: Path) -> None:
-    digit, clip = BOX / "three.png", BOX / "moving_right.mp4"
+def test_bad_models_and_inputs_are_refused(hiera: Command, tmp_path: Path) -> None:
+    digit, clip = SAMPLES / "three.png", SAMPLES / "moving_right.mp4"
     cases = [
         ([digit, "-m", "hiera_nano_32"], 2, "use mae_hiera_nano_32"),
         ([digit, "-m", "mae_hiera_nano_23"], 2, "did you mean mae_hiera_nano_32"),
-        ([digit, "--checkpoint", BOX.parent / "hiera_nano_32.safetensors"], 3, "no decoder"),
+        ([digit, "--checkpoint", SAMPLES.parent / "hiera_nano_32.safetensors"], 3, "no decoder"),
         ([clip, "-m", "mae_hiera_nano_32"], 1, "takes pictures"),
         ([digit, "-m", "mae_hiera_nano_8x32"], 1, "takes video clips"),
         ([digit, "-m", "mae_hiera_nano_32", "--device", "cuda"], 5, "not available"),
@@ -252,11 +254,11 @@ def test_what_cannot_be_reconstructed(hiera: Command, tmp_path: Path) -> None:
     assert code == 2 and "--output" in err
 
 
-def test_outputs_of_mae_are_safe(
+def test_mae_does_not_replace_its_input(
     hiera: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(BOX / "three.png", "three.png")
+    shutil.copy(SAMPLES / "three.png", "three.png")
     before = Path("three.png").read_bytes()
     options = ["-m", "mae_hiera_nano_32", "-o"]
     code, _, err = hiera("mae", "three.png", *options, ".")
@@ -270,9 +272,9 @@ def test_outputs_of_mae_are_safe(
     assert code == 2 and "is a file" in err
 
 
-def test_no_nan_becomes_a_picture(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     model = some_model(IMAGE)
     torch.nn.init.constant_(model.decoder_norm.weight, torch.inf)
     pipeline = hiera_core.Reconstructor(model)
-    (record,) = pipeline(hiera_core.data.sources.expand([str(BOX / "three.png")]))
+    (record,) = pipeline(hiera_core.data.sources.expand([str(SAMPLES / "three.png")]))
     assert record.error is not None and "not finite" in record.error.message

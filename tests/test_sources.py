@@ -1,4 +1,4 @@
-"""Files, folders, globs, lists, stdin and URLs to a stream of sources."""
+"""Tests of sources: files, folders, globs, lists, standard input and URLs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hiera_core.data.sources import Source, check_inputs, expand, kind_of
+from hiera_core.data.media_types import kind_of
+from hiera_core.data.sources import Source, check_inputs, expand
 from hiera_core.errors import InputError, UsageError
 
 from .conftest import Hub
@@ -16,6 +17,7 @@ from .conftest import Hub
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of empty files and subfolders. It is the current folder."""
     for name in ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "deep/c.jpg", "deep/er/d.webp"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def names(*inputs: str, stdin: bytes = b"", recursive: bool = False) -> list[str
     return [s.name for s in expand(inputs, recursive=recursive, stdin=io.BytesIO(stdin))]
 
 
-def test_folders_in_name_order(tree: Path) -> None:
+def test_files_of_folders_are_in_name_order(tree: Path) -> None:
     assert names(".") == ["a.PNG", "b.jpg"]
     assert names(".", recursive=True) == ["a.PNG", "b.jpg", "deep/c.jpg", "deep/er/d.webp"]
     (tree / "none").mkdir()
@@ -40,18 +42,20 @@ def test_folders_in_name_order(tree: Path) -> None:
 
 
 def test_files_and_globs(tree: Path) -> None:
-    assert names("notes.txt", "gone.jpg") == ["notes.txt", "gone.jpg"], "as named"
+    assert names("notes.txt", "gone.jpg") == ["notes.txt", "gone.jpg"], (
+        "a file that is named needs no known ending"
+    )
     assert names("*.jpg") == ["b.jpg"]
     assert names("**/*.jpg") == ["b.jpg", "deep/c.jpg"]
-    assert names("de*") == ["deep/c.jpg"], "a pattern that only folders match means their files"
+    assert names("de*") == ["deep/c.jpg"], "if only folders match, their files are used"
     (tree / "odd[1].jpg").touch()
-    assert names("odd[1].jpg") == ["odd[1].jpg"], "a file of that name comes first"
+    assert names("odd[1].jpg") == ["odd[1].jpg"], "a file of that name has precedence"
     with pytest.raises(UsageError, match="nothing matches"):
         check_inputs(["*.tiff"])
     check_inputs(["*.jpg", "gone.jpg", "-"])
 
 
-def test_lists(tree: Path) -> None:
+def test_lists_have_an_input_on_each_line(tree: Path) -> None:
     (tree / "list.txt").write_bytes(b"b.jpg\r\n\nhttp://x/y.jpg\nlast.png")
     assert names("@list.txt") == ["b.jpg", "http://x/y.jpg", "last.png"]
     (tree / "nul.txt").write_bytes(b"a\nb.jpg\0c.jpg\0")
@@ -60,7 +64,7 @@ def test_lists(tree: Path) -> None:
         check_inputs(["@gone.txt"])
 
 
-def test_standard_input(tree: Path) -> None:
+def test_standard_input_is_a_list_or_a_picture(tree: Path) -> None:
     assert names("-", stdin=b"b.jpg\nc d.jpg\n") == ["b.jpg", "c d.jpg"]
     assert names("-", stdin=b"") == []
     picture = b"\x89PNG\r\n\x1a\n" + b"x" * 100
@@ -69,12 +73,12 @@ def test_standard_input(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["BMW.jpg", "RIFFs/a.jpg", "GIF8.png", "qoif.jpg", "P6.jpg"])
-def test_names_that_begin_like_a_picture(first: str) -> None:
+def test_names_may_begin_like_the_content_of_a_picture(first: str) -> None:
     assert names("-", stdin=f"{first}\nb.jpg\n".encode()) == [first, "b.jpg"]
 
 
 def test_a_slow_producer_streams() -> None:
-    """The first name is there before the producer sends the second."""
+    """The first source is available before the producer sends the second name."""
     receive, send = os.pipe()
     with os.fdopen(receive, "rb") as stdin, os.fdopen(send, "wb", buffering=0) as producer:
         sources = expand(["-"], stdin=stdin)
@@ -84,7 +88,7 @@ def test_a_slow_producer_streams() -> None:
         assert next(sources).name == "b.jpg"
 
 
-def test_kinds_by_content(tmp_path: Path, pictures: Path) -> None:
+def test_the_content_decides_the_kind(tmp_path: Path, pictures: Path) -> None:
     image = (pictures / "coffee.png").read_bytes()
     assert kind_of(image, "x.mp4") == "image", "the content decides"
     assert kind_of(b"\0\0\0 ftypisom" + bytes(300), "x.jpg") == "video"
@@ -101,7 +105,7 @@ def test_kinds_by_content(tmp_path: Path, pictures: Path) -> None:
         kind_of(b"", "x.jpg")
 
 
-def test_what_is_no_regular_file_fails_at_once(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for path, message in [
         (tmp_path / "pipe.jpg", "not a regular file"),
@@ -113,15 +117,15 @@ def test_what_is_no_regular_file_fails_at_once(tmp_path: Path) -> None:
             Source(str(path), path=path).content()
 
 
-def test_what_fails_on_the_way_keeps_its_place(tree: Path) -> None:
-    """A list that is gone by its turn, a folder that cannot be read."""
+def test_a_missing_list_keeps_its_place(tree: Path) -> None:
+    """Sources after a list that disappears are still read."""
     sources = list(expand(["b.jpg", "@gone.txt", "a.PNG"]))
     assert [s.name for s in sources] == ["b.jpg", "@gone.txt", "a.PNG"]
     with pytest.raises(InputError, match="no such file"):
         sources[1].content()
 
 
-def test_names_need_not_be_utf8(tree: Path) -> None:
+def test_file_names_need_not_be_utf8(tree: Path) -> None:
     raw = b"caf\xe9.jpg"
     (Path(os.fsdecode(raw))).touch()
     (tree / "list.txt").write_bytes(raw + b"\n")
@@ -129,18 +133,20 @@ def test_names_need_not_be_utf8(tree: Path) -> None:
         assert [os.fsencode(name) for name in listed] == [raw]
 
 
-def test_a_hundred_thousand_lines_stream(tree: Path) -> None:
+def test_long_lists_are_streamed(tree: Path) -> None:
     stream = io.BytesIO(b"".join(b"folder/picture_%06d.jpg\n" % i for i in range(100_000)))
     sources = expand(["-"], stdin=stream)
     assert next(sources).name == "folder/picture_000000.jpg"
-    assert stream.tell() < 100_000, "bytes read for the first of them"
+    assert stream.tell() < 100_000, "few bytes are read before the first source"
     assert sum(1 for _ in sources) == 99_999
 
 
-def test_urls(hub: Hub) -> None:
+def test_urls_are_fetched(hub: Hub) -> None:
     hub.plain["/x.jpg"] = b"bytes of a picture"
-    good, bad, nowhere = expand([f"{hub.url}/x.jpg", f"{hub.url}/y.jpg", "http://127.0.0.1:9/z"])
+    good, bad, unreachable = expand(
+        [f"{hub.url}/x.jpg", f"{hub.url}/y.jpg", "http://127.0.0.1:9/z"]
+    )
     assert good.content() == b"bytes of a picture"
-    for source in (bad, nowhere):
+    for source in (bad, unreachable):
         with pytest.raises(InputError, match="cannot be fetched"):
             source.content()

@@ -1,4 +1,4 @@
-"""Token order: windows are blocks of the grid, and everything can be undone."""
+"""Tests of the order of tokens: windows are blocks of the grid, and every step can be undone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LAYOUTS = [
 
 
 def cells(layout: TokenLayout, pools: int = 0) -> torch.Tensor:
+    """Return the numbers of the grid's cells after some pools. -> [1, cells, 1]"""
     count = math.prod(layout.grid_after(pools))
     return torch.arange(count, dtype=torch.float32).reshape(1, count, 1)
 
@@ -28,15 +29,15 @@ def cells(layout: TokenLayout, pools: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_to_grid_undoes_to_windows(layout: TokenLayout) -> None:
     for pools in range(layout.pools + 1):
-        there = layout.to_windows(cells(layout, pools), pools)
-        back = layout.to_grid(there, pools)
+        windows = layout.to_windows(cells(layout, pools), pools)
+        back = layout.to_grid(windows, pools)
         assert back.shape == (1, *layout.grid_after(pools), 1)
         assert torch.equal(back.reshape(1, -1, 1), cells(layout, pools))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_pooling_the_sequence_pools_the_grid(layout: TokenLayout) -> None:
-    """The maximum over the slowest s of a window is the max-pool of the grid."""
+    """The maximum over the slowest axis of the windows is a max-pool of the grid."""
     x = torch.randn(1, math.prod(layout.grid), 1)
     windows = layout.to_windows(x)
     stride = math.prod(layout.stride)
@@ -53,7 +54,7 @@ def test_pooling_the_sequence_pools_the_grid(layout: TokenLayout) -> None:
 
 
 @pytest.mark.parametrize("layout", [x for x in LAYOUTS if x.maskable], ids=str)
-def test_windows_are_blocks(layout: TokenLayout) -> None:
+def test_windows_are_blocks_of_the_grid(layout: TokenLayout) -> None:
     units = layout.to_units(layout.to_windows(cells(layout)))[0, ..., 0]
     grid = cells(layout).reshape(layout.grid)
     assert units.shape == (layout.windows, *layout.unit)
@@ -64,11 +65,11 @@ def test_windows_are_blocks(layout: TokenLayout) -> None:
             slice(int(c) * u, int(c) * u + u) for c, u in zip(corner, layout.unit, strict=True)
         )
         assert torch.equal(units[window], grid[block])
-    there = layout.from_units(layout.to_units(layout.to_windows(cells(layout))))
-    assert torch.equal(there.reshape(1, -1, 1), layout.to_windows(cells(layout)))
+    windows = layout.from_units(layout.to_units(layout.to_windows(cells(layout))))
+    assert torch.equal(windows.reshape(1, -1, 1), layout.to_windows(cells(layout)))
 
 
-def test_illegal_grids_say_what_is_legal() -> None:
+def test_errors_about_illegal_grids_name_the_rule() -> None:
     with pytest.raises(ConfigError, match="multiple of 8"):
         TokenLayout((20, 24), (8, 8), (2, 2), 3, 3)
     with pytest.raises(ConfigError, match="power of"):

@@ -1,5 +1,4 @@
-"""Training: the reference's losses, the paper's parameter groups, runs that resume and runs that
-stop for a reason."""
+"""Tests of training: losses, parameter groups, batches, checkpoints, resuming and errors."""
 
 from __future__ import annotations
 
@@ -20,28 +19,40 @@ import hiera_core
 from hiera_core import zoo
 from hiera_core.data import datasets, toy_datasets, video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
-from hiera_core.training import build, dataloader, distributed, optimizer, recipe, sampler, trainer
+from hiera_core.training import (
+    build,
+    dataloader,
+    distributed,
+    optimizer,
+    recipe,
+    recipe_reader,
+    sampler,
+    trainer,
+    validate,
+)
 from hiera_core.training.augment import Augment, mix
 from tests.conftest import assert_close
 
 CPU = distributed.World(torch.device("cpu"))
-# The models in the box, narrower: a step in milliseconds.
+# Narrow versions of the bundled models. A step takes milliseconds.
 NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}
 NARROW_MAE = {**NARROW, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 SHORT = {"schedule.warmup_epochs": 0, "batch_size": 32, "log_every": 1, "save_every": 1}
 
 
 def recipe_of(model: str, **settings: Any) -> recipe.Recipe:
-    part = NARROW_MAE if model.startswith("mae_") else NARROW
+    """Return the recipe of a narrow model. In names of settings, `__` stands for a dot."""
+    config = NARROW_MAE if model.startswith("mae_") else NARROW
     values = {
-        "model.config": part,
+        "model.config": config,
         **SHORT,
         **{k.replace("__", "."): v for k, v in settings.items()},
     }
-    return recipe.read_recipe(model, values)
+    return recipe_reader.read_recipe(model, values)
 
 
 def digits(count: int = 128, val: int = 32) -> datasets.Splits:
+    """Return the first digits, for training and for validation."""
     found = datasets.open_dataset("digits")
     return datasets.Splits(found.subset(range(count)), found.subset(range(count, count + val)))
 
@@ -54,6 +65,7 @@ def run(
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of a kind from the log of a run."""
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return [event for event in lines if event["event"] == kind]
 
@@ -63,16 +75,16 @@ def losses(folder: Path) -> list[float]:
 
 
 def batches_of(recipe: recipe.Recipe, samples: datasets.MediaDataset, size: tuple[int, ...]) -> Any:
-    """What a run of the recipe sees, without the run."""
-    row = zoo.get(recipe.model.name)
-    card = row.preprocessing
+    """Yield the training batches of a recipe."""
+    entry = zoo.get(recipe.model.name)
+    card = entry.preprocessing
     augment = Augment(recipe.augment, size, card["mean"], card["std"], card["interpolation"])
     windows = hiera_core.create_model(recipe.model.name).layout.windows
-    masking = dataloader.MaskSampler(windows, int(windows * (1 - recipe.mask_ratio)))
+    masking = sampler.MaskSampler(windows, recipe.mask_ratio)
     dataset = dataloader.TrainDataset(
-        samples, augment, recipe, None, masking if row.autoencoder else None
+        samples, augment, recipe, None, masking if entry.autoencoder else None
     )
-    collate = dataloader.Collator((3, *size), None if row.autoencoder else 10, recipe)
+    collate = dataloader.Collator((3, *size), None if entry.autoencoder else 10, recipe)
     for keys in sampler.StepSampler(len(samples), recipe).batches():
         yield collate([dataset[key] for key in keys])
 
@@ -80,8 +92,8 @@ def batches_of(recipe: recipe.Recipe, samples: datasets.MediaDataset, size: tupl
 # Against the reference ------------------------------------------------------------------------
 
 
-def test_losses_of_the_reference(tmp_path: Path) -> None:
-    """200 steps of MAE pre-training beside a plain loop around the reference's model."""
+def test_losses_match_the_reference(tmp_path: Path) -> None:
+    """Compare 200 steps of MAE pre-training with a plain loop that trains the reference's model."""
     recipe = recipe_of(
         "mae_hiera_nano_32",
         batch_size=16,
@@ -91,8 +103,8 @@ def test_losses_of_the_reference(tmp_path: Path) -> None:
         optimizer__lr_batch_size=16,
     )
     splits = digits(128)
-    row = zoo.get("mae_hiera_nano_32")
-    arguments = {**row.config, **NARROW_MAE}
+    entry = zoo.get("mae_hiera_nano_32")
+    arguments = {**entry.config, **NARROW_MAE}
     torch.manual_seed(1)
     theirs = hiera.hiera_mae.MaskedAutoencoderHiera(**arguments)
     ours = hiera_core.MaskedAutoencoderHiera(**arguments)
@@ -120,17 +132,17 @@ def test_losses_of_the_reference(tmp_path: Path) -> None:
     found = losses(tmp_path / "run")
     assert len(found) == len(expected) == 200
     assert np.mean(expected[-8:]) < 0.75 * np.mean(expected[:8])
-    for ours_, theirs_ in zip(found, expected, strict=True):
-        assert abs(ours_ - theirs_) <= 1e-4 * theirs_
+    for our_loss, their_loss in zip(found, expected, strict=True):
+        assert abs(our_loss - their_loss) <= 1e-4 * their_loss
 
 
 def test_parameter_groups_of_hiera_base() -> None:
-    """24 blocks: by hand, layer decay 0.7 gives the embedding 0.7 ** 25 and the head 1."""
+    """With 24 blocks and layer decay 0.7, the embedding is scaled by 0.7 ** 25, the head by 1."""
     with torch.device("meta"):
         model = hiera_core.hiera_base_224()
     groups = {name: g for g in optimizer.parameter_groups(model, 0.7) for name in g.names}
     assert set(groups) == {name for name, _ in model.named_parameters()}
-    by_hand = {
+    expected = {
         "pos_embed": (0.7**25, False),
         "patch_embed.proj.weight": (0.7**25, True),
         "patch_embed.proj.bias": (0.7**25, False),
@@ -143,12 +155,11 @@ def test_parameter_groups_of_hiera_base() -> None:
         "head.projection.weight": (1.0, True),
         "head.projection.bias": (1.0, False),
     }
-    for name, (scale, decay) in by_hand.items():
+    for name, (scale, decay) in expected.items():
         assert groups[name].scale == pytest.approx(scale), name
         assert groups[name].decay == decay, name
-    assert (
-        len(optimizer.parameter_groups(model, 0.7)) == 2 * 26
-    )  # embedding, 24 blocks, head; decayed or not
+    # The embedding, 24 blocks and the head, each with and without weight decay.
+    assert len(optimizer.parameter_groups(model, 0.7)) == 2 * 26
     assert len(optimizer.parameter_groups(model)) == 2
     count = sum(p.numel() for n, p in model.named_parameters() if not groups[n].decay)
     by_shape = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 1)
@@ -168,43 +179,44 @@ def test_batches_do_not_depend_on_the_number_of_processes() -> None:
     whole = list(sampler.StepSampler(70, recipe).batches())
     shares = [list(sampler.StepSampler(70, recipe, rank, 2).batches()) for rank in range(2)]
     together = [a + b for a, b in zip(*shares, strict=True)]
-    flat = [a + b for a, b in zip(whole[::2], whole[1::2], strict=True)]  # two passes a step
+    # A step accumulates two batches.
+    flat = [a + b for a, b in zip(whole[::2], whole[1::2], strict=True)]
     assert [a + b for a, b in zip(together[::2], together[1::2], strict=True)] == flat
-    assert len(flat) == 4 * 2  # 2 passes of 4 steps: 16 samples x 2 repeats make a batch of 32
+    assert len(flat) == 4 * 2  # 2 passes of 4 steps; 16 samples x 2 repeats are a batch
     for epoch in range(2):
         seen = [key.sample for step in flat[4 * epoch : 4 * epoch + 4] for key in step]
         assert len(seen) == len(set(seen)) == 64
     assert list(sampler.StepSampler(70, recipe).batches(3)) == whole[6:]
 
 
-def test_every_held_out_sample_once() -> None:
+def test_every_held_out_sample_is_evaluated_once() -> None:
     for samples, world in ((7, 2), (64, 3), (1, 2)):
-        shares = [list(sampler.eval_batches(samples, 4, rank, world)) for rank in range(world)]
-        assert len({len(share) for share in shares}) == 1  # collectives would wait otherwise
-        rows = [key.sample for share in shares for keys in share for key in keys]
-        assert sorted(row for row in rows if row is not None) == list(range(samples))
+        shares = [list(validate.eval_batches(samples, 4, rank, world)) for rank in range(world)]
+        assert len({len(share) for share in shares}) == 1  # otherwise, collectives would hang
+        indices = [key.sample for share in shares for keys in share for key in keys]
+        assert sorted(index for index in indices if index is not None) == list(range(samples))
 
 
-def test_mixing_stays_between_neighbours() -> None:
+def test_mixing_does_not_depend_on_the_number_of_processes() -> None:
     recipe = recipe_of("hiera_nano_32", augment__mixup=0.8, augment__cutmix=1.0, batch_size=8)
     batch = next(batches_of(recipe, digits().train, (32, 32)))
     assert batch.target.shape == (8, 10)
     assert torch.allclose(batch.target.sum(1), torch.ones(8))
     assert ((batch.target > 0).sum(1) <= 2).all()
-    two = next(sampler.StepSampler(128, recipe, 1, 2).batches())
+    second_keys = next(sampler.StepSampler(128, recipe, 1, 2).batches())
     augment = Augment(recipe.augment, (32, 32), [0.5] * 3, [0.5] * 3)
     dataset = dataloader.TrainDataset(digits().train, augment, recipe)
-    second = dataloader.Collator((3, 32, 32), 10, recipe)([dataset[key] for key in two])
+    second = dataloader.Collator((3, 32, 32), 10, recipe)([dataset[key] for key in second_keys])
     assert_close(second.x, batch.x[4:], 0)
     assert_close(second.target, batch.target[4:], 0)
     with pytest.raises(UsageError, match="mixed in pairs"):
         sampler.StepSampler(128, recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=7))
 
 
-def test_clips_are_changed_as_a_whole() -> None:
-    """A clip of equal frames stays one: crop, flip, operations, erasing and mixing alike."""
-    part = recipe.AugmentSettings(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
-    augment = Augment(part, (32, 32), [0.5] * 3, [0.5] * 3, "bilinear")
+def test_all_frames_of_a_clip_are_augmented_alike() -> None:
+    """Equal frames stay equal under cropping, flipping, RandAugment, erasing and mixing."""
+    settings = recipe.AugmentSettings(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
+    augment = Augment(settings, (32, 32), [0.5] * 3, [0.5] * 3, "bilinear")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     views = []
     for seed in range(6):
@@ -214,7 +226,7 @@ def test_clips_are_changed_as_a_whole() -> None:
         assert (view == view[:, :1]).all()
         views.append(view)
     assert not torch.equal(views[0], views[1])
-    mixed, target = mix(torch.stack(views[:2]), torch.tensor([1, 3]), part, 5)
+    mixed, target = mix(torch.stack(views[:2]), torch.tensor([1, 3]), settings, 5)
     assert (mixed == mixed[:, :, :1]).all()
     assert not torch.equal(mixed, torch.stack(views[:2]))
     assert target.sum(1).tolist() == pytest.approx([1.0, 1.0])
@@ -223,7 +235,7 @@ def test_clips_are_changed_as_a_whole() -> None:
 # Runs -----------------------------------------------------------------------------------------
 
 
-def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_saves_a_model_and_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "hiera")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=2, ema=0.5, augment__cutmix=1.0)
     result = run(recipe, tmp_path / "run")
@@ -236,9 +248,9 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "held out: loss" in caplog.text
     model = hiera_core.Hiera.from_pretrained(tmp_path / "run")
     assert model.card["classes"][3] == "three"
-    record = hiera_core.predict(next(iter(_pictures(tmp_path))), str(tmp_path / "run"))
+    record = hiera_core.predict(next(iter(_save_digits(tmp_path))), str(tmp_path / "run"))
     assert record["topk"][0]["label"] in toy_datasets.DIGITS
-    # The saved weights are the averages, and measure what the log says of them.
+    # The saved weights are the averaged ones, and their accuracy is that of the log.
     from hiera_core.inference.evaluate import evaluate_dataset
     from hiera_core.inference.predict import Predictor
 
@@ -247,10 +259,10 @@ def test_a_run_and_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert found.top5 == pytest.approx(result["val"]["top5"])
 
 
-def test_a_run_without_matplotlib(
+def test_a_run_finishes_without_matplotlib(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The curves need an optional package; without it, the run still finishes."""
+    """Only the curves need this optional package."""
     caplog.set_level(logging.INFO, "hiera")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
     result = run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "run")
@@ -261,7 +273,7 @@ def test_a_run_without_matplotlib(
     assert "curves.png" not in names
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _save_digits(folder: Path) -> Iterator[Path]:
     for index in range(3):
         path = folder / f"{index}.png"
         path.write_bytes(toy_datasets.Digits()[index].content())
@@ -269,7 +281,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def test_resuming_is_bit_exact(tmp_path: Path) -> None:
-    """With drop path, EMA, mixing and accumulation: every source of randomness."""
+    """The recipe uses every source of randomness, averaged weights and accumulation."""
     settings: dict[str, Any] = {
         "schedule__epochs": 3,
         "ema": 0.9,
@@ -282,12 +294,12 @@ def test_resuming_is_bit_exact(tmp_path: Path) -> None:
     recipe = recipe_of("hiera_nano_32", **settings)
     run(recipe, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for gone in ("step_00000008", "step_00000012"):
-        shutil.rmtree(tmp_path / "cut/checkpoints" / gone)
+    for step in ("step_00000008", "step_00000012"):
+        shutil.rmtree(tmp_path / "cut/checkpoints" / step)
     (tmp_path / "cut/model.safetensors").unlink()
-    (tmp_path / "cut/checkpoints/step_00000008.unfinished").mkdir()  # killed while saving
+    (tmp_path / "cut/checkpoints/step_00000008.unfinished").mkdir()  # as if killed while saving
     with (tmp_path / "cut/log.jsonl").open("a") as file:
-        file.write('{"event": "st')  # and while writing a line
+        file.write('{"event": "st')  # and while writing to the log
     run(recipe, tmp_path / "cut", resume="auto")
     whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
     assert whole == cut
@@ -295,7 +307,7 @@ def test_resuming_is_bit_exact(tmp_path: Path) -> None:
     assert not list((tmp_path / "cut/checkpoints").glob("*.unfinished"))
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
     run(recipe, tmp_path / "run")
     with pytest.raises(UsageError, match="already holds a run"):
@@ -310,7 +322,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 8
 
 
-def test_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     recipe = recipe_of(
         "hiera_nano_32",
         schedule__epochs=20,
@@ -325,13 +337,15 @@ def test_no_number_stops_the_run(tmp_path: Path) -> None:
     step = int(str(found.value).split("step ")[1].split()[0])
     saved = sorted((tmp_path / "run/checkpoints").glob("step_*"))
     assert all(int(p.name.removeprefix("step_")) < step for p in saved)
-    for path in saved:  # what was saved before is good
+    for path in saved:  # earlier checkpoints are intact
         from torch.distributed.checkpoint import FileSystemReader
 
         assert FileSystemReader(path).read_metadata()
 
 
-def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_samples_are_skipped_up_to_a_share(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pictures = tmp_path / "data"
     for name in ("a", "b"):
         (pictures / name).mkdir(parents=True)
@@ -353,14 +367,14 @@ def test_unreadable_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     strict = recipe_of("hiera_nano_32", schedule__epochs=2, data__max_bad=0.01)
     with pytest.raises(TrainingError, match=r"more than data\.max_bad"):
         run(strict, tmp_path / "strict", splits)
-    # Its place is empty: the others' gradients are what they would be without it.
+    # The unreadable sample has no weight, so it does not change the gradients of the others.
     recipe = recipe_of("hiera_nano_32", batch_size=64)
     batch = next(batches_of(recipe, splits.train, (32, 32)))
     assert batch.weight.sum() == 63
     assert (batch.x[batch.weight == 0] == 0).all()
 
 
-def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+def test_accumulation_does_not_change_losses(tmp_path: Path) -> None:
     for parts in (1, 4):
         recipe = recipe_of("mae_hiera_nano_32", accumulate=parts, schedule__epochs=2)
         run(recipe, tmp_path / str(parts))
@@ -368,7 +382,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in pairs) < 1e-5
 
 
-def test_checkpointing_and_half_precision(tmp_path: Path) -> None:
+def test_losses_with_checkpointing_and_in_bf16(tmp_path: Path) -> None:
     for name, settings in (
         ("plain", {}),
         ("recomputed", {"grad_checkpointing": True}),
@@ -380,7 +394,9 @@ def test_checkpointing_and_half_precision(tmp_path: Path) -> None:
     assert plain != half and plain == pytest.approx(half, rel=0.05)
 
 
-def test_fine_tuning_from_an_autoencoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fine_tuning_starts_from_the_weights_of_an_autoencoder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run(recipe_of("mae_hiera_nano_32", schedule__epochs=1), tmp_path / "mae")
     before = hiera_core.MaskedAutoencoderHiera.from_pretrained(tmp_path / "mae")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=1, optimizer__lr=0)
@@ -392,11 +408,11 @@ def test_fine_tuning_from_an_autoencoder(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("model", ["mae_hiera_nano_32", "mae_hiera_nano_8x32"])
-def test_the_training_step_is_one_graph(model: str) -> None:
-    """As `--compile` has it; a graph break is an error under fullgraph."""
+def test_the_training_step_compiles_as_one_graph(model: str) -> None:
+    """As with `--compile`. Under fullgraph, a graph break is an error."""
     recipe = recipe_of(model)
     mae = hiera_core.create_model(model, **NARROW_MAE).train()
-    units = torch.stack([dataloader.MaskSampler(mae.layout.windows, 6).draw(i) for i in range(2)])
+    units = torch.stack([sampler.MaskSampler(mae.layout.windows, 0.6).draw(i) for i in range(2)])
     x = torch.randn(2, 3, *mae.config["input_size"])
     batch = dataloader.Batch(x, torch.ones(2), visible_units=units)
     from hiera_core.training.losses import compute_losses
@@ -409,7 +425,7 @@ def test_the_training_step_is_one_graph(model: str) -> None:
     assert mae.get_parameter("blocks.0.attn.qkv.weight").grad is not None
 
 
-def test_out_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -419,27 +435,29 @@ def test_out_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"batch_size": 1024}, "fewer than the 1024 of one step"),
         ({"batch_size": 30, "accumulate": 15, "augment__mixup": 1.0}, None),
     ],
 )
-def test_batches_that_do_not_fit(tmp_path: Path, settings: Any, says: str | None) -> None:
-    if says is None:
+def test_batches_larger_than_the_data_are_refused(
+    tmp_path: Path, settings: Any, message: str | None
+) -> None:
+    if message is None:
         sampler.StepSampler(128, recipe_of("hiera_nano_32", **settings))
         return
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         run(recipe_of("hiera_nano_32", **settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_videos_are_read_by_time(tmp_path: Path) -> None:
-    """Repeats of a clip are decoded once, begin where they are told, and stay within it."""
+def test_clips_of_a_video_start_at_their_positions(tmp_path: Path) -> None:
+    """A position of 0 is the start of the video, and a clip at 1 ends with the last frame."""
     from hiera_core.data.transforms import VideoTransform
 
-    row = zoo.get("hiera_nano_8x32")
-    clip = VideoTransform.from_preprocessing(row.preprocessing, row.config["input_size"])
+    entry = zoo.get("hiera_nano_8x32")
+    clip = VideoTransform.from_preprocessing(entry.preprocessing, entry.config["input_size"])
     frames = np.zeros((24, 48, 48, 3), np.uint8)
     frames += np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
     views = dataloader.read_clips(video_writer.encode(frames, 4), clip, [0.0, 0.5, 1.0])
@@ -469,8 +487,8 @@ def test_train_on_the_command_line(
     assert code == 2 and "no data" in err
 
 
-def test_pictures_of_pre_training(tmp_path: Path) -> None:
-    """After every pass the same held-out samples, under the same masks."""
+def test_pre_training_draws_pictures_after_every_epoch(tmp_path: Path) -> None:
+    """The pictures show the same held-out samples under the same masks."""
     from PIL import Image
 
     recipe = recipe_of("mae_hiera_nano_32", schedule__epochs=2, ema=0.5)
@@ -481,25 +499,27 @@ def test_pictures_of_pre_training(tmp_path: Path) -> None:
     for file in files:
         with Image.open(file) as image:
             pictures.append(np.asarray(image))
-    one, two = pictures
-    assert one.shape == (4 * 166 + 6 + 20, 3 * 166 + 6, 3)
+    first, second = pictures
+    assert first.shape == (4 * 166 + 6 + 20, 3 * 166 + 6, 3)
     column = 166
-    assert np.array_equal(one[:, : 2 * column], two[:, : 2 * column]), "originals and masks"
-    assert not np.array_equal(one[:660, 2 * column :], two[:660, 2 * column :])
+    assert np.array_equal(first[:, : 2 * column], second[:, : 2 * column]), (
+        "originals and masks do not change"
+    )
+    assert not np.array_equal(first[:660, 2 * column :], second[:660, 2 * column :])
     run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "other")
-    assert not (tmp_path / "other/pictures").exists(), "a classifier has none"
+    assert not (tmp_path / "other/pictures").exists(), "a classifier draws no pictures"
 
 
-# When something is wrong ------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------
 
 
 def test_a_failed_start_changes_nothing(tmp_path: Path) -> None:
-    """Whatever can be found wrong is found before the folder is touched."""
+    """Errors that can be detected before training are raised before the folder is changed."""
     recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
     folder = tmp_path / "run"
-    wrong = recipe_of("hiera_nano_32", model__config__drop_path_rat=0.1)
+    misspelt = recipe_of("hiera_nano_32", model__config__drop_path_rat=0.1)
     with pytest.raises(UsageError, match="did you mean drop_path_rate"):
-        run(wrong, folder)
+        run(misspelt, folder)
     with pytest.raises(CheckpointError):
         run(recipe, folder, init_from=str(tmp_path / "none.pth"))
     with pytest.raises(UsageError, match="the data decides"):
@@ -512,8 +532,8 @@ def test_a_failed_start_changes_nothing(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_a_resumed_run_keeps_what_its_first_weights_brought(tmp_path: Path) -> None:
-    """Preprocessing and origin come from the checkpoint, not from the zoo."""
+def test_a_resumed_run_keeps_preprocessing_and_source(tmp_path: Path) -> None:
+    """Both come from the initial checkpoint, not from the zoo."""
     model = hiera_core.mae_hiera_nano_32(**NARROW_MAE)
     model.card["preprocessing"] = {**model.card["preprocessing"], "mean": [0.2, 0.2, 0.2]}
     model.save_pretrained(tmp_path / "start")
@@ -528,34 +548,36 @@ def test_a_resumed_run_keeps_what_its_first_weights_brought(tmp_path: Path) -> N
     assert card["preprocessing"]["mean"][0] == 0.2 and "start" in card["source"]
 
 
-def test_damaged_checkpoints(tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]) -> None:
-    """Said in one line, with the one before; which, when named, becomes the last."""
+def test_a_damaged_checkpoint_names_the_previous_one(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The error names the previous checkpoint. Resuming from it removes the later ones."""
     recipe = recipe_of("hiera_nano_32", schedule__epochs=3, keep=3)
     folder = tmp_path / "run"
     run(recipe, folder)
     expected = (folder / "model.safetensors").read_bytes()
-    newest, before = (folder / f"checkpoints/step_{n:08}" for n in (12, 8))
+    newest, previous = (folder / f"checkpoints/step_{n:08}" for n in (12, 8))
     for part in newest.glob("*.distcp"):
         part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(CheckpointError) as found:
         run(recipe, folder, resume="auto")
-    assert found.value.hint == f"--resume {before}"
+    assert found.value.hint == f"--resume {previous}"
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     code, _, err = hiera(
         "train", folder / "recipe.yaml", "digits", "-o", folder, "--resume", newest, "-q"
     )
-    assert code == 2 and "other data" in err, "the command's digits are all of them"
-    run(recipe, folder, resume=str(before))
+    assert code == 2 and "other data" in err, "the command trains on all of the digits"
+    run(recipe, folder, resume=str(previous))
     assert (folder / "model.safetensors").read_bytes() == expected
     shutil.rmtree(folder / "checkpoints/step_00000012")
-    run(recipe, folder, resume=str(before))
+    run(recipe, folder, resume=str(previous))
     assert sorted(p.name for p in (folder / "checkpoints").glob("step*"))[-1] == newest.name
-    (before / "meta.json").write_text("{")
+    (previous / "meta.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"meta\.json"):
-        run(recipe, folder, resume=str(before))
+        run(recipe, folder, resume=str(previous))
 
 
-def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_checkpoints(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=1, save_every=0.5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -569,7 +591,7 @@ def test_a_full_disk_is_said_and_leaves_whole_checkpoints(tmp_path: Path) -> Non
     run(recipe, tmp_path / "run", resume="auto")
 
 
-def test_other_data_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
     run(recipe, tmp_path / "run")
     with pytest.raises(UsageError, match="other data"):

@@ -1,4 +1,4 @@
-"""Videos: sampling by SlowFast's rules, seeking, faults, and `hiera predict` on clips."""
+"""Tests of videos: SlowFast's sampling rules, seeking, faults, and `hiera predict` on clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hiera_core.errors import InputError, UsageError
 from .conftest import assert_close, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
-# A real video Hiera, narrow and shallow.
+# A narrow and shallow Hiera for videos.
 SMALL_VIDEO = {
     "embed_dim": 16,
     "stages": (1, 1, 2, 1),
@@ -43,13 +43,14 @@ SMALL_VIDEO = {
 
 
 def picture(seconds: float, width: int, height: int) -> np.ndarray:
-    """A frame of a moving photograph, different at every moment."""
+    """Return a frame of a moving photograph. It differs from moment to moment."""
     shift = int(seconds * 40)
     return np.roll(cat(width, height), (shift % height, 3 * shift % width), (0, 1))
 
 
 @functools.cache
 def cat(width: int, height: int) -> np.ndarray:
+    """Return a photograph of a cat."""
     import skimage.data
 
     rows, columns = np.arange(height) * 300 // height, np.arange(width) * 450 // width
@@ -69,7 +70,7 @@ def write_video(
     options: dict[str, str] | None = None,
     sound: bool = False,
 ) -> Path:
-    """Encode a moving photograph; `times` (seconds) makes the rate variable."""
+    """Encode a moving photograph. With `times`, in seconds, the frame rate is variable."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = *size, pixels
@@ -78,7 +79,7 @@ def write_video(
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
-        tone: Any = container.add_stream("aac", rate=8000) if sound else None
+        audio_stream: Any = container.add_stream("aac", rate=8000) if sound else None
         for i in range(frames):
             seconds = times[i] if times else float(i / Fraction(fps))
             frame = av.VideoFrame.from_ndarray(picture(seconds, *size), format="rgb24")
@@ -87,18 +88,18 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound:
-            noise = av.AudioFrame.from_ndarray(
+            silence = av.AudioFrame.from_ndarray(
                 np.zeros((1, 8000 * 6), np.float32), format="fltp", layout="mono"
             )
-            noise.sample_rate = 8000
-            container.mux(tone.encode(noise))
-            container.mux(tone.encode(None))
+            silence.sample_rate = 8000
+            container.mux(audio_stream.encode(silence))
+            container.mux(audio_stream.encode(None))
     return path
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six seconds at 30 frames a second, a key frame a second."""
+    """Return a video of six seconds at 30 frames per second, with a key frame every second."""
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=180)
 
 
@@ -120,7 +121,7 @@ def all_frames(path: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("fps", "frames", "clips", "expected"),
     [
-        # Worked by hand: span = 16 * 4 / 30 * fps, starts = k * floor((n - span) / (K - 1)),
+        # Computed by hand: span = 16 * 4 / 30 * fps, starts = k * floor((n - span) / (K - 1)),
         # frames = trunc(start + i * (span - 1) / 15), at most n - 1.
         (30, 150, 5, {0: (0, 63), 2: (42, 105), 4: (84, 147)}),
         (24, 240, 5, {0: (0, 50), 1: (47, 97), 4: (188, 238)}),
@@ -132,7 +133,7 @@ def all_frames(path: Path) -> list[np.ndarray]:
         (60, 1, 5, {0: (0, 0), 4: (0, 0)}),
     ],
 )
-def test_frames_of_clips(
+def test_frames_of_clips_follow_slowfast(
     fps: float, frames: int, clips: int, expected: dict[int, tuple[int, int]]
 ) -> None:
     indices = clip_indices(frames, fps, clips)
@@ -144,16 +145,17 @@ def test_frames_of_clips(
         assert indices[clip].tolist() == exact
 
 
-def test_the_frames_of_one_clip_by_hand() -> None:
-    """30 a second: steps of 63 / 15 = 4.2 frames."""
+def test_frames_of_one_clip_computed_by_hand() -> None:
+    """At 30 frames per second, a step is 63 / 15 = 4.2 frames."""
     expected = [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]
     assert clip_indices(64, 30, 1)[0].tolist() == expected
-    # 24 a second: span 51.2, steps of 50.2 / 15; 51.2 frames in 40: the last is repeated.
+    # At 24 frames per second, the span is 51.2 frames and a step 50.2 / 15. The video has only 40
+    # frames, so the last one is repeated.
     expected = [0, 3, 6, 10, 13, 16, 20, 23, 26, 30, 33, 36, 39, 39, 39, 39]
     assert clip_indices(40, 24, 1)[0].tolist() == expected
 
 
-def test_crops() -> None:
+def test_crop_offsets_and_scaled_sizes_follow_slowfast() -> None:
     assert crop_offsets(398, 224, 3) == [0, 87, 174]
     assert crop_offsets(299, 224, 3) == [0, 38, 75], "the centre is rounded up"
     assert crop_offsets(299, 224, 1) == [38]
@@ -163,15 +165,15 @@ def test_crops() -> None:
 
 
 @pytest.mark.parametrize("size", [(192, 108), (108, 192), (130, 97), (320, 16)])
-def test_views_are_slowfast_s(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Landscape, portrait, odd and extreme sizes, against torch's interpolate and slices."""
+def test_views_follow_slowfast(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Compare landscape, portrait, odd and extreme sizes with torch's interpolate and slices."""
     pixels = "yuv444p" if size[1] % 2 else "yuv420p"
     path = write_video(tmp_path / "x.mp4", frames=90, size=size, pixels=pixels)
     frames = torch.from_numpy(np.stack(all_frames(path))).float().permute(0, 3, 1, 2)
     transform = VideoTransform.from_preprocessing(None, (16, 224, 224))
-    _, pieces = read_segments(path, Sampling(clips=2), transform)
-    (piece,) = pieces
-    assert len(piece.views) == 6
+    _, segments = read_segments(path, Sampling(clips=2), transform)
+    (segment,) = segments
+    assert len(segment.views) == 6
     height, width = scaled_size(size[1], size[0], 224)
     long = max(height, width) - 224
     for view in range(6):
@@ -182,11 +184,11 @@ def test_views_are_slowfast_s(tmp_path: Path, size: tuple[int, int]) -> None:
         offset = (0, math.ceil(long / 2), long)[view % 3]
         top, left = (offset, 0) if height > width else (0, offset)
         theirs = resized[:, :, top : top + 224, left : left + 224].permute(0, 2, 3, 1)
-        assert_close(torch.from_numpy(np.array(piece.views[view])), theirs, 1e-4)
+        assert_close(torch.from_numpy(np.array(segment.views[view])), theirs, 1e-4)
 
 
 @torch.no_grad()
-def test_the_reference_s_probabilities_over_15_views(
+def test_probabilities_over_15_views_match_the_reference(
     hiera: Command, clip: Path, tmp_path: Path
 ) -> None:
     """The paper's evaluation: 5 clips x 3 crops, probabilities averaged."""
@@ -232,33 +234,33 @@ def test_the_reference_s_probabilities_over_15_views(
         ("x.flv", "flv1", "yuv420p"),
     ],
 )
-def test_seeking_gives_the_frames_that_decoding_gives(
+def test_seeking_returns_the_frames_of_sequential_decoding(
     tmp_path: Path, name: str, codec: str, pixels: str
 ) -> None:
     path = write_video(tmp_path / name, frames=120, codec=codec, pixels=pixels)
     frames = all_frames(path)
-    wanted = [0, 1, 15, 58, 59, 62, 100, 119]
+    indices = [0, 1, 15, 58, 59, 62, 100, 119]
     with Video(path) as video:
         assert abs(video.frames - 120) <= 1 and video.fps == pytest.approx(30, rel=0.02)
-        for shown in video.read([i for i in wanted if i < len(frames)]):
-            assert shown.intact, shown.index
-            assert np.array_equal(shown.pixels, frames[shown.index]), shown.index
+        for frame in video.read([i for i in indices if i < len(frames)]):
+            assert frame.intact, frame.index
+            assert np.array_equal(frame.pixels, frames[frame.index]), frame.index
     with Video(path.read_bytes()) as video:
-        (shown,) = video.read([62])
-        assert np.array_equal(shown.pixels, frames[62])
+        (frame,) = video.read([62])
+        assert np.array_equal(frame.pixels, frames[62])
 
 
 def test_variable_rate_is_sampled_by_time(tmp_path: Path) -> None:
-    """10 frames a second for three seconds, then 40: frame i is what is shown at i / rate."""
+    """10 frames per second for three seconds, then 40. Frame i is the one at the time i / fps."""
     times = [i / 10 for i in range(30)] + [3 + i / 40 for i in range(120)]
     path = write_video(tmp_path / "x.mkv", frames=150, times=times, gop=15)
     frames = all_frames(path)
     with Video(path) as video:
-        for shown in video.read(range(0, video.frames, 7)):
-            seconds = shown.index / video.fps + 0.25 / video.fps
-            belongs = max(i for i, t in enumerate(times) if t <= seconds + 1e-3)
-            assert np.array_equal(shown.pixels, frames[belongs]), shown.index
-            assert shown.intact
+        for frame in video.read(range(0, video.frames, 7)):
+            seconds = frame.index / video.fps + 0.25 / video.fps
+            expected = max(i for i, t in enumerate(times) if t <= seconds + 1e-3)
+            assert np.array_equal(frame.pixels, frames[expected]), frame.index
+            assert frame.intact
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -268,13 +270,15 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
     path = write_video(tmp_path / "x.mp4", frames=30, rotation=rotation)
     stored = all_frames(path)[0]
     with Video(path) as video:
-        (shown,) = video.read([0])
-    # The metadata is the angle, counterclockwise, by which a player turns the stored frame.
-    assert np.array_equal(shown.pixels, np.rot90(stored, rotation // 90))
+        (frame,) = video.read([0])
+    # The metadata is the counterclockwise angle by which a player rotates the stored frame.
+    assert np.array_equal(frame.pixels, np.rot90(stored, rotation // 90))
 
 
-def test_few_frames(hiera: Command, small_video_folder: Path, tmp_path: Path) -> None:
-    """Fewer than a clip: the last is repeated, and a note says so."""
+def test_short_videos_repeat_their_last_frame(
+    hiera: Command, small_video_folder: Path, tmp_path: Path
+) -> None:
+    """If a video is shorter than a clip, its record has a note."""
     for frames in (1, 20):
         path = write_video(tmp_path / f"{frames}.mp4", frames=frames)
         code, out, _ = hiera("predict", path, "-m", small_video_folder)
@@ -284,15 +288,15 @@ def test_few_frames(hiera: Command, small_video_folder: Path, tmp_path: Path) ->
         assert record["video"]["used"] == min(frames, len(np.unique(clip_indices(frames, 30, 1))))
 
 
-def test_sound_longer_than_the_picture(tmp_path: Path) -> None:
+def test_sound_may_be_longer_than_the_video(tmp_path: Path) -> None:
     path = write_video(tmp_path / "x.mkv", frames=90, sound=True)
     with Video(path) as video:
         assert abs(video.frames - 90) <= 1
-        assert all(shown.intact for shown in video.read([0, 45, video.frames - 1]))
+        assert all(frame.intact for frame in video.read([0, 45, video.frames - 1]))
 
 
-def test_cost_follows_the_frames_asked_for(tmp_path: Path) -> None:
-    """Ten times as long, as many frames decoded (within two groups of pictures a clip)."""
+def test_decoding_cost_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    """A video that is ten times as long needs at most 1.5 times as many decoded frames."""
     decoded = []
     for frames in (600, 6_000):
         path = write_video(tmp_path / f"{frames}.mp4", frames, size=(32, 32), gop=60, codec="mpeg4")
@@ -314,20 +318,20 @@ def test_cost_follows_the_frames_asked_for(tmp_path: Path) -> None:
 # `hiera predict` --------------------------------------------------------------------------------
 
 
-def test_segments(hiera: Command, small_video_folder: Path, clip: Path) -> None:
+def test_segments_are_classified(hiera: Command, small_video_folder: Path, clip: Path) -> None:
     arguments = ("predict", clip, "-m", small_video_folder, "--dtype", "fp32", "--segments", "2.5")
     code, out, _ = hiera(*arguments)
     record = json.loads(out)
     assert code == 0
     assert [(s["start"], s["end"]) for s in record["segments"]] == [(0, 2.5), (2.5, 5), (5, 6)]
     assert record["video"]["views"] == 3
-    # The first piece by itself: the clip in the middle of its 75 frames, the centre crop.
+    # The first segment alone: one clip in the middle of its 75 frames, with the centre crop.
     predictor = hiera_core.Predictor(str(small_video_folder), dtype="fp32")
     classifier = predictor.classifier("video")
     frames = all_frames(clip)
     transform = classifier.transform
-    _, pieces = read_segments(clip, Sampling(segments=2.5), transform)
-    view = np.array(next(pieces).views[0])
+    _, segments = read_segments(clip, Sampling(segments=2.5), transform)
+    view = np.array(next(segments).views[0])
     middle = functional.interpolate(
         torch.from_numpy(frames[5])[None].permute(0, 3, 1, 2).float(),
         (64, 85),
@@ -344,7 +348,7 @@ def test_segments(hiera: Command, small_video_folder: Path, clip: Path) -> None:
     assert "segments" in rows.splitlines()[0]
 
 
-def test_pictures_and_videos_meet_their_models(
+def test_pictures_and_videos_need_models_of_their_kind(
     hiera: Command, small_folder: Path, small_video_folder: Path, clip: Path, pictures: Path
 ) -> None:
     photo = pictures / "coffee.png"
@@ -364,10 +368,10 @@ def test_pictures_and_videos_meet_their_models(
     assert code == 2 and "--segments" in err
 
 
-def test_fps_is_the_rate_in_which_stride_counts(
+def test_fps_is_the_rate_of_the_stride(
     hiera: Command, small_video_folder: Path, clip: Path, tmp_path: Path
 ) -> None:
-    """2 frames apart at 15 per second are 4 frames apart at 30, the rate of the model."""
+    """A stride of 2 at 15 per second equals a stride of 4 at 30, the rate of the model."""
     transform = hiera_core.Predictor(str(small_video_folder)).classifier("video").transform
     assert transform.fps == 30
     sampled = []
@@ -391,7 +395,7 @@ def test_fps_is_the_rate_in_which_stride_counts(
     assert lower == default and json.loads(lower)["status"] == "ok"
 
 
-def test_without_a_model_the_input_chooses(clip: Path, pictures: Path) -> None:
+def test_the_input_decides_which_model_is_loaded(clip: Path, pictures: Path) -> None:
     built = []
 
     def build(kind: Any) -> hiera_core.Hiera:
@@ -401,14 +405,14 @@ def test_without_a_model_the_input_chooses(clip: Path, pictures: Path) -> None:
         return hiera_core.Hiera(**(SMALL if kind == "image" else SMALL_VIDEO))
 
     predictor = hiera_core.Predictor(build)
-    assert built == [], "nothing is loaded before it is needed"
+    assert built == [], "no model is loaded before it is needed"
     sources = hiera_core.data.sources.expand([str(pictures), str(clip), str(pictures)])
     records = list(predictor(sources))
     assert [r.kind for r in records] == ["image"] * 4 + ["video"] + ["image"] * 4
     assert all(r.status == "ok" for r in records) and sorted(built) == ["image", "video"]
 
 
-def test_options_that_make_no_sense() -> None:
+def test_sampling_options_must_be_positive() -> None:
     for options in ({"clips": 0}, {"segments": -1.0}, {"every": math.inf}, {"stride": 0}):
         with pytest.raises(UsageError, match="above 0"):
             Sampling(**options)  # type: ignore[arg-type]
@@ -417,7 +421,7 @@ def test_options_that_make_no_sense() -> None:
 # Faults -----------------------------------------------------------------------------------------
 
 
-def test_files_that_are_no_videos(
+def test_files_that_are_not_videos_are_errors(
     hiera: Command, small_video_folder: Path, clip: Path, tmp_path: Path
 ) -> None:
     playlist = tmp_path / "list.mp4"
@@ -451,17 +455,17 @@ def test_large_frames_are_refused_by_their_header(
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "fast.mp4", "x.mkv"])
-def test_every_truncation_is_seen(tmp_path: Path, name: str) -> None:
-    """An error, a result flagged partial, or exactly the whole file's pixels."""
+def test_every_truncation_is_detected(tmp_path: Path, name: str) -> None:
+    """A truncated file gives an error, damaged frames, or exactly the pixels of the whole file."""
     options = {"movflags": "+faststart"} if name == "fast.mp4" else {}
     path = write_video(tmp_path / name, frames=90, size=(64, 48), options=options)
     whole = path.read_bytes()
     transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
 
     def pixels(content: bytes) -> tuple[Any, int]:
-        report, pieces = read_segments(content, Sampling(), transform)
-        (piece,) = pieces
-        return piece.views.frames, report.damaged  # type: ignore[attr-defined]
+        report, segments = read_segments(content, Sampling(), transform)
+        (segment,) = segments
+        return segment.views.frames, report.damaged  # type: ignore[attr-defined]
 
     expected, damaged = pixels(whole)
     assert damaged == 0
@@ -475,33 +479,33 @@ def test_every_truncation_is_seen(tmp_path: Path, name: str) -> None:
         if damaged:
             outcomes["partial"] += 1
         else:
-            assert np.array_equal(found, expected), f"cut at {step}/64: silently another video"
+            assert np.array_equal(found, expected), f"cut at {step}/64: other pixels, but no error"
             outcomes["same"] += 1
     assert outcomes["error"] > 40, outcomes
 
 
-def test_flipped_bytes_are_counted(tmp_path: Path) -> None:
-    """Whatever is damaged, the frames reported are the frames used."""
+def test_damaged_frames_are_counted(tmp_path: Path) -> None:
+    """Whatever is damaged, the report counts the frames that are used."""
     path = write_video(tmp_path / "x.mp4", frames=90, size=(64, 48))
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
-    wanted = len(np.unique(clip_indices(90, 30, 5)))
-    draw = np.random.default_rng(0)
+    frame_count = len(np.unique(clip_indices(90, 30, 5)))
+    random = np.random.default_rng(0)
     noticed = 0
     for count in (1, 3, 10, 30, 100, 300, 1000):
         for _ in range(4):
             content = whole.copy()
-            content[draw.integers(48, len(content), count)] ^= 1 << draw.integers(
+            content[random.integers(48, len(content), count)] ^= 1 << random.integers(
                 0, 8, count
             ).astype(np.uint8)
             try:
-                report, pieces = read_segments(content.tobytes(), Sampling(), transform)
-                (piece,) = pieces
+                report, segments = read_segments(content.tobytes(), Sampling(), transform)
+                (segment,) = segments
             except InputError:
                 noticed += 1
                 continue
             noticed += report.damaged > 0
             if (report.frames, report.fps) == (90, 30):
-                assert report.used == wanted == len(piece.views.frames)  # type: ignore[attr-defined]
+                assert report.used == frame_count == len(segment.views.frames)  # type: ignore[attr-defined]
             assert report.damaged <= 0.1 * report.used
     assert noticed >= 12, noticed

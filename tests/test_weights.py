@@ -1,4 +1,4 @@
-"""Checkpoints: every source and dialect, strictness, damage, code in pickles."""
+"""Tests of checkpoints: sources, key mappings, missing keys, damaged files, code in pickles."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ TINY = {"embed_dim": 96, "stages": (1, 2, 7, 2)}
 
 @pytest.fixture(scope="module")
 def tiny_pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """hiera_tiny_224 as the reference's authors publish it."""
+    """Return a file of hiera_tiny_224 in the format that the reference's authors publish."""
     path = tmp_path_factory.mktemp("tiny") / "hiera_tiny_224.pth"
     torch.save({"model_state": draw_weights(reference.hiera_tiny_224()).state_dict()}, path)
     return path
 
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a model's weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -78,7 +79,7 @@ def test_config_json_holds_constructor_arguments_only(tmp_path: Path) -> None:
     assert built.card["classes"] == list("abcdefghij") and built.card["model"] == "mine"
 
 
-def test_missing_keys_do_not_pass(small_folder: Path, tmp_path: Path) -> None:
+def test_missing_keys_are_refused_if_strict(small_folder: Path, tmp_path: Path) -> None:
     state = files.read_tensors(small_folder / "model.safetensors")
     del state["blocks.2.mlp.fc1.weight"]
     save_file(state, tmp_path / "model.safetensors")
@@ -89,7 +90,7 @@ def test_missing_keys_do_not_pass(small_folder: Path, tmp_path: Path) -> None:
     assert torch.equal(loose.blocks[1].norm1.weight, state["blocks.1.norm1.weight"])
 
 
-def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -102,7 +103,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # Names and heads --------------------------------------------------------------------------------
 
 
-def test_zoo_functions_carry_their_checkpoints() -> None:
+def test_zoo_functions_list_the_checkpoints_of_the_reference() -> None:
     for name in ("hiera_base_224", "mae_hiera_large_16x224"):
         ours, theirs = getattr(hiera_core, name), getattr(reference, name)
         assert ours.checkpoints == theirs.checkpoints
@@ -115,8 +116,8 @@ def test_create_model_from_a_file_and_with_other_classes(
     state = files.read_tensors(tiny_pth)
     model = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth)
     assert torch.equal(model.head.projection.weight, state["head.projection.weight"])
-    told = hiera_core.create_model(str(tiny_pth))  # the shapes say which model it is
-    assert told.card["model"] == "hiera_tiny_224"
+    inferred = hiera_core.create_model(str(tiny_pth))  # from the shapes of the weights
+    assert inferred.card["model"] == "hiera_tiny_224"
     with caplog.at_level(logging.WARNING, "hiera"):
         ten = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth, num_classes=10)
     assert "head (2) not used" in caplog.text and "newly initialised" in caplog.text
@@ -125,14 +126,14 @@ def test_create_model_from_a_file_and_with_other_classes(
     assert torch.equal(ten.blocks[3].attn.qkv.weight, state["blocks.3.attn.qkv.weight"])
 
 
-def test_pretrained_features_without_a_head(tiny_pth: Path) -> None:
+def test_a_model_without_classes_has_no_head(tiny_pth: Path) -> None:
     model = hiera_core.create_model("hiera_tiny_224", checkpoint=tiny_pth, num_classes=0)
     assert isinstance(model.head, torch.nn.Identity)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_patch_embedding_adapts_to_channels(tiny_pth: Path, channels: int) -> None:
-    """As timm does it."""
+    """The weights are adapted as in timm."""
     import timm.models
 
     weight = files.read_tensors(tiny_pth)["patch_embed.proj.weight"]
@@ -141,7 +142,7 @@ def test_patch_embedding_adapts_to_channels(tiny_pth: Path, channels: int) -> No
     assert_close(model.patch_embed.proj.weight, expected)
 
 
-def test_an_autoencoder_s_weights_make_a_classifier(
+def test_a_classifier_loads_the_weights_of_an_autoencoder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = {**SMALL, "q_pool": 2, "decoder_embed_dim": 32, "decoder_num_heads": 2}
@@ -152,27 +153,27 @@ def test_an_autoencoder_s_weights_make_a_classifier(
     assert "decoder_blocks" in caplog.text and "norm (2)" in caplog.text
     assert model.config["q_pool"] == 3
     assert torch.equal(model.blocks[4].mlp.fc2.bias, mae.blocks[4].mlp.fc2.bias)
-    assert (model.norm.bias == 0.02).all(), "initial value, as the reference leaves it"
+    assert (model.norm.bias == 0.02).all(), "the initial value, as in the reference"
 
 
-def test_wrong_architecture_names_the_right_one(tiny_pth: Path, hiera: Command) -> None:
+def test_the_error_about_a_wrong_model_names_the_right_one(tiny_pth: Path, hiera: Command) -> None:
     code, _, err = hiera("predict", "x.jpg", "-m", "hiera_base_224", "--checkpoint", tiny_pth)
     assert code == 3 and err.count("\n") == 1
     assert "use --model hiera_tiny_224" in err and "is expected" in err
 
 
-def test_unknown_checkpoint_tag(hiera: Command) -> None:
+def test_unknown_checkpoints_and_models_have_suggestions(hiera: Command) -> None:
     code, _, err = hiera("predict", "x.jpg", "-m", "hiera_base_224.mae_in1k_ft")
     assert code == 2 and "did you mean" in err and "mae_in1k_ft_in1k" in err
     with pytest.raises(UsageError, match="hiera_base_224"):
         hiera_core.create_model("hiera_bas_224")
 
 
-# Dialects ---------------------------------------------------------------------------------------
+# Key mappings -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_timm_weights(tmp_path: Path) -> None:
+def test_weights_of_timm_load(tmp_path: Path) -> None:
     import timm
 
     theirs = draw_weights(timm.create_model("hiera_tiny_224")).eval()
@@ -184,7 +185,7 @@ def test_timm_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("autoencoder", [False, True])
 @torch.no_grad()
-def test_transformers_weights(tmp_path: Path, autoencoder: bool) -> None:
+def test_weights_of_transformers_load(tmp_path: Path, autoencoder: bool) -> None:
     from transformers import HieraConfig, HieraForImageClassification, HieraForPreTraining
 
     config = HieraConfig(
@@ -210,20 +211,20 @@ def test_transformers_weights(tmp_path: Path, autoencoder: bool) -> None:
         return
     noise = torch.rand(1, 49)
     mask = torch.zeros(1, 49, dtype=torch.bool)
-    mask[0, noise.argsort(1)[0, :19]] = True  # its rule: the smallest noise stays visible
+    mask[0, noise.argsort(1)[0, :19]] = True  # the units with the smallest noise are visible
     assert_close(ours(x, mask=mask)[0], theirs(x, noise=noise).loss)
 
 
-def test_foreign_names_are_refused() -> None:
+def test_names_of_other_architectures_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"not a Hiera checkpoint .*cls_token"):
         key_mapping.to_reference({"cls_token": 1, "layers.0.weight": 2})
 
 
-# Damage -----------------------------------------------------------------------------------------
+# Damaged files ----------------------------------------------------------------------------------
 
 
 class Payload:
-    """Creates a file when unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -242,22 +243,24 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, hiera: Command, zipped: boo
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_truncated_files(tmp_path: Path, hiera: Command, ending: str, part: float) -> None:
+def test_truncated_files_are_refused(
+    tmp_path: Path, hiera: Command, ending: str, fraction: float
+) -> None:
     whole, path = tmp_path / f"whole{ending}", tmp_path / f"cut{ending}"
     state = state_of(hiera_core.Hiera(**SMALL))
     save_file(state, whole) if ending == ".safetensors" else torch.save(state, whole)
-    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * fraction)])
     code, _, err = hiera("predict", "x.jpg", "--checkpoint", path)
     assert code == 3 and err.count("\n") == 1 and "truncated or damaged" in err
 
 
-USELESS = {
+BAD_CONTENT = {
     "list": "holds a list",
     "scalar": "'epoch' is a int",
     "key": "the key 3 is no name",
-    "sparse": "weights.pth",  # torch itself may refuse it
+    "sparse": "weights.pth",  # torch may refuse it first
     "float8": "norm.weight is float8_e4m3fn",
     "integers": "norm.weight is int64",
     "nan": "blocks.0.norm1.weight",
@@ -267,8 +270,8 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("content", USELESS)
-def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
+@pytest.mark.parametrize("content", BAD_CONTENT)
+def test_bad_content_is_refused(tmp_path: Path, hiera: Command, content: str) -> None:
     state: Any = state_of(hiera_core.Hiera(**SMALL))
     path = tmp_path / "weights.pth"
     if content == "list":
@@ -293,7 +296,7 @@ def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
         path.write_text("<html>404 not found</html>")
     code, _, err = hiera("predict", "x.jpg", "--checkpoint", path)
     assert code == 3 and err.count("\n") == 1
-    assert USELESS[content] in err
+    assert BAD_CONTENT[content] in err
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_useless_content(tmp_path: Path, hiera: Command, content: str) -> None:
         ({"preprocessing": {"resize": "big"}}, "preprocessing"),
     ],
 )
-def test_foreign_configuration(
+def test_bad_configurations_are_refused(
     small_folder: Path, tmp_path: Path, hiera: Command, change: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(small_folder / "model.safetensors")
@@ -322,8 +325,8 @@ def test_foreign_configuration(
     assert code == 3 and message in err and err.count("\n") == 1, err
 
 
-def test_weights_without_a_classifier(tmp_path: Path, hiera: Command) -> None:
-    """A random head would give answers that mean nothing."""
+def test_weights_without_a_classifier_are_refused(tmp_path: Path, hiera: Command) -> None:
+    """The predictions of a random head would mean nothing."""
     state = state_of(hiera_core.mae_hiera_tiny_224())
     torch.save({"model_state": state}, tmp_path / "mae.pth")
     for arguments in (["-m", "hiera_tiny_224", "--checkpoint", tmp_path / "mae.pth"],):
@@ -333,20 +336,20 @@ def test_weights_without_a_classifier(tmp_path: Path, hiera: Command) -> None:
     assert code == 2 and "use hiera_tiny_224" in err, "before anything is downloaded"
 
 
-def test_a_file_named_like_a_model(tiny_pth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_may_be_named_like_a_model(tiny_pth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_pth.parent)
-    model = hiera_core.create_model("hiera_tiny_224.pth")  # and not its checkpoint "pth"
+    model = hiera_core.create_model("hiera_tiny_224.pth")  # not the checkpoint "pth" of the model
     assert model.card["source"] == "hiera_tiny_224.pth"
 
 
-def test_from_pretrained_as_the_hub_s_mixin_is_called(small_folder: Path) -> None:
+def test_from_pretrained_takes_the_arguments_of_the_hub_mixin(small_folder: Path) -> None:
     model = hiera_core.Hiera.from_pretrained(
         pretrained_model_name_or_path=small_folder, map_location="meta"
     )
     assert model.pos_embed.is_meta
 
 
-def test_missing_file(hiera: Command) -> None:
+def test_missing_files_are_named(hiera: Command) -> None:
     code, _, err = hiera("predict", "x.jpg", "--checkpoint", "no/such/file.pth")
     assert code == 3 and "no/such/file.pth" in err
     code, _, err = hiera("predict", "x.jpg", "-m", "hiera_tiny_224", "--checkpoint", "gone.pth")
@@ -354,7 +357,7 @@ def test_missing_file(hiera: Command) -> None:
 
 
 def test_weights_are_mapped_not_copied(small_folder: Path) -> None:
-    """Loading takes no random initialisation and no second copy."""
+    """Loading skips the random initialisation and makes no copy."""
     checkpoint = load.read_checkpoint(small_folder)
     model = hiera_core.models.factory.from_checkpoint(checkpoint)
     name = "blocks.0.mlp.fc1.weight"
@@ -364,10 +367,10 @@ def test_weights_are_mapped_not_copied(small_folder: Path) -> None:
 # The hub ----------------------------------------------------------------------------------------
 
 
-def test_hub_download_cache_and_failures(
+def test_downloads_from_the_hub_are_cached_and_failures_have_remedies(
     hub: Hub, small_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """The real client, against a local server."""
+    """The real client downloads from a local server."""
     contents = {p.name: p.read_bytes() for p in small_folder.iterdir()}
     hub.repositories["someone/small"] = contents
     picture = pictures / "coffee.png"
@@ -401,8 +404,8 @@ def test_hub_download_cache_and_failures(
         code, _, lines = predict(model, **more)
         assert code == 4 and len(lines) == 1, lines
         assert message in lines[0]
-        for cure in ("--checkpoint", "cache", "HF_ENDPOINT"):
-            assert cure in lines[0]
+        for remedy in ("--checkpoint", "cache", "HF_ENDPOINT"):
+            assert remedy in lines[0]
 
     hub.repositories["someone/old"] = old = {**contents}
     state = load.read_checkpoint(small_folder).state
@@ -422,10 +425,10 @@ def test_hub_download_cache_and_failures(
     assert code == 4 and "gated" in lines[0] and "HF_TOKEN" in lines[0]
 
 
-def test_damaged_download_leaves_no_file(
+def test_a_damaged_download_leaves_no_file(
     hub: Hub, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A blob is named by its SHA-256; other bytes under that name are thrown away."""
+    """The name of a blob is its SHA-256. A blob with other content is deleted."""
     from hiera_core.weights import download as client
 
     blob = tmp_path / ("0" * 64)
@@ -437,10 +440,10 @@ def test_damaged_download_leaves_no_file(
     assert not blob.exists() and not link.exists()
 
 
-def test_released_files_by_url_resume_and_stay(
+def test_downloads_from_a_url_resume_and_are_cached(
     hub: Hub, tiny_pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No hub: the .pth from the mirror, into torch.hub's cache, going on after a break."""
+    """Without the hub, the .pth file comes from HIERA_WEIGHTS_URL, to the cache of torch.hub."""
     from huggingface_hub import constants
 
     content = tiny_pth.read_bytes()
@@ -467,25 +470,25 @@ def test_released_files_by_url_resume_and_stay(
         hiera_core.hiera_small_224(pretrained=True)
 
 
-def test_urls_are_told_apart_and_a_stale_rest_is_thrown_away(
+def test_urls_have_separate_files_and_stale_parts_are_deleted(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two addresses that end alike; a .partial longer than the file; a line that breaks."""
+    """Two URLs may end alike, and a .partial file may be longer than the download."""
     from hiera_core.weights import download as client
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     hub.plain = {"/one/model.pth": b"first", "/two/model.pth": b"second"}
-    one, two = (client.from_url(f"{hub.url}/{n}/model.pth").weights for n in ("one", "two"))
-    assert (one.read_bytes(), two.read_bytes()) == (b"first", b"second")
-    for stale in (b"firs", b"first", b"much longer"):  # a beginning, all of it, another file's
-        one.unlink()
-        one.with_name(one.name + ".partial").write_bytes(stale)
+    first, second = (client.from_url(f"{hub.url}/{n}/model.pth").weights for n in ("one", "two"))
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
+    for stale in (b"firs", b"first", b"much longer"):  # a prefix, the whole file, other content
+        first.unlink()
+        first.with_name(first.name + ".partial").write_bytes(stale)
         again = client.from_url(f"{hub.url}/one/model.pth").weights
         assert again.read_bytes() == b"first", stale
-    one.unlink()
+    first.unlink()
     with pytest.raises(HubError, match="other bytes"):
         client.from_url(f"{hub.url}/one/model.pth", sha256="0" * 64)
-    assert not one.exists()
+    assert not first.exists()
     for url in (f"{hub.url}/gone.pth", "http://127.0.0.1:9/x.pth", "http://bad host/x.pth"):
         with pytest.raises(HubError, match="could not be fetched"):
             client.from_url(url)

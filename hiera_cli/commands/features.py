@@ -21,7 +21,7 @@ from ..options import OnError, auto_or_count
 from ..result_stream import ResultStream, check_file, check_folder
 
 if TYPE_CHECKING:
-    from hiera_core.inference.feature_shards import FeatureStore
+    from hiera_core.inference.feature_store import FeatureStore
     from hiera_core.inference.features import FeatureExtractor
 
 SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
@@ -188,7 +188,7 @@ def features(
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
-    from hiera_core.inference.feature_shards import FeatureStore
+    from hiera_core.inference.feature_store import FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
     feature_formats.check_format(

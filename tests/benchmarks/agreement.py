@@ -1,10 +1,10 @@
-"""How often half precision gives fp32's answer, ours and the reference's.
+"""Compare half precision with fp32: how often is the top-1 class the same?
 
     python -m tests.benchmarks.agreement [--dtype bf16] [--device cpu]
 
-Two questions: hiera_nano_32 on the digits that training holds out, and Hiera-B with drawn weights
-on crops of real pictures, where the reference answers the same. Prints the share of equal top-1 and
-the largest difference of a probability.
+There are two comparisons: hiera_nano_32 on the held-out digits, and Hiera-B with drawn weights on
+crops of real pictures, for our model and the reference's. Prints the share of inputs with the same
+top-1 class, and the largest difference of a probability.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--crops", type=int, default=200)
-    parser.add_argument("--heads", type=int, default=50)
+    parser.add_argument("--crops", type=int, default=200, help="inputs of Hiera-B")
+    parser.add_argument("--heads", type=int, default=50, help="random heads of Hiera-B")
     options = parser.parse_args()
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     model = hiera_core.hiera_nano_32(pretrained=True)
     transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (32, 32))
     views = [transform.crop(open_image(s.content())[0]) for s in open_eval_data("digits").sources]
-    found = both(model, transform, views, dtype, device)
-    say("hiera_nano_32, held-out digits", [tuple(x.softmax(-1) for x in found)])
+    found = outputs_in_both_dtypes(model, transform, views, dtype, device)
+    print_agreement("hiera_nano_32, held-out digits", [tuple(x.softmax(-1) for x in found)])
     import hiera
 
     transform = ImageTransform.from_preprocessing(None, (224, 224))
@@ -51,26 +51,34 @@ def main() -> None:
     exact = None
     for name, net in (("ours", ours), ("reference", reference)):
         net.head = torch.nn.Identity()
-        full, half = both(net, transform, views, dtype, device)
-        exact = full if exact is None else exact  # one set of heads for both
+        full, half = outputs_in_both_dtypes(net, transform, views, dtype, device)
+        exact = full if exact is None else exact  # one set of heads for both models
         heads = [draw_head(exact, seed) for seed in range(options.heads)]
-        pairs = [(under(full, *head), under(half.to(dtype), *head)) for head in heads]
-        say(f"Hiera-B, drawn weights, {name}", pairs)
+        pairs = [
+            (probabilities(full, *head), probabilities(half.to(dtype), *head)) for head in heads
+        ]
+        print_agreement(f"Hiera-B, drawn weights, {name}", pairs)
 
 
 def draw_head(features: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """1000 classes for what differs between pictures, which otherwise all look alike: weight and
-    bias. The same in all of the 32 directions in which they differ most, so that many classes win
-    somewhere."""
+    """Draw a head of 1000 classes, whose logits depend on the differences between the pictures.
+
+    The features of all pictures are similar, so an ordinary random head gives them the same class.
+    This head gives equal weight to the 32 directions in which the features differ most, so that
+    many classes occur.
+
+    Returns:
+        Weight and bias.
+    """
     mean = features.mean(0)
     _, spread, directions = torch.linalg.svd(features - mean, full_matrices=False)
-    seen = directions[:32] / spread[:32, None] * len(features) ** 0.5
-    weight = torch.randn(1000, len(seen), generator=torch.manual_seed(seed)) @ seen
+    basis = directions[:32] / spread[:32, None] * len(features) ** 0.5
+    weight = torch.randn(1000, len(basis), generator=torch.manual_seed(seed)) @ basis
     return weight, -(weight @ mean)
 
 
-def under(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Probabilities by a head in the features' own number format; the softmax is fp32's."""
+def probabilities(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Apply a head in the dtype of the features. The softmax is in fp32."""
     dtype = features.dtype
     logits = torch.nn.functional.linear(features, weight.to(dtype), bias.to(dtype))
     return logits.float().softmax(-1)
@@ -83,12 +91,14 @@ def outputs(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Iterator[torch.Tensor]:
+    """Yield the outputs of a model, batch by batch."""
     for first in range(0, len(views), 20):
         pixels = torch.from_numpy(np.stack(views[first : first + 20])).to(device)
         yield model(transform.normalise(pixels).to(dtype)).float().cpu()
 
 
 def crops(count: int) -> Iterator[Image.Image]:
+    """Yield random square crops of real pictures."""
     import skimage.data
 
     generator = np.random.default_rng(0)
@@ -100,24 +110,29 @@ def crops(count: int) -> Iterator[Image.Image]:
 
 
 @torch.inference_mode()
-def both(
+def outputs_in_both_dtypes(
     model: Any,
     transform: ImageTransform,
     views: list[np.ndarray],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, or features of a model without a head, in fp32 and in `dtype`."""
-    found = []
-    for number in (torch.float32, dtype):
-        net = copy.deepcopy(model).eval().to(device, number)
+    """Return logits, or the features of a model without a head, in fp32 and in `dtype`."""
+    results = []
+    for model_dtype in (torch.float32, dtype):
+        net = copy.deepcopy(model).eval().to(device, model_dtype)
         net.head.act_func = torch.nn.Identity()
-        found.append(torch.cat(list(outputs(net, transform, views, number, device))))
-    return found[0], found[1]
+        results.append(torch.cat(list(outputs(net, transform, views, model_dtype, device))))
+    return results[0], results[1]
 
 
-def say(name: str, pairs: list[tuple[torch.Tensor, ...]]) -> None:
-    """Of each head, or of the only one: probabilities in fp32 and in half precision."""
+def print_agreement(name: str, pairs: list[tuple[torch.Tensor, ...]]) -> None:
+    """Print how well fp32 and half precision agree.
+
+    Args:
+        name: Model and data.
+        pairs: For each head, the probabilities in fp32 and in half precision.
+    """
     shares = [(e.argmax(1) == h.argmax(1)).float().mean().item() for e, h in pairs]
     classes = min(e.argmax(1).unique().numel() for e, _ in pairs)
     largest = max((e - h).abs().max().item() for e, h in pairs)

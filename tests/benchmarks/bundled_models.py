@@ -1,11 +1,11 @@
-"""Train the bundled models by their recipes, and measure what pre-training gains.
+"""Train the bundled models with their recipes, and measure the gain of pre-training.
 
     python -m tests.benchmarks.bundled_models             on the digits: time and accuracy
     python -m tests.benchmarks.bundled_models --video     the same on the moving shapes
     python -m tests.benchmarks.bundled_models --seeds 5   digits, with and without pre-training
     python -m tests.benchmarks.bundled_models --ship      also put them into the package
 
-Accuracy is that of `hiera eval` on the fixed fifth that is held out.
+The accuracy is that of `hiera eval` on the held-out fifth of the data.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ MODELS = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}
 
 
 def hiera(*arguments: object, threads: int | None = None) -> str:
+    """Run a command line, and return its standard output."""
     environment = dict(os.environ)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -47,21 +48,22 @@ def accuracy(data: str, folder: Path) -> float:
     return float(found["top1"])
 
 
-def both_stages(data: str, folder: Path, ship: bool) -> None:
+def train_both_stages(data: str, folder: Path, ship: bool) -> None:
+    """Pre-train and fine-tune a bundled model. Print the time and the accuracy."""
     name = MODELS[data]
-    began = time.monotonic()
+    start = time.monotonic()
     hiera("train", f"mae_{name}", data, "-o", folder / "mae", "-q")
     hiera("train", name, data, "-o", folder / "ft", "--init-from", folder / "mae", "-q")
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - start) / 60
     print(f"{data}: top-1 {accuracy(data, folder / 'ft'):.2f}% in {minutes:.1f} minutes")
     if ship:
         for model, run in ((f"mae_{name}", "mae"), (name, "ft")):
-            put_into_the_box(folder / run / "model.safetensors", model)
-        (ship_clip if data == "shapes" else ship_digits)()
+            save_asset(folder / run / "model.safetensors", model)
+        (save_sample_clip if data == "shapes" else save_sample_digits)()
 
 
-def put_into_the_box(weights: Path, model: str) -> None:
-    """In half precision: all four stay below 4 MB."""
+def save_asset(weights: Path, model: str) -> None:
+    """Save weights in the package, in half precision. All four files stay below 4 MB."""
     target = next(iter(get(model).checkpoints.values())).bundled_path
     assert target is not None
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(weights).items()}
@@ -69,50 +71,46 @@ def put_into_the_box(weights: Path, model: str) -> None:
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")
 
 
-def ship_digits() -> None:
-    """The first three, five and eight of what is held out, each named for what it shows."""
+def save_sample_digits() -> None:
+    """Save the first held-out three, five and eight, each under the name of its class."""
     held = open_eval_data("digits")
     assert held.labels is not None
     for name in ("three", "five", "eight"):
         first = held.labels.tolist().index(toy_datasets.DIGITS.index(name))
-        keep_sample(f"{name}.png", held.sources[first].content())
+        save_sample(f"{name}.png", held.sources[first].content())
 
 
-def ship_clip() -> None:
-    """A new clip, at twice the size."""
+def save_sample_clip() -> None:
+    """Save a new clip, at twice the size."""
     frames = toy_datasets.draw_clip(0, np.random.default_rng(2026), side=96)
-    keep_sample(
-        f"{toy_datasets.DIRECTIONS[0].replace(' ', '_')}.mp4",
-        video_writer.encode(frames, toy_datasets.RATE),
-    )
+    name = toy_datasets.DIRECTIONS[0].replace(" ", "_")
+    save_sample(f"{name}.mp4", video_writer.encode(frames, toy_datasets.RATE))
 
 
-def keep_sample(name: str, content: Path | bytes) -> None:
+def save_sample(name: str, content: Path | bytes) -> None:
     assert isinstance(content, bytes)
     folder = ASSETS / "samples"
     (folder / name).write_bytes(content)
 
 
-def by_seed(seeds: int, folder: Path, jobs: int) -> None:
-    """The pre-trained weights are the same for all seeds; what follows is not."""
+def compare_seeds(seeds: int, folder: Path, jobs: int) -> None:
+    """Fine-tune with several seeds, from the same pre-trained weights and from scratch."""
     name = MODELS["digits"]
     hiera("train", f"mae_{name}", "digits", "-o", folder / "mae", "-q")
 
-    def one(job: tuple[int, bool]) -> float:
+    def fine_tune(job: tuple[int, bool]) -> float:
         seed, pretrained = job
         run = folder / f"{seed}-{pretrained}"
-        more = ["--init-from", folder / "mae"] if pretrained else []
-        hiera(
-            *("train", name, "digits", "-o", run, "-q", "-j", "1", "--set", f"seed={seed}", *more),
-            threads=1,
-        )
+        init_from = ["--init-from", folder / "mae"] if pretrained else []
+        options = ["-o", run, "-q", "-j", "1", "--set", f"seed={seed}", *init_from]
+        hiera("train", name, "digits", *options, threads=1)
         return accuracy("digits", run)
 
-    work = [(seed, pretrained) for seed in range(seeds) for pretrained in (True, False)]
+    all_jobs = [(seed, pretrained) for seed in range(seeds) for pretrained in (True, False)]
     with ThreadPoolExecutor(jobs) as pool:
-        found = dict(zip(work, pool.map(one, work), strict=True))
+        accuracies = dict(zip(all_jobs, pool.map(fine_tune, all_jobs), strict=True))
     for pretrained in (True, False):
-        values = [found[seed, pretrained] for seed in range(seeds)]
+        values = [accuracies[seed, pretrained] for seed in range(seeds)]
         spread = statistics.stdev(values) if seeds > 1 else 0.0
         label = "with pre-training" if pretrained else "without"
         listed = " ".join(f"{v:.2f}" for v in values)
@@ -130,9 +128,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.output or Path(scratch)
         if arguments.seeds:
-            by_seed(arguments.seeds, folder, arguments.jobs)
+            compare_seeds(arguments.seeds, folder, arguments.jobs)
         else:
-            both_stages("shapes" if arguments.video else "digits", folder, arguments.ship)
+            train_both_stages("shapes" if arguments.video else "digits", folder, arguments.ship)
 
 
 if __name__ == "__main__":

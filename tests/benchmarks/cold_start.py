@@ -1,9 +1,10 @@
-"""Wall time from nothing to one picture's classes, against the reference's shortest script.
+"""Time from start-up to the classes of one picture, against a short script with the reference.
 
     python -m tests.benchmarks.cold_start [--model hiera_large_224] [--runs 5]
 
-Both read the same checkpoint (random weights, written by the reference as its authors publish
-them) and picture, in processes of their own, in turns. Prints medians and their ratio.
+Both read the same picture and the same checkpoint (random weights, in the format that the
+reference's authors publish). They run alternately, each in a new process. Prints medians and their
+ratio.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
             "hiera fp32": [*python, *cli, "--dtype", "fp32"],
             "hiera auto": [*python, *cli],
         }
-        for command in commands.values():  # files into the page cache, bytecode written
+        for command in commands.values():  # warm up: page cache and bytecode
             subprocess.run(command, check=True, capture_output=True)
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(options.runs):

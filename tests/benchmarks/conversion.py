@@ -1,9 +1,11 @@
-"""Conversion at full size: round trips of the whole zoo, memory and time of the largest model, and
-what the absolute-window rule buys.
+"""Conversion of full-size models.
 
     python -m tests.benchmarks.conversion --round-trips [--forward]
     python -m tests.benchmarks.conversion --cost
     python -m tests.benchmarks.conversion --sizes
+
+The first checks round trips of every model of the zoo. The second measures time and memory for the
+largest model. The third compares rules of resampling position embeddings by their accuracy.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from hiera_core.weights import files
 from tests.conftest import draw_weights
 
 LARGEST = "hiera_huge_224"
-ONCE = """
+TIME_CONVERSION = """
 import json, os, shutil, sys, time
 import torch, safetensors.torch
 from hiera_core.benchmarking.timer import PeakMemory
@@ -39,7 +41,7 @@ def copy(dest):
     with open(dest, "rb+") as file:
         os.fsync(file.fileno())
 
-copy(dest + ".first")  # the same pages for all: fresh ones take a virtual machine longer
+copy(dest + ".first")  # all runs reuse these pages: new ones cost a virtual machine more time
 os.remove(dest + ".first")
 memory = PeakMemory(torch.device("cpu"))
 memory.start()
@@ -49,33 +51,33 @@ print(json.dumps([time.perf_counter() - start, memory.peak() * 2**20]))
 """
 
 
-def draw(name: str, path: Path) -> None:
-    """A model's parameters at full size, random, as the reference's authors publish them."""
+def write_drawn_weights(name: str, path: Path) -> None:
+    """Write random weights of a model, in the format that the reference's authors publish."""
     with torch.device("meta"):
         model = hiera_core.create_model(name)
     files.write_pickle(path, draw_weights(model.to_empty(device="cpu")).state_dict())
 
 
 def round_trips(names: list[str], verify: str) -> None:
-    """hub -> FORMAT -> hub, compared with the first hub folder."""
+    """Convert hub -> FORMAT -> hub, and compare the result with the first hub folder."""
     for name in names:
-        row = zoo.get(name)
-        ways = ["pth"]
-        ways += ["timm"] * (row.kind == "image" and not row.autoencoder)
-        # Three stages, the last unpooled: transformers has no such autoencoder.
-        ways += ["transformers"] * (row.kind == "image" and name != "mae_hiera_nano_32")
+        entry = zoo.get(name)
+        targets = ["pth"]
+        targets += ["timm"] * (entry.kind == "image" and not entry.autoencoder)
+        # This autoencoder does not pool before its last stage, which transformers does not support.
+        targets += ["transformers"] * (entry.kind == "image" and name != "mae_hiera_nano_32")
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            draw(name, root / "drawn.pth")
+            write_drawn_weights(name, root / "drawn.pth")
             converter.convert(str(root / "drawn.pth"), root / "hub", "hub", verify=verify)
             (root / "drawn.pth").unlink()
             first = load_file(root / "hub" / "model.safetensors")
-            for way in ways:
-                made = converter.convert(str(root / "hub"), root / way, way, verify=verify)
+            for target in targets:
+                made = converter.convert(str(root / "hub"), root / target, target, verify=verify)
                 if verify == "forward":
                     proof = made.proof
                     print(f"  {proof.reader}: {proof.what} within {proof.max_difference:.1e}")
-                converter.convert(str(root / way), root / "back", "hub", overwrite=True)
+                converter.convert(str(root / target), root / "back", "hub", overwrite=True)
                 again = load_file(root / "back" / "model.safetensors")
                 assert again.keys() == first.keys()
                 assert all(torch.equal(again[key], first[key]) for key in first)
@@ -84,35 +86,36 @@ def round_trips(names: list[str], verify: str) -> None:
                     assert one == two, file
                 del again
             print(
-                f"{name}: {len(first)} tensors, hub -> {', '.join(ways)} -> hub exact", flush=True
+                f"{name}: {len(first)} tensors, hub -> {', '.join(targets)} -> hub exact",
+                flush=True,
             )
 
 
 def cost(rounds: int) -> None:
-    """Hiera-H by renaming against a plain copy of the file, interleaved."""
+    """Print time and memory of converting Hiera-H, against a plain copy. They run alternately."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        draw(LARGEST, root / "drawn.pth")
+        write_drawn_weights(LARGEST, root / "drawn.pth")
         converter.convert(str(root / "drawn.pth"), root / "hub", "hub")
         (root / "drawn.pth").unlink()
         source = root / "hub" / "model.safetensors"
         size = source.stat().st_size
-        ways = ("copy", "hub", "timm", "transformers", "pth")
-        taken: dict[str, list[list[float]]] = {way: [] for way in ways}
+        targets = ("copy", "hub", "timm", "transformers", "pth")
+        measured: dict[str, list[list[float]]] = {target: [] for target in targets}
         for _ in range(rounds):
-            for what, results in taken.items():
+            for what, results in measured.items():
                 dest = root / "dest"
                 done = subprocess.run(
-                    [sys.executable, "-c", ONCE, what, source.parent, dest],
+                    [sys.executable, "-c", TIME_CONVERSION, what, source.parent, dest],
                     check=True,
                     capture_output=True,
                     text=True,
                 )
                 results.append(json.loads(done.stdout))
                 subprocess.run(["rm", "-r", dest], check=True)
-        copy = statistics.median(seconds for seconds, _ in taken["copy"])
+        copy = statistics.median(seconds for seconds, _ in measured["copy"])
         print(f"{LARGEST}: {size / 1e9:.2f} GB; a plain copy (with fsync) takes {copy:.1f} s")
-        for what, results in taken.items():
+        for what, results in measured.items():
             seconds = statistics.median(r[0] for r in results)
             peak = max(r[1] for r in results)
             print(
@@ -121,7 +124,7 @@ def cost(rounds: int) -> None:
 
 
 def sizes() -> None:
-    """The digits at larger sizes, without training for them: accuracy by rule."""
+    """Print the accuracy on enlarged digits by resampling rule, without training at that size."""
     from hiera_core.data import datasets
     from hiera_core.inference.evaluate import evaluate_dataset
     from hiera_core.inference.predict import Predictor
@@ -144,10 +147,14 @@ def sizes() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round-trips", action="store_true")
-    parser.add_argument("--forward", action="store_true", help="answers in the other libraries too")
+    parser.add_argument(
+        "--forward",
+        action="store_true",
+        help="with --round-trips: also compare outputs in the other libraries",
+    )
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--sizes", action="store_true")
-    parser.add_argument("--models", nargs="*", help="of --round-trips (default: all)")
+    parser.add_argument("--models", nargs="*", help="with --round-trips: models (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.round_trips:

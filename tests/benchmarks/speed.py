@@ -1,9 +1,9 @@
-"""The tables of speed in README.md and docs/benchmarks.md: run `hiera bench` and write the results.
+"""Run `hiera bench`, and write the tables of speed in README.md and docs/benchmarks.md.
 
     python -m tests.benchmarks.speed [--keep DIR] [--only NAME] [--write]
 
-Prints the section of docs/benchmarks.md. --write replaces that section, and the table of ratios in
-the README. --keep stores the measurements in a folder, and uses those that are there already.
+Prints the section of docs/benchmarks.md. With --write, replaces that section, and the table of
+ratios in the README. With --keep, stores the measurements in a folder, and reuses those it holds.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = [options.only] if options.only else [*CASES, "all"]
-        for name in wanted:
+        names = [options.only] if options.only else [*CASES, "all"]
+        for name in names:
             arguments = "--all" if name == "all" else CASES[name].arguments
             measure(folder / f"{name}.json", arguments)
-        text = section(folder, wanted)
-        ratios = machine(folder, wanted) + table_of_ratios(folder, wanted)
+        text = section(folder, names)
+        ratios = machine(folder, names) + table_of_ratios(folder, names)
     print(text)
     if options.write:
         replace_section(PAGE, text)
@@ -87,16 +87,17 @@ def main() -> None:
 
 
 def replace_section(page: Path, text: str) -> None:
-    """Replace what stands between the markers of a page."""
+    """Replace the text between the markers of a page."""
     before, rest = page.read_text().split(BEGIN, 1)
     page.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
 
 
 def measure(path: Path, arguments: str) -> None:
+    """Run `hiera bench` and export its measurements, unless the file exists."""
     if not path.exists():
         command = [sys.executable, "-m", "hiera_cli", "bench", *arguments.split()]
         code = subprocess.run([*command, f"--export={path}"]).returncode
-        if code not in (0, 1):  # 1: a peer that failed has a row that says so
+        if code not in (0, 1):  # 1: a peer failed, and the file has its error
             sys.exit(code)
 
 
@@ -115,37 +116,39 @@ def section(folder: Path, names: list[str]) -> str:
 
 
 def machine(folder: Path, names: list[str]) -> str:
+    """Return a line about the machine and the versions."""
     header = json.loads((folder / f"{names[0]}.json").read_text())["header"]
     return f"\n{header['machine']}; torch {header['torch']}, Python {header['python']}.\n"
 
 
 def table_of_ratios(folder: Path, names: list[str]) -> str:
+    """Return a Markdown table of our speed relative to each peer."""
     cases = {name: CASES[name] for name in names if name != "all"}
     if not cases:
         return ""
     text = f"\n| our speed, relative to | {' | '.join(COLUMNS)} | ours |\n"
     text += "| --- " * (len(COLUMNS) + 2) + "|\n"
     for name, case in cases.items():
-        rows = report.read(folder / f"{name}.json")
-        text += line(case.title, rows, case.compiled, False)
+        results = report.read(folder / f"{name}.json")
+        text += line(case.title, results, case.compiled, False)
         if case.compiled:
-            text += line("the same, peers compiled too", rows, True, True)
+            text += line("the same, peers compiled too", results, True, True)
     return text
 
 
-def line(title: str, rows: list[Measurement], compiled: bool, peers_compiled: bool) -> str:
+def line(title: str, results: list[Measurement], compiled: bool, peers_compiled: bool) -> str:
     """Return a row of the table: medians of the rounds, and their quartiles."""
-    ours = next(r for r in rows if r.implementation == OURS and r.compiled == compiled)
+    ours = next(r for r in results if r.implementation == OURS and r.compiled == compiled)
     cells = []
     for column in COLUMNS:
         peer, _, dtype = column.partition(", ")
-        wanted = (peer, dtype or ours.dtype, peers_compiled)
-        found = [
-            ratio_of(row, ours)
-            for row in rows
-            if (row.implementation, row.dtype, row.compiled) == wanted and row.rounds
+        variant = (peer, dtype or ours.dtype, peers_compiled)
+        ratios = [
+            ratio_of(r, ours)
+            for r in results
+            if (r.implementation, r.dtype, r.compiled) == variant and r.rounds
         ]
-        cells += [f"{middle:.2f} ({low:.2f}-{high:.2f})" for low, middle, high in found] or [""]
+        cells += [f"{median:.2f} ({low:.2f}-{high:.2f})" for low, median, high in ratios] or [""]
     rate = f"{ours.throughput:.3g} {ours.unit}/s"
     return f"| {title} | {' | '.join(cells)} | {rate} |\n"
 

@@ -1,11 +1,11 @@
-"""`hiera predict` on a folder: how busy is the model, and does memory stay where it is?
+"""Throughput and memory of `hiera predict`.
 
     python -m tests.benchmarks.throughput            # 300 photos of 2000x1500, Hiera-B
-    python -m tests.benchmarks.throughput --memory   # 3,000 pictures against 300, peak memory
+    python -m tests.benchmarks.throughput --memory   # peak memory: 3,000 pictures against 300
     python -m tests.benchmarks.throughput --seeking  # an hour of video against a minute
 
-The first compares pictures a second, start-up excluded, with the best that could be had: decoding
-spread over the cores and the model, each measured alone in the same run, rounds interleaved.
+The first compares the time of a picture, without start-up, with the best possible one: that of the
+model plus that of decoding divided by the number of cores. Both are measured alone in each round.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main() -> None:
 
 
 def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
+    """Compare the time of a picture with the time of decoding and of the model alone."""
     import hiera_core
     from hiera_core.data import sources
     from hiera_core.data.image_reader import open_image
@@ -68,30 +69,31 @@ def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
         run = (time.perf_counter() - start) / (max(1, 80 // len(views)) * len(views))
         start = time.perf_counter()
         records = list(predictor(sources.expand(map(str, paths))))
-        whole = (time.perf_counter() - start) / len(paths)
+        total = (time.perf_counter() - start) / len(paths)
         assert all(r.status == "ok" for r in records)
         best = run + decode / (os.cpu_count() or 1)
-        ratios.append(best / whole)
+        ratios.append(best / total)
         print(
-            f"model {run * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms, together {whole * 1e3:.1f} ms"
-            f" a picture: {best / whole:.0%} of 1 / (model + decode / cores)"
+            f"model {run * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms, together {total * 1e3:.1f} ms"
+            f" a picture: {best / total:.0%} of 1 / (model + decode / cores)"
         )
     print(f"median {statistics.median(ratios):.0%}")
 
 
 def compare_memory(folder: Path) -> None:
+    """Compare the peak memory for few and for many pictures."""
     peaks = []
     for count in (300, 3000):
-        place = folder / str(count)
-        place.mkdir()
-        write_photos(place, count, (640, 480))
-        peaks.append(peak_memory(place, "-m", "hiera_tiny_224"))
+        subfolder = folder / str(count)
+        subfolder.mkdir()
+        write_photos(subfolder, count, (640, 480))
+        peaks.append(peak_memory(subfolder, "-m", "hiera_tiny_224"))
         print(f"{count} pictures: peak {peaks[-1] / 1024:.0f} MiB")
     print(f"growth {peaks[1] / peaks[0] - 1:+.1%}")
 
 
 def compare_lengths(folder: Path) -> None:
-    """320x240, a key frame every 2 s."""
+    """Compare an hour of video with a minute: 320x240, a key frame every 2 s."""
     times, peaks = [], []
     for minutes in (1, 60):
         path = folder / f"{minutes}.mp4"
@@ -103,19 +105,20 @@ def compare_lengths(folder: Path) -> None:
 
 
 def reading_time(path: Path) -> float:
+    """Return the time in seconds to read the clips of a video."""
     from hiera_core.data.clip_reader import read_segments
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.data.transforms import VideoTransform
 
     transform = VideoTransform.from_preprocessing(None, (16, 224, 224))
     start = time.perf_counter()
-    _, pieces = read_segments(path, Sampling(), transform)
-    (_,) = pieces
+    _, segments = read_segments(path, Sampling(), transform)
+    (_,) = segments
     return time.perf_counter() - start
 
 
 def peak_memory(source: Path, *options: str) -> int:
-    """Of a whole `hiera predict`, in KiB."""
+    """Return the peak memory of a whole `hiera predict`, in KiB."""
     code = (
         "import resource, sys; from hiera_cli.app import run\n"
         f"code = run(['predict', {str(source)!r}, '--random-init', '-q', *sys.argv[1:]])\n"
@@ -128,7 +131,7 @@ def peak_memory(source: Path, *options: str) -> int:
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """JPEGs with a photograph's detail."""
+    """Write JPEG files with the detail of a photograph. Only ten differ; the others are links."""
     import skimage.data
     from PIL import Image
 
@@ -146,6 +149,7 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
 
 
 def write_video(path: Path, seconds: int) -> None:
+    """Write a video of a moving photograph."""
     import av
     import skimage.data
     from PIL import Image

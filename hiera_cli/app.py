@@ -22,7 +22,7 @@ from . import exit_codes
 from .commands import bench, convert, eval, features, mae, models, predict, train
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_S = 3.0  # seconds after a signal until the process ends at the latest
+GRACE_S = 3.0  # maximum seconds between a signal and the end of the process
 
 COMMANDS: dict[str, Callable[..., object]] = {
     "predict": predict.predict,
@@ -73,7 +73,7 @@ def root(
         typer.Option("--debug", help="Show the traceback of an error instead of one line."),
     ] = False,
 ) -> None:
-    """Take the options that stand before the name of a command."""
+    """Handle the options that come before the name of a command."""
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
 class ReaderGone(BaseException):
     """The reader of standard output has closed it, as in `hiera ... | head`.
 
-    A BrokenPipeError would not do, because typer catches it and exits with 1.
+    A BrokenPipeError would not work, because typer catches it and exits with 1.
     """
 
 

@@ -53,7 +53,7 @@ def load_model(
 def load_model(
     task: Task, name: str | None, checkpoint: str | None, random_init: bool
 ) -> str | HieraEncoder | Callable[[Kind], HieraEncoder] | None:
-    """Return the model of a command, in a form that a `Pipeline` takes.
+    """Return the model of a command, in a form that a `Pipeline` accepts.
 
     This is a model, its name, a function that builds a model for a kind of input, or None for the
     default model of each kind.
@@ -85,7 +85,7 @@ def load_model(
 def _random_model(
     task: Task, name: str | None, checkpoint: str | None
 ) -> HieraEncoder | Callable[[Kind], HieraEncoder]:
-    """Return a model with random weights, or without a name a function that builds one."""
+    """Return a model with random weights, or, without a name, a function that builds one."""
     if checkpoint is not None or (name is not None and download.is_location(name)):
         raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
     print_message("--random-init: weights are random, the outputs mean nothing")

@@ -46,7 +46,7 @@ def auto_or_count(text: str) -> int | None:
     """Parse a number: `auto` -> None, `8` -> 8.
 
     Raises:
-        BadParameter: The text is neither.
+        BadParameter: The text is neither `auto` nor a positive number.
     """
     if text == "auto":
         return None
@@ -100,9 +100,7 @@ InputsArg = Annotated[
 RecursiveOpt = Annotated[bool, typer.Option("--recursive", "-r", help="Also read subfolders.")]
 OnErrorOpt = Annotated[
     OnError,
-    typer.Option(
-        help="What to do if an input cannot be processed: skip it and go on, or stop there."
-    ),
+    typer.Option(help="What to do if an input cannot be processed: skip it and continue, or stop."),
 ]
 MAX_PIXELS = 178_956_970  # equal to `image_reader.MAX_PIXELS`, whose module imports Pillow
 MaxPixelsOpt = Annotated[
@@ -168,7 +166,7 @@ DeviceOpt = Annotated[
 DtypeOpt = Annotated[
     Dtype,
     typer.Option(
-        help="Number format of weights and activations. auto: fp16 on CUDA, bf16 on a CPU with "
+        help="Data type of weights and activations. auto: fp16 on CUDA, bf16 on a CPU with "
         "native bf16, else fp32."
     ),
 ]
@@ -192,7 +190,7 @@ CompileOpt = Annotated[
     bool,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the model with torch.compile: the start is slower, then it runs faster.",
+        help="Compile the model with torch.compile: it starts more slowly, then runs faster.",
     ),
 ]
 
@@ -209,8 +207,8 @@ FormatOpt = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Format of the results. auto: the ending of --output decides; without --output, table "
-        "on a terminal, else jsonl.",
+        help="Format of the results. auto: the extension of --output decides; without --output, "
+        "table on a terminal, else jsonl.",
     ),
 ]
 PrintFormatOpt = Annotated[

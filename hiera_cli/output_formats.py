@@ -27,8 +27,8 @@ class Format(StrEnum):
 def resolve_format(format: Format, path: Path | None) -> Format:
     """Return the format that `auto` stands for; other formats are returned as they are.
 
-    For a file its ending decides, and jsonl is used for unknown endings. Standard output gets a
-    table if it is a terminal, else jsonl.
+    For a file, its extension decides; unknown extensions mean jsonl. Standard output gets a table
+    if it is a terminal, else jsonl.
     """
     if format is not Format.auto:
         return format
@@ -44,7 +44,7 @@ def resolve_format(format: Format, path: Path | None) -> Format:
 
 
 def open_text(path: Path, mode: Literal["r", "w", "a"]) -> IO[str]:
-    """Open a file of results. Names of files that are not UTF-8 survive, byte for byte."""
+    """Open a file of results. File names that are not UTF-8 are kept byte for byte."""
     return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
 
 
@@ -178,7 +178,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         columns: Headers of the columns.
         rows: Cells of each row, as many as there are columns.
     """
-    # Imported here, because `hiera --help` must start fast and prints no table.
+    # rich is imported here, because `hiera --help` must start fast and prints no table.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -190,8 +190,8 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         # `Text` keeps brackets, which rich would take for markup in a plain string.
         table.add_row(*(Text(cell.expandtabs()) for cell in row))
     text = io.StringIO()
-    # A width beyond that of any table, so that rich does not cut it. With all of these given, the
-    # environment (FORCE_COLOR, TERM, COLUMNS) has no influence.
+    # The width is beyond that of any table, so that rich does not cut it. With all these arguments,
+    # the environment (FORCE_COLOR, TERM, COLUMNS) has no influence.
     console = Console(
         file=text,
         width=100_000,

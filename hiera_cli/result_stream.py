@@ -1,4 +1,4 @@
-"""Output of the commands that make one record per input: results, messages, progress, exit code."""
+"""Output of commands that yield one record per input: results, messages, progress, exit code."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class ResultStream:
         self.format = resolve_format(format, path)
         self.topk, self.details, self.resume = topk, details, resume
         self.ok = self.failed = 0
-        self.skipped = 0  # inputs that the interrupted run has finished; `ok` or `failed`, too
+        self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
         self.complete = True  # False if the run stops early, so that the file stays .partial
         if resume and (path is None or self.format is not Format.jsonl):
-            raise UsageError("--resume needs -o with jsonl", "write to -o results.jsonl")
+            raise UsageError("--resume needs -o with jsonl", "use -o results.jsonl")
         if path is not None:
             check_file(path, overwrite)
             if self.partial is not None and self.partial.exists() and not (resume or overwrite):
@@ -85,7 +85,7 @@ class ResultStream:
             self._progress.close()
         if kind is None:
             self.writer.close()
-        # If there is an error already, an error of flushing must not replace it.
+        # If there is an error already, an error in flushing must not replace it.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
             self.stream.flush()
         if self.partial is not None and self.path is not None:
@@ -108,7 +108,7 @@ class ResultStream:
             if source is None or source.name != name:
                 now = "nothing" if source is None else repr(source.name)
                 raise UsageError(
-                    f"--resume: input {self.skipped} was {name!r} and is {now} now",
+                    f"--resume: input {self.skipped} was {name!r}, and is now {now}",
                     "give the same inputs in the same order, or --overwrite",
                 )
             self.skipped += 1
@@ -180,7 +180,7 @@ class ResultStream:
             print_message(f"{self.ok} ok, {self.failed} failed{target}")
 
     def _shows_progress(self) -> bool:
-        """Whether to show a counter: on a terminal, unless the results go to a terminal, too."""
+        """Return whether to show a counter: on a terminal that does not also show the results."""
         prints_results = self.path is None and sys.stdout.isatty()
         return sys.stderr.isatty() and not prints_results and not self.quiet
 
@@ -195,7 +195,7 @@ def check_file(path: Path | None, overwrite: bool) -> None:
     """Check that an output file can be written, if one is given.
 
     Raises:
-        UsageError: It exists (without `overwrite`), is a folder, or its folder is missing or
+        UsageError: The file exists (without `overwrite`), is a folder, or its folder is missing or
             read-only.
     """
     if path is None:
@@ -215,10 +215,10 @@ def check_folder(folder: Path, may_exist: bool) -> None:
 
     Args:
         folder: The folder.
-        may_exist: It may hold files.
+        may_exist: Whether the folder may hold files.
 
     Raises:
-        UsageError: It is not empty (without `may_exist`), is a file, or is read-only.
+        UsageError: The folder is not empty (without `may_exist`), is a file, or is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is a file", "name a folder")
@@ -253,10 +253,10 @@ def _finished(partial: Path) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _progress_counter(show: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how many inputs are done, how many failed, and how many follow per second.
+    """Show on stderr how many inputs are done, how many failed, and the inputs per second.
 
     Yields:
-        A function that takes the numbers of good and of failed inputs.
+        A function that takes the number of successful and the number of failed inputs.
     """
     if not show:
         yield lambda ok, failed: None

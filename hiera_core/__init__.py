@@ -1,6 +1,6 @@
 """Hiera for images and video. `import hiera_core as hiera` is a drop-in for hiera-transformer.
 
-Names are resolved when they are first used, so that looking at the zoo does not import torch.
+Names are resolved when they are first used, so that listing the zoo does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name whole, or not at all."""
+"""Write files and folders atomically: they appear under their final name only when complete."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_destination(dest: Path, *, is_folder: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `dest` to write into.
 
-    When the block ends without an error, the temporary folder becomes `dest` (`is_folder`), or its
-    files move beside and onto `dest`. Otherwise everything that was written is removed.
+    When the block ends without an error, the temporary folder is renamed to `dest` (`is_folder`),
+    or its files are moved to the folder of `dest`. Otherwise everything that was written is
+    removed.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
     """
-    hint = "free some space, or write elsewhere; nothing was left"
+    hint = "free some space, or write elsewhere; no partial files remain"
     stage = None
     try:
         stage = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))

@@ -17,7 +17,7 @@ def select_device(name: str = "auto") -> torch.device:
     """Return a device by its name. `auto` is CUDA if available, else MPS, else the CPU.
 
     Raises:
-        UsageError: There is no such name.
+        UsageError: The name is unknown.
         DeviceError: This machine has no such device. Another one is never chosen silently.
     """
     name = str(name)
@@ -38,7 +38,7 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
     `auto` is fp16 on CUDA, bf16 on a CPU with native instructions for it, and fp32 elsewhere.
 
     Raises:
-        UsageError: There is no such name.
+        UsageError: The name is unknown.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -64,8 +64,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out.
 
-    CUDA raises its own type of error, but the CPU allocator raises a RuntimeError, which only its
-    message tells apart.
+    CUDA raises its own type of error, but the CPU allocator raises a plain RuntimeError, which only
+    its message identifies.
     """
     text = str(error)
     return (
@@ -79,8 +79,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def compile_for_inference(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """Return the function compiled for inference on inputs of one shape.
 
-    On a CPU, weights become constants of the program (freezing) and are packed for its matrix
-    products. On other devices, kernels are autotuned, and CUDA graphs are used where possible.
+    On a CPU, weights become constants of the program (freezing) and are packed for matrix products.
+    On other devices, kernels are autotuned, and CUDA graphs are used where possible.
     Weights must not change afterwards.
     """
     if device.type != "cpu":
@@ -88,7 +88,7 @@ def compile_for_inference(function: Callable[..., Any], device: torch.device) ->
     compiled = torch.compile(function, dynamic=False)
 
     def frozen(*args: Any, **kwargs: Any) -> Any:
-        # `freezing` as an option of torch.compile would come too late, because tracing reads it.
+        # As an option of torch.compile, `freezing` would come too late: tracing already reads it.
         with inductor.patch(freezing=True):
             return compiled(*args, **kwargs)
 
@@ -98,14 +98,14 @@ def compile_for_inference(function: Callable[..., Any], device: torch.device) ->
 
 
 def compile_for_training(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Return the function compiled for training on inputs of one shape; CUDA graphs on CUDA."""
+    """Return the function compiled for training on inputs of one shape. CUDA uses CUDA graphs."""
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     return torch.compile(function, dynamic=False, mode=mode)
 
 
 @contextlib.contextmanager
 def compile_faults() -> Iterator[None]:
-    """Turn errors of torch.compile into a DeviceError."""
+    """Convert errors of torch.compile to a DeviceError."""
     try:
         yield
     except RuntimeError as error:
@@ -121,8 +121,8 @@ def compile_faults() -> Iterator[None]:
 def single_thread() -> Iterator[None]:
     """Run torch's CPU operations in one thread.
 
-    This is for passes over weights, which only wait for memory. With more threads, torch would
-    synchronise them at every tensor.
+    This is for passes over weights, which are limited by memory bandwidth. More threads would only
+    add a synchronisation at every tensor.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 
 class HieraError(Exception):
-    """Base of all errors that are raised on purpose.
+    """Base class of all errors that this package raises on purpose.
 
     Args:
         message: What happened, and to which input or file.
@@ -48,11 +48,11 @@ class ConfigError(UsageError):
 
 
 class CheckpointError(HieraError, RuntimeError):
-    """A checkpoint that is missing, damaged, unsafe, not a Hiera's, or of another model."""
+    """A checkpoint that is missing, damaged, unsafe, or for another model or architecture."""
 
 
 class HubError(HieraError, RuntimeError):
-    """A failed transfer: the hub is offline, or files are missing, gated or interrupted."""
+    """A failed transfer: the hub is offline, a file is missing or gated, or it arrives damaged."""
 
 
 class DeviceError(HieraError, RuntimeError):
@@ -64,7 +64,7 @@ class OutputError(HieraError, RuntimeError):
 
 
 class TrainingError(HieraError, RuntimeError):
-    """Training that cannot go on: it diverged, or too much of its data cannot be read."""
+    """Training that cannot continue: it diverged, or too much of its data cannot be read."""
 
 
 class InputError(HieraError):

@@ -1,4 +1,4 @@
-"""The record: the result of one input, in the same form for every command and every format."""
+"""The record: the result for one input, in the same form for every command and every format."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class ErrorJson(TypedDict):
 
 
 class VideoJson(TypedDict):
-    """What was read of a video."""
+    """Properties of a video, and how much of it was read."""
 
     duration: float  # seconds
     fps: float
-    frames: int
-    used: int
-    damaged: int
-    views: int
+    frames: int  # frames in the video
+    used: int  # frames that were decoded for the model
+    damaged: int  # used frames that were damaged or lost
+    views: int  # views (clips x crops) that the model saw
 
 
 class RecordJson(TypedDict):
@@ -69,7 +69,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """The classes of a segment of a video."""
+    """The most probable classes of a segment of a video."""
 
     start: float  # seconds
     end: float
@@ -81,7 +81,7 @@ class SegmentResult:
 
 @dataclass
 class Record:
-    """The result of one input."""
+    """The result for one input."""
 
     input: str
     index: int  # position among the inputs, from 0
@@ -92,14 +92,14 @@ class Record:
     notes: list[str] = field(default_factory=list)
     error: HieraError | None = None
     video: VideoJson | None = None
-    segments: list[SegmentResult] | None = None  # None unless segments were asked for
-    thumbnails: list[Any] = field(default_factory=list)  # small pictures, if asked for
+    segments: list[SegmentResult] | None = None  # None unless segments were requested
+    thumbnails: list[Any] = field(default_factory=list)  # small images, if requested
     result: Any = None  # tensors of the task: features or a reconstruction
     extra: dict[str, Any] = field(default_factory=dict)  # further keys of the task, for JSON
-    lines: list[str] = field(default_factory=list)  # the same as text, for a terminal
+    lines: list[str] = field(default_factory=list)  # `extra` as text, for a terminal
 
     def fail(self, error: HieraError) -> Record:
-        """Turn this into the record of a failure, and return it."""
+        """Turn this record into that of a failure, and return it."""
         self.status, self.error, self.topk, self.segments = "error", error, [], None
         self.result, self.extra, self.lines = None, {}, []
         return self
@@ -107,7 +107,7 @@ class Record:
     def to_json(self) -> RecordJson:
         """Return the record as a dictionary.
 
-        Records of videos also have a `video` field, and `segments` if these were asked for.
+        Records of videos also have a `video` field, and `segments` if they were requested.
         """
         values: RecordJson = {
             "input": self.input,

@@ -89,7 +89,7 @@ def bench(
         str | None,
         typer.Option(
             help="Also measure other implementations that are installed: reference, timm, "
-            "transformers, hiera-optim, vit. PEER:fp32 measures one in another dtype than --dtype.",
+            "transformers, hiera-optim, vit. PEER:fp32 measures one in a dtype other than --dtype.",
             metavar="PEER,PEER",
         ),
     ] = None,
@@ -137,7 +137,7 @@ def bench(
     dtype: Annotated[
         options.Dtype,
         typer.Option(
-            help="Number format of weights and activations. auto: fp16 on CUDA (bf16 with --mode "
+            help="Data type of weights and activations. auto: fp16 on CUDA (bf16 with --mode "
             "grad or train), bf16 on a CPU with native bf16, else fp32."
         ),
     ] = options.Dtype.auto,
@@ -149,7 +149,7 @@ def bench(
 
     Each model runs in its own process with random weights, so nothing is downloaded. The variants
     of a model and the other implementations are measured alternately, so that a busy machine
-    disturbs all of them alike.
+    slows all of them down alike.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -240,8 +240,8 @@ def _write(
 
 
 def _table(measurements: Sequence[Measurement]) -> str:
-    """Return the measurements as a table. The error of one that failed stands at the end of its
-    line, where it widens no column."""
+    """Return the measurements as a table. The error of a failed one is at the end of its line,
+    where it does not widen a column."""
     from hiera_core.benchmarking import report
 
     names, rows = report.cells(measurements)
@@ -282,8 +282,8 @@ def _exit_code(measurements: Sequence[Measurement], slower: int) -> int:
 
 @contextlib.contextmanager
 def _progress_line(show: bool) -> Iterator[Callable[[str], None]]:
-    """Show progress on stderr: a line that changes on a terminal, else a line for each model or
-    peer that is prepared.
+    """Show progress on stderr: on a terminal, one line that changes; otherwise, a line for each
+    model or peer that is prepared.
 
     Yields:
         A function that takes the text of the line.

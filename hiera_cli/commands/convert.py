@@ -81,7 +81,7 @@ def convert(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Input size in pixels: 384, or 224x448 for height x width. For videos with the "
+            help="Input size in pixels: 384, or 224x448 for height x width. For videos, also the "
             "number of frames: 16x256 or 16x224x288.",
             metavar="SIZE",
             show_default="the size of the source",
@@ -90,8 +90,7 @@ def convert(
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Number format of the weights. auto: that of the source, but fp32 for onnx and "
-            "pt2."
+            help="Data type of the weights. auto: that of the source, but fp32 for onnx and pt2."
         ),
     ] = Dtype.auto,
     resample: Annotated[
@@ -133,7 +132,7 @@ def convert(
 ) -> int:
     """Convert a checkpoint to another format, input size or precision, and verify the result.
 
-    DEST is only written if the verification shows that it is the same model.
+    DEST is written only if the verification shows that it is the same model.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -204,5 +203,5 @@ def proof_lines(proof: Proof) -> list[str]:
 
 
 def _agreement(agree: int | None, inputs: int) -> str:
-    """Return on how many inputs the top-1 class is the same, or nothing if there are no classes."""
+    """Return how many inputs have the same top-1 class, as text; "" if there are no classes."""
     return "" if agree is None else f", top-1 the same on {agree} of {inputs}"

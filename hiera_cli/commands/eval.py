@@ -56,8 +56,8 @@ def evaluate(
             "--format",
             "-f",
             help="Format of the results. json holds everything; csv and jsonl hold one row per "
-            "class. auto: the ending of --output decides; without --output, table on a terminal, "
-            "else json.",
+            "class. auto: the extension of --output decides; without --output, table on a "
+            "terminal, else json.",
         ),
     ] = Format.auto,
     overwrite: options.OverwriteOpt = False,

@@ -102,8 +102,8 @@ def features(
         int,
         typer.Option(
             min=1,
-            help="Largest number of inputs per file in the folder of --output. A file also ends at "
-            "about 64 MiB.",
+            help="Largest number of inputs per file in the folder of --output. A new file also "
+            "begins at about 64 MiB.",
         ),
     ] = 1000,
     visualize: Annotated[
@@ -211,7 +211,7 @@ def features(
         "model": checkpoint or model or "by the input",
         "stages": list(selected) if selected is not None else "all",
         "pool": pooled,
-        # Folders that were written before there was --fps can still be resumed.
+        # Folders that were written before --fps existed can still be resumed.
         "views": [clips, crops, stride] if fps is None else [clips, crops, stride, fps],
     }
     with FeatureStore(
@@ -293,7 +293,7 @@ def _parse_stages(text: str | None, default_all: bool) -> tuple[int, ...] | None
         return None
     parts = text.split(",") if text else []
     if not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--stages {text!r}", "give numbers like 1,2,3,4")
+        raise UsageError(f"--stages {text!r} is not a list of numbers", "give numbers like 1,2,3,4")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -307,7 +307,7 @@ def _check_outputs(
     """
     is_file = output is not None and output.suffix in FILE_ENDINGS
     if resume and (output is None or is_file):
-        raise UsageError("--resume needs -o with a folder", "write to -o features/")
+        raise UsageError("--resume needs -o with a folder", "use -o features/")
     if output is not None and is_file:
         check_file(output, overwrite)
     elif output is not None:

@@ -87,9 +87,9 @@ def mae(
     For a video, it takes the centre clip, and writes an MP4 file with the three side by side, at
     the rate of the predicted frames, and a PNG file with all frames.
 
-    The models predict pixels that are normalised by the mean and deviation of each patch. To show
-    them, they are scaled back with the values of the original patch. So the colour and contrast of
-    a patch are given, and its content comes from the model.
+    The models predict pixels that are normalised by the mean and standard deviation of each patch.
+    To show them, they are scaled back with the values of the original patch. So the colour and
+    contrast of a patch are those of the original, and its content is predicted.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -68,9 +68,9 @@ def _row(entry: zoo.ModelEntry) -> dict[str, object]:
 
 
 def _is_cached(where: zoo.CheckpointEntry) -> bool:
-    """Whether a checkpoint ships in the package, or is in the cache of the hub or of torch.hub.
+    """Return whether a checkpoint ships in the package, or is in the hub's or torch.hub's cache.
 
-    This looks for files only: importing huggingface_hub or torch to ask them takes too long.
+    This only looks for files, because importing huggingface_hub or torch would take too long.
     """
     if where.bundled_path is not None:
         return where.bundled_path.is_file()

@@ -91,8 +91,8 @@ def predict(
 ) -> int:
     """Classify images and videos.
 
-    Prints the most probable classes of each input, in the order of the inputs. Transparent images
-    are placed on a white background. Of an animated image, the first frame is used. The
+    This prints the most probable classes of each input, in the order of the inputs. Transparent
+    images are placed on a white background. For an animated image, the first frame is used. The
     probabilities of a video are averaged over several clips and crops.
     """
     if not quiet:

@@ -62,7 +62,7 @@ def train(
         str | None,
         typer.Option(
             help="Resume a run. auto: from the last checkpoint in the folder of the run, or start "
-            "if there is none. PATH: from the folder of a run, or from a checkpoint.",
+            "a new run if there is none. PATH: from the folder of a run, or from a checkpoint.",
             metavar="auto|PATH",
         ),
     ] = None,
@@ -85,7 +85,8 @@ def train(
             "-j",
             metavar="auto|N",
             help="Number of worker processes that load data, for each training process. 0: load in "
-            "the training process itself. auto: as many as there are cores, at most 8.",
+            "the training process itself. auto: the number of cores divided by the "
+            "number of training processes, at most 8.",
         ),
     ] = "auto",
     compile: options.CompileOpt = False,

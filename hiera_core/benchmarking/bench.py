@@ -18,7 +18,7 @@ Attention = Literal["fused", "eager"]
 
 @dataclass
 class Benchmark:
-    """The measurements of one call, and what they were taken on."""
+    """The measurements of one call, and the machine and settings they were taken with."""
 
     header: Header
     measurements: list[Measurement]
@@ -42,17 +42,17 @@ def bench(
     ...     print(m.label, m.throughput, m.latency_ms(90))
 
     Weights are random, so nothing is downloaded. The variants and peers of a model are measured
-    alternately, so that a busy machine disturbs all of them alike.
+    alternately, so that a busy machine slows all of them down alike.
 
     Args:
-        models: Names of the zoo.
+        models: Names of models in the zoo.
         mode: `infer`; `grad`: forward and backward; `train`: both, and an optimiser step.
-        batch_sizes: Inputs in a batch; None for a size that suits the device. Out of memory halves
-            it.
-        attention: Which of our attention implementations.
+        batch_sizes: Inputs in a batch; None for a size that suits the device. A size is halved
+            when memory runs out.
+        attention: Our attention implementations to measure.
         compile: Also measure the compiled model.
-        against: Other implementations: `reference`, `timm`, `transformers`, `hiera-optim`, `vit`;
-            `reference:fp32` has a dtype of its own.
+        against: Other implementations: `reference`, `timm`, `transformers`, `hiera-optim`, `vit`.
+            `reference:fp32` measures one in another dtype.
         seconds: How long to measure each variant; None for 3 seconds or more.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `auto`, `fp32`, `bf16` or `fp16`.
@@ -85,7 +85,7 @@ def measure_models(
         models, batch_sizes, against: As for `bench`.
         template: Device, dtype, mode, attention and compilation of every job.
         length: How long to measure each variant.
-        progress: Called with a line of text when something new begins.
+        progress: Called with a line of text at each step of the work.
     """
     for number, name in enumerate(models, 1):
         sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]

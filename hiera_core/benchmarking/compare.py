@@ -12,7 +12,7 @@ from typing import Literal
 from .measurement import Measurement
 
 Verdict = Literal["slower", "faster", "same", "noise", "new", "gone"]
-BLOCKS = 8  # of consecutive samples, to estimate the uncertainty of a median
+BLOCKS = 8  # number of blocks of samples that estimate the uncertainty of a median
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def compare(
     """Return a change for every measurement in `old` or `new`.
 
     A measurement is `slower` if its time has grown by more than `tolerance` (0.05 for 5%) plus its
-    noise, and if the drift of the machine does not explain it. It is `faster` likewise. The verdict
-    is `noise` if a change exceeds the tolerance but not its noise and the drift.
+    noise, and if the drift of the machine does not explain it. `faster` follows the same rule. The
+    verdict is `noise` if a change exceeds the tolerance but not its noise and the drift.
     """
     old_by_key = {m.key: m for m in old if m.samples_s}
     new_by_key = {m.key: m for m in new if m.samples_s}

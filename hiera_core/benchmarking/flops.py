@@ -1,4 +1,4 @@
-"""Count the operations of a model, and measure how many a device can do."""
+"""Count the operations of a model, and measure how many a device performs per second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .timer import timed
 
 
 def count_gmacs(job: Job) -> float | None:
-    """Return 1e9 multiply-adds in the forward pass of one input.
+    """Return the number of multiply-adds in the forward pass of one input, divided by 1e9.
 
     They are counted with eager attention, because the counter may not see fused and compiled
     kernels. The model is on the meta device, so nothing is computed.

@@ -1,4 +1,4 @@
-"""Jobs and measurements: plain data that is passed between processes."""
+"""Jobs to measure, and for how long: plain data that is passed between processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Job:
 class RunLength:
     """How long to measure.
 
-    A measurement ends after `seconds` and `runs`, or after `max_seconds` and `min_runs`.
+    A measurement ends when it reaches both `seconds` and `runs`, or both `max_seconds` and
+    `min_runs`.
     Measurements of one model and batch size alternate in rounds of `round_seconds`.
     """
 
@@ -50,7 +51,7 @@ class RunLength:
     round_seconds: float = 0.3
 
     def is_over(self, samples: list[float]) -> bool:
-        """Whether the measurement may end, given the seconds of each run."""
+        """Return whether the measurement may end, given the seconds of each run."""
         spent, count = sum(samples), len(samples)
         enough = spent >= self.seconds and count >= self.runs
         return enough or (spent >= max(self.max_seconds, self.seconds) and count >= self.min_runs)

@@ -1,4 +1,4 @@
-"""What was measured of one variant of a model, and the figures that follow from it."""
+"""Measurements of one variant of a model, and the figures that are derived from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """Text that is equal for measurements that can be compared."""
+        """Text that is the same for measurements that can be compared."""
         parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
         return " ".join(map(str, (*parts, self.device, self.dtype, self.batch)))
 
@@ -60,7 +60,7 @@ class Measurement:
         return self.batch / self.median_s if self.median_s else None
 
     def latency_ms(self, percent: float) -> float | None:
-        """Return a percentile of the time of a run. It is a sample, without interpolation."""
+        """Return a percentile of the time of a run. It is one of the samples, not interpolated."""
         if not self.samples_s:
             return None
         ranked = sorted(self.samples_s)
@@ -75,7 +75,7 @@ class Measurement:
         return 2 * passes * self.gmacs * self.throughput / self.matmul_gflops
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields, and the figures that follow from them."""
+        """Return all fields, and the figures that are derived from them."""
         derived = {
             "median_ms": None if self.median_s is None else 1e3 * self.median_s,
             **{f"p{p}_ms": self.latency_ms(p) for p in (50, 90, 99)},
@@ -87,7 +87,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Measurement:
-        """Return the measurement that `to_json` has written. Derived figures are ignored."""
+        """Return the measurement from the output of `to_json`. Derived figures are ignored."""
         names = cls.__dataclass_fields__
         return cls(**{k: v for k, v in values.items() if k in names})
 

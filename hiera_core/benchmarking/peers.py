@@ -50,7 +50,7 @@ def check(peer_name: str) -> None:
         peer_name: The name of a peer, or with a dtype of its own, such as `reference:fp32`.
 
     Raises:
-        UsageError: It is not, or there is no such dtype.
+        UsageError: The peer is unknown or not installed, or the dtype is unknown.
     """
     name, colon, dtype = peer_name.partition(":")
     if colon and dtype not in DTYPES:
@@ -112,7 +112,7 @@ def _build_hiera_optim(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     from hiera_optim import optimize
 
     model = _build_reference(entry, mode)
-    # It recommends the graph-safe form for training.
+    # hiera-optim recommends its graph-safe form for training.
     optimize(model, **({"graph_safe": True} if entry.autoencoder else {}))
     return model
 
@@ -164,7 +164,7 @@ def _build_transformers(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     return transformers.HieraForPreTraining(transformers.HieraConfig(**config))
 
 
-# Size of a Hiera to the ViT of about the same size, with which the paper compares it.
+# Maps the size of a Hiera to the ViT of about the same size that the paper compares it with.
 VIT_OF = {
     "tiny": "vit_small_patch16_224",
     "small": "vit_small_patch16_224",

@@ -22,11 +22,11 @@ def benchmark(
 
     Args:
         model: The model. It is moved to the device and stays there.
-        device: Where to run. An int is the number of a CUDA device, as in the reference.
+        device: Where to run. An int is the index of a CUDA device, as in the reference.
         input_size: (channels, *size) of one input.
         batch_size: Number of inputs in a run.
-        runs: Number of runs, with those that warm up.
-        throw_out: Fraction of the runs that only warm up.
+        runs: Number of runs, including warm-up runs.
+        throw_out: Fraction of the runs that are warm-up runs.
         use_fp16: Run with half-precision input under autocast.
         verbose: Print the result.
 

@@ -16,7 +16,7 @@ from .job import OURS
 from .machine import Header
 from .measurement import Measurement
 
-# Column name to the function that returns its text. The variant's column has no name.
+# Maps a column name to the function that returns its text. The variant's column has no name.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "model": lambda m: m.model,
     "": lambda m: m.label,
@@ -91,7 +91,7 @@ def as_json(header: Header, measurements: Sequence[Measurement]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-# File ending to the function that returns the text of a file.
+# Maps a file extension to the function that returns the text of a file.
 WRITERS: dict[str, Callable[[Header, Sequence[Measurement]], str]] = {
     ".json": as_json,
     ".csv": as_csv,
@@ -100,17 +100,19 @@ WRITERS: dict[str, Callable[[Header, Sequence[Measurement]], str]] = {
 
 
 def check_ending(path: Path) -> None:
-    """Check that the ending of a file to export is known.
+    """Check that the extension of a file to export is known.
 
     Raises:
-        UsageError: It is not.
+        UsageError: The extension is unknown.
     """
     if path.suffix.lower() not in WRITERS:
-        raise UsageError(f"unknown file ending in {path.name!r}", f"end it in {', '.join(WRITERS)}")
+        raise UsageError(
+            f"unknown file extension in {path.name!r}", f"end it in {', '.join(WRITERS)}"
+        )
 
 
 def export(path: Path, header: Header, measurements: Sequence[Measurement]) -> None:
-    """Write all measurements to a file, in the format of its ending.
+    """Write all measurements to a file, in the format of its extension.
 
     Raises:
         OutputError: The file cannot be written.
@@ -124,7 +126,7 @@ def read(path: Path) -> list[Measurement]:
     """Read the measurements in a JSON file that `export` wrote.
 
     Raises:
-        UsageError: The file does not exist, or is not such a file.
+        UsageError: The file does not exist, or `export` did not write it.
     """
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +138,7 @@ def read(path: Path) -> list[Measurement]:
 
 
 def check_plot() -> None:
-    """Check that `plot` can draw, before measuring takes its time.
+    """Check that `plot` can draw, before time is spent on measurements.
 
     Raises:
         UsageError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Run jobs, each in a worker process, and measure those of one model alternately."""
+"""Run jobs, each in a worker process, and measure the jobs of one model alternately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 
 class OutOfMemory(Exception):
-    """The batch does not fit the memory of the device, or of the worker process."""
+    """The batch does not fit in the memory of the device, or of the worker process."""
 
 
 class WorkerFailed(Exception):
@@ -46,18 +46,18 @@ def measure(
     """Measure jobs that share a model and a batch size.
 
     If a job runs out of memory, the batch size of all jobs is halved, down to 1. If a peer cannot
-    be built, its measurement holds the error, and the others go on.
+    be built, its measurement holds the error, and the others continue.
 
     Args:
         jobs: The jobs, ours first.
         length: How long to measure each variant.
-        progress: Called with a line of text when something new begins.
+        progress: Called with a line of text at each step of the work.
 
     Returns:
         A measurement of each variant, with the ratios between them.
 
     Raises:
-        DeviceError: Our own job cannot be built, for another reason than memory.
+        DeviceError: Our own job cannot be built, for a reason other than memory.
         WorkerFailed: A worker fails while it is measured.
     """
     requested = batch = jobs[0].batch
@@ -161,7 +161,7 @@ class Worker:
     without samples.
 
     Raises:
-        OutOfMemory: The batch does not fit the memory. `run` raises this, too.
+        OutOfMemory: The batch does not fit in memory. `run` raises this, too.
         WorkerFailed: The job cannot be built or run. `run` raises this, too.
         NotOffered: The peer has no such model.
     """

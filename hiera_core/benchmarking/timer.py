@@ -48,12 +48,12 @@ class PeakMemory:
         self.base = 0.0 if device.type == "cuda" else _status("VmRSS")
 
     def start(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        with contextlib.suppress(OSError, AttributeError):  # these two exist on Linux only
+        with contextlib.suppress(OSError, AttributeError):  # both calls exist on Linux only
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
 

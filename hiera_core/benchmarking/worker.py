@@ -43,7 +43,7 @@ def main() -> None:
         traceback.print_exc()
         _send(channel, **_failure(error))
     channel.flush()
-    os._exit(0)  # a normal exit unloads device libraries, which takes long and can fail
+    os._exit(0)  # a normal exit unloads device libraries, which is slow and can fail
 
 
 def _prepare(job: Job) -> list[workloads.Variant]:
@@ -83,7 +83,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def _open_answer_channel() -> IO[str]:
-    """Return standard output, for answers only. What libraries print goes to standard error."""
+    """Return standard output, for answers only, and send what libraries print to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel

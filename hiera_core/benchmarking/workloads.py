@@ -67,7 +67,7 @@ def build(job: Job) -> list[Variant]:
 
 
 def _build_ours(entry: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Build our model with uniform random weights. The normal initialisation takes seconds, and
+    """Build our model with uniform random weights. The usual initialisation takes seconds, and
     does not change the speed."""
     with torch.device("meta"):
         model: nn.Module = model_class(entry)(**entry.config)
@@ -111,8 +111,8 @@ def _make_step(
 def _make_forward(job: Job, entry: zoo.ModelEntry, model: nn.Module, x: torch.Tensor) -> Step:
     """Return the forward pass as a step.
 
-    Autoencoders get a new mask at each call. We draw the visible units of ours; peers draw their
-    own mask.
+    Autoencoders get a new mask at each call. For ours, the visible units are drawn here; peers draw
+    their own masks.
     """
     if not entry.autoencoder or job.implementation == "transformers":
         return lambda: model(x)
@@ -159,7 +159,7 @@ def _with_attention(model: Any, attention: str | None, run: Step) -> Step:
 
 @contextlib.contextmanager
 def translate_errors(job: Job) -> Any:
-    """Turn unexpected errors, of a peer for example, into a RuntimeError that names the
+    """Convert unexpected errors, of a peer for example, to a RuntimeError that names the
     implementation."""
     try:
         yield

@@ -27,7 +27,7 @@ class Conversion:
     model: str
     input_size: tuple[int, ...]
     dtype: str
-    bytes: int  # of all files together
+    bytes: int  # total size of all files
     files: list[str]
     proof: Proof
     notes: list[str]
@@ -70,7 +70,7 @@ def convert(
         push_to_hub: Hub repository to publish the result in.
 
     Returns:
-        The files that were written, with the proof.
+        The result: what was written, and the proof.
 
     Raises:
         UsageError: DEST exists, the format cannot hold this model, or the input size is not legal.
@@ -132,8 +132,8 @@ def _gather_samples(plan: ConversionPlan, pictures: Sequence[str]) -> SampleInpu
 def _write_and_verify(
     plan: ConversionPlan, name: str, path: Path, samples: SampleInputs | None
 ) -> Proof:
-    """Write a plan in the format `name`. Compare the tensors of a weights file, and the outputs if
-    there are samples."""
+    """Write the model of a plan in the format `name`. Compare the tensors of a weights file, and
+    the outputs if there are samples."""
     tensors = None
     if formats.FORMATS[name].naming is None:
         export_program.write_program(plan, name, path)

@@ -27,7 +27,7 @@ PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights go to a second file next to th
 
 
 class Program(torch.nn.Module):
-    """Module to export. It takes and returns float32, whatever the precision of the weights is."""
+    """Module to export. It takes and returns float32, for weights of any precision."""
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
     """
     model = plan.build()
     program = Program(model, DTYPES[plan.dtype]).eval()
-    # Two inputs, because torch.export takes a batch size of one for a constant.
+    # Two inputs, because torch.export treats a batch size of one as a constant.
     example = torch.zeros(2, plan.config["in_chans"], *plan.size)
     # Larger batches would need another program: the model splits their fused attention.
     batch = torch.export.Dim("batch", min=1, max=MAX_FUSED_BATCH // model.layout.windows)
@@ -75,7 +75,7 @@ def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
 
 def metadata(plan: ConversionPlan) -> dict[str, str]:
     """Return what a user of the file needs in addition to the program. Values that are not text
-    are JSON."""
+    are encoded as JSON."""
     card = {key: str(value) for key, value in plan.card.items() if key in ("source", "licence")}
     return {
         "model": plan.name,

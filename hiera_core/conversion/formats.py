@@ -27,9 +27,9 @@ class Format:
         packages: Packages that writing needs in addition to our dependencies.
         extra: Installation extra of this package that contains `packages`.
         precisions: Precisions that the format can hold.
-        ending: File ending that the library requires, or an empty string.
-        side_file_ending: Ending, appended to the name of DEST, of a second file for large weights,
-            or an empty string.
+        ending: File extension that the library requires, or an empty string.
+        side_file_ending: Extension, appended to the name of DEST, of a second file for large
+            weights, or an empty string.
     """
 
     naming: Naming | None
@@ -84,8 +84,8 @@ def check_destination(
     """Return the format called `name`, and check that DEST can be written in it.
 
     Raises:
-        UsageError: DEST exists, its parent folder is missing or read-only, its ending belongs to
-            another format, or the format cannot hold this precision.
+        UsageError: DEST exists, its parent folder is missing or read-only, its extension belongs
+            to another format, or the format cannot hold this precision.
     """
     target = get_format(name)
     if dtype not in PRECISIONS:
@@ -94,7 +94,7 @@ def check_destination(
         raise UsageError(f"{name} holds no {dtype}", f"use {', '.join(target.precisions)}")
     if target.folder and dest.suffix in FILE_ENDINGS:
         raise UsageError(
-            f"{name} writes a folder, and {str(dest)!r} is named like a file",
+            f"{name} writes a folder, but {str(dest)!r} is named like a file",
             f"leave out {dest.suffix}",
         )
     if not dest.name.endswith(target.ending):

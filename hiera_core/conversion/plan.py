@@ -29,7 +29,7 @@ log = logging.getLogger("hiera")
 class ConversionPlan:
     """Everything that the writers need. Tensors whose values do not change stay memory-mapped."""
 
-    checkpoint: load.Checkpoint  # the source as it was read
+    checkpoint: load.Checkpoint  # the source, as read
     model: HieraEncoder  # the model to write, on the meta device
     state: dict[str, torch.Tensor]  # parameters of the model, in the reference's naming
     card: dict[str, Any]  # hiera.json: model, classes, preprocessing, source, licence
@@ -147,7 +147,7 @@ def adapt_to_format(plan: ConversionPlan, name: str) -> None:
 
 
 def drop_decoder(plan: ConversionPlan) -> int:
-    """Replace an autoencoder by its encoder with the final norm, but without a classifier.
+    """Replace an autoencoder with its encoder and final norm, without a classifier.
 
     Unlike the autoencoder, the new model pools queries at every stage transition, as classifiers
     that are fine-tuned from the autoencoder do.
@@ -167,7 +167,7 @@ def drop_decoder(plan: ConversionPlan) -> int:
 
 
 def _merge_window_positions(plan: ConversionPlan) -> None:
-    """Replace an absolute-window position embedding by a plain one for the model's input size.
+    """Replace an absolute-window position embedding with a plain one for the model's input size.
     Most formats cannot hold the window part."""
     arguments = {**plan.arguments, "abs_win_pos_embed": False}
     merged = plan.build().get_pos_embed().detach()
@@ -190,7 +190,7 @@ def _cast(plan: ConversionPlan, dtype: str) -> None:
         files.check_weights(plan.state, plan.checkpoint.source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{plan.checkpoint.source}: weights beyond the range of {dtype}", "use bf16 or fp32"
+            f"{plan.checkpoint.source} has weights beyond the range of {dtype}", "use bf16 or fp32"
         ) from error
     if dtype != "fp32" or plan.dtype == "float64":  # fp32 holds 16-bit numbers exactly
         plan.changed.append("dtype")
@@ -198,9 +198,9 @@ def _cast(plan: ConversionPlan, dtype: str) -> None:
 
 
 def _make_card(checkpoint: load.Checkpoint) -> dict[str, Any]:
-    """Return the checkpoint's own card, with missing values from the zoo entry of its shapes."""
+    """Return the checkpoint's card. Missing values come from the zoo entry with the same shapes."""
     entry, source = load.identify_model(checkpoint.state), checkpoint.source
-    if Path(source).exists():  # publish the name only, not a path of this machine
+    if Path(source).exists():  # publish only the name, not a path on this machine
         source = Path(source).name
     if entry is None:
         return {"source": source, **checkpoint.card}

@@ -7,11 +7,13 @@ from pathlib import Path
 from ..errors import HubError, UsageError
 from ..weights import download
 
-CURES = "the converted files are kept; set HF_TOKEN to a token with write access, check HF_ENDPOINT"
+CURES = (
+    "the converted files are kept; set HF_TOKEN to a token with write access, or check HF_ENDPOINT"
+)
 
 
 def check(repo: str) -> None:
-    """Check the name of a repository and the offline switch, before the conversion begins.
+    """Check that a repository name is valid and the hub not offline, before the conversion begins.
 
     Raises:
         UsageError: The name is not valid.

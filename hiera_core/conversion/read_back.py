@@ -1,4 +1,4 @@
-"""Load a written file again: by the library of its format, or by this package as a fallback."""
+"""Load a written file again, with the library of its format, or with this package instead."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class LoadedModel:
-    """A model as a library has loaded it.
+    """A model that a library has loaded.
 
     Args:
         name: Library and version.
         run: Function from a batch to logits or features [b, c], or to the losses [b, 1] of an
             autoencoder, masked according to `noise_for`.
-        computes_as_stored: Whether `run` computes in the precision of the file, and not in float32.
+        computes_as_stored: Whether `run` computes in the precision of the file instead of float32.
     """
 
     name: str
@@ -52,7 +52,7 @@ def wrap_model(model: Any, autoencoder: bool) -> LoadedModel:
 
 
 def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
-    """Load a written file by the library of its format.
+    """Load a written file with the library of its format.
 
     Args:
         plan: The model that was written.
@@ -64,7 +64,7 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
     """
     module, distribution, load = READERS[name]
     if importlib.util.find_spec(module) is None:
-        log.warning("%s is not installed: the file is read back by this package", distribution)
+        log.warning("%s is not installed: the file is read back with this package", distribution)
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), plan.is_autoencoder)
     try:
         with _hide_output():
@@ -80,7 +80,7 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
 
 
 def noise_for(windows: int) -> torch.Tensor:
-    """Return the noise that chooses visible mask units, the same at every call. -> [1, windows]
+    """Return the noise that selects visible mask units, the same at every call. -> [1, windows]
 
     Units with the smallest noise stay visible.
     """

@@ -37,7 +37,7 @@ class SampleInputs:
         pictures: RGB pictures.
         transform: Preprocessing of the model.
         chans: Input channels of the model.
-        description: What the pictures are, as text for the user.
+        description: Description of the pictures, for the user.
     """
 
     def __init__(

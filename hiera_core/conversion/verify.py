@@ -2,7 +2,7 @@
 
 Weights files are read back and compared bit by bit. If values have changed, if the format is a
 program, or on request, the library of the format also loads the file, and its outputs for real
-pictures are compared with the outputs of our model.
+images are compared with the outputs of our model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 
 @dataclass
 class Cost:
-    """What a change of values costs: outputs compared with those of the unchanged source."""
+    """Effect of changed values: how much outputs differ from those of the unchanged source."""
 
     max_difference: float  # of probabilities, or of features
     agree: int | None  # number of inputs with the same top-1 class
@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass
 class Proof:
-    """What was compared, and with which result."""
+    """What was compared, and the result."""
 
     tensors: int | None = None  # number of tensors, all of them equal bit by bit
     reader: str | None = None  # library whose outputs were compared, with its version
@@ -55,8 +55,8 @@ class Proof:
 def verify_bits(path: Path, expected: Mapping[str, torch.Tensor]) -> int:
     """Compare every tensor of a weights file with `expected`: names, shapes, dtypes and bits.
 
-    Each group of tensors is read with a new memory map. So memory holds one group at a time, and
-    not the whole file.
+    Each group of tensors is read with a new memory map. So memory holds one group at a time, not
+    the whole file.
 
     Returns:
         The number of tensors.
@@ -78,7 +78,7 @@ def verify_bits(path: Path, expected: Mapping[str, torch.Tensor]) -> int:
 
 
 def verify_outputs(plan: ConversionPlan, name: str, path: Path, samples: SampleInputs) -> Proof:
-    """Load a written file by the library of its format, and compare its outputs with our model's.
+    """Load a written file with its library, and compare its outputs with those of our model.
 
     Args:
         plan: The model that was written.

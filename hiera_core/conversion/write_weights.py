@@ -17,7 +17,7 @@ from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class
 
-# Our name of a constructor argument to timm's name.
+# Maps our name of a constructor argument to timm's name.
 TIMM_ARGUMENTS = {
     "input_size": "img_size",
     "head_dropout": "drop_rate",
@@ -28,7 +28,7 @@ TIMM_ARGUMENTS = {
         "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
     },
 }
-# Our name of a constructor argument to the name in the config.json of transformers.
+# Maps our name of a constructor argument to its name in the config.json of transformers.
 TRANSFORMERS_ARGUMENTS = {
     "input_size": "image_size",
     "in_chans": "num_channels",
@@ -74,7 +74,7 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
         return state
     is_hub = name == "hub"  # its folder has config.json and hiera.json in place of the extras
     files.write_safetensors(path / WEIGHTS_NAME, state, None if is_hub else extras)
-    # Only for the hub, because a checksum takes longer than writing.
+    # Only the hub gets a checksum, because computing it takes longer than writing.
     checksum = sha256_of(path / WEIGHTS_NAME) if is_hub else ""
     for file, content in CONFIGS[name](plan).items():
         files.write_json(path / file, content)
@@ -87,7 +87,7 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
     """Check that a format can hold the model of a plan.
 
     Raises:
-        UsageError: It cannot; the hint names formats that can.
+        UsageError: The format cannot; the hint names formats that can.
     """
     config, dims = plan.config, len(plan.size)
     if name in ("timm", "transformers") and dims != 2:
@@ -111,7 +111,7 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
 
 
 def _has_same_windows(plan: ConversionPlan) -> bool:
-    """Whether every block attends within the same windows under the rule of transformers."""
+    """Return whether every block attends within the same windows by the rule of transformers."""
     windowed = plan.config["mask_unit_attn"]
     specs = plan.model.block_specs
     for spec, before in zip(specs, [None, *specs], strict=False):
@@ -130,7 +130,7 @@ def _hub_files(plan: ConversionPlan) -> dict[str, Any]:
 def _timm_files(plan: ConversionPlan) -> dict[str, Any]:
     """Return config.json of a timm folder.
 
-    timm loads the folder by `create_model("local-dir:FOLDER")`, or the weights file by
+    timm loads the folder with `create_model("local-dir:FOLDER")`, or the weights file with
     `create_model(architecture, checkpoint_path=..., **model_args)`.
     """
     config = {**vars(HieraConfig()), **plan.config}
@@ -166,8 +166,8 @@ def _timm_files(plan: ConversionPlan) -> dict[str, Any]:
 
 
 def timm_architecture(name: str) -> str:
-    """Return timm's name for a model. If timm has none, return hiera_base_224: config.json holds
-    all arguments that override those of this model."""
+    """Return timm's name for a model. If timm has none, return hiera_base_224, all of whose
+    arguments config.json overrides."""
     name = name.removeprefix("mae_")
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
     return name if name in [f"hiera_{size}_224" for size in sizes] else "hiera_base_224"

@@ -72,7 +72,7 @@ class ClipViews(Sequence[np.ndarray]):
 def read_segments(
     source: Path | bytes, sampling: Sampling, transform: ImageTransform | VideoTransform
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
-    """Open a video, and return a report that fills as its segments are read.
+    """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart.
 
@@ -80,7 +80,7 @@ def read_segments(
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
     video = Video(source, sampling.max_pixels)
-    note = "its format declares no length: if it was cut off, that does not show"
+    note = "its format declares no length, so a truncated file is not noticed"
     notes = () if video.declares_length else (note,)
     report = VideoReport(video.duration, video.fps, video.frames, notes=notes)
     if isinstance(transform, ImageTransform):

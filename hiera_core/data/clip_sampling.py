@@ -1,4 +1,4 @@
-"""Which frames and crops of a video the model sees, as SlowFast evaluates videos.
+"""Choose the frames and crops of a video that the model sees, as in SlowFast's evaluation.
 
 Sources: SlowFast's decoder.get_start_end_idx with offset sampling, temporal_sampling and
 spatial_sampling. The paper's Kinetics-400 accuracy is measured with 5 clips x 3 crops.
@@ -20,15 +20,15 @@ from .image_reader import MAX_PIXELS
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which parts of a video the model sees.
+    """The parts of a video that the model sees.
 
     Args:
         clips, crops: Views along time and along the long side. None: 5 x 3 for a whole video, 1 x 1
             for each segment.
-        stride: Distance of the sampled frames, in frames at `fps`. None: the model's own.
-        segments: Seconds; classify the video in segments of this length.
-        every: Seconds; show an image model single frames at this distance.
-        max_pixels: Larger frames are refused before decoding.
+        stride: Distance between sampled frames, in frames at `fps`. None: the model's own.
+        segments: Length in seconds of the segments in which the video is classified.
+        every: Distance in seconds between the single frames that an image model sees.
+        max_pixels: Largest number of pixels in a frame; larger frames are refused undecoded.
         fps: Frames per second in which `stride` counts. None: the model's own.
 
     Raises:
@@ -62,7 +62,7 @@ class Sampling:
 
 @dataclass
 class VideoReport:
-    """What was read of a video, for its record."""
+    """What was read from a video, for its record."""
 
     duration: float  # seconds
     fps: float
@@ -84,8 +84,8 @@ class VideoReport:
 
 
 def segment_bounds(frames: int, fps: float, seconds: float | None) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last + 1 frame of each segment of `seconds`; if that is None, of the
-    whole video."""
+    """Yield (first frame, last frame + 1) of each segment of `seconds`, or of the whole video if
+    `seconds` is None."""
     if seconds is None:
         yield 0, frames
         return
@@ -105,7 +105,7 @@ def clip_indices(
     stride: int = 4,
     target_fps: float = 30,
 ) -> np.ndarray:
-    """Return the frame numbers of evenly spread clips, as in SlowFast's test sampling.
+    """Return the frame indices of evenly spread clips, as in SlowFast's test sampling.
 
     Args:
         frames, fps: Length and frame rate of the video.
@@ -123,7 +123,7 @@ def clip_indices(
 
 
 def frame_indices(starts: Sequence[float], span: float, length: int, frames: int) -> np.ndarray:
-    """Return the frame numbers of clips that begin at `starts` and cover `span` frames each.
+    """Return the frame indices of clips that begin at `starts` and cover `span` frames each.
 
     -> int64 [clips, length]. Beyond the end of the video, the last frame is repeated.
     """
@@ -135,8 +135,8 @@ def frame_indices(starts: Sequence[float], span: float, length: int, frames: int
 def crop_offsets(side: int, size: int, crops: int) -> list[int]:
     """Return where crops of `size` pixels begin along a side of `side` pixels.
 
-    The first crop begins at 0, the last one ends at the end, and the centre is rounded up. A single
-    crop is the centre.
+    The first crop begins at 0, the last one ends at the end, and positions between them are rounded
+    up. A single crop is centred.
     """
     room = side - size
     if crops == 1:

@@ -1,6 +1,6 @@
 """Data sets: class folders, lists of paths and labels, tar shards, and the built-in toy data sets.
 
-A data set is a sequence of sources (see sources.py) with class numbers. Nothing is decoded here.
+A data set is a sequence of sources (see sources.py) with class indices. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEADERS = (  # usual names of a list's first and second column
     {"label", "labels", "class", "class_name", "category", "target", "id"},
 )
 WNID = re.compile(r"n\d{8}")
-# Sizes of the validation sets. Of Kinetics, fewer and fewer videos can still be downloaded.
+# Sizes of the validation sets. Fewer and fewer videos of Kinetics can still be downloaded.
 IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)
 
 
@@ -44,7 +44,7 @@ class MediaDataset:
 
     Args:
         sources: The samples.
-        labels: Class numbers, int64 [n], if they are known.
+        labels: Class indices, int64 [n], if they are known.
         classes: Names of the classes, if they are known.
         class_count: Number of classes. None: the number of names, or one more than the largest
             label.
@@ -106,7 +106,7 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
 
     Raises:
-        UsageError: There is no such data, it is empty, or it lacks labels.
+        UsageError: The data does not exist, is empty, or lacks labels.
     """
     folder = Path(data)
     if isinstance(val, str) and _as_number(val) is not None:
@@ -138,7 +138,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
     See `open_splits` for what `data` may be.
 
     Raises:
-        UsageError: There is no such data, it is empty, or it lacks labels.
+        UsageError: The data does not exist, is empty, or lacks labels.
     """
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
@@ -154,7 +154,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         data, labelled: See `open_splits`.
 
     Raises:
-        UsageError: There is no such data, it is empty, or it lacks labels.
+        UsageError: The data does not exist, is empty, or lacks labels.
     """
     path, text = Path(data), str(data)
     if path.is_dir() and any(path.glob("*.tar")):
@@ -180,11 +180,11 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
 def remap_labels(
     samples: MediaDataset, classes: Sequence[str] | None, num_classes: int | None
 ) -> MediaDataset:
-    """Return the same samples, with labels in the numbering of a model.
+    """Return the same samples, with their labels mapped to the class indices of a model.
 
     Classes are matched by name. Labels stay as they are if the data or the model has no class
     names. Class names that are WordNet ids are numbered in their order, as ImageNet-1k is. Class
-    names that are numbers are used as class numbers.
+    names that are numbers are used as class indices.
 
     Args:
         samples: The data.
@@ -224,7 +224,7 @@ def remap_labels(
 
 
 def benchmark_of(samples: MediaDataset) -> str | None:
-    """Return `imagenet1k` or `kinetics400` if the data looks like its validation set."""
+    """Return `imagenet1k` or `kinetics400` if the data looks like that validation set."""
     classes, count = samples.classes, len(samples)
     if classes is not None and len(classes) == 1000 and all(WNID.fullmatch(c) for c in classes):
         return "imagenet1k" if count == IMAGENET_VAL else None
@@ -239,8 +239,7 @@ def benchmark_of(samples: MediaDataset) -> str | None:
 class _Files(Sequence[Source]):
     """Files by path.
 
-    Paths are held as text in one array: a million of them take little memory, and forked workers
-    do not copy them.
+    Paths are held as strings, which take less memory than `Path` objects.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -255,7 +254,7 @@ class _Files(Sequence[Source]):
 
 
 class _Members(Sequence[Source]):
-    """Files within tar files, each with its shard, name, offset and size. Any order is fast."""
+    """Files within tar files, each with its shard, name, offset and size, for random access."""
 
     def __init__(self, members: Sequence[tuple[Path, str, int, int]]) -> None:
         self.members = members
@@ -269,7 +268,7 @@ class _Members(Sequence[Source]):
 
 
 class _Subset(Sequence[Source]):
-    """Some items of another sequence."""
+    """A selection of the items of another sequence."""
 
     def __init__(self, sources: Sequence[Source], indices: np.ndarray) -> None:
         self.sources, self.indices = sources, indices
@@ -349,14 +348,14 @@ def _split_lines(file: Iterable[str], ending: str) -> Iterable[list[str]]:
 
 
 def _is_header(row: list[str], folder: Path) -> bool:
-    """Return whether a first line names the columns, and not a file."""
+    """Return whether the first line of a list names its columns, and not a file."""
     words = [cell.lower() for cell in row[:2]]
     is_names = words[0] in HEADERS[0] and (len(words) < 2 or words[1] in HEADERS[1])
     return is_names and not (folder / row[0]).exists()
 
 
 def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
-    """Read the headers of tar files in webdataset's form.
+    """Read the headers of tar files in the format of webdataset.
 
     Files with the same name up to the first dot are one sample. Its `.cls` file holds the label.
     """
@@ -386,9 +385,9 @@ def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
 
 
 def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Return class numbers and class names.
+    """Return class indices and class names.
 
-    If all labels are numbers, these are the class numbers, and there are no names. Otherwise
+    If all labels are numbers, these are the class indices, and there are no names. Otherwise
     classes are numbered in alphabetical order.
     """
     if all(word.isdigit() for word in words):

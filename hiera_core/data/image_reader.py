@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import InputError, first_line
 
-# Only these formats are opened, whatever the file ending is. Pillow's other readers are old, call
-# external programs, or take any bytes for an image (TGA).
+# Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
+# call external programs, or take any bytes for an image (TGA).
 FORMATS = [
     "JPEG",
     "MPO",
@@ -81,7 +81,7 @@ def open_image(
 
 @contextlib.contextmanager
 def without_pillow_limit() -> Iterator[None]:
-    """Switch off Pillow's limit on pixels, so that only `max_pixels` of `open_image` applies.
+    """Disable Pillow's limit on pixels, so that only `max_pixels` of `open_image` applies.
 
     Pillow's limit would warn about smaller images, and refuse larger ones that the user allows.
     """
@@ -99,7 +99,7 @@ def without_pillow_limit() -> Iterator[None]:
 
 
 _limit_lock = threading.Lock()
-_limit_users: list[Any] = [0, None]  # number of contexts that are open, and Pillow's own limit
+_limit_users: list[Any] = [0, None]  # number of open contexts, and Pillow's own limit
 
 
 def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -134,7 +134,7 @@ def _scale_to_8_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise InputError("float picture holds NaN or infinity", "replace these values")
+            raise InputError("float image holds NaN or infinity", "replace these values")
         if low >= 0 and high <= 1:
             low, high = 0.0, 1.0
         else:
@@ -142,7 +142,7 @@ def _scale_to_8_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     elif image.mode == "I" and values.max(initial=0) > 65535:
         high = 2.0**31 - 1
     grey = np.empty(values.shape, np.uint8)
-    for y, row in enumerate(values):  # one row at a time, to hold little memory in float64
+    for y, row in enumerate(values):  # one row at a time, because float64 takes much memory
         scaled = (row.astype(np.float64) - low) / max(high - low, 1e-12)
         grey[y] = scaled.clip(0, 1) * 255 + 0.5
     depth = "float" if image.mode == "F" else "32-bit" if high > 65535 else "16-bit"

@@ -1,4 +1,4 @@
-"""Tell images from videos: by the first bytes of a file, or by the ending of its name."""
+"""Tell images from videos: by the first bytes of a file, or by its extension."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..records import Kind
 
-# Files of a folder with these endings are inputs. A file that is named itself is always tried.
+# Files in a folder are inputs if they have these extensions. A file that the user names is always
+# tried.
 PICTURE_ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
     ".ico .qoi".split()
@@ -29,16 +30,16 @@ _IMAGE_SIGNATURE = re.compile(
 _VIDEO_SIGNATURE = re.compile(
     rb"....(ftyp|moov|mdat|free|skip|wide|pnot)"  # MP4, QuickTime
     rb"|\x1a\x45\xdf\xa3"  # Matroska, WebM
-    rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG programme and elementary streams
+    rb"|RIFF....AVI |FLV\x01|OggS\0|\0\0\x01[\xba\xb3]"  # MPEG program and elementary streams
     rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # ASF
-    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes a packet
+    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes per packet
     re.DOTALL,
 )
 
 
 def kind_of(content: Path | bytes, name: str) -> Kind:
-    """Return the kind of an input by its first bytes, or by the ending of `name` if these are of no
-    known format.
+    """Return the kind of an input by its first bytes, or, if they match no known format, by the
+    extension of `name`.
 
     Raises:
         InputError: The file cannot be read, or is empty.
@@ -57,14 +58,14 @@ def kind_of(content: Path | bytes, name: str) -> Kind:
 
 
 def sniff_kind(start: bytes) -> Kind | None:
-    """Return the kind of a file by its first bytes, or None if they are of no known format."""
+    """Return the kind of a file by its first bytes, or None if they match no known format."""
     if _IMAGE_SIGNATURE.match(start):
         return "image"
     return "video" if _VIDEO_SIGNATURE.match(start) else None
 
 
 def ending_of(name: str) -> str:
-    """Return the file ending of a path or URL, in lower case."""
+    """Return the file extension of a path or URL, in lower case."""
     return Path(name.partition("?")[0]).suffix.lower()
 
 

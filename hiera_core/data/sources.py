@@ -1,8 +1,8 @@
 """Turn what a user names (files, folders, globs, lists, URLs, stdin) into a stream of sources.
 
 Sources come in order and one at a time, so a long list needs no more memory than a short one. No
-image is opened here. If a list or a folder cannot be read on the way, a source with an error takes
-its place, so that every input keeps its position.
+image is opened here. If a list or a folder cannot be read, a source with an error takes its place,
+so that every input keeps its position.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Source:
         name: The input as the user named it.
         path: A file.
         data: The content itself.
-        url: An address, fetched when `content` is called.
+        url: A URL, fetched when `content` is called.
         span: Offset and size in bytes within `path`, for a member of a tar file.
         error: Why this input cannot be read, if that is known already. `content` raises it.
     """
@@ -78,7 +78,7 @@ class Source:
     def looks_like_video(self) -> bool:
         """Whether this seems to be a video, by its first bytes or, failing that, by its name.
 
-        Nothing is fetched to find out.
+        Nothing is fetched for this.
         """
         kind = None
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ class Source:
         if kind is not None:
             return kind == "video"
         ending = ending_of(self.name)
-        # A URL without a known ending can be either. It counts as a video, which costs more.
+        # A URL without a known extension can be either. It counts as a video, which costs more.
         return ending in VIDEO_ENDINGS or (self.url is not None and ending not in ENDINGS)
 
 
@@ -110,8 +110,8 @@ def expand(
             `@list.txt`, and `-` for standard input, which is an image or video, or paths separated
             by newlines or NUL.
         recursive: Also look into the folders within a folder.
-        endings: Which files of a folder are inputs.
-        stdin: Read this in place of standard input.
+        endings: Extensions of the files in a folder that are inputs.
+        stdin: Stream to read in place of standard input.
     """
     for text in inputs:
         if text == STDIN:
@@ -129,12 +129,12 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
 
     Raises:
         UsageError: A list is missing, a folder is empty, or a glob matches nothing. A single file
-            that is missing is not an error here: it fails later, as that input alone.
+            that is missing is not an error here: later, that input alone fails.
     """
     for text in inputs:
         path = Path(text)
         if _is_list(text) and not Path(text[1:]).is_file():
-            raise UsageError(f"no list {text[1:]!r}", "give a file with one path a line")
+            raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
         if text != STDIN and not path.exists() and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
         if text != STDIN and path.is_dir():
@@ -235,7 +235,7 @@ def _from_stream(stream: BinaryIO) -> Iterator[Source]:
 def _begins_with_text_line(start: bytes) -> bool:
     """Return whether these bytes begin with a line of text, and so must be paths.
 
-    This lets the first path pass before a slow producer sends the next one.
+    So the first path is processed before a slow producer sends the next one.
     """
     line, newline, _ = start.partition(b"\n")
     return bool(newline) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f\xff]", line) and len(line) > 2
@@ -266,7 +266,7 @@ def _from_lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
 
 
 def _read_available(stream: BinaryIO) -> bytes:
-    """Return the bytes that are there, without waiting for a full block; b"" at the end."""
+    """Return the bytes that are available, without waiting for a full block; b"" at the end."""
     block: bytes = getattr(stream, "read1", stream.read)(1 << 16)
     return block
 
@@ -299,7 +299,7 @@ def _check_regular_file(path: Path) -> Path:
 
 
 def _read_span(path: Path, offset: int, size: int) -> bytes:
-    """Read `size` bytes of a file, from `offset` on.
+    """Read `size` bytes of a file, starting at `offset`.
 
     Raises:
         InputError: The file cannot be read, or is shorter.

@@ -2,8 +2,9 @@
 
 `digits`: scikit-learn's 1,797 handwritten digits (UCI optdigits, CC BY 4.0), enlarged to 32x32.
 `shapes`: clips that are drawn here. One shape glides in a direction, which is the class. A second
-shape of the same form jumps between as many positions on a line at right angles to it. A single
-frame does not show the class, and neither do all frames in an unknown order: only motion does.
+shape of the same form jumps between as many positions, on a line at right angles to that direction.
+A single frame does not show the class, and neither do all frames in an unknown order: only motion
+does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ DIGITS = tuple("zero one two three four five six seven eight nine".split())
 DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")
 DIGIT_SIDE = 32  # pixels
 CLIPS = 4000
-FRAMES, RATE, SIDE = 8, 4, 48  # frames of a clip, frames a second, pixels along a side
-OVERSAMPLING = 4  # clips are drawn larger and reduced, for smooth edges and half pixels
+FRAMES, RATE, SIDE = 8, 4, 48  # frames of a clip, frames per second, pixels along a side
+OVERSAMPLING = 4  # clips are drawn larger and reduced, for smooth edges and subpixel positions
 
 
 class Digits(Sequence[Source]):
@@ -82,7 +83,7 @@ def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> 
 
     Args:
         direction: Index into DIRECTIONS.
-        random: Draws colours, shape, size, speed and positions.
+        random: Generator of colours, shape, size, speed and positions.
         side: Height and width of the clip, in pixels.
 
     Returns:
@@ -94,7 +95,7 @@ def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> 
     path = (np.arange(FRAMES) - (FRAMES - 1) / 2) * step
     order = _jump_orders()[random.integers(len(_jump_orders()))]
     reach = path[-1] + radius
-    along = random.uniform(reach, SIDE - reach, 2)  # middles of both paths
+    along = random.uniform(reach, SIDE - reach, 2)  # centres of both paths
     across = random.uniform(radius, SIDE - radius, 2)
     glide = along[0] + (path if direction % 2 == 0 else path[::-1])
     jump = along[1] + path[order]

@@ -1,7 +1,7 @@
 """Preprocessing for evaluation: resize, crop and normalise images and video frames.
 
-Images are processed like the reference's evaluation, video clips like SlowFast's (spatial_sampling
-with uniform crops).
+Images are processed as in the reference's evaluation, video clips as in SlowFast's
+(spatial_sampling with uniform crops).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..models.hiera import HieraEncoder
 from .clip_sampling import crop_offsets
 
-# Aspect ratio up to which a picture is resized as a whole; of longer ones, only the crop is.
+# Largest aspect ratio at which a whole image is resized. For longer ones, only the crop is.
 MAX_WHOLE_RESIZE = 4
 
 
@@ -44,8 +44,8 @@ class ImageTransform:
     Args:
         size: Height and width that the model takes, in pixels.
         resize: Short side before the crop, in pixels.
-        mean, std: Statistics of the channels, scaled to [0, 1].
-        interpolation: `bicubic` or `bilinear`, both with antialias.
+        mean, std: Statistics of the channels, for pixels in [0, 1].
+        interpolation: `bicubic` or `bilinear`, both with antialiasing.
     """
 
     size: tuple[int, int]
@@ -63,7 +63,8 @@ class ImageTransform:
         """Return a model's own preprocessing, scaled to its input size.
 
         Args:
-            preprocessing: As in zoo.yaml and hiera.json; missing keys are those of hiera_base_224.
+            preprocessing: As in zoo.yaml and hiera.json. Missing values are those of
+                hiera_base_224.
             input_size: (y, x) in pixels.
 
         Raises:
@@ -82,9 +83,9 @@ class ImageTransform:
         return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
 
     def crop(self, image: Image.Image) -> np.ndarray:
-        """Resize and centre-crop an RGB picture. -> uint8 [height, width, 3]
+        """Resize and centre-crop an RGB image. -> uint8 [height, width, 3]
 
-        For a very long picture, only the pixels that the crop needs are resampled. So a picture of
+        For a very long image, only the pixels that the crop needs are resampled. So an image of
         20000x1 costs no more than any other, and the result is the same except for rounding.
         """
         (height, width), (w, h) = self.size, image.size
@@ -97,7 +98,7 @@ class ImageTransform:
         if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
             resized = image.resize((new_w, new_h), resampling)
             return np.array(resized.crop((left, top, left + width, top + height)))
-        x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized picture
+        x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized image
         box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
         return np.array(image.resize((width, height), resampling, box=box))
 
@@ -120,9 +121,9 @@ class VideoTransform:
     Args:
         size: Height and width that the model takes, in pixels.
         frames: Frames in a clip.
-        stride: Distance of a clip's frames, in frames at `fps`.
+        stride: Distance between the frames of a clip, in frames at `fps`.
         fps: Frames per second in which `stride` counts.
-        mean, std: Statistics of the channels, scaled to [0, 1].
+        mean, std: Statistics of the channels, for pixels in [0, 1].
     """
 
     size: tuple[int, int]
@@ -141,7 +142,7 @@ class VideoTransform:
         """Return a model's own preprocessing, at its input size.
 
         Args:
-            preprocessing: As in zoo.yaml and hiera.json; missing keys are those of
+            preprocessing: As in zoo.yaml and hiera.json. Missing values are those of
                 hiera_base_16x224.
             input_size: (frames, y, x), in frames and pixels.
 
@@ -196,7 +197,7 @@ class CropGrid:
         )
 
     def sample(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize a frame like torch's interpolate: bilinear, no antialias, align_corners=False.
+        """Resize a frame like torch's interpolate: bilinear, not antialiased, align_corners=False.
 
         uint8 [height, width, 3] -> float32 [rows, columns, 3]
         """

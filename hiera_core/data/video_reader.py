@@ -1,4 +1,4 @@
-"""Read frames of a video by number: seek, decode only what is needed, and detect damaged frames.
+"""Read frames of a video by index: seek, decode only what is needed, and detect damaged frames.
 
 Times are in seconds from the first frame. Frame `i` of a video is the frame that a viewer sees at
 time `i / fps`, where `fps` is the average frame rate. At a constant rate that is the i-th frame.
@@ -22,8 +22,8 @@ from av.video.reformatter import VideoReformatter
 from ..errors import InputError
 from .image_reader import MAX_PIXELS
 
-# Only these containers are opened, whatever the file ending is. FFmpeg's playlists (hls, concat)
-# would read other files and URLs.
+# Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
+# concat) would read other files and URLs.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v,mxf,dv,nut"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 # Formats without an index. FFmpeg only guesses their length, and they have too few time stamps to
@@ -34,16 +34,16 @@ NO_LENGTH_FORMATS = ("mpegts", *NO_INDEX_FORMATS)
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds earlier to seek to, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
-MAX_RATE = 1000  # frames a second; a higher declared rate is an error of the file
+MAX_RATE = 1000  # frames per second; a higher declared rate is an error in the file
 FALLBACK_RATE = 30.0
-MAX_DAMAGED = 0.1  # share of frames that may be damaged or lost before a video is an error
+MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
 @dataclass(frozen=True)
 class DecodedFrame:
     """One frame of a video."""
 
-    index: int  # the number that was asked for
+    index: int  # the index that was requested
     pixels: np.ndarray  # uint8 [height, width, 3], upright
     intact: bool  # False if the frame is damaged, or stands in for one that is lost
 
@@ -53,7 +53,7 @@ class Video:
 
     Args:
         source: A path, or the bytes of the file.
-        max_pixels: A video with more pixels in a frame is refused, before any frame is decoded.
+        max_pixels: A video with more pixels per frame is refused, before any frame is decoded.
 
     Attributes:
         frames: Number of frames, as the file declares it, or counted if it declares none.
@@ -94,7 +94,7 @@ class Video:
 
     @property
     def declares_length(self) -> bool:
-        """Whether the container declares its length, so that a truncated file is noticed."""
+        """Whether the container declares its length, so that truncation is noticed."""
         return self._container.format.name not in NO_LENGTH_FORMATS
 
     @property
@@ -103,7 +103,7 @@ class Video:
         return self.frames / self.fps
 
     def read(self, indices: Sequence[int]) -> Iterator[DecodedFrame]:
-        """Yield frames by number, in ascending order. At most two frames are in memory at a time.
+        """Yield frames by index, in ascending order. At most two frames are in memory at a time.
 
         Raises:
             InputError: No frame can be decoded.
@@ -124,7 +124,7 @@ class Video:
             self._stream.thread_type = "AUTO"
 
     def _check(self, max_pixels: int) -> None:
-        """Check that the video can be decoded, and set its size and its clock."""
+        """Check that the video can be decoded, and set its size and its time base."""
         stream = self._stream
         if stream is None:
             raise InputError("no video stream", "the file holds only sound or subtitles")
@@ -140,7 +140,7 @@ class Video:
         self._start = (stream.start_time or 0) * self._tick
 
     def _measure(self) -> None:
-        """Find the number of frames and their rate, from the headers or by reading all packets."""
+        """Get the number of frames and the frame rate in the headers, or by reading all packets."""
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
         self._seekable = self._container.format.name not in NO_INDEX_FORMATS
@@ -161,7 +161,7 @@ class Video:
     def _declared_seconds(self) -> float:
         """Return the length of the video stream, or 0 if it is not declared.
 
-        The container's own length may be that of the sound.
+        The container's own length may be that of the audio.
         """
         stream, container = self._stream, self._container
         if stream.duration:
@@ -178,7 +178,7 @@ class Video:
         return ends.get(stream.index, declared) if reaches_end else declared
 
     def _stream_ends(self, declared: float) -> dict[int, float]:
-        """Return the time at which each stream ends, by the packets of the last seconds."""
+        """Return the time at which each stream ends, from the packets of the last seconds."""
         ends: dict[int, float] = {}
         with contextlib.suppress(av.FFmpegError):
             self._at_start = False
@@ -235,7 +235,7 @@ class Video:
             self._current, self._next = self._next, next(self._decoded, None)
 
     def _decode(self) -> Iterator[Any]:
-        """Yield the frames from here on. Frames that cannot be decoded are left out."""
+        """Yield the frames from here on. Frames that cannot be decoded are skipped."""
         last = None
         for packet in itertools.chain(self._packets(), [None]):  # None flushes the decoder
             if packet is not None:
@@ -293,10 +293,10 @@ class Video:
 
 
 def check_damage(damaged: int, wanted: int) -> None:
-    """Check how many of the frames that were asked for are damaged or lost.
+    """Check how many of the requested frames are damaged or lost.
 
     Raises:
-        InputError: More than a tenth of them.
+        InputError: More than a tenth of them are.
     """
     if damaged > MAX_DAMAGED * wanted:
         raise InputError(
@@ -307,7 +307,7 @@ def check_damage(damaged: int, wanted: int) -> None:
 
 @contextlib.contextmanager
 def _as_input_errors() -> Iterator[None]:
-    """Turn errors of FFmpeg and of the file system into an InputError."""
+    """Convert errors of FFmpeg and of the file system to an InputError."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Write a video file."""
+"""Encode frames as a video file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def encode(frames: np.ndarray, rate: int | Fraction) -> bytes:
 
     Args:
         frames: uint8 [frames, height, width, 3]. Height and width must be even.
-        rate: Frames a second.
+        rate: Frames per second.
     """
     import av
 

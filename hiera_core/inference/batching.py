@@ -1,4 +1,4 @@
-"""A model on a device, with its preprocessing, in batches that fit the memory."""
+"""Run a model on a device, with its preprocessing, in batches that fit in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("hiera")
 Result = TypeVar("Result")
 M = TypeVar("M", bound=HieraEncoder)
 
-# Views in one forward pass. On a CPU, larger batches only leave the cache; a GPU needs many.
+# Views in one forward pass. A GPU needs many; on a CPU, more views only overflow the cache.
 DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {
     "image": {"cpu": 8, "cuda": 64, "mps": 16},
     "video": {"cpu": 1, "cuda": 16, "mps": 2},
@@ -51,9 +51,9 @@ class BatchRunner(Generic[M, Result]):
         borrowed: The model belongs to the caller: `auto` keeps its device and dtype, and it is
             copied before anything about it changes.
         device, dtype: See `select_device` and `select_dtype`.
-        batch_size: Views in one forward pass, or None for a size that suits the device. Out of
-            memory halves it.
-        compile: Run the model through torch.compile.
+        batch_size: Views in one forward pass, or None for a size that suits the device. It is
+            halved when memory runs out.
+        compile: Compile the model with torch.compile.
 
     Raises:
         UsageError: The model takes one-dimensional signals.
@@ -78,7 +78,7 @@ class BatchRunner(Generic[M, Result]):
         card: dict[str, Any] = getattr(model, "card", {})
         self.name = str(card.get("model") or type(model).__name__)
         self.batch_size = batch_size or DEFAULT_BATCH_SIZES[self.kind][self.device.type]
-        # A compiled program is for one number of views; smaller batches are padded to it.
+        # A compiled program takes a fixed number of views; smaller batches are padded to it.
         self._compile, self._compiled_for = compile, 0
 
     def compute(self, x: torch.Tensor) -> Sequence[Result]:
@@ -93,10 +93,10 @@ class BatchRunner(Generic[M, Result]):
         """Return one result for each view.
 
         Args:
-            views: As the transform makes them.
+            views: The views, as the transform returns them.
 
         Raises:
-            DeviceError: A single view is out of memory.
+            DeviceError: There is not enough memory for a single view.
         """
         done: list[Result] = []
         while len(done) < len(views):
@@ -109,7 +109,7 @@ class BatchRunner(Generic[M, Result]):
         return done
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function through torch.compile, if that was asked for."""
+        """Return the function, compiled with torch.compile if `compile` is set."""
         return compile_for_inference(function, self.device) if self._compile else function
 
     def _run_batch(self, pixels: np.ndarray) -> Sequence[Result]:
@@ -126,7 +126,7 @@ class BatchRunner(Generic[M, Result]):
             return self.compute(self.transform.normalise(batch))[:count]
 
     def _halve_batch(self, error: Exception, tried: int) -> None:
-        """Halve the batch size after out of memory; raise any other error."""
+        """Halve the batch size if memory ran out; raise any other error."""
         if not is_out_of_memory(error):
             raise error
         if tried == 1:
@@ -135,7 +135,7 @@ class BatchRunner(Generic[M, Result]):
                 "use a smaller model or --dtype bf16",
             ) from error
         self.batch_size = tried // 2
-        log.warning("out of memory: going on with batches of %d", self.batch_size)
+        log.warning("out of memory: continuing with batches of %d", self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -154,5 +154,5 @@ def _place(model: M, device: str, dtype: str, borrowed: bool) -> M:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"{where} has no memory for the model", "use a smaller model or --dtype bf16"
+            f"{where} has too little memory for the model", "use a smaller model or --dtype bf16"
         ) from error

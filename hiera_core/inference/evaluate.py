@@ -21,7 +21,7 @@ from ..records import Kind
 from .pipeline import PipelineOptions
 from .predict import Classifier, Predictor
 
-TOP_K = 5  # of "top-5"
+TOP_K = 5  # number of classes in top-5 accuracy
 
 
 class ClassAccuracy(TypedDict):
@@ -35,7 +35,7 @@ class ClassAccuracy(TypedDict):
 
 
 class Confusion(TypedDict):
-    """How often samples of one class were taken for another."""
+    """How often samples of one class were classified as another."""
 
     label: str
     predicted: str
@@ -68,7 +68,7 @@ class Evaluation:
 
     Attributes:
         confusion: int64 [classes, classes], true class by predicted class.
-        within5: int64 [classes], samples of a class that had it among the first five.
+        within5: int64 [classes], samples of a class that have it among the first five.
         failed: Name and reason of samples that could not be read. They do not count.
         names: Names of the classes, if known.
         published: Published top-1 accuracy of this checkpoint on this data, in percent.
@@ -145,7 +145,7 @@ class Evaluation:
         ]
 
     def label(self, number: int) -> str:
-        """Return the name of a class, or its number."""
+        """Return the name of a class, or its index if there are no names."""
         return str(number) if self.names is None else self.names[number]
 
     def to_json(self) -> EvaluationJson:
@@ -163,7 +163,7 @@ class Evaluation:
 
 
 class EvaluationOptions(PipelineOptions, total=False):
-    """Keyword arguments of `evaluate`, besides those of every pipeline."""
+    """Keyword arguments of `evaluate`: those of every pipeline, and its own."""
 
     class_names: Sequence[str] | None
 
@@ -180,14 +180,14 @@ def evaluate(
     Args:
         data: A folder of class folders (its `val/`, if it has one), a list of `path label` lines,
             tar shards, or `digits` or `shapes` (the part that training holds out).
-        model: See `Predictor`. None: the kind of the first sample chooses.
+        model: See `Predictor`. None: the default model for the kind of the first sample.
         options: See `EvaluationOptions`.
 
     Raises:
         UsageError: The data is not labelled or its classes are not the model's; or see
             `Predictor`.
         CheckpointError, HubError: See `read_checkpoint`.
-        DeviceError: The device does not exist, or a single sample is out of memory.
+        DeviceError: The device does not exist, or has too little memory for a single sample.
     """
     found = open_eval_data(data)
     return evaluate_dataset(found, Predictor(model, **options))
@@ -204,14 +204,14 @@ def evaluate_dataset(
     """Count the predictions on one process's share of a data set.
 
     Args:
-        dataset: Labelled samples, with their own class names or numbers.
+        dataset: Labelled samples, with their own class names or indices.
         predictor: Predictor of the model, with the top 5 classes.
         rank, world_size: This process takes every `world_size`-th sample, beginning with `rank`.
         on_sample: Called after each sample.
 
     Raises:
         UsageError: The data has classes that the model does not know.
-        DeviceError: A single sample is out of memory.
+        DeviceError: There is not enough memory for a single sample.
     """
     classifier = _classifier_for(dataset, predictor)
     num_classes = int(classifier.model.config["num_classes"])
@@ -234,11 +234,11 @@ def evaluate_dataset(
 
 
 def topk_hits(ranked: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whether the label is the first class, and among the first five.
+    """Return whether each label is the first class, and whether it is among the first five.
 
     Args:
-        ranked: Class numbers by falling probability, [n, k].
-        labels: Class numbers, [n].
+        ranked: Class indices, the most probable class first, [n, k].
+        labels: Class indices, [n].
 
     Returns:
         Two bool tensors [n].
@@ -248,17 +248,17 @@ def topk_hits(ranked: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def has_top5(num_classes: int) -> bool:
-    """Whether top-5 accuracy says anything: with five classes it is always 100%."""
+    """Return whether top-5 accuracy is meaningful. With five classes, it is always 100%."""
     return num_classes > TOP_K
 
 
 def percent(count: float, total: float) -> float:
-    """Return a share in percent; 0 if there is nothing to share."""
+    """Return `count / total` in percent, or 0 if `total` is 0."""
     return 100 * float(count) / max(1, float(total))
 
 
 def _classifier_for(dataset: MediaDataset, predictor: Predictor) -> Classifier:
-    """Return the classifier of the data: the predictor's only one, or the first sample's kind."""
+    """Return the predictor's only classifier, or the one for the kind of the first sample."""
     if not predictor.chooses_by_kind:
         return predictor.classifier(predictor.kinds[0])
     return predictor.classifier(_first_kind(dataset))

@@ -50,7 +50,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
-    """Write a file atomically, in the format of its ending.
+    """Write a file atomically, in the format of its extension.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -63,7 +63,7 @@ def check_format(name: str) -> None:
     """Check that the package of a format is installed.
 
     Raises:
-        UsageError: It is not.
+        UsageError: The package is not installed.
     """
     if name == "parquet":
         try:
@@ -121,8 +121,8 @@ def _npz_metadata(path: Path) -> Metadata:
 def _write_parquet(path: Path, arrays: Arrays, metadata: Metadata) -> None:
     """Write a table with a row for each input.
 
-    Columns are its name, its index, and a flat list of numbers for each feature. The shapes are in
-    the metadata of the schema.
+    The columns are its name, its index, and for each feature a flat list of numbers. The shapes are
+    in the metadata of the schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

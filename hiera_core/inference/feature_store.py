@@ -1,4 +1,4 @@
-"""Write features to one file, or to a folder of shards, which an interrupted run can resume.
+"""Write features to one file, or to a folder of shards, where an interrupted run can resume.
 
 A file holds an array [inputs, *shape] for each feature. Its metadata holds the names and indices of
 the inputs, the shapes, and the settings that the features were computed with; see
@@ -36,10 +36,10 @@ class _Shard:
 
 
 class FeatureStore:
-    """Writes the features of records to files, each of them atomically. Use it in a `with` block.
+    """Writes the features of records to files, each file atomically. Use it in a `with` block.
 
     Args:
-        path: A file with an ending of `feature_formats.FORMATS`, or a folder. A single file is
+        path: A file with an extension in `feature_formats.FORMATS`, or a folder. A single file is
             written at the end of the block, so its features are held in memory until then. A folder
             gets shards `image-00000.safetensors`, `video-00000.safetensors` and so on.
         save_as: Format of the shards: safetensors, npz or parquet.
@@ -80,7 +80,7 @@ class FeatureStore:
             self._write(kind)
 
     def add(self, record: Record) -> None:
-        """Add the features of a record, and set the `file` entry of its `extra` to their place.
+        """Add the features of a record, and store their location as `file` in its `extra`.
 
         Raises:
             InputError: A single file holds features of images, and this is a video, or vice versa.
@@ -149,11 +149,11 @@ class FeatureStore:
             if not self.is_file:
                 self.path.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be made ({error.strerror})") from error
+            raise OutputError(f"{self.path} cannot be created ({error.strerror})") from error
         feature_formats.write(shard.path, stacked, metadata)
 
     def _read_shards(self) -> None:
-        """Read which inputs the shards of an earlier run hold.
+        """Read which inputs the shards of an earlier run contain.
 
         Raises:
             UsageError: A shard was made with other settings, or cannot be read.

@@ -55,7 +55,7 @@ def features(
     pool: bool = True,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]:
-    """Return the features of images and videos in one line.
+    """Return the features of images and videos with one call.
 
     >>> hiera_core.features("photo.jpg")["embedding"]
 
@@ -84,7 +84,7 @@ def features(
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """Which features of an input.
+    """The features to return for an input.
 
     Args:
         stages: Stages whose maps are returned, counted from 1. (): the model's embedding (if
@@ -111,14 +111,15 @@ class FeatureSelection:
 
 
 class BatchExtractor(BatchRunner[HieraEncoder, Features]):
-    """Features of preprocessed views.
+    """Computes the features of preprocessed views.
 
     A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
-    `keep_maps` it also holds `map1`, ... to draw: of the selected stages, or of all.
+    `keep_maps` it also holds maps to draw, `map1`, ...: of the selected stages, or of all if none
+    is selected.
 
     Args:
         model: A built model.
-        selection: Which features.
+        selection: The features to return.
         keep_maps: Also return maps to draw.
         options: See `BatchRunner`.
     """
@@ -161,16 +162,16 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
 
 
 class FeatureExtractor(Pipeline[BatchExtractor]):
-    """Features of a stream of images and videos.
+    """Extracts the features of a stream of images and videos.
 
     Records have a `result`, a dictionary of float32 tensors (see `BatchExtractor`). For a video it
     holds the features of the centre clip, or, with more views, their average.
 
     Args:
-        model: See `Pipeline`. Classifiers and autoencoders; the defaults are hiera_base_224 and
-            hiera_base_16x224.
-        selection: Which features.
-        visualize: Also draw the stages: records get one of `thumbnails`, see `draw_feature_maps`.
+        model: See `Pipeline`. It may be a classifier or an autoencoder. The defaults are
+            hiera_base_224 and hiera_base_16x224.
+        selection: The features to return.
+        visualize: Also draw the stage maps as a thumbnail of each record, see `draw_feature_maps`.
         sampling: Which parts of a video the model sees; by default one clip and one crop.
         workers, device, dtype, batch_size, compile: See `PipelineOptions`.
 
@@ -206,8 +207,8 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
                 "maps of several views show different parts and cannot be averaged",
                 "use one clip and one crop, or pooled features",
             )
-        # Returns what an earlier run has written for an input, given its name and position; see
-        # `FeatureStore.find`.
+        # This function returns what an earlier run wrote for an input, given the input's name and
+        # position; see `FeatureStore.find`.
         self.find_done: Callable[[str, int], dict[str, Any] | None] = lambda name, index: None
         super().__init__(
             model,
@@ -241,7 +242,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         (segment,) = segments
         results = self.runner("video").run(segment.views)
         averages = {n: torch.stack([r[n] for r in results]).mean(0) for n in results[0]}
-        # Maps of different views show different places: the first view is drawn with its frames.
+        # Maps of different views show different places, so only those of the first view are drawn.
         averages |= {n: v for n, v in results[0].items() if n.startswith("map")}
         self._finish(record, averages, segment.views[0])
 

@@ -1,7 +1,7 @@
 """Run a stream of inputs through models: decode in worker threads, compute in batches, and yield
 one record for each input, in order.
 
-A subclass decides what is made of an input: classes, features or a reconstruction.
+A subclass decides what is computed for an input: classes, features or a reconstruction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..records import Kind, Record
 from .batching import BatchRunner
 from .prefetch import prefetch_map, prefetch_next
 
-# Finished records, in batches, that may wait for a picture before them.
+# Largest number of records, counted in batches, that wait for a batch of images to fill.
 MAX_WAITING_BATCHES = 4
 R = TypeVar("R", bound=BatchRunner[Any, Any])
 
@@ -43,7 +43,7 @@ class PipelineOptions(TypedDict, total=False):
         workers: Decoding threads; None for one per core.
         device, dtype: See `select_device` and `select_dtype`.
         batch_size: Views in one forward pass; None for a size that suits the device.
-        compile: Run the model through torch.compile.
+        compile: Compile the model with torch.compile.
     """
 
     sampling: Sampling | None
@@ -71,7 +71,7 @@ class Pipeline(Generic[R]):
     Args:
         model: A name, hub repository, folder or file (see `create_model`); a built model; a
             function that builds one for a kind of input; or None for the task's default model of
-            each kind, which is loaded when the first input of that kind comes.
+            each kind, which is loaded when the first input of that kind arrives.
         sampling: Which parts of a video the model sees.
         workers: Decoding threads, or None for one per core.
         batch_size: Views in one forward pass, or None for a size that suits the device.
@@ -141,8 +141,8 @@ class Pipeline(Generic[R]):
         """Yield one record for each source, in order. Memory does not grow with their number.
 
         Raises:
-            DeviceError: A single image or clip is out of memory.
-            CheckpointError, HubError: A model that is needed now cannot be loaded.
+            DeviceError: There is not enough memory for a single image or clip.
+            CheckpointError, HubError: The model for an input cannot be loaded.
         """
         batch = self.batch_size or 64
         limit = 2 * batch + self.workers
@@ -163,11 +163,11 @@ class Pipeline(Generic[R]):
                         yield from self._compute(waiting, pool)
                         waiting = []
                 yield from self._compute(waiting, pool)
-        finally:  # nobody reads what is still being decoded, so do not wait for it
+        finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
 
     def runner(self, kind: Kind) -> R:
-        """Return the `BatchRunner` for images or for videos; it is made when first needed.
+        """Return the `BatchRunner` for images or for videos. It is built when it is first needed.
 
         Raises:
             InputError: The model takes the other kind.
@@ -222,8 +222,8 @@ class Pipeline(Generic[R]):
         except InputError as error:
             return DecodedInput(record.fail(error))
         except HieraError:
-            raise  # this input is not to blame for a model that cannot be loaded
-        except Exception as error:  # resizing can fail too (memory); the others go on
+            raise  # no error of this input: for example, a model cannot be loaded
+        except Exception as error:  # resizing can fail too (memory); the other inputs continue
             return DecodedInput(record.fail(InputError(str(error) or type(error).__name__)))
 
     def _open_video(self, record: Record, content: Path | bytes, runner: R) -> DecodedInput:
@@ -240,7 +240,7 @@ class Pipeline(Generic[R]):
     # Computing ----------------------------------------------------------------------------------
 
     def _fills_batch(self, waiting: list[DecodedInput]) -> bool:
-        """Whether there are images for a batch, or a video, which makes batches by itself."""
+        """Return whether the inputs fill a batch, or end with a video, which is batched alone."""
         images = sum(d.pixels is not None for d in waiting)
         size = self._runners["image"].batch_size if images else 1
         full = images >= size or len(waiting) >= MAX_WAITING_BATCHES * size
@@ -307,7 +307,7 @@ def run_pipeline(
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:
-    """Turn every error of decoding into an InputError, so that the other inputs go on."""
+    """Convert every decoding error to an InputError, so that the other inputs continue."""
     try:
         yield from segments
     except HieraError:

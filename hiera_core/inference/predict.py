@@ -21,11 +21,11 @@ from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner
 from .pipeline import Pipeline, PipelineOptions, run_pipeline
 
-VIDEO_THUMBNAILS = 12  # of a whole video
+VIDEO_THUMBNAILS = 12  # number of thumbnails of a video without segments
 
 
 class PredictorOptions(PipelineOptions, total=False):
-    """Keyword arguments of `predict` and `Predictor`, besides those of every pipeline.
+    """Keyword arguments of `predict` and `Predictor`: those of every pipeline, and these.
 
     Keys:
         topk: Number of classes in a record.
@@ -55,7 +55,7 @@ def predict(
     model: str | Hiera | None = None,
     **options: Unpack[PredictorOptions],
 ) -> RecordJson | list[RecordJson]:
-    """Classify images and videos in one line.
+    """Classify images and videos with one call.
 
     >>> hiera_core.predict("photo.jpg")["topk"][0]["label"]
 
@@ -76,7 +76,7 @@ def predict(
 
 
 class Classifier(BatchRunner[Hiera, torch.Tensor]):
-    """Class probabilities of preprocessed views.
+    """Computes the class probabilities of preprocessed views.
 
     Args:
         model: A built classifier.
@@ -97,18 +97,18 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
     ) -> None:
         super().__init__(_check_classifier(model), **options)
         self.class_names = class_names or factory.class_names_of(self.model)
-        # Logits, because the softmax is taken in fp32: in 16 bits, many of 1000 probabilities
-        # would be equal.
+        # The model returns logits, because the softmax is taken in fp32: in 16 bits, many of 1000
+        # probabilities would be equal.
         self._logits = self.compiled(self.model.forward_logits)
 
     def __call__(self, views: Sequence[np.ndarray]) -> torch.Tensor:
         """Return probabilities, float32 [views, classes] on the CPU.
 
         Args:
-            views: As the model's transform makes them.
+            views: The views, as the model's transform returns them.
 
         Raises:
-            DeviceError: A single view is out of memory.
+            DeviceError: There is not enough memory for a single view.
         """
         return torch.stack(self.run(views))
 
@@ -124,13 +124,13 @@ class Predictor(Pipeline[Classifier]):
         model: See `Pipeline`. The defaults are hiera_base_224 and hiera_base_16x224.
         sampling: Which parts of a video the model sees.
         topk: Number of classes in a record.
-        keep_thumbnails: Add small pictures of the input to its record, see `annotate.draw_record`.
+        keep_thumbnails: Add small images of the input to its record, see `annotate.draw_record`.
         class_names: Names in place of the model's own.
         workers, device, dtype, batch_size, compile: See `PipelineOptions`.
 
     Raises:
-        UsageError: The model is not a classifier, its name is unknown, or it cannot take the
-            sampling.
+        UsageError: The model is not a classifier, its name is unknown, or it does not support
+            the sampling.
         CheckpointError, HubError: See `read_checkpoint`.
         DeviceError: The device does not exist.
     """

@@ -1,4 +1,4 @@
-"""Prefetch in threads: results in order, a bounded number of them, and a sign when one is late."""
+"""Prefetch results in threads: in order, bounded in number, with a signal when one is late."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def prefetch_map(
 ) -> Iterator[R | None]:
     """Yield `function(item)` for every item, in order, computed in the threads of the pool.
 
-    Items are drawn in a thread of their own, so a slow source does not delay finished results.
+    Items are taken from `items` in a separate thread, so a slow source does not delay finished
+    results.
 
     Args:
         function, items: What to compute.
         pool: The threads.
         limit: Maximum total cost of the items that are being computed or wait to be yielded.
-        cost: Cost of an item. One that costs more than `limit` still gets its turn.
-        patience: Seconds. If a result takes longer, None is yielded, so that the caller can use
-            what it holds, and the wait goes on.
+        cost: Cost of an item. A cost above `limit` counts as `limit`.
+        patience: Seconds to wait for a result before None is yielded, so that the caller can
+            process what it has. The wait then continues.
 
     Raises:
-        Whatever drawing an item or `function` raises, in the position of that item.
+        Whatever `items` or `function` raises, at the position of that item.
     """
     pending: queue.SimpleQueue[tuple[Future[R], int] | BaseException | None]
     pending = queue.SimpleQueue()
@@ -83,7 +84,7 @@ def prefetch_map(
 
 
 def prefetch_next(items: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
-    """Yield the items, while the pool makes the next one."""
+    """Yield the items. The pool computes the next one in the meantime."""
     end = object()
     coming = pool.submit(next, items, end)
     while (item := coming.result()) is not end:

@@ -2,7 +2,8 @@
 
 The released autoencoders predict the pixels of each patch after normalising them by the patch's own
 mean and standard deviation. To show a prediction, it is scaled back with the true values of the
-original. So the brightness and contrast of each patch are given, and its content is the model's.
+original. So the brightness and contrast of each patch are those of the original, and its content
+is predicted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..viz.output_paths import output_path
 from .batching import BatchOptions, BatchRunner
 from .pipeline import Pipeline, single_view_sampling
 
-GREY = 0.5  # how masked patches are shown
+GREY = 0.5  # value of the pixels of masked patches
 PICTURE_NAMES = ("original", "masked", "reconstruction")
 
 
@@ -82,10 +83,10 @@ def reconstruct(
         model: An autoencoder.
         x: [b, 3, *size], normalised as in the model's preprocessing.
         mask_ratio: Share of mask units that are hidden, in (0, 1); None for 0.6 (images) or 0.9
-            (video). The units are drawn with torch's global random numbers.
-        mask: A fixed mask: [b, mask units] bool, True = visible, or the numbers of the visible
+            (video). The units are drawn with torch's global generator.
+        mask: A fixed mask: [b, mask units] bool, True = visible, or the indices of the visible
             units, [b, k] int64.
-        raw: Show the decoder's output everywhere; otherwise visible patches are the original's.
+        raw: Show the decoder's output everywhere; otherwise visible patches show the original.
         forward: Called in place of the model's forward (compiled or parallel).
 
     Raises:
@@ -125,14 +126,14 @@ def reconstruct(
 
 
 class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
-    """Reconstructions of preprocessed views.
+    """Reconstructs preprocessed views.
 
     All views get the same mask: the one that the model itself draws for a single input after
     `torch.manual_seed(seed)`.
 
     Args:
         model: An autoencoder.
-        mask_ratio: None for the default of images or video.
+        mask_ratio: See `reconstruct`.
         seed: Seed of the mask.
         raw: See `reconstruct`.
         sampling: How the views of a video were sampled, for `frame_rate`.
@@ -173,7 +174,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
 
     @property
     def frame_rate(self) -> Fraction:
-        """Predicted frames of a video, per second."""
+        """Number of predicted frames of a video per second."""
         frames_per_token = self.model.config["patch_stride"][0]
         fps = Fraction(self.sampling.fps or self.transform.fps).limit_denominator(1001)
         return fps / ((self.sampling.stride or self.transform.stride) * frames_per_token)
@@ -185,10 +186,10 @@ class Reconstructor(Pipeline[BatchReconstructor]):
     Records have a `result`: a `Reconstruction` of one input, on the CPU.
 
     Args:
-        model: See `Pipeline`. Autoencoders; the defaults are mae_hiera_base_224 and
+        model: See `Pipeline`. It must be an autoencoder. The defaults are mae_hiera_base_224 and
             mae_hiera_base_16x224.
         mask_ratio, seed, raw: See `BatchReconstructor`.
-        sampling: `stride`, `fps` and `max_pixels` of it are used.
+        sampling: Only its `stride`, `fps` and `max_pixels` are used.
         workers, device, dtype, batch_size, compile: See `PipelineOptions`.
 
     Raises:
@@ -269,7 +270,7 @@ def save_reconstruction(
     Args:
         record: A record of a `Reconstructor`.
         folder: The folder of all results.
-        runner: The runner that made the record.
+        runner: The runner that computed the record.
         reconstruction_only: Write the reconstruction alone, at its own size.
 
     Raises:
@@ -301,5 +302,5 @@ def mask_units(entry: zoo.ModelEntry) -> int:
 
 
 def _replace_rows(patches: torch.Tensor, cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Replace some rows. b n p, b m, b m p -> b n p"""
+    """Replace the rows at `cells`. b n p, b m, b m p -> b n p"""
     return patches.scatter(1, cells[..., None].expand_as(values), values)

@@ -29,9 +29,9 @@ class MaskUnitAttention(nn.Module):
 
     Args:
         dim, dim_out: Channels in and out.
-        heads: Attention heads; each has dim_out // heads channels.
+        heads: Number of attention heads; each has dim_out // heads channels.
         q_stride: Number of queries that are pooled into one (4 for a stride of 2x2); 1 for none.
-        window_size: Tokens of a mask unit after pooling.
+        window_size: Number of tokens in a mask unit after pooling.
         use_mask_unit_attn: Attend within mask units; otherwise over all tokens.
     """
 
@@ -90,9 +90,9 @@ def pool_tokens(x: torch.Tensor, stride: int, window_size: int) -> torch.Tensor:
 def fused_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, limit: int = MAX_FUSED_BATCH
 ) -> torch.Tensor:
-    """Return attention without an attention matrix in memory. All tensors are [(b w), h, t, d].
+    """Return attention by a fused kernel, or by `cpu.attention` where that is faster.
 
-    A batch larger than `limit` is computed in parts.
+    All tensors are [(b w), h, t, d]. A batch larger than `limit` is computed in parts.
     """
     out = cpu.attention(q, k, v, scale)
     if out is not None:
@@ -106,5 +106,5 @@ def fused_attention(
 def eager_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Return the same by an explicit softmax, as the speeds in the paper were measured."""
+    """Return the same with an explicit softmax. The paper measured its speeds in this form."""
     return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v

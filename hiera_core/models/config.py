@@ -1,4 +1,4 @@
-"""Constructor arguments of the models, checked, and the specification of every block."""
+"""Checked constructor arguments of the models, and the specification of every block."""
 
 from __future__ import annotations
 
@@ -57,9 +57,8 @@ class HieraConfig:
     patch_padding: tuple[int, ...] = (3, 3)
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
-    norm_layer: str | Callable[[int], nn.Module] = (
-        "LayerNorm"  # a name in torch.nn (eps 1e-6) or a class
-    )
+    # The name of a norm in torch.nn (built with eps 1e-6), or a class.
+    norm_layer: str | Callable[[int], nn.Module] = "LayerNorm"
     head_dropout: float = 0.0
     head_init_scale: float = 0.001
     sep_pos_embed: bool = False  # separate embeddings for space and time (video)
@@ -78,7 +77,9 @@ class HieraConfig:
         kwargs: Mapping[str, Any],
         config: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return the configuration of a constructor call. `config` wins, as in the reference.
+        """Return the configuration of a constructor call.
+
+        As in the reference, `config` takes precedence over the other arguments.
 
         Raises:
             TypeError: An argument is unknown or given twice, or there are too many.
@@ -143,8 +144,8 @@ class HieraConfig:
         return specs
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of config.json. A norm given as a class is left out: JSON has no form
-        for it."""
+        """Return the content of config.json. A norm given as a class is left out, because JSON
+        cannot represent it."""
         values = dataclasses.asdict(self)
         if not self.abs_win_pos_embed:  # the reference fails on an argument that it does not know
             del values["abs_win_pos_embed"], values["global_pos_size"]
@@ -189,21 +190,27 @@ class HieraConfig:
             tokens = (size + 2 * pad - kernel) // self.patch_stride[dim] + 1
             if tokens != self.tokens[dim]:
                 raise ConfigError(
-                    f"kernel {kernel}, stride {self.patch_stride[dim]} and padding {pad} make "
-                    f"{tokens} tokens of {size} pixels, not {self.tokens[dim]}",
+                    f"kernel {kernel}, stride {self.patch_stride[dim]} and padding {pad} turn "
+                    f"{size} pixels into {tokens} tokens, not {self.tokens[dim]}",
                     "choose patch_padding so that tokens = size / stride",
                 )
 
     def _check_stages(self) -> None:
         stages = len(self.stages)
         if min(self.stages, default=0) < 1:
-            raise ConfigError(f"stages {self.stages}", "give every stage at least one block")
+            raise ConfigError(
+                f"stages {self.stages} has a stage without blocks",
+                "give every stage at least one block",
+            )
         if not 0 <= self.q_pool < stages:
-            raise ConfigError(f"q_pool {self.q_pool} with {stages} stages", "use fewer pools")
+            raise ConfigError(
+                f"q_pool {self.q_pool} does not suit {stages} stages",
+                f"use fewer pools, at most {stages - 1}",
+            )
         if len(self.mask_unit_attn) < stages:
             raise ConfigError(
                 f"mask_unit_attn has {len(self.mask_unit_attn)} entries for {stages} stages",
-                "give one a stage",
+                "give one for each stage",
             )
         for spec in self.block_specs():
             if spec.dim_out % spec.heads:
@@ -271,7 +278,8 @@ class AutoencoderConfig(HieraConfig):
             )
         if self.decoder_embed_dim % self.decoder_num_heads:
             raise ConfigError(
-                f"{self.decoder_num_heads} decoder heads do not divide {self.decoder_embed_dim}",
+                f"{self.decoder_num_heads} decoder heads do not divide {self.decoder_embed_dim} "
+                "channels",
                 "change decoder_embed_dim or decoder_num_heads",
             )
 

@@ -1,7 +1,7 @@
 """Faster CPU kernels for the four places where a Hiera spends its time.
 
-This is the only module of `models` that asks for the device, the compiler or the size of a cache.
-The rest of the model calls four names, and each equals the plain PyTorch expression beside it:
+This is the only module of `models` that depends on the device, the compiler or a cache size. The
+rest of the model calls four names, and each equals the plain PyTorch expression beside it:
 
     Linear                  nn.Linear
     mlp(fc1, act, fc2, x)   fc2(act(fc1(x)))
@@ -9,9 +9,9 @@ The rest of the model calls four names, and each equals the plain PyTorch expres
     run_blocks(blocks, x)   for block in blocks: x = block(x)
 
 PyTorch gives fp32 matrix products on a CPU to MKL. On AMD processors MKL can run at half the speed
-of oneDNN (measured on a Zen 5: 100 against 225 GFLOP/s a core). In bf16 PyTorch does use oneDNN,
-but without the activation that oneDNN can apply on the way. So these functions call oneDNN
-directly, through the operator that PyTorch's own compiler uses. Results agree within rounding.
+of oneDNN (measured on a Zen 5: 100 against 225 GFLOP/s per core). In bf16 PyTorch does use oneDNN,
+but does not fuse the activation into the product. So these functions call oneDNN directly, through
+the operator that PyTorch's own compiler uses. Results agree within rounding.
 
 Letters in shape comments: b batch, w windows (1 for global attention), h heads, t tokens of a
 window, d channels of a head, c channels.
@@ -29,11 +29,12 @@ from torch import nn
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 # Largest buffer, in bytes, for the hidden activations of the MLP when windowed blocks run in
-# chunks. Values from 2 to 10 MB made no difference on a machine with 1 MB of L2 cache a core and
-# 32 MB of L3.
+# chunks. Values from 2 to 10 MB made no difference on a machine with 1 MB of L2 cache per core
+# and 32 MB of L3.
 CHUNK_BYTES = 4 << 20
 MLP_RATIO = 4
-# Part of the attention matrix, in bytes, that is computed at a time. It fits the cache of a core.
+# Size, in bytes, of the part of the attention matrix that is computed at a time. It fits the cache
+# of a core.
 SCORE_BYTES = 1 << 20
 # Largest attention matrix, in bytes, that is kept whole: for the backward pass, which otherwise
 # recomputes it in the fused kernel, and in a compiled program, where every call costs time.
@@ -54,7 +55,8 @@ class Linear(nn.Linear):
 def mlp(fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """Return `fc2(act(fc1(x)))`. [..., c] -> [..., c]
 
-    An exact GELU is computed in the same pass as `fc1`. Modules with hooks are called as modules.
+    An exact GELU is computed in the same pass as `fc1`. Modules with hooks are called normally, so
+    that their hooks run.
     """
     is_gelu = type(act) is nn.GELU and act.approximate == "none"
     if has_hooks(fc1) or has_hooks(act) or not is_gelu or type(fc1) is not Linear:
@@ -74,7 +76,7 @@ def attention(
 
     PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's products.
     """
-    if torch.compiler.is_exporting():  # an exported program is for any device and any batch size
+    if torch.compiler.is_exporting():  # an exported program must run on any device
         return None
     if q.dtype is not torch.bfloat16 or not q.is_cpu or not HAS_ONEDNN:
         return None
@@ -90,10 +92,10 @@ def attention(
 def run_blocks(blocks: Sequence[Any], x: torch.Tensor, *, windowed: bool) -> torch.Tensor:
     """Return `x` after all blocks. b (w t) c -> b (w t') c'
 
-    Blocks that attend within windows may see any number of windows at a time. On a CPU, all
-    windows of a batch would leave the cache between any two layers, and buffers above 32 MB come
-    fresh from the operating system each time, which takes a tenth of the time of a Hiera-B in
-    fp32. So windowed blocks run in chunks of windows that fit the cache.
+    Blocks that attend within windows can process any number of windows at a time. On a CPU, the
+    activations of a whole batch do not stay in the cache from one layer to the next, and the
+    operating system allocates buffers above 32 MB anew each time, which takes a tenth of the time
+    of a Hiera-B in fp32. So windowed blocks run in chunks of windows that fit the cache.
     """
     tokens = chunk_tokens(blocks, x) if windowed else None
     if tokens is not None:
@@ -121,11 +123,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def can_use_onednn(x: torch.Tensor) -> bool:
-    """Whether oneDNN may be called directly on `x`: no autocast, compiler, exporter or operation
-    counter has to see the call."""
+    """Return whether oneDNN may be called directly on `x`: no autocast, compiler, exporter or
+    operation counter has to see the call."""
     return bool(
         not torch.compiler.is_compiling()
-        and not _is_traced()  # first, because a tracer would record the questions about `x`
+        and not _is_traced()  # checked first, because a tracer would record the queries of `x`
         and x.is_cpu
         and x.dtype in ONEDNN_DTYPES
         and x.numel() > 0
@@ -136,7 +138,7 @@ def can_use_onednn(x: torch.Tensor) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a forward hook or a forward pre-hook is registered on the module."""
+    """Return whether a forward hook or a forward pre-hook is registered on the module."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -148,7 +150,7 @@ def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def _is_traced() -> bool:
-    """Whether a tracer, dispatch mode or functional transform is active."""
+    """Return whether a tracer, dispatch mode or functional transform is active."""
     return bool(
         torch._C._get_tracing_state()
         or torch._C._len_torch_dispatch_stack()
@@ -157,7 +159,7 @@ def _is_traced() -> bool:
 
 
 def _in_frozen_graph() -> bool:
-    """Whether PyTorch compiles for inference. It would call MKL for products in fp32."""
+    """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
@@ -203,7 +205,7 @@ def _needs_grad(*tensors: torch.Tensor | None) -> bool:
 
 
 def _has_onednn() -> bool:
-    """Whether the private operator and the private probes of PyTorch exist and work."""
+    """Return whether the private operator and the private probes of PyTorch exist and work."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -242,10 +244,10 @@ def matmul_attention(
 
 
 def _precise_softmax(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the softmax of scores that keep the digits which rounding to bf16 cuts off.
+    """Return the softmax of scores that are more precise than bf16.
 
     A second product, which sums in fp32, finds the rounding error of the first. This leaves a
-    fourth of the error, nearly as little as the fused kernel. (b w h) t d, (b w h) u d -> ... t u
+    quarter of the error, almost as little as the fused kernel. (b w h) t d, (b w h) u d -> ... t u
     """
     scores = _scores(q, k, scale)
     rest = torch.baddbmm(scores, q, k.transpose(1, 2), beta=-1, alpha=scale)
@@ -281,7 +283,7 @@ def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
 
 
 def run_in_chunks(blocks: Sequence[nn.Module], x: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Run chunks of `tokens` through all blocks, one after another. b (w t) c -> b (w t') c'"""
+    """Run chunks of `tokens` tokens through all blocks, one by one. b (w t) c -> b (w t') c'"""
     done = []
     for chunk in x.reshape(1, -1, x.shape[-1]).split(tokens, 1):
         for block in blocks:

@@ -65,7 +65,7 @@ def create_model(
         pretrained: Load weights; otherwise they are newly initialised.
         checkpoint: Which weights: a tag of the model, a hub repository, URL, folder or file. The
             last four are loaded even without `pretrained`.
-        strict: Every parameter must be in the checkpoint, except those of a replaced head.
+        strict: Whether every parameter must be in the checkpoint (except those of a replaced head).
         features_only: Return a `FeatureBackbone`: stage maps, channels first.
         resample: How position embeddings are resized to another `input_size`: `absolute-window`,
             or plain `bicubic` (see pos_embed.py).
@@ -96,7 +96,7 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
         checkpoint: Weights in place of the model's own.
 
     Raises:
-        UsageError: The model is unknown, or an autoencoder (noticed before weights are read).
+        UsageError: The model is unknown, or is an autoencoder (checked before weights are read).
         CheckpointError: The weights have no classifier (pre-trained only); see `read_checkpoint`.
         HubError: The weights cannot be fetched.
     """
@@ -126,7 +126,7 @@ def create_autoencoder(
         name, checkpoint: As for `create_classifier`.
 
     Raises:
-        UsageError: The model is unknown, or a classifier (noticed before weights are read).
+        UsageError: The model is unknown, or is a classifier (checked before weights are read).
         CheckpointError: The weights have no decoder; see `read_checkpoint`.
         HubError: The weights cannot be fetched.
     """
@@ -150,7 +150,8 @@ def create_autoencoder(
 def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> HieraEncoder:
     """Create a classifier or an autoencoder with its weights, for features.
 
-    A classifier that was only pre-trained has no head, and the encoder's norm as its own.
+    If a classifier gets the weights of an autoencoder, it has no head, and the encoder's norm
+    becomes its own norm.
 
     Args:
         name, checkpoint: As for `create_classifier`.
@@ -170,10 +171,10 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
 
 
 def find_entry(name: str) -> zoo.ModelEntry | None:
-    """Return the zoo's entry that a name means; None if it names a file, folder or repository.
+    """Return the zoo's entry for a name; None if it names a file, folder or repository.
 
     Raises:
-        UsageError: The name means neither.
+        UsageError: The name is neither a model of the zoo nor a location.
     """
     base, tag = zoo.split_tag(name)
     entry = zoo.models().get(base)
@@ -183,10 +184,10 @@ def find_entry(name: str) -> zoo.ModelEntry | None:
 
 
 def read_weights(name: str) -> load.Checkpoint:
-    """Return the weights that a name means: a zoo name (with its tag), or a location.
+    """Return the weights for a name: a zoo name (with its tag), or a location.
 
     Raises:
-        UsageError: The name means neither.
+        UsageError: The name is neither.
         CheckpointError, HubError: See `read_checkpoint`.
     """
     entry = None if Path(name).exists() else find_entry(name)
@@ -251,8 +252,7 @@ def from_checkpoint(
 
 
 def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:
-    """Return what a model carries besides its weights: name, preprocessing, classes, licence,
-    source."""
+    """Return the metadata of a model: name, preprocessing, classes, licence, source."""
     card: dict[str, Any] = {"model": entry.name, "preprocessing": entry.preprocessing}
     if isinstance(entry.classes, list):
         card |= {"classes": entry.classes}
@@ -264,7 +264,7 @@ def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:
 
 
 def class_names_of(model: nn.Module) -> list[str] | None:
-    """Return the names of a classifier's classes, if they are known."""
+    """Return the names of a classifier's classes, or None if they are unknown."""
     head = getattr(model, "head", None)
     if not hasattr(head, "projection"):
         return None
@@ -316,7 +316,7 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
     Args:
         pretrained: Load the released weights.
         checkpoint: Which of them: {", ".join(entry.checkpoints)}.
-        strict: Every parameter must be in the checkpoint, except those of a replaced head.
+        strict: Whether every parameter must be in the checkpoint (except those of a replaced head).
         resample: As for `create_model`.
         config: Constructor arguments that differ, e.g. `num_classes=10`.
     """
@@ -331,7 +331,7 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
 def _read_weights(
     entry: zoo.ModelEntry | None, name: str | None, checkpoint: str | Path | None
 ) -> load.Checkpoint:
-    """Return the weights that a name and a `checkpoint` mean together."""
+    """Return the weights that a name and a `checkpoint` select together."""
     if entry is None or name is None:
         return load.read_checkpoint(checkpoint or str(name))
     return _read_choice(entry, zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint))

@@ -1,4 +1,4 @@
-"""Hiera as a backbone for detection and segmentation, in the form of timm."""
+"""Hiera as a backbone for detection and segmentation, with timm's interface."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Hiera, the hierarchical vision transformer (Ryali et al. 2023, arXiv 2306.00989).
 
-Read from the top: the encoder that classifier and masked autoencoder share, the classifier, the
-block. Tokens are in window-major order between patch embedding and output: see token_layout.py.
+Read from the top: the encoder that the classifier and the masked autoencoder share, the classifier,
+the block. Tokens are in window-major order between patch embedding and output: see token_layout.py.
 
 Letters in shape comments: b batch, n tokens, w windows (mask units), k kept windows, t tokens of a
 window, c channels.
@@ -45,7 +45,7 @@ class BlockGroup(NamedTuple):
 
     stage: int
     windowed: bool
-    blocks: tuple[int, ...]  # numbers of the blocks
+    blocks: tuple[int, ...]  # indices of the blocks
 
 
 class HieraEncoder(nn.Module, PretrainedMixin):
@@ -101,7 +101,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         """
         dims = len(self._config.input_size)
         if dims == 1:
-            raise UsageError("this model takes signals", "give one for pictures or videos")
+            raise UsageError("this model takes signals", "use one for images or videos")
         return "video" if dims == 3 else "image"
 
     @property
@@ -114,7 +114,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
 
     @property
     def stage_ends(self) -> list[int]:
-        """Number of the last block of each stage, counted from 0."""
+        """Index of the last block of each stage."""
         return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
 
     @property
@@ -131,7 +131,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         return tuple(patch * q**pools for patch, q in pairs)
 
     def no_weight_decay(self) -> list[str]:
-        """Return the names of parameters without weight decay, besides the one-dimensional ones."""
+        """Return the names of parameters without weight decay, except one-dimensional ones."""
         if self._config.sep_pos_embed:
             return ["pos_embed_spatial", "pos_embed_temporal"]
         return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
@@ -142,7 +142,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         """Choose `fused` attention (one kernel, the default) or `eager` (explicit softmax).
 
         Raises:
-            UsageError: Another name.
+            UsageError: The name is unknown.
         """
         if implementation not in ("fused", "eager"):
             raise UsageError(f"unknown attention {implementation!r}", "use 'fused' or 'eager'")
@@ -169,7 +169,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         return self.visible_from_units(units)
 
     def visible_from_units(self, units: torch.Tensor) -> VisibleUnits:
-        """Return the visible units from their numbers in grid order, [b, k] int64."""
+        """Return the visible units from their indices in grid order, [b, k] int64."""
         return visible_from_units(units, self.layout)
 
     def visible_from_mask(self, mask: torch.Tensor) -> VisibleUnits:
@@ -206,7 +206,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         self._check_input(x)
         if visible is not None and visible.mask.shape[0] != x.shape[0]:
             raise UsageError(
-                f"mask has {visible.mask.shape[0]} rows for {x.shape[0]} inputs", "give one each"
+                f"mask has {visible.mask.shape[0]} rows for {x.shape[0]} inputs",
+                "give one row for each input",
             )
         unit_grid = self.layout.unit_grid
         mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
@@ -252,7 +253,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         """Return features in spatial order, before normalisation, pooling and head.
 
         Args:
-            x, mask: As for `Hiera.forward`. A mask given as the numbers of the visible units
+            x, mask: As for `Hiera.forward`. A mask given as the indices of the visible units
                 ([b, k] int64) compiles without a graph break.
             return_intermediates: Also return the maps of all stages.
 
@@ -381,7 +382,7 @@ class Hiera(HieraEncoder):
         return self.pool(ends[-1])
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a newly initialised one for so many classes; 0 removes the head."""
+        """Replace the head with a newly initialised one for `num_classes`; 0 removes the head."""
         self._config = type(self._config)(**{**vars(self._config), "num_classes": num_classes})
         parameter = next(self.parameters())
         self.head = self._make_head(num_classes)
@@ -406,8 +407,8 @@ class HieraBlock(nn.Module):
         dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn: As for `MaskUnitAttention`.
         mlp_ratio: Hidden width of the MLP relative to `dim_out`.
         drop_path: Probability of dropping a residual branch in training.
-        norm_layer: Called with a width.
-        act_layer: Called without arguments.
+        norm_layer: Function that builds a norm for a number of channels.
+        act_layer: Function that builds the activation.
     """
 
     def __init__(
@@ -477,7 +478,7 @@ def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:
 
 
 def norm_factory(norm: str | NormLayer) -> NormLayer:
-    """Return a norm's constructor: of a name in torch.nn with eps 1e-6, or the callable itself."""
+    """Return a constructor of norms: a class of torch.nn with eps 1e-6, or the given callable."""
     if callable(norm):
         return norm
     return partial(getattr(nn, norm), eps=1e-6)

@@ -38,8 +38,8 @@ def scale_head(head: nn.Module, factor: float) -> None:
 def init_autoencoder(model: nn.Module, embeddings: Iterable[str]) -> None:
     """Initialise an autoencoder, as MAE does.
 
-    Linear layers and the flattened patch embedding are Xavier uniform, biases are 0, and weights
-    of norms are 1.
+    Weights of Linear layers and of the flattened patch embedding are Xavier uniform, biases are 0,
+    and weights of norms are 1.
 
     Args:
         model: The model.
@@ -52,7 +52,8 @@ def init_autoencoder(model: nn.Module, embeddings: Iterable[str]) -> None:
 
 
 def _init_layer(module: nn.Module) -> None:
-    """Truncated normal 0.02 for weights; 0.02 for Linear and norm biases, as in the reference."""
+    """Draw weights from a truncated normal (std 0.02). As in the reference, biases of Linear and
+    norm layers become 0.02."""
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

@@ -65,7 +65,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         self.decoder_norm = self.norm_layer(dec)
         # Side of a predicted patch in pixels; square, as the released models are.
         self.pred_stride = cfg.patch_stride[-1] * cfg.q_stride[-1] ** cfg.q_pool
-        patch_dims = min(2, len(cfg.q_stride))  # video predicts one frame a token
+        patch_dims = min(2, len(cfg.q_stride))  # video predicts one frame per token
         self.decoder_pred = cpu.Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)
         self.init_weights()
 
@@ -82,7 +82,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
             mask_ratio: Share of mask units that are deleted, in (0, 1). The default is for images,
                 as in the reference; callers use 0.9 for video.
             mask: Fixed mask in place of a random one: [b, mask units] bool, True = visible; or the
-                numbers of the visible units, [b, k] int64, which compile without a graph break.
+                indices of the visible units, [b, k] int64, which compile without a graph break.
 
         Returns:
             loss: Mean squared error over deleted tokens, a scalar.

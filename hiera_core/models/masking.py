@@ -28,11 +28,11 @@ class VisibleUnits(NamedTuple):
     """The mask units that the encoder sees, in the two forms that it needs."""
 
     mask: torch.Tensor  # [b, w] bool in grid order, True = visible
-    keep_ids: torch.Tensor  # [b, k] window numbers, ascending
+    keep_ids: torch.Tensor  # [b, k] window indices, ascending
 
 
 def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
-    """Check a mask ratio, and whether it suits a model with so many mask units.
+    """Check a mask ratio and, if `units` is given, whether it suits so many mask units.
 
     Raises:
         UsageError: The ratio is outside (0, 1) or NaN, or leaves no visible or no masked unit.
@@ -46,7 +46,7 @@ def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
         what = "visible" if kept == 0 else "masked"
         raise UsageError(
             f"mask ratio {mask_ratio} leaves no {what} unit of {units}",
-            "choose one nearer 0.5",
+            "choose one closer to 0.5",
         )
 
 
@@ -63,7 +63,7 @@ def draw_units(
     device: torch.device | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the numbers of randomly chosen visible units. -> [b, k] int64, in random order
+    """Return the indices of randomly chosen visible units. -> [b, k] int64, in random order
 
     The order of random numbers is the reference's: the same seed gives the same mask.
     """
@@ -80,7 +80,7 @@ def visible_from_mask(mask: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
     """Return the visible units from a mask: [b, mask units] bool, True = visible.
 
     Counting a boolean mask synchronises a GPU and breaks a compiled graph. So it is converted once,
-    here; the model works with `keep_ids`. Training passes the numbers of the visible units ([b, k]
+    here; the model works with `keep_ids`. Training passes the indices of the visible units ([b, k]
     int64) in place of a mask.
 
     Raises:
@@ -108,7 +108,7 @@ def visible_from_mask(mask: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
 
 
 def visible_from_units(units: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
-    """Return the visible units from their numbers in grid order, [b, k] int64."""
+    """Return the visible units from their indices in grid order, [b, k] int64."""
     import torch
 
     hidden = torch.zeros(units.shape[0], layout.windows, dtype=torch.bool, device=units.device)

@@ -84,20 +84,20 @@ def resample(
         made_for: The input size that they were trained with, in pixels (and frames).
         config: The model that they are for.
         rule: `absolute-window`, or `bicubic` to interpolate the embedding as a whole. With both
-            rules, embeddings of time are interpolated linearly, and the decoder's embedding as a
+            rules, temporal embeddings are interpolated linearly, and the decoder's embedding as a
             whole: the decoder attends globally, so it has no pattern to tile.
 
     Raises:
-        UsageError: There is no such rule.
+        UsageError: The rule is unknown.
     """
     if rule not in RESAMPLE_RULES:
-        raise UsageError(f"unknown rule {rule!r}", f"use {' or '.join(RESAMPLE_RULES)}")
+        raise UsageError(f"unknown resample rule {rule!r}", f"use {' or '.join(RESAMPLE_RULES)}")
     state = dict(state)
     if made_for == config.input_size or config.abs_win_pos_embed:
         return state
     try:
         old = dataclasses.replace(config, input_size=made_for).layout
-    except ConfigError:  # the weights are of another architecture, which `load.fit` reports
+    except ConfigError:  # the weights are for another architecture, which `load.fit` reports
         return state
     new, pools = config.layout, config.q_pool
     unit = config.mask_unit_size if rule == "absolute-window" else None
@@ -180,7 +180,7 @@ def _tile(pattern: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
 
 
 def _interpolate(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Interpolate a map, in two dimensions with antialias. 1 c *any -> 1 c *size"""
+    """Interpolate a map; in two dimensions, with antialiasing. 1 c *any -> 1 c *size"""
     dims = x.dim() - 2
     resized: torch.Tensor = F.interpolate(
         x.float(),

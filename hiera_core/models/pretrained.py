@@ -19,7 +19,8 @@ M = TypeVar("M", bound=torch.nn.Module)
 # Arguments of timm's absolute-window models. Their position embedding does not show the input size
 # that they were trained with.
 ABSOLUTE_WINDOW = {"abs_win_pos_embed": True, "input_size": (256, 256)}
-# File for all that is not a constructor argument. The reference fails on other keys in config.json.
+# File for everything that is not a constructor argument. The reference fails on other keys in
+# config.json.
 CARD_NAME = "hiera.json"
 
 
@@ -39,9 +40,9 @@ class PretrainedMixin(
     paper_url="https://arxiv.org/abs/2306.00989",
     tags=["hiera"],
 ):
-    """Loading from and saving to folders and the hub.
+    """Methods that load a model from, and save it to, folders and the hub.
 
-    Unlike the mixin of huggingface_hub, it checks that all parameters are there, and writes files
+    Unlike the mixin of huggingface_hub, they check that all parameters are present, and write files
     atomically.
 
     Attributes:
@@ -107,7 +108,7 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
             decoder, and with one more pool.
 
     Raises:
-        CheckpointError: It has no config, and its shapes are of no model of the zoo.
+        CheckpointError: It has no config, and its shapes match no model of the zoo.
     """
     config, entry = checkpoint.config, load.identify_model(checkpoint.state)
     if config is None and entry is not None:
@@ -128,7 +129,7 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
 def _config_from_shapes(
     config: dict[str, Any], state: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Return the arguments of a model of the zoo, changed to the shapes of weights.
+    """Return the arguments of a model of the zoo, adapted to the shapes of weights.
 
     Weights from elsewhere can differ in their input size, or have absolute-window embeddings.
     """

@@ -79,13 +79,13 @@ class TokenLayout:
 
     @property
     def token_multiple(self) -> tuple[int, ...]:
-        """Each side of the grid must be a multiple of its number here."""
+        """Number of tokens, along each dimension, of which the grid must be a multiple."""
         pairs = zip(self.stride, self.unit, strict=True)
         return tuple(math.lcm(u, s**self.levels) for s, u in pairs)
 
     @property
     def maskable(self) -> bool:
-        """Whether windows can be dropped: each is a block of the grid, also after all pools."""
+        """Whether windows can be dropped: each is a block of the grid, even after all pools."""
         return self.aligned_levels is not None and self.aligned_levels >= self.pools
 
     @property
@@ -166,7 +166,7 @@ class TokenLayout:
     # Masks ------------------------------------------------------------------------------------
 
     def unit_of_window(self, device: torch.device | None = None) -> torch.Tensor:
-        """Return the number of each window's mask unit in row-major grid order. -> w"""
+        """Return the index of each window's mask unit in row-major grid order. -> w"""
         units = torch.arange(self.windows, device=device).reshape(self.unit_grid)
         for dim, size in enumerate(self.unit):
             units = units.repeat_interleave(size, dim)
@@ -193,7 +193,7 @@ class TokenLayout:
     def _order(self) -> list[int]:
         """Return the axes of the split grid, counted from 1, in window-major order.
 
-        Levels go from the finest to the coarsest, as in the reference. Then the levels that number
+        Levels go from the finest to the coarsest, as in the reference. Then the levels that index
         the windows are moved to the front, if windows consist of whole levels.
         """
         dims, splits = len(self.grid), self.levels + 1
@@ -206,7 +206,7 @@ class TokenLayout:
         """Check that each pool divides the tokens of a window.
 
         Raises:
-            ConfigError: One does not.
+            ConfigError: A pool does not.
         """
         pooled = math.prod(self.stride)  # number of tokens that a pool merges
         for pool in range(self.pools):

@@ -24,8 +24,8 @@ class Augment:
     Args:
         settings: The recipe's augmentation settings.
         size: Height and width that the model takes, in pixels.
-        mean, std: Statistics of the channels, scaled to [0, 1].
-        interpolation: `bicubic` or `bilinear`, both with antialias.
+        mean, std: Statistics of the channels, for pixels in [0, 1].
+        interpolation: `bicubic` or `bilinear`, both with antialiasing.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ def mix(
 
     Args:
         pair: Two samples, [2, 3, (t,) height, width].
-        labels: Their class numbers, [2].
+        labels: Their class indices, [2].
         settings: The recipe's augmentation settings; `mixup` or `cutmix` is above 0.
         num_classes: Number of classes.
 

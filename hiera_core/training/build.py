@@ -32,7 +32,7 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out. The recipe determines what it computes.
+    """Options for carrying out a run. The recipe determines what it computes.
 
     Args:
         init_from: Weights to start from: zoo name, hub repository, folder or file.
@@ -89,7 +89,7 @@ class TrainingSetup:
 
     @property
     def unit(self) -> str:
-        """What a view is: "images" or "clips"."""
+        """Unit of the views: "images" or "clips"."""
         return "images" if self.clip is None else "clips"
 
     def facts(self, steps: int, splits: Splits) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _build_model(
             raise UsageError("the data has no labels", "give class folders or a list with labels")
         if config.setdefault("num_classes", samples.num_classes) != samples.num_classes:
             raise UsageError(
-                f"model.config.num_classes is {config['num_classes']}, and the data has "
+                f"model.config.num_classes is {config['num_classes']}, but the data has "
                 f"{samples.num_classes} classes",
                 "leave it out: the data decides the number of classes",
             )
@@ -210,7 +210,7 @@ def _build_state(
     """Compile a model, make it parallel, and return it with its optimiser, EMA and loss scaler."""
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
-        for block in model.blocks:  # FSDP's collectives between blocks cannot be in a graph
+        for block in model.blocks:  # FSDP's collectives between blocks cannot be part of a graph
             block.compile(fullgraph=True)
     elif options.compile:
         model.compile(fullgraph=True)

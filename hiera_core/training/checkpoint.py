@@ -5,7 +5,7 @@
 
 A checkpoint is written to a folder `step_NNNNNNNN.unfinished`, which is renamed when all files are
 written; `latest` is updated after that. torch.distributed.checkpoint reshards parameters when it
-loads them, so a run can resume on another number of processes.
+loads them, so a run can resume with another number of processes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class LoadedSample:
     key: SampleKey
     views: torch.Tensor | None = None  # [r, 3, *size]
     label: int = 0
-    visible_units: torch.Tensor | None = None  # [r, k] numbers of the visible mask units
+    visible_units: torch.Tensor | None = None  # [r, k] indices of the visible mask units
     name: str = ""
     error: str | None = None
 
@@ -220,7 +220,8 @@ def make_loader(
         workers: Number of worker processes; 0 reads in the main process.
         device: The device that the batches go to; batches for CUDA are in pinned memory.
     """
-    any_dataset: Any = dataset  # DataLoader's type expects items of the type of its batches
+    # By its type annotation, a DataLoader yields batches of the same type as the items.
+    any_dataset: Any = dataset
     return DataLoader(
         any_dataset,
         batch_sampler=keys,
@@ -233,11 +234,11 @@ def make_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """Let the main process alone end a worker, and let the worker end without a traceback.
+    """Make a worker ignore signals, so that the main process ends it, and end without a traceback.
 
-    A terminal and `timeout` signal the whole process group, so workers ignore the signals. When the
-    main process ends, the thread that shares tensors with it loses its connection, and would print
-    a traceback through `sys.excepthook`.
+    A terminal and `timeout` signal the whole process group, so workers have to ignore the signals.
+    When the main process ends, the worker's thread that shares tensors with it loses its
+    connection, and would print a traceback through `sys.excepthook`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

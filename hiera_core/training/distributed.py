@@ -1,4 +1,4 @@
-"""Processes of a training run: joining them, collectives, and parallel models (DDP, FSDP2)."""
+"""Processes of a training run: how they join, collectives, and parallel models (DDP, FSDP2)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until all processes get here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier()
 
@@ -95,7 +95,7 @@ def join_processes(device: str = "auto") -> Iterator[World]:
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. With several processes on CUDA, torchrun's
-            LOCAL_RANK chooses the GPU.
+            LOCAL_RANK selects the GPU.
 
     Raises:
         DeviceError: The device does not exist.
@@ -126,7 +126,7 @@ def join_processes(device: str = "auto") -> Iterator[World]:
 def without_gradient_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Return a context in which backward accumulates gradients without synchronising them.
 
-    It is for all but the last backward pass of a step.
+    Use it for all backward passes of a step except the last.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
@@ -143,7 +143,7 @@ def unwrap_model(model: nn.Module) -> HieraEncoder:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the parameters that FSDP has gathered, so that changes of the shards take effect."""
+    """Free the parameters that FSDP has gathered, so that changes to the shards take effect."""
     if isinstance(model, FSDPModule):
         for module in model.modules():
             if isinstance(module, FSDPModule):

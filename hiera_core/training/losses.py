@@ -67,7 +67,7 @@ def compute_losses(
 
 @contextlib.contextmanager
 def _device_errors(device: torch.device) -> Iterator[None]:
-    """Turn failures of torch.compile and lack of memory into a `DeviceError` with a hint."""
+    """Convert failures of torch.compile and out-of-memory errors to a `DeviceError` with a hint."""
     try:
         with compile_faults():
             yield

@@ -68,6 +68,6 @@ def build_optimizer(model: HieraEncoder, settings: OptimizerSettings) -> torch.o
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate, times the scale of each group."""
+    """Set the learning rate of each group to `rate` times the scale of the group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]

@@ -68,7 +68,7 @@ class OptimizerSettings:
 class ScheduleSettings:
     """Length of the run and learning rate schedule."""
 
-    epochs: float  # passes over the data x repeats
+    epochs: float  # passes over the data, multiplied by data.repeats
     warmup_epochs: float = 0.0  # linear warm-up from 0
     kind: Literal["cosine", "constant"] = "cosine"
     final_lr: float = 0.0  # final rate of the cosine, for `lr_batch_size`
@@ -85,7 +85,7 @@ class Recipe:
     batch_size: int  # views for one optimiser step, over all processes
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
-    accumulate: int = 1  # forward passes for one step, if its batch does not fit into memory
+    accumulate: int = 1  # forward passes for one step, if its batch does not fit in memory
     mask_ratio: float = MASK_RATIOS["image"]  # share of hidden mask units, for the task `mae`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
     # Decay of the weights' exponential moving average (EMA), which is validated and saved; 0: none.
@@ -114,7 +114,7 @@ class Recipe:
             raise UsageError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than "
                 f"schedule.epochs {self.schedule.epochs:g}",
-                "set both",
+                "set schedule.warmup_epochs too",
             )
         check_mask_ratio(self.mask_ratio)
         if not 0 <= self.ema < 1:
@@ -204,7 +204,7 @@ class Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Convert tuples to lists, also inside dictionaries."""
+    """Convert tuples to lists, including those in dictionaries."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
@@ -260,7 +260,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Convert a value to the type of a union that suits it. A string stays a string if possible."""
+    """Convert a value to a member of a union. A string stays a string if the union has `str`."""
     if value is None and NoneType in members:
         return None
     if isinstance(value, str) and str in members:

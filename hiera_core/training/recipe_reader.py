@@ -1,4 +1,4 @@
-"""Read recipes: built-in ones by the name of a model, YAML files with `extends`, and --set."""
+"""Read recipes: built-in ones by model name, YAML files with `extends`, and values of --set."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _built_in_values(name: str) -> dict[str, Any]:
 
 
 def _read_built_in(path: Path) -> dict[str, Any]:
-    """Read a file of recipes/: values that its models share, and under `models` their own."""
+    """Read a file of recipes/: values that its models share, and under `models` those of each."""
     recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return recipe
 

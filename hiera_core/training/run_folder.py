@@ -40,7 +40,7 @@ class RunFolder:
 
     Raises:
         UsageError: The folder holds another run or cannot be written to; or the checkpoint's run
-            was begun with another recipe or on other data.
+            was started with another recipe or other data.
         CheckpointError: meta.json of the checkpoint is damaged.
     """
 
@@ -55,8 +55,8 @@ class RunFolder:
             self._check_same_recipe(self.meta["recipe"])
             if self.meta.get("data") != samples.fingerprint:
                 raise UsageError(
-                    "the run was begun on other data",
-                    "resume it on the same data, or start a new run with --init-from",
+                    "the run was begun with other data",
+                    "resume it with the same data, or start a new run with --init-from",
                 )
         self.resumes_in_place = self.checkpoint is not None and (
             self.checkpoint.resolve().is_relative_to(path.resolve())
@@ -71,7 +71,7 @@ class RunFolder:
             raise UsageError(f"{path} cannot be written to", "use another -o")
 
     def claim(self) -> None:
-        """Prepare the folder for this run. Unless it resumes in place, remove an earlier run.
+        """Prepare the folder for this run. Unless this run resumes in place, remove an earlier one.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -101,7 +101,7 @@ class RunFolder:
                 )
 
     def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
-        """Write model.safetensors, config.json and hiera.json, with the reference's names.
+        """Write model.safetensors, config.json and hiera.json, in the reference's naming.
 
         Args:
             setup: The setup of the run. All processes take part, because its model may be sharded.

@@ -31,7 +31,7 @@ class RunLog:
     Args:
         folder: Folder of the run.
         steps: Number of steps in the run.
-        unit: What a view is: "images" or "clips".
+        unit: Unit of the views: "images" or "clips".
         active: False in all processes but the main process; the log then does nothing.
         live: Show a live table instead of log lines, if stderr is a terminal.
         tensorboard: Also write events for TensorBoard.
@@ -63,7 +63,7 @@ class RunLog:
             return
         path = self.folder / LOG_NAME
         kept = [json.dumps(e) for e in events(self.folder) if e.get("step", 0) <= step]
-        with atomic_file(path) as temporary:  # so that a crash here loses no event
+        with atomic_file(path) as temporary:  # so that a crash here does not lose events
             temporary.write_text("".join(f"{line}\n" for line in kept if step))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._writer = (
@@ -103,7 +103,7 @@ class RunLog:
         """Draw the curves of loss and accuracy from the log.
 
         Returns:
-            Path of the PNG, or None if nothing is measured yet or matplotlib is not installed.
+            Path of the PNG, or None if nothing has been measured or matplotlib is not installed.
 
         Raises:
             OutputError: The file cannot be written.
@@ -139,7 +139,7 @@ class RunLog:
 
 
 def events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events in the log of a run. A last line that a crash cut off is left out."""
+    """Yield the events in the log of a run. A last line that a crash truncated is left out."""
     path = folder / LOG_NAME
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -207,11 +207,11 @@ class StepStatistics:
 
         Args:
             scaled: Whether the loss is scaled (fp16). The scaler skips steps with NaN or infinite
-                gradients, so they are no error.
+                gradients, so these are not errors.
 
         Returns:
-            `loss` and `grad_norm`, means over the steps; `rate`, views a second; `seconds`;
-            `views` and `unreadable_views`, numbers of views.
+            `loss` and `grad_norm`, means over the steps; `rate`, views per second; `seconds`;
+            `views` and `unreadable_views`, counts of views.
 
         Raises:
             TrainingError: A loss or gradient is NaN or infinite.

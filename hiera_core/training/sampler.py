@@ -52,7 +52,7 @@ class StepSampler:
         if self.step_samples % shares:
             raise UsageError(
                 f"batch_size {self.recipe.batch_size} with data.repeats "
-                f"{self.recipe.data.repeats} gives {self.step_samples} samples a step, which "
+                f"{self.recipe.data.repeats} gives {self.step_samples} samples per step, which "
                 f"cannot be divided by {self.world} processes x accumulate "
                 f"{self.recipe.accumulate}",
                 "change batch_size",
@@ -90,7 +90,7 @@ class StepSampler:
         return max(1, round(passes * self.steps_per_pass))
 
     def batches(self, first_step: int = 0) -> Iterator[list[SampleKey]]:
-        """Yield this process's samples, one list for each forward pass (`accumulate` a step)."""
+        """Yield this process's samples, one list for each forward pass (`accumulate` per step)."""
         share = self.step_samples // (self.world * self.recipe.accumulate)
         order, epoch = np.empty(0, np.int64), -1
         for step in range(first_step, self.steps):
@@ -105,7 +105,7 @@ class StepSampler:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a seed of 63 bits that depends on all parts and on nothing else."""
+    """Return a 63-bit seed that depends on all parts and on nothing else."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

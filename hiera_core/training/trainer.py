@@ -32,7 +32,7 @@ from .sampler import StepSampler, derive_seed
 from .validate import ema_weights, validate
 
 log = logging.getLogger("hiera")
-# Keys of a checkpoint's meta.json that only resuming needs. The other ones are measurements.
+# Keys of a checkpoint's meta.json that only resuming needs. The others are measurements.
 RESUME_KEYS = ("recipe", "card", "data", "seen", "unread")
 
 
@@ -121,7 +121,7 @@ class Trainer:
         splits: The training data and the held-out data.
 
     Raises:
-        See `train`. The folder is not changed before everything is built.
+        See `train`. The folder does not change until everything is built.
     """
 
     def __init__(
@@ -217,14 +217,14 @@ class Trainer:
         }
 
     def _previews(self) -> Previews | None:
-        """Return the previews of an autoencoder, of held-out samples if there are any."""
+        """Return previews for an autoencoder, on held-out samples if there are any; else None."""
         if self.setup.masking is None:
             return None
         samples = self.splits.train if self.splits.val is None else self.splits.val
         return Previews(self.setup, samples, self.run_folder.path, self.world)
 
     def _batches(self, step: int) -> Iterator[Batch]:
-        """Return the batches of this process, from a step on."""
+        """Return the batches of this process, starting at a step."""
         setup = self.setup
         dataset = TrainDataset(
             self.splits.train, setup.augment, self.recipe, setup.clip, setup.masking
@@ -318,8 +318,8 @@ class Trainer:
     def _check_unreadable(self) -> None:
         """Check the share of unreadable samples against data.max_bad.
 
-        The share is of one whole pass at least. So one unreadable sample at the start of a run
-        does not stop it.
+        The share is computed over at least one whole pass. So one unreadable sample at the start of
+        a run does not stop it.
 
         Raises:
             TrainingError: Too many samples are unreadable.

@@ -95,7 +95,7 @@ def eval_batches(
 
 @contextlib.contextmanager
 def ema_weights(training: TrainingState) -> Iterator[None]:
-    """Give the model its EMA weights inside the `with` block, if the recipe keeps an EMA."""
+    """Give the model its EMA weights within the `with` block, if the recipe keeps an EMA."""
     if not training.averages:
         yield
         return

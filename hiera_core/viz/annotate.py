@@ -1,4 +1,4 @@
-"""Annotated inputs: an image above bars of its classes, a video as a contact sheet above them."""
+"""Draw annotated inputs: an image, or a contact sheet of a video, above bars of its classes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Thumbnails:
 
 
 def make_thumbnail(image: Image.Image) -> Thumbnail:
-    """Return a copy of an image, reduced to at most `LONG_SIDE`."""
+    """Return a thumbnail of an image, whose long side is at most `LONG_SIDE`."""
     if max(image.size) <= LONG_SIDE:
         return Thumbnail(image.copy())
     scale = LONG_SIDE / max(image.size)

@@ -22,11 +22,11 @@ def check_matplotlib() -> None:
 
 
 def draw_curves(path: Path, plots: Mapping[str, Mapping[str, Curve]], x_label: str) -> None:
-    """Write a PNG with a plot for each quantity, side by side, and its curves in that plot.
+    """Write a PNG with plots side by side, one for each quantity.
 
     Args:
         path: The file.
-        plots: Curves by their label, by the title of their plot.
+        plots: For the title of each plot, its curves by label.
         x_label: Label of all x axes.
 
     Raises:
@@ -58,9 +58,9 @@ def draw_bars(
     Args:
         path: The file.
         labels: A label for each row.
-        marked: Whether the bar of a row has the accent colour.
+        marked: Whether the bar of each row has the accent colour.
         rates: Label of the left axis, and the length of each row's bar.
-        times: Label of the right axis, and the values of each row by the name of a series.
+        times: Label of the right axis, and for the name of each series, a value for each row.
         title: Title of the figure.
 
     Raises:

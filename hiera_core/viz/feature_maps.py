@@ -18,7 +18,7 @@ def draw_feature_maps(
     """Draw an input beside the principal components of its stage maps.
 
     Args:
-        maps: By stage (counted from 1): [y, x, c], for video [t, y, x, c].
+        maps: The map of each stage (counted from 1): [y, x, c], or [t, y, x, c] for video.
         frames: The input in 0..255: [t, height, width, 3], with one frame for an image.
         kind: For a video, a strip of its frames is drawn above strips of the maps.
     """

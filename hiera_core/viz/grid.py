@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic import atomic_file
 
-# All sizes are in pixels. Pictures whose short side is below MIN_SIDE are enlarged by a whole
+# All sizes are in pixels. Pictures whose short side is below MIN_SIDE are enlarged by an integer
 # factor, as long as their long side stays within MAX_SIDE.
 MIN_SIDE, MAX_SIDE = 160, 640
 GAP, LINE, FONT_SIZE = 6, 20, 14  # space between cells, height of a line of text, size of the font
@@ -70,7 +70,7 @@ def draw_text(canvas: Image.Image, place: tuple[int, int], text: str, width: int
 
 
 def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Join clips to one, side by side. Their height and width must be even, for the encoder.
+    """Join clips into one, side by side. Their height and width must be even, for the encoder.
 
     n x uint8 [t, height, width, 3] -> uint8 [t, height', width', 3]
     """
@@ -101,7 +101,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def _enlargement(height: int, width: int) -> int:
-    """Return the whole factor by which a picture is enlarged."""
+    """Return the integer factor by which a picture is enlarged."""
     wanted = -(-MIN_SIDE // min(height, width))
     return max(1, min(wanted, MAX_SIDE // max(height, width)))
 

@@ -1,4 +1,4 @@
-"""Output files for inputs: below one folder, under the paths of the inputs."""
+"""Paths of output files: below one folder, after the paths of the inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_NAME_BYTES = 240  # file systems allow 255
 
 
 def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = ()) -> Path:
-    """Return the output file of an input, after making its folder.
+    """Return the path of an input's output file, after creating its folder.
 
     Args:
         folder: The folder of all results.
@@ -24,7 +24,7 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
 
     Raises:
         InputError: The file would replace the input.
-        OutputError: The folder cannot be made.
+        OutputError: The folder cannot be created.
     """
     path = folder / relative_output_path(name, ending, keeps)
     if path.exists() and Path(name).exists() and path.samefile(name):
@@ -32,7 +32,7 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path.parent} cannot be made ({error.strerror})") from error
+        raise OutputError(f"{path.parent} cannot be created ({error.strerror})") from error
     return path
 
 
@@ -40,14 +40,14 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
     """Return the path of an input's output file, relative to the folder of all results.
 
     It is the input's own path or URL, without `..`: so the files of a/x.jpg and b/x.jpg differ, and
-    nothing is written outside the folder. Names with the ending of an output file stay as they are.
-    Other names get `ending`, after a tilde if they do not end like an image or video: so the files
-    of x.webp, x.webp.png and x differ.
+    nothing is written outside the folder. Names that already have the extension of an output file
+    are kept. `ending` is appended to all others, after a tilde if they do not have the extension of
+    an image or video: so the files of x.webp, x.webp.png and x differ.
 
     Args:
         name: Name of the input, as in its record.
-        ending: Ending of the output file, such as ".png".
-        keeps: Other endings that an output file may have.
+        ending: Extension of the output file, such as ".png".
+        keeps: Other extensions that an output file may have.
     """
     if name.startswith(("http://", "https://")):
         url = urlparse(name)
@@ -65,9 +65,9 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
 
 
 def _shorten_name(name: str) -> str:
-    """Return a name that file systems allow, with space for an ending.
+    """Return a name that file systems allow, with space for an extension.
 
-    A hash keeps apart long names that begin alike.
+    A hash distinguishes long names that begin alike.
     """
     raw = os.fsencode(name)
     if len(raw) <= MAX_NAME_BYTES:

@@ -1,8 +1,8 @@
 """Download weights from the Hugging Face hub or by URL, and find them in the caches.
 
 Hub repositories are downloaded by huggingface_hub, so HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and
-HF_TOKEN have their usual meaning. Files by URL go to torch.hub's cache, which the reference package
-uses, too.
+HF_TOKEN have their usual meaning. Files from a URL go to torch.hub's cache, which the reference
+package uses, too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
             `hf_hub_download`.
 
     Raises:
-        HubError: The hub is offline, or the repository is missing, gated, or arrives damaged.
+        HubError: The hub is offline, the repository is missing or gated, or a file arrives damaged.
     """
     options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
     weights = None
@@ -83,7 +83,7 @@ def is_offline() -> bool:
 
 
 def url_of(file: str) -> str:
-    """Return the URL of a released .pth file: on the reference's server, or HIERA_WEIGHTS_URL."""
+    """Return the URL of a released .pth file, on the reference's server or at HIERA_WEIGHTS_URL."""
     return os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/" + file
 
 
@@ -213,7 +213,7 @@ def _verify_blob(path: Path, repo: str) -> None:
 
 
 def _download(url: str, partial: Path) -> None:
-    """Download to `partial`, from where an earlier attempt stopped. Progress goes to stderr."""
+    """Download to `partial`. Resume where an earlier attempt stopped. Progress goes to stderr."""
     offset = partial.stat().st_size if partial.exists() else 0
     try:
         with _as_hub_errors(url):
@@ -227,7 +227,7 @@ def _download(url: str, partial: Path) -> None:
         size = (cause.headers.get("Content-Range") or "").rpartition("/")[2]
         if size == str(offset):
             return  # the file is complete
-        partial.unlink()  # it is longer than this file, so it belongs to another one
+        partial.unlink()  # it is longer than the file at the URL, so it belongs to another file
         _download(url, partial)
         return
     log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
@@ -251,9 +251,9 @@ def _download(url: str, partial: Path) -> None:
 
 @contextlib.contextmanager
 def _as_hub_errors(url: str) -> Iterator[None]:
-    """Turn errors of the network into a HubError.
+    """Convert network errors to a HubError.
 
-    Do not write files within the block: errors of the disk are OSErrors, too.
+    Do not write files within the block, because disk errors are OSErrors, too.
     """
     try:
         yield

@@ -19,8 +19,8 @@ from ..errors import CheckpointError, first_line
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
 SAFETENSORS_MAX_HEADER = 100 << 20  # bytes
 WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of a core
-# Key of the extras: what a folder has in config.json and hiera.json, a single file has under this
-# key, as {"config": ..., "card": ...}. Other libraries ignore it.
+# Key of the extras, {"config": ..., "card": ...}. A single file holds under this key what a folder
+# holds in config.json and hiera.json. Other libraries ignore it.
 EXTRAS = "hiera"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -36,7 +36,7 @@ def read(
     """Read a .safetensors or .pth file. Pickles are read with `weights_only`, so no code runs.
 
     Args:
-        path: The file. Its content decides what format it has, not its ending.
+        path: The file. Its format is detected from its content, not from its extension.
         only: Names of the tensors that are needed; others may be left out.
 
     Returns:
@@ -105,7 +105,7 @@ def write_safetensors(
     Args:
         path: The file.
         state: Tensors by name.
-        extras: `config` and `card`, which `read` returns again.
+        extras: `config` and `card`, which `read` returns.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -134,7 +134,7 @@ def write_pickle(
     Args:
         path: The file.
         state: Tensors by name.
-        extras: `config` and `card`, which `read` returns again.
+        extras: `config` and `card`, which `read` returns.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -147,10 +147,10 @@ def write_pickle(
 
 @contextlib.contextmanager
 def open_deferring_errors(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for torch's archive writers, and raise errors of writing at the end of the block.
+    """Open a file for torch's archive writers, and raise write errors at the end of the block.
 
-    If a write fails, for example because the disk is full, these writers end the process. So every
-    write seems to succeed, and the first error is kept until they are done.
+    If a write fails, for example because the disk is full, these writers abort the process. So
+    every write seems to succeed, and the first error is kept until they are done.
     """
     with path.open("wb") as file:
         deferring = _DeferringFile(file)
@@ -161,7 +161,7 @@ def open_deferring_errors(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _DeferringFile(io.RawIOBase):
-    """A file that keeps the first error of writing in `error`, and ignores later writes."""
+    """A file that keeps the first write error in `error`, and ignores later writes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.position = file, 0
@@ -170,7 +170,7 @@ class _DeferringFile(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:  # torch.export seeks to the start at the end
+    def seekable(self) -> bool:  # torch.export seeks to the start when it is done
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -220,7 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} does not hold a JSON object")
     return value
 
 
@@ -255,8 +255,8 @@ def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
         raise EOFError("it is empty")
     if not zipped and not start.startswith(b"\x80"):  # a pickle's first byte
         raise CheckpointError(
-            f"{path} is no checkpoint: it begins with {start[:12]!r}",
-            "give a .safetensors file or one that torch.save wrote",
+            f"{path} is not a checkpoint: it begins with {start[:12]!r}",
+            "give a .safetensors file, or a file that torch.save wrote",
         )
     # Only torch's zip format can be memory-mapped; the older one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
@@ -300,5 +300,5 @@ def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # The sum is fast. If it is finite, all elements are; if not, it may have overflowed.
+    # The sum is fast. If it is finite, all elements are. If not, it may only have overflowed.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

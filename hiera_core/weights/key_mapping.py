@@ -1,8 +1,8 @@
 """Key mapping between the namings of parameters that Hiera implementations use.
 
 `reference` is the naming of hiera-transformer and of this toolkit. The tables below map the namings
-of timm and transformers to it; a row is (their prefix, our prefix) of a name. Tensors need no
-transpose or reshape.
+of timm and transformers to it; each row is (their prefix, our prefix). Tensors need no transpose
+or reshape.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
         state: Parameters (or anything else) by name.
 
     Returns:
-        The same with new names, and the naming that `state` uses.
+        The same values under their new names, and the naming that `state` uses.
 
     Raises:
         CheckpointError: These are not the parameters of a Hiera.
@@ -102,7 +102,7 @@ def from_reference(
     Args:
         state: Parameters (or anything else) by name.
         naming: The new naming.
-        stages: Number of blocks of each stage. transformers numbers blocks within their stage.
+        stages: Number of blocks in each stage. transformers counts blocks within their stage.
     """
     if naming == "reference":
         return dict(state)
@@ -122,7 +122,7 @@ def _to_transformers(name: str, layers: Sequence[tuple[int, int]], prefix: str) 
 
     Args:
         name: The reference's name.
-        layers: Stage of each block, and its number within the stage.
+        layers: Stage of each block, and its index within the stage.
         prefix: Prefix of the encoder's names.
     """
     kind, _, rest = name.partition(".")
@@ -165,7 +165,7 @@ def _inverse(table: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
-    """Replace the first prefix (before, after) of the table that the name begins with."""
+    """Replace the prefix of a name, with the first (before, after) of the table that applies."""
     for before, after in table:
         if name.startswith(before):
             return after + name[len(before) :]

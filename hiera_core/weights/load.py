@@ -62,8 +62,8 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
         options: For hub repositories, see `download.from_hub`.
 
     Raises:
-        CheckpointError: There is no such file, it is damaged, unsafe or not a Hiera's, or weights
-            are NaN or infinite.
+        CheckpointError: The file does not exist, is damaged or unsafe, is not a Hiera checkpoint,
+            or holds NaN or infinite weights.
         HubError: It cannot be downloaded.
         OutputError: The cache cannot be written.
     """
@@ -179,7 +179,7 @@ def _locate(source: str | Path, options: dict[str, Any]) -> download.FetchedFile
 
 
 def _find_in_folder(folder: Path) -> download.FetchedFiles:
-    """Return the weights of a folder under their usual names, or its only file of weights."""
+    """Return the weights file of a folder: one with a usual name, or the only one."""
     usual = [folder / name for name in download.WEIGHT_NAMES]
     others = sorted(p for p in folder.iterdir() if p.suffix in download.FILE_ENDINGS)
     for path in usual + (others if len(others) == 1 else []):
@@ -191,9 +191,10 @@ def _find_in_folder(folder: Path) -> download.FetchedFiles:
 
 
 def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
-    """Return the config.json and the hiera.json beside a file of weights, if they exist.
+    """Return the config.json and the hiera.json next to a weights file, if they exist.
 
-    They belong to it only if it has one of the usual names, such as model.safetensors.
+    They belong to the weights only if the file has one of the usual names, such as
+    model.safetensors.
     """
     if path.name not in download.WEIGHT_NAMES:
         return None, None
@@ -232,8 +233,8 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     files.check_weights(state, source)
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
-    # A file that `hiera convert` wrote has the true class names in its extras; id2label may hold
-    # numbers in place of names.
+    # A file that `hiera convert` wrote has the true class names in its extras. Its id2label may
+    # hold numbers in place of names.
     if config is not None and "id2label" in config and "classes" not in card and not extras:
         card = {**card, "classes": _parse_id2label(config["id2label"], source)}
     if naming != "reference" or config is None or "stages" not in config:
@@ -245,7 +246,7 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
 def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Multiply the layer scales of timm's newer models into the layers before them.
 
-    The products are float32, because in 16 bits, weights that are scaled by 1e-5 would be lost.
+    The products are float32, because weights that are scaled by 1e-5 would underflow in 16 bits.
     """
     state = dict(state)
     for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
@@ -269,7 +270,8 @@ def _parse_id2label(id2label: Any, source: str) -> list[str]:
         labels = {int(number): str(name) for number, name in id2label.items()}
     except (AttributeError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: id2label in config.json is not a table of class names", "fix or remove it"
+            f"{source}: id2label in config.json does not map numbers to class names",
+            "fix or remove it",
         ) from error
     return [labels.get(number, str(number)) for number in range(len(labels))]
 

@@ -1,4 +1,4 @@
-"""Class names of ImageNet-1k and Kinetics-400, and of files with one name a line.
+"""Class names of ImageNet-1k and Kinetics-400, and of files with one name per line.
 
 class_names.json holds the names as torchvision's weights list them (`meta["categories"]`).
 """
@@ -16,7 +16,7 @@ LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
 def class_names(classes: str) -> tuple[str, ...]:
-    """Return the names of a label set by class number: `imagenet1k` or `kinetics400`."""
+    """Return the class names of `imagenet1k` or `kinetics400`, in the order of class indices."""
     return _label_sets()[classes]
 
 
@@ -36,7 +36,7 @@ def for_classes(num_classes: int, known: Sequence[str] | None = None) -> Sequenc
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Read class names from a file with one name a line.
+    """Read class names from a file with one name per line.
 
     Raises:
         UsageError: The file cannot be read.

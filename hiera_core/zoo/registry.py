@@ -25,7 +25,7 @@ class CheckpointEntry:
         file: Name of the .pth file, relative to `download.WEIGHTS_URL`.
         hub: Hub repository.
         sha256: Checksum of the .pth file, if it is known.
-        asset: Name of a file in ASSETS. The others are not set then.
+        asset: Name of a file in ASSETS. The other fields are then not set.
     """
 
     file: str = ""
@@ -41,7 +41,7 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model of the zoo: all that is known of it without building it."""
+    """A model of the zoo: everything that is known about it before it is built."""
 
     name: str
     kind: Kind
@@ -65,7 +65,7 @@ class ModelEntry:
 @functools.cache
 def models() -> dict[str, ModelEntry]:
     """Return all entries by name, in the order of zoo.yaml."""
-    # PyYAML's C loader, if it is built in: the file is read at every start of the command line.
+    # Use PyYAML's C loader if there is one, because every start of the command line reads the file.
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     table = yaml.load(Path(__file__).with_name("zoo.yaml").read_text(), Loader=loader)
     return {name: _entry(name, fields, table) for name, fields in table["models"].items()}
@@ -96,7 +96,7 @@ def split_tag(name: str) -> tuple[str, str | None]:
 
 
 def block_dims(config: dict[str, Any]) -> list[int]:
-    """Return the output width of each encoder block. The shapes in a checkpoint show it, too."""
+    """Return the output width of each encoder block, which the shapes in a checkpoint also show."""
     dim, dims = config["embed_dim"], []
     for stage, depth in enumerate(config["stages"]):
         if stage:

@@ -104,7 +104,7 @@ def compile_for_training(function: Callable[..., Any], device: torch.device) -> 
 
 
 @contextlib.contextmanager
-def compile_faults() -> Iterator[None]:
+def translate_compile_errors() -> Iterator[None]:
     """Convert errors of torch.compile to a DeviceError."""
     try:
         yield

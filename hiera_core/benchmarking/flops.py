@@ -15,7 +15,7 @@ from .job import OURS, Job
 from .timer import timed
 
 
-def count_gmacs(job: Job) -> float | None:
+def count_gmacs(job: Job) -> float:
     """Return the number of multiply-adds in the forward pass of one input, divided by 1e9.
 
     They are counted with eager attention, because the counter may not see fused and compiled

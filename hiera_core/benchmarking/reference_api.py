@@ -7,6 +7,8 @@ import time
 import torch
 from torch import nn
 
+from .timer import synchronise
+
 
 def benchmark(
     model: nn.Module,
@@ -41,17 +43,12 @@ def benchmark(
     with torch.autocast(device.type, enabled=use_fp16), torch.no_grad():
         for _ in range(warm_up):
             model(x)
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         for _ in range(runs - warm_up):
             model(x)
-        _synchronise(device)
+        synchronise(device)
     rate = (runs - warm_up) * batch_size / (time.perf_counter() - start)
     if verbose:
         print(f"Throughput: {rate:.2f} im/s")
     return rate
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

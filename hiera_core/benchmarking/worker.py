@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from ..device import DTYPES, compile_faults, is_out_of_memory
+from ..device import DTYPES, is_out_of_memory, translate_compile_errors
 from ..errors import HieraError, first_line
 from . import flops, peers, workloads
 from .job import Job
@@ -59,7 +59,7 @@ def _prepare(job: Job) -> list[workloads.Variant]:
     for variant in variants:
         variant.row.matmul_gflops = rate
         try:
-            with compile_faults():
+            with translate_compile_errors():
                 variant.step()
                 memory.start()
                 variant.step()

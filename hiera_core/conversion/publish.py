@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import HubError, UsageError
 from ..weights import download
 
-CURES = (
+HINTS = (
     "the converted files are kept; set HF_TOKEN to a token with write access, or check HF_ENDPOINT"
 )
 
@@ -53,5 +53,5 @@ def push(dest: Path, repo: str, names: list[str]) -> str:
         url = api.create_repo(repo, exist_ok=True)
         api.create_commit(repo, operations, commit_message=f"Add {dest.name}")
     except Exception as error:  # network libraries raise errors of many types
-        raise download.as_error(repo, error, "published", CURES) from error
+        raise download.as_error(repo, error, "published", HINTS) from error
     return str(url)

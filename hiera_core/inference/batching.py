@@ -12,11 +12,11 @@ import torch
 
 from ..data.transforms import transform_for
 from ..device import (
-    compile_faults,
     compile_for_inference,
     is_out_of_memory,
     select_device,
     select_dtype,
+    translate_compile_errors,
 )
 from ..errors import DeviceError
 from ..models.hiera import HieraEncoder
@@ -122,7 +122,7 @@ class BatchRunner(Generic[M, Result]):
         if self.device.type == "cuda":  # a copy from pinned memory does not block
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
-        with torch.inference_mode(), compile_faults():
+        with torch.inference_mode(), translate_compile_errors():
             return self.compute(self.transform.normalise(batch))[:count]
 
     def _halve_batch(self, error: Exception, tried: int) -> None:

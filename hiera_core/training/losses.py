@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..device import compile_faults, is_out_of_memory
+from ..device import is_out_of_memory, translate_compile_errors
 from ..errors import DeviceError
 from ..inference.evaluate import TOP_K, topk_hits
 from ..models.mae import reconstruction_error
@@ -69,7 +69,7 @@ def compute_losses(
 def _device_errors(device: torch.device) -> Iterator[None]:
     """Convert failures of torch.compile and out-of-memory errors to a `DeviceError` with a hint."""
     try:
-        with compile_faults():
+        with translate_compile_errors():
             yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

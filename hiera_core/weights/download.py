@@ -29,7 +29,7 @@ WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
-CURES = (
+HINTS = (
     "give a local file with --checkpoint, fill the cache on a machine with network (HF_HOME), or "
     "set a mirror with HF_ENDPOINT"
 )
@@ -70,7 +70,7 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
     for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
         weights = weights or _hub_file(repo, name, options)
     if weights is None:
-        raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", CURES)
+        raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", HINTS)
     config = _hub_file(repo, "config.json", options)
     return FetchedFiles(weights, config, _hub_file(repo, "hiera.json", options))
 
@@ -108,7 +108,7 @@ def from_url(url: str, sha256: str | None = None) -> FetchedFiles:
     if path := cached_url(url):
         return FetchedFiles(path)
     if is_offline():
-        raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", CURES)
+        raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", HINTS)
     from huggingface_hub.utils import WeakFileLock
 
     target = _url_cache() / _file_name(url)
@@ -175,7 +175,7 @@ def _check_hub_answers(repo: str, name: str, options: dict[str, Any]) -> None:
     log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
 
 
-def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = CURES) -> HubError:
+def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = HINTS) -> HubError:
     """Return an error of huggingface_hub as a HubError.
 
     Args:
@@ -261,7 +261,7 @@ def _as_hub_errors(url: str) -> Iterator[None]:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         reason = getattr(error, "reason", None) or first_line(error)
-        raise HubError(f"{url} could not be fetched ({reason})", CURES) from error
+        raise HubError(f"{url} could not be fetched ({reason})", HINTS) from error
 
 
 @contextlib.contextmanager

@@ -222,7 +222,7 @@ def _fetch_released(entry: zoo.CheckpointEntry) -> download.FetchedFiles:
         try:
             return download.from_url(url, entry.sha256)
         except HubError as second:
-            raise HubError(f"{error.message}; {second.message}", download.CURES) from second
+            raise HubError(f"{error.message}; {second.message}", download.HINTS) from second
 
 
 def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:

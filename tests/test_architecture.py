@@ -24,6 +24,7 @@ MAX_TOP_LEVEL, MAX_IN_FOLDER = 8, 17  # Python files
         ["--help"],
         ["predict", "--help"],
         ["train", "--help"],
+        ["train", "hiera_nano_32", "--print-recipe"],
         ["eval", "-h"],
         ["mae", "--help"],
         ["features", "--help"],

@@ -105,7 +105,9 @@ OnErrorOpt = Annotated[
 MAX_PIXELS = 178_956_970  # equal to `image_reader.MAX_PIXELS`, whose module imports Pillow
 MaxPixelsOpt = Annotated[
     int,
-    typer.Option(min=1, help="Refuse images and frames with more pixels, before they are decoded."),
+    typer.Option(
+        min=1, help="Refuse images and frames with more pixels than this, before decoding them."
+    ),
 ]
 StrideOpt = Annotated[
     int | None,

@@ -33,7 +33,7 @@ class ResultStream:
         details: Names of the task's own fields, for the columns of csv.
         overwrite: Replace the file.
         resume: Append to the NAME.partial of an interrupted run.
-        quiet: Print no progress and no summary.
+        quiet: Print no progress, and a summary only if an input fails.
 
     Raises:
         UsageError: The file exists, its folder is missing or read-only, an interrupted run left

@@ -2,7 +2,7 @@
 
 The rule for all errors:
 
-- A call that cannot be carried out as a whole raises a `HieraError`, whose class is the kind of
+- A call that cannot be carried out at all raises a `HieraError`, whose class is the kind of
   error. The command line ends with its exit code:
 
       UsageError, ConfigError       2

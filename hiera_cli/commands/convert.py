@@ -74,7 +74,7 @@ def convert(
             help="Format of DEST. hub: safetensors and config.json, for hiera-transformer and this "
             "package. pth: the older format of hiera-transformer. timm, transformers: a folder "
             "that these libraries load. onnx, pt2: a program that computes logits from normalised "
-            "pixels, for any batch size.",
+            "pixels, for any batch size up to a limit that depends on the model.",
             show_default=False,
         ),
     ],
@@ -132,7 +132,7 @@ def convert(
 ) -> int:
     """Convert a checkpoint to another format, input size or precision, and verify the result.
 
-    DEST is written only if the verification shows that it is the same model.
+    DEST is written only if the verification shows that it holds the intended model.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -91,7 +91,8 @@ def features(
             "--output",
             "-o",
             help="Where to write the features: a file (.safetensors, .npz or .parquet), or a "
-            "folder for several files (shards). Without it, vectors are printed.",
+            "folder for several files (shards). Without it, json and jsonl results hold the "
+            "values of vectors.",
             show_default=False,
         ),
     ] = None,

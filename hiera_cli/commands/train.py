@@ -144,7 +144,8 @@ def train(
         if chosen.task == "classify":
             next_command = f"hiera predict --checkpoint {folder}"
         else:
-            next_command = f"hiera train {recipe.removeprefix('mae_')} --init-from {folder}"
+            classifier = chosen.model.name.removeprefix("mae_")
+            next_command = f"hiera train {classifier} --init-from {folder}"
         print_message(f"{_summary(result)}; {folder} holds the weights: {next_command}")
     return OK
 

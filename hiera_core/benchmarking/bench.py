@@ -54,7 +54,7 @@ def bench(
         against: Other implementations: `reference`, `timm`, `transformers`, `hiera-optim`, `vit`.
             `reference:fp32` measures one in another dtype.
         seconds: How long to measure each variant; None for 3 seconds or more.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
         dtype: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:

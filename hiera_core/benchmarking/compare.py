@@ -48,7 +48,8 @@ def compare(
 
     A measurement is `slower` if its time has grown by more than `tolerance` (0.05 for 5%) plus its
     noise, and if the drift of the machine does not explain it. `faster` follows the same rule. The
-    verdict is `noise` if a change exceeds the tolerance but not its noise and the drift.
+    verdict is `noise` if a change exceeds the tolerance, but not the tolerance plus its noise and
+    the drift.
     """
     old_by_key = {m.key: m for m in old if m.samples_s}
     new_by_key = {m.key: m for m in new if m.samples_s}

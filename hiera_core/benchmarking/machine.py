@@ -103,8 +103,9 @@ def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:
     else:
         change = f"{dtype} as requested"
     return [
-        f"On a CPU: {change}; smaller batches; a measurement ends after {length.max_seconds:g} s "
-        f"and {length.min_runs} runs (on a GPU: 40 runs)."
+        f"On a CPU: {change}; smaller batches; a measurement ends after {length.seconds:g} s and "
+        f"{length.runs} runs, or after {length.max_seconds:g} s and {length.min_runs} runs (on a "
+        "GPU: 40 runs)."
     ]
 
 

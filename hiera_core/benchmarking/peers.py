@@ -47,7 +47,7 @@ def check(peer_name: str) -> None:
     """Check that a peer is known and installed.
 
     Args:
-        peer_name: The name of a peer, or with a dtype of its own, such as `reference:fp32`.
+        peer_name: The name of a peer, which may carry a dtype of its own, such as `reference:fp32`.
 
     Raises:
         UsageError: The peer is unknown or not installed, or the dtype is unknown.

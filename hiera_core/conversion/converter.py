@@ -52,7 +52,7 @@ def convert(
     overwrite: bool = False,
     push_to_hub: str | None = None,
 ) -> Conversion:
-    """Write a checkpoint in another format and prove that it is the same model.
+    """Write a checkpoint in another format and verify that it holds the intended model.
 
     Args:
         source: Zoo name, hub repository, folder, URL or file, in any naming.
@@ -74,10 +74,10 @@ def convert(
 
     Raises:
         UsageError: DEST exists, the format cannot hold this model, or the input size is not legal.
-        CheckpointError: The source is not a usable checkpoint, or verification failed. Nothing is
-            left at DEST.
+        CheckpointError: The source is not a usable checkpoint, or verification failed. DEST is
+            not changed.
         HubError: The source cannot be fetched, or the result cannot be published.
-        OutputError: DEST cannot be written. Nothing is left there.
+        OutputError: DEST cannot be written. DEST is not changed.
     """
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)

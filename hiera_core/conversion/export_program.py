@@ -1,7 +1,8 @@
 """Export models as programs that run without this package: ONNX and torch.export.
 
-A program takes `input`, normalised float32 [batch, chans, *size], for any batch size. It returns
-`logits` [batch, classes] in float32, or `features` [batch, chans] if the model has no classifier.
+A program takes `input`, normalised float32 [batch, chans, *size], for any batch size up to a limit.
+It returns `logits` [batch, classes] in float32, or `features` [batch, chans] if the model has no
+classifier.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ NO_INDEX_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
 # Formats without a length. A truncated file looks like a shorter video.
 NO_LENGTH_FORMATS = ("mpegts", *NO_INDEX_FORMATS)
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
-# How many seconds earlier to seek to, tried in this order until a seek lands early enough.
+# How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
 MAX_RATE = 1000  # frames per second; a higher declared rate is an error in the file
 FALLBACK_RATE = 30.0
@@ -140,7 +140,7 @@ class Video:
         self._start = (stream.start_time or 0) * self._tick
 
     def _measure(self) -> None:
-        """Get the number of frames and the frame rate in the headers, or by reading all packets."""
+        """Get the number of frames and the frame rate from the headers, or from all packets."""
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
         self._seekable = self._container.format.name not in NO_INDEX_FORMATS

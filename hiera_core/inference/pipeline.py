@@ -121,7 +121,7 @@ class Pipeline(Generic[R]):
         return None
 
     def on_image_decoded(self, record: Record, image: Image.Image) -> None:
-        """Called in a worker thread when an image has been decoded."""
+        """This hook is called in a worker thread when an image has been decoded."""
 
     def finish_image(self, record: Record, pixels: np.ndarray, result: Any) -> None:
         """Complete the record of an image with the result of the model."""
@@ -222,7 +222,7 @@ class Pipeline(Generic[R]):
         except InputError as error:
             return DecodedInput(record.fail(error))
         except HieraError:
-            raise  # no error of this input: for example, a model cannot be loaded
+            raise  # this input is not at fault: for example, a model cannot be loaded
         except Exception as error:  # resizing can fail too (memory); the other inputs continue
             return DecodedInput(record.fail(InputError(str(error) or type(error).__name__)))
 

@@ -131,7 +131,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         return tuple(patch * q**pools for patch, q in pairs)
 
     def no_weight_decay(self) -> list[str]:
-        """Return the names of parameters without weight decay, except one-dimensional ones."""
+        """Return the names of parameters that get no weight decay. One-dimensional parameters never
+        get any and are not listed."""
         if self._config.sep_pos_embed:
             return ["pos_embed_spatial", "pos_embed_temporal"]
         return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed

@@ -63,7 +63,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
             for _ in range(cfg.decoder_depth)
         )
         self.decoder_norm = self.norm_layer(dec)
-        # Side of a predicted patch in pixels; square, as the released models are.
+        # Side of a predicted patch in pixels. Patches are square, as in the released models.
         self.pred_stride = cfg.patch_stride[-1] * cfg.q_stride[-1] ** cfg.q_pool
         patch_dims = min(2, len(cfg.q_stride))  # video predicts one frame per token
         self.decoder_pred = cpu.Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)

@@ -84,8 +84,8 @@ def visible_from_mask(mask: torch.Tensor, layout: TokenLayout) -> VisibleUnits:
     int64) in place of a mask.
 
     Raises:
-        UsageError: The shape is wrong, or the rows do not keep the same number of units, at least
-            one.
+        UsageError: The shape is wrong, or the rows do not all keep the same number of units, or
+            keep none.
     """
     import torch
 

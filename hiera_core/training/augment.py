@@ -14,7 +14,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .recipe import AugmentSettings
 
-MAX_MAGNITUDE = 10  # timm's scale of RandAugment, on which the paper's magnitude is 9
+# Scale of timm's RandAugment. On it the paper's magnitudes are 9 (images) and 7 (video).
+MAX_MAGNITUDE = 10
 MAGNITUDE_BINS = 31  # number of magnitudes in torchvision's RandAugment
 
 

@@ -68,7 +68,7 @@ def validate(
         raise TrainingError(
             f"{int(bad)} of {len(samples)} held-out samples are unreadable, more than data.max_bad "
             f"= {recipe.data.max_bad:g} allows",
-            "hiera eval lists them: repair or remove them",
+            "repair or remove them; for a classifier, hiera eval lists them",
         )
     return {**result, "samples": int(count), "bad": int(bad)}
 

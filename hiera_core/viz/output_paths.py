@@ -1,4 +1,4 @@
-"""Paths of output files: below one folder, after the paths of the inputs."""
+"""Paths of output files: below one folder, named after the paths of the inputs."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
 HINTS = (
-    "give a local file with --checkpoint, fill the cache on a machine with network (HF_HOME), or "
+    "give a local file with --checkpoint, fill the cache on a machine with a network (HF_HOME), or "
     "set a mirror with HF_ENDPOINT"
 )
 RELEASED_BY = "facebook/"

@@ -51,7 +51,8 @@ def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 def exit_code_of(error: BaseException) -> int:
     """Print one line about an error on stderr, and return the exit code for it."""
     if hasattr(error, "format_message"):  # a usage error of click, or of typer's copy of click
-        print_message(error.format_message())
+        if text := error.format_message():  # it is empty if the help has been printed instead
+            print_message(text)
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         print_message("interrupted")

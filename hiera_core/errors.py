@@ -84,3 +84,25 @@ def did_you_mean(name: str, choices: Iterable[str], count: int = 3) -> str:
         return ""
     *rest, last = similar
     return f"did you mean {', '.join(rest) + ' or ' if rest else ''}{last}?"
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Check that a value is one of the choices.
+
+    Raises:
+        UsageError: It is not. The hint suggests a similar choice, or lists all.
+    """
+    choices = list(choices)
+    if value not in choices:
+        hint = did_you_mean(value, choices) or f"use {', '.join(choices)}"
+        raise UsageError(f"unknown {what} {value!r}", hint)
+
+
+def check_positive(what: str, value: int | None) -> None:
+    """Check that a number, if it is given, is at least 1.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value is not None and value < 1:
+        raise UsageError(f"{what} is {value}", "give a number above 0")

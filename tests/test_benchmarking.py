@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import hiera_core
 from hiera_core import zoo
 from hiera_core.benchmarking import flops, machine, peers, report, runner, timer, workloads
 from hiera_core.benchmarking.compare import Change, compare
@@ -135,6 +136,24 @@ def test_bad_arguments_are_refused_before_any_measurement(
     exit_code, out, err = hiera("bench", *arguments)
     assert (exit_code, out) == (code, "")
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "infere"}, "unknown mode 'infere'; did you mean infer"),
+        ({"attention": ["fuse"]}, "unknown attention 'fuse'; did you mean fused"),
+        ({"attention": []}, "no attention"),
+        ({"batch_sizes": [0]}, "give numbers above 0"),
+        ({"models": "hiera_nano_33"}, "hiera_nano_33"),
+    ],
+)
+def test_bad_options_are_refused_before_any_measurement(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("a worker was started"))
+    with pytest.raises(UsageError, match=message):
+        hiera_core.bench(**options)
 
 
 def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from hiera_core.errors import UsageError
+from hiera_core.training.build import RunOptions
+
 KILLS = int(os.environ.get("HIERA_KILLS", "2"))  # number of runs to kill
 RECIPE = """
 extends: {model}
@@ -67,6 +70,11 @@ def losses(folder: Path, after: int = 0) -> list[float]:
 
 def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def test_an_unknown_way_to_share_a_model_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"unknown parallel 'fdsp'; did you mean fsdp\?"):
+        RunOptions(parallel="fdsp")  # type: ignore[arg-type]
 
 
 def test_ddp_and_fsdp_agree_with_one_process(

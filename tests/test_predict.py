@@ -219,7 +219,7 @@ def test_resume_continues_after_the_last_record(
     code, _, err = hiera(*arguments, "-o", tmp_path / "again.jsonl", "--resume")
     assert code == 1 and err.endswith(f"3 ok, 3 failed -> {tmp_path / 'again.jsonl'}\n")
     for inputs, message in [
-        (mixed / "0.png", "is nothing now"),
+        (mixed / "0.png", "and is now nothing"),
         (mixed / "[1-5].png", "input 0 was"),
     ]:
         partial.write_text("".join(lines[:2]))
@@ -524,3 +524,24 @@ def test_version_and_completion() -> None:
     assert done.stdout.strip() == f"hiera {hiera_core.__version__}"
     done = run_process(_HIERA_COMPLETE="complete_bash", COMP_WORDS="hiera mod", COMP_CWORD="1")
     assert "models" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (Image.new("RGB", (8, 8)), {}, "an input is of type Image"),
+        (b"path", {}, "an input is of type bytes"),
+        ([np.zeros((8, 8, 3))], {}, "an input is of type ndarray"),
+        ("", {}, "an input is an empty text"),
+        ("x.png", {"topk": -1}, "topk is -1"),
+        ("x.png", {"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        hiera_core.predict(source, "hiera_nano_32", **options)
+
+
+def test_an_empty_input_is_not_this_folder(hiera: Command) -> None:
+    code, out, err = hiera("predict", "", "-m", "hiera_nano_32")
+    assert (code, out) == (2, "") and "an input is an empty text" in err

@@ -23,6 +23,16 @@ def test_every_model_has_a_recipe() -> None:
         )  # writing and reading change nothing
 
 
+def test_the_old_name_of_keep_checkpoints_works_in_every_layer(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text("extends: hiera_nano_32\nkeep: 5\n")
+    child.write_text("extends: base.yaml\nkeep_checkpoints: 7\n")
+    assert recipes.read_recipe(base).keep_checkpoints == 5
+    assert recipes.read_recipe(child).keep_checkpoints == 7
+    assert recipes.read_recipe(base, {"keep_checkpoints": 2}).keep_checkpoints == 2
+    assert recipes.read_recipe(child, {"keep": 3}).keep_checkpoints == 3
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [  # Ryali et al. 2023, tables 11 and 14

@@ -22,6 +22,7 @@ from hiera_core.data.image_reader import open_image
 from hiera_core.errors import UsageError
 from hiera_core.inference.reconstruct import BatchReconstructor, reconstruct
 from hiera_core.models.mae import MaskedAutoencoderHiera, normalise_patches
+from hiera_core.viz.grid import draw_text
 
 from .conftest import assert_close, draw_weights
 from .test_video_reader import write_video
@@ -278,3 +279,17 @@ def test_predictions_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     pipeline = hiera_core.Reconstructor(model)
     (record,) = pipeline(hiera_core.data.sources.expand([str(SAMPLES / "three.png")]))
     assert record.error is not None and "not finite" in record.error.message
+
+
+def test_only_an_autoencoder_can_reconstruct() -> None:
+    classifier = hiera_core.create_model("hiera_nano_32")
+    for model, name in (("mae_hiera_nano_32", "str"), (classifier, "Hiera")):
+        with pytest.raises(UsageError, match=rf"takes an autoencoder, not a model of type {name};"):
+            reconstruct(model, torch.zeros(1, 3, 32, 32))  # type: ignore[arg-type]
+
+
+def test_a_long_caption_is_shortened_to_its_width() -> None:
+    drawn = Image.new("RGB", (400, 40), "white")
+    draw_text(drawn, (0, 0), "a label of many words " * 10_000, 100)
+    dark = np.asarray(drawn.convert("L")).min(axis=0) < 128
+    assert 60 < np.flatnonzero(dark).max() < 100

@@ -12,7 +12,7 @@ from typing import Any
 import hiera as reference
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hiera_core
 from hiera_core import atomic
@@ -98,6 +98,24 @@ def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OutputError, match="No space left"):
         hiera_core.Hiera(**SMALL).save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_share_memory_are_written_separately(tmp_path: Path) -> None:
+    base = torch.arange(12.0)
+    state = {"a": base, "tied": base, "slice": base[3:7], "even": base[::2], "other": base + 1}
+    files.write_safetensors(tmp_path / "a.safetensors", state)
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    state, extras = {"a": torch.ones(3)}, {"classes": ["Käse", "b"]}
+    for i in range(8):  # safetensors writes its metadata in random order
+        files.write_safetensors(tmp_path / f"{i}", state, extras)
+    first, *others = [(tmp_path / f"{i}").read_bytes() for i in range(8)]
+    assert all(other == first for other in others)
+    assert torch.equal(load_file(tmp_path / "0")["a"], state["a"])
 
 
 # Names and heads --------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .. import zoo
+from ..errors import UsageError, check_choice
 from . import peers, runner
 from .job import OURS, Job, Mode, RunLength
 from .machine import Header, batch_for, settings
@@ -25,7 +26,7 @@ class Benchmark:
 
 
 def bench(
-    models: Sequence[str] = (zoo.DEFAULT_IMAGE_MODEL,),
+    models: str | Sequence[str] = (zoo.DEFAULT_IMAGE_MODEL,),
     *,
     mode: Mode = "infer",
     batch_sizes: Sequence[int] | None = None,
@@ -61,6 +62,14 @@ def bench(
         UsageError: A model, peer or dtype is unknown, or a peer is not installed.
         DeviceError: The device does not exist, or one of our models fails on it.
     """
+    models = [models] if isinstance(models, str) else models
+    check_choice("mode", mode, get_args(Mode))
+    for variant in attention:
+        check_choice("attention", variant, get_args(Attention))
+    if not attention:
+        raise UsageError("no attention to measure", "use fused, eager or both")
+    if any(size < 1 for size in batch_sizes or ()):
+        raise UsageError(f"batch sizes {list(batch_sizes or ())}", "give numbers above 0")
     for name in models:
         zoo.get(name)
     for peer in against:

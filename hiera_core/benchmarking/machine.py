@@ -102,10 +102,16 @@ def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:
         change = "bf16 as requested, which this CPU emulates slowly"
     else:
         change = f"{dtype} as requested"
+    usual, slow = (
+        f"{seconds:g} s and {runs} runs"
+        for seconds, runs in (
+            (length.seconds, length.runs),
+            (length.max_seconds, length.min_runs),
+        )
+    )
+    end = usual if slow == usual else f"{usual}, or after {slow}"
     return [
-        f"On a CPU: {change}; smaller batches; a measurement ends after {length.seconds:g} s and "
-        f"{length.runs} runs, or after {length.max_seconds:g} s and {length.min_runs} runs (on a "
-        "GPU: 40 runs)."
+        f"On a CPU: {change}; smaller batches; a measurement ends after {end} (on a GPU: 40 runs)."
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..atomic import atomic_destination
 from ..device import single_thread
-from ..errors import UsageError
+from ..errors import UsageError, check_choice
 from ..models import factory
 from ..models.pos_embed import ResampleRule
 from . import export_program, formats, publish, write_weights
@@ -44,7 +44,7 @@ def convert(
     dest: str | Path,
     to: str,
     *,
-    size: Sequence[int] | None = None,
+    size: int | Sequence[int] | None = None,
     dtype: str = "auto",
     resample: ResampleRule = "absolute-window",
     verify: str = "auto",
@@ -79,6 +79,7 @@ def convert(
         HubError: The source cannot be fetched, or the result cannot be published.
         OutputError: DEST cannot be written. DEST is not changed.
     """
+    check_choice("verification", verify, ("auto", "forward"))
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     if push_to_hub is not None:
@@ -88,6 +89,7 @@ def convert(
         checkpoint = factory.read_weights(source)
     if is_program and dtype == "auto":
         dtype = "fp32"
+    size = (size,) if isinstance(size, int) else size
     plan = make_plan(checkpoint, size=size, dtype=dtype, resample=resample)
     adapt_to_format(plan, to)
     check = export_program.check_exportable if is_program else write_weights.check_representable

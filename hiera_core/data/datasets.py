@@ -173,7 +173,9 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         choices = f"give a folder, a list, tar shards, or one of {', '.join(BUILT_IN)}"
         raise UsageError(f"no data {text!r}", did_you_mean(text, BUILT_IN) or choices)
     if not len(found):
-        raise UsageError(f"{text} holds no pictures or videos", "check the path")
+        hidden = f"it hides the bundled data set {text!r}: run this in another folder"
+        hint = hidden if text in BUILT_IN else "check the path"
+        raise UsageError(f"{text} holds no pictures or videos", hint)
     return found
 
 

@@ -128,10 +128,12 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
     """Check lists, folders and globs, so that a mistake is reported before weights are loaded.
 
     Raises:
-        UsageError: A list is missing, a folder is empty, or a glob matches nothing. A single file
-            that is missing is not an error here: later, that input alone fails.
+        UsageError: A list is missing, a folder is empty, a glob matches nothing, or an input is "".
+            A single file that is missing is not an error here: later, that input alone fails.
     """
     for text in inputs:
+        if not text:  # a shell variable that is not set; as a path, it would be this folder
+            raise UsageError("an input is an empty text", "give a file, folder, glob or URL")
         path = Path(text)
         if _is_list(text) and not Path(text[1:]).is_file():
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")

@@ -32,7 +32,7 @@ def transform_for(model: HieraEncoder) -> ImageTransform | VideoTransform:
     """
     size = tuple(model.config["input_size"])
     saved = getattr(model, "card", {}).get("preprocessing")
-    if model.kind == "video":
+    if model.input_kind() == "video":
         return VideoTransform.from_preprocessing(saved, size)
     return ImageTransform.from_preprocessing(saved, size)
 

@@ -70,7 +70,7 @@ class BatchRunner(Generic[M, Result]):
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
-        self.kind: Kind = model.kind
+        self.kind: Kind = model.input_kind()
         self.transform: Any = transform_for(model)
         self.model: M = _place(model, device, dtype, borrowed)
         weight = next(self.model.parameters())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import zoo
+from ..data.clip_sampling import Sampling
 from ..data.datasets import MediaDataset, benchmark_of, open_eval_data, remap_labels
 from ..data.media_types import kind_of
 from ..errors import InputError, UsageError
@@ -190,7 +191,7 @@ def evaluate(
         DeviceError: The device does not exist, or has too little memory for a single sample.
     """
     found = open_eval_data(data)
-    return evaluate_dataset(found, Predictor(model, **options))
+    return evaluate_dataset(found, Predictor(model, topk=TOP_K, **options))
 
 
 def evaluate_dataset(
@@ -277,7 +278,8 @@ def _published_top1(
 ) -> float | None:
     """Return the published accuracy of a released checkpoint on its own benchmark, in percent, if
     it is measured with the published number of views."""
-    if predictor.sampling.clips is not None or predictor.sampling.crops is not None:
+    default = Sampling(max_pixels=predictor.sampling.max_pixels)
+    if predictor.sampling != default:
         return None
     return published_top1(dataset, getattr(classifier.model, "card", {}))
 

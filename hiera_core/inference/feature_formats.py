@@ -12,6 +12,7 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import UsageError
+from ..weights.files import as_os_error
 
 Arrays = dict[str, np.ndarray]
 Metadata = dict[str, Any]
@@ -84,8 +85,8 @@ def _write_safetensors(path: Path, arrays: Arrays, metadata: Metadata) -> None:
 
     try:
         save_file(arrays, path, metadata={"format": "pt", "hiera": json.dumps(metadata)})
-    except SafetensorError as error:  # it reports a full disk this way
-        raise OSError(str(error)) from error
+    except SafetensorError as error:
+        raise as_os_error(error) from error
 
 
 def _read_safetensors(path: Path) -> Arrays:

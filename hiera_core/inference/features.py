@@ -30,7 +30,7 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
     source: str | Path,
     model: str | HieraEncoder | None = None,
     *,
-    stages: Sequence[int] | None = (),
+    stages: int | Sequence[int] | None = (),
     pool: bool = True,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]: ...
@@ -41,7 +41,7 @@ def features(
     source: Iterable[str | Path],
     model: str | HieraEncoder | None = None,
     *,
-    stages: Sequence[int] | None = (),
+    stages: int | Sequence[int] | None = (),
     pool: bool = True,
     **options: Unpack[PipelineOptions],
 ) -> list[Features]: ...
@@ -51,7 +51,7 @@ def features(
     source: str | Path | Iterable[str | Path],
     model: str | HieraEncoder | None = None,
     *,
-    stages: Sequence[int] | None = (),
+    stages: int | Sequence[int] | None = (),
     pool: bool = True,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]:
@@ -72,7 +72,8 @@ def features(
         InputError: An input cannot be read.
         UsageError: A folder is empty, a glob matches nothing, or see `FeatureExtractor`.
     """
-    selection = FeatureSelection(None if stages is None else tuple(stages), pool)
+    chosen = (stages,) if isinstance(stages, int) else stages
+    selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
     found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source)
     records = found if isinstance(found, list) else [found]
     for record in records:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..data.clip_sampling import Sampling, VideoReport
 from ..data.image_reader import open_image, without_pillow_limit
 from ..data.media_types import kind_of
 from ..data.sources import Source
-from ..errors import HieraError, InputError, UsageError
+from ..errors import HieraError, InputError, UsageError, check_positive
 from ..records import Kind, Record
 from .batching import BatchRunner
 from .prefetch import prefetch_map, prefetch_next
@@ -94,6 +94,8 @@ class Pipeline(Generic[R]):
         batch_size: int | None = None,
         **runner_options: object,
     ) -> None:
+        check_positive("batch_size", batch_size)
+        check_positive("workers", workers)
         self.sampling = sampling or Sampling()
         self.workers = workers or os.cpu_count() or 1
         self.batch_size, self._lock = batch_size, threading.Lock()
@@ -297,13 +299,25 @@ def run_pipeline(
     """Return a record for a single file or URL, else a list of records.
 
     Raises:
-        UsageError: A folder is empty, or a glob matches nothing; and see the pipeline.
+        UsageError: An input is no path or URL, a folder is empty, or a glob matches nothing; and
+            see the pipeline.
     """
     single = isinstance(source, str | Path)
-    names = [str(source)] if single else [str(s) for s in source]  # type: ignore[union-attr]
+    given: list[Any] = list(source) if _is_list_like(source) else [source]
+    for item in given:
+        if not isinstance(item, str | Path):
+            hint = "give a path, URL, folder or glob, or save the picture to a file"
+            raise UsageError(f"an input is of type {type(item).__name__}", hint)
+    names = list(map(str, given))
     sources.check_inputs(names)
     records = list(pipeline(sources.expand(names)))
     return records[0] if single and sources.names_one(names[0]) else records
+
+
+def _is_list_like(source: object) -> TypeGuard[Iterable[object]]:
+    """Return whether this is an iterable of inputs; a path, bytes, arrays and tensors are not."""
+    single = str | Path | bytes | bytearray | np.ndarray | torch.Tensor
+    return isinstance(source, Iterable) and not isinstance(source, single)
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:

@@ -13,7 +13,7 @@ from PIL import Image
 from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_positive
 from ..models import factory
 from ..models.hiera import Hiera
 from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
@@ -154,6 +154,7 @@ class Predictor(Pipeline[Classifier]):
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
+        check_positive("topk", topk)
         self.topk, self.keep_thumbnails = topk, keep_thumbnails
         super().__init__(
             model,

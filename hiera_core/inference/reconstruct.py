@@ -90,10 +90,15 @@ def reconstruct(
         forward: Called in place of the model's forward (compiled or parallel).
 
     Raises:
-        UsageError: The ratio leaves no visible or no masked unit, or a shape does not fit.
+        UsageError: The model is no autoencoder, the ratio leaves no visible or no masked unit, or a
+            shape does not fit.
     """
+    if not hasattr(model, "deleted_tokens"):  # a compiled autoencoder has it, too
+        name = type(model).__name__
+        hint = "create one, such as create_model('mae_hiera_base_224', pretrained=True)"
+        raise UsageError(f"reconstruct takes an autoencoder, not a model of type {name}", hint)
     if mask is None:
-        ratio = MASK_RATIOS[model.kind] if mask_ratio is None else mask_ratio
+        ratio = MASK_RATIOS[model.input_kind()] if mask_ratio is None else mask_ratio
         check_mask_ratio(ratio, model.layout.windows)
         mask = model.random_visible(x, ratio).mask
     visible = model.visible_from_mask(mask)

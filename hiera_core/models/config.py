@@ -102,6 +102,11 @@ class HieraConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):  # from JSON or YAML
                 object.__setattr__(self, field.name, tuple(value))
+        if not isinstance(self.input_size, tuple):
+            raise ConfigError(
+                f"input_size {self.input_size!r} is no sequence",
+                "give the size of every dimension, such as (224, 224) or (16, 224, 224)",
+            )
         self._check_dimensions()
         self._check_input_size()
         self._check_stages()

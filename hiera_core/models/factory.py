@@ -45,6 +45,18 @@ def create_model(
 ) -> FeatureBackbone: ...
 
 
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    strict: bool = True,
+    features_only: bool = False,
+    resample: ResampleRule = "absolute-window",
+    **config: Unpack[AutoencoderArguments],
+) -> HieraEncoder | FeatureBackbone: ...
+
+
 def create_model(
     name: str,
     pretrained: bool = False,

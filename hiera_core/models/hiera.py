@@ -92,9 +92,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         arguments: HieraArguments = self._config.to_json()  # type: ignore[assignment]
         return arguments
 
-    @property
-    def kind(self) -> Kind:
-        """Kind of input: "image" or "video".
+    def input_kind(self) -> Kind:
+        """Return the kind of input: "image" or "video".
 
         Raises:
             UsageError: The model takes one-dimensional signals.

@@ -39,6 +39,12 @@ class MaskedAutoencoderHiera(HieraEncoder):
     config_class: ClassVar[type[HieraConfig]] = AutoencoderConfig
     _config: AutoencoderConfig
 
+    @property
+    def config(self) -> AutoencoderArguments:
+        """Constructor arguments, ready for JSON."""
+        arguments: AutoencoderArguments = self._config.to_json()  # type: ignore[assignment]
+        return arguments
+
     def __init__(
         self,
         *args: object,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from .. import zoo
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, transform_for
 from ..device import DTYPES
-from ..errors import UsageError
+from ..errors import UsageError, check_choice
 from ..models import factory
 from ..models.hiera import HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
@@ -55,6 +55,9 @@ class RunOptions:
     workers: int | None = None
     tensorboard: bool = False
     live: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("parallel", self.parallel, get_args(Parallel))
 
 
 @dataclass

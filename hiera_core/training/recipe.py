@@ -189,7 +189,7 @@ class Recipe:
         """
         values = dict(values)
         if "keep" in values:  # the name of `keep_checkpoints` until November 2026
-            values["keep_checkpoints"] = values.pop("keep")
+            values.setdefault("keep_checkpoints", values.pop("keep"))
         recipe: Self = build_settings(cls, values)
         return recipe
 

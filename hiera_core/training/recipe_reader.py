@@ -28,6 +28,7 @@ def read_recipe(recipe: str | Path, settings: Mapping[str, Any] | None = None) -
     """
     values = _load_values(recipe)
     for key, value in (settings or {}).items():
+        key = "keep_checkpoints" if key == "keep" else key
         *parents, last = key.split(".")
         section = values
         for parent in parents:
@@ -79,6 +80,8 @@ def _load_values(recipe: str | Path) -> dict[str, Any]:
         raise UsageError(f"recipe {str(path)!r} cannot be read ({reason})", hint) from error
     if not isinstance(values, dict):
         raise UsageError(f"recipe {str(path)!r} holds no keys", "start it with `extends: MODEL`")
+    if "keep" in values:  # renamed before files are merged, so that later layers can override it
+        values.setdefault("keep_checkpoints", values.pop("keep"))
     if "extends" in values:
         base = str(values.pop("extends"))
         parent = path.parent / base if base.endswith((".yaml", ".yml")) else base

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data.datasets import Splits, open_splits
 from ..data.image_reader import without_pillow_limit
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from . import optimizer
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoint import CheckpointManager
@@ -104,6 +104,8 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, settings)
+    elif settings:
+        raise UsageError("settings change a recipe that is read", "change the Recipe itself")
     if not isinstance(data, Splits):
         data = open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
     options = options or RunOptions()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +65,14 @@ def captioned_grid(
 def draw_text(canvas: Image.Image, place: tuple[int, int], text: str, width: int) -> None:
     """Draw a line of text, shortened to a width in pixels. `place` is its (left, top)."""
     pen, font = ImageDraw.Draw(canvas), _font()
-    text = text.replace("\n", " ")
-    while pen.textlength(text, font) > width and len(text) > 2:
-        text = text.removesuffix("…")[:-1] + "…"
+    text = text[: width + 1].replace("\n", " ")  # a character is at least a pixel wide
+    if pen.textlength(text, font) > width:
+
+        def width_of(count: int) -> int:
+            return math.ceil(pen.textlength(text[:count] + "…", font))
+
+        fits = bisect.bisect(range(len(text)), width, key=width_of)
+        text = text[: max(1, fits - 1)] + "…"
     pen.text(place, text, INK, font)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -115,12 +117,44 @@ def write_safetensors(
 
     # transformers and the hub expect the format in the metadata.
     metadata = {"format": "pt", **({EXTRAS: json.dumps(extras)} if extras else {})}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with atomic_file(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # it reports a full disk this way
-            raise OSError(str(error)) from error
+            save_file(_separate(state), temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise as_os_error(error) from error
+        _sort_metadata(temporary)
+
+
+def as_os_error(error: Exception) -> OSError:
+    """Return an error of safetensors' writer as the OSError that its text reports."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])))
+
+
+def _separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return contiguous tensors that share no memory. Only tensors that need it are copied."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            tensors[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return tensors
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a .safetensors file, so that equal models give equal files: safetensors
+    writes it in random order. The header keeps its length."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def write_pickle(

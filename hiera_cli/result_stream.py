@@ -108,7 +108,7 @@ class ResultStream:
             if source is None or source.name != name:
                 now = "nothing" if source is None else repr(source.name)
                 raise UsageError(
-                    f"--resume: input {self.skipped} was {name!r}, and is now {now}",
+                    f"--resume: input {self.skipped} was {name!r}, and is {now} now",
                     "give the same inputs in the same order, or --overwrite",
                 )
             self.skipped += 1

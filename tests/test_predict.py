@@ -219,7 +219,7 @@ def test_resume_continues_after_the_last_record(
     code, _, err = hiera(*arguments, "-o", tmp_path / "again.jsonl", "--resume")
     assert code == 1 and err.endswith(f"3 ok, 3 failed -> {tmp_path / 'again.jsonl'}\n")
     for inputs, message in [
-        (mixed / "0.png", "and is now nothing"),
+        (mixed / "0.png", "is nothing now"),
         (mixed / "[1-5].png", "input 0 was"),
     ]:
         partial.write_text("".join(lines[:2]))

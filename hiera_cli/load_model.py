@@ -25,7 +25,7 @@ def check_model_name(name: str | None) -> zoo.ModelEntry | None:
     This does not import torch, so that a mistyped name is reported at once.
 
     Raises:
-        UsageError: The name is neither a model of the zoo nor a location.
+        UsageError: The name is neither a model in the zoo nor a location.
     """
     if name is None or download.is_location(name):
         return None

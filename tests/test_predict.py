@@ -532,7 +532,7 @@ def test_version_and_completion() -> None:
         (Image.new("RGB", (8, 8)), {}, "an input is of type Image"),
         (b"path", {}, "an input is of type bytes"),
         ([np.zeros((8, 8, 3))], {}, "an input is of type ndarray"),
-        ("", {}, "an input is an empty text"),
+        ("", {}, "an input is an empty string"),
         ("x.png", {"topk": -1}, "topk is -1"),
         ("x.png", {"batch_size": 0}, "batch_size is 0"),
     ],
@@ -544,4 +544,4 @@ def test_wrong_arguments_are_refused(source: Any, options: dict[str, Any], messa
 
 def test_an_empty_input_is_not_this_folder(hiera: Command) -> None:
     code, out, err = hiera("predict", "", "-m", "hiera_nano_32")
-    assert (code, out) == (2, "") and "an input is an empty text" in err
+    assert (code, out) == (2, "") and "an input is an empty string" in err

@@ -53,7 +53,7 @@ def bench(
         ),
     ] = None,
     all_models: Annotated[
-        bool, typer.Option("--all", help="Measure the ten classifiers of the paper.")
+        bool, typer.Option("--all", help="Measure the ten classifiers from the paper.")
     ] = False,
     mode: Annotated[
         Mode,
@@ -75,7 +75,7 @@ def bench(
     attention: Annotated[
         Attention,
         typer.Option(
-            help="Implementation of attention: fused, eager (as in the measurements of the paper), "
+            help="Implementation of attention: fused, eager (as in the paper's measurements), "
             "or both."
         ),
     ] = Attention.both,

@@ -31,7 +31,7 @@ def models(
     ] = None,
     format: options.PrintFormatOpt = Format.auto,
 ) -> None:
-    """List the models of the zoo.
+    """List the models in the zoo.
 
     The table shows parameters, GMACs per input, input size, top-1 accuracy in percent (on
     ImageNet-1k or Kinetics-400; the nano models on their own data), the published speed in inputs

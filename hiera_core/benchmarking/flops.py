@@ -39,7 +39,7 @@ def count_gmacs(job: Job) -> float:
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of a large matrix product, in 1e9 operations/s.
+    """Return the throughput of a large matrix multiplication, in 1e9 operations/s.
 
     It is a practical limit of the device. On a CPU it uses the fastest library that is available,
     which may not be the one behind `torch.matmul`.

@@ -96,7 +96,7 @@ def gather_samples(transform: Any, chans: int, pictures: Sequence[str] = ()) -> 
     if isinstance(transform, VideoTransform):
         return SampleInputs([photo, digits[1]], transform, chans, "2 clips panned over pictures")
     views = [_crop_view(photo, view) for view in VIEWS]
-    description = f"{len(views)} views of a photograph, {len(digits)} shipped digits"
+    description = f"{len(views)} views of a photograph, {len(digits)} bundled digits"
     return SampleInputs(views + digits, transform, chans, description)
 
 

@@ -80,7 +80,7 @@ def read_segments(
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
     video = Video(source, sampling.max_pixels)
-    note = "its format declares no length, so a truncated file is not noticed"
+    note = "its format declares no length, so truncation cannot be detected"
     notes = () if video.declares_length else (note,)
     report = VideoReport(video.duration, video.fps, video.frames, notes=notes)
     if isinstance(transform, ImageTransform):

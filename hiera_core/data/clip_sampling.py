@@ -29,7 +29,7 @@ class Sampling:
         segments: Length in seconds of the segments in which the video is classified.
         every: Distance in seconds between the single frames that an image model sees.
         max_pixels: Largest number of pixels in a frame; larger frames are refused undecoded.
-        fps: Frames per second in which `stride` counts. None: the model's own.
+        fps: Frame rate at which `stride` is counted. None: the model's own.
 
     Raises:
         UsageError: A value is not a finite number above 0, or both `segments` and `every` are set.

@@ -133,7 +133,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
     """
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
-            raise UsageError("an input is an empty text", "give a file, folder, glob or URL")
+            raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
         path = Path(text)
         if _is_list(text) and not Path(text[1:]).is_file():
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
@@ -328,7 +328,7 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
     except http.client.HTTPException as error:
-        raise InputError(f"broken reply ({type(error).__name__})", "try again") from error
+        raise InputError(f"invalid response ({type(error).__name__})", "try again") from error
     except (OSError, ValueError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -122,7 +122,7 @@ class VideoTransform:
         size: Height and width that the model takes, in pixels.
         frames: Frames in a clip.
         stride: Distance between the frames of a clip, in frames at `fps`.
-        fps: Frames per second in which `stride` counts.
+        fps: Frame rate at which `stride` is counted.
         mean, std: Statistics of the channels, for pixels in [0, 1].
     """
 

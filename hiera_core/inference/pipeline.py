@@ -299,7 +299,7 @@ def run_pipeline(
     """Return a record for a single file or URL, else a list of records.
 
     Raises:
-        UsageError: An input is no path or URL, a folder is empty, or a glob matches nothing; and
+        UsageError: An input is not a path or URL, a folder is empty, or a glob matches nothing; and
             see the pipeline.
     """
     single = isinstance(source, str | Path)

@@ -90,8 +90,8 @@ def reconstruct(
         forward: Called in place of the model's forward (compiled or parallel).
 
     Raises:
-        UsageError: The model is no autoencoder, the ratio leaves no visible or no masked unit, or a
-            shape does not fit.
+        UsageError: The model is not an autoencoder, the ratio leaves no visible or no masked unit,
+            or a shape does not fit.
     """
     if not hasattr(model, "deleted_tokens"):  # a compiled autoencoder has it, too
         name = type(model).__name__
@@ -302,7 +302,7 @@ def save_reconstruction(
 
 
 def mask_units(entry: zoo.ModelEntry) -> int:
-    """Return how many mask units a model of the zoo has."""
+    """Return how many mask units a model in the zoo has."""
     return AutoencoderConfig(**entry.config).layout.windows
 
 

@@ -1,7 +1,7 @@
 """Faster CPU kernels for the four places where a Hiera spends its time.
 
 This is the only module of `models` that depends on the device, the compiler or a cache size. The
-rest of the model calls four names, and each equals the plain PyTorch expression beside it:
+rest of the model uses four names, each equivalent to the plain PyTorch expression beside it:
 
     Linear                  nn.Linear
     mlp(fc1, act, fc2, x)   fc2(act(fc1(x)))
@@ -74,7 +74,8 @@ def attention(
     """Return attention in bf16 on a CPU by matrix products, or None if the caller should use
     PyTorch's fused kernel. All tensors are [(b w), h, t, d].
 
-    PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's products.
+    PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix
+    multiplications.
     """
     if torch.compiler.is_exporting():  # an exported program must run on any device
         return None

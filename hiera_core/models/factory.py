@@ -1,4 +1,4 @@
-"""Models by name: `create_model`, and one function for each model of the zoo."""
+"""Models by name: `create_model`, and one function for each model in the zoo."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def find_entry(name: str) -> zoo.ModelEntry | None:
     """Return the zoo's entry for a name; None if it names a file, folder or repository.
 
     Raises:
-        UsageError: The name is neither a model of the zoo nor a location.
+        UsageError: The name is neither a model in the zoo nor a location.
     """
     base, tag = zoo.split_tag(name)
     entry = zoo.models().get(base)
@@ -209,12 +209,12 @@ def read_weights(name: str) -> load.Checkpoint:
 
 
 def list_models() -> list[str]:
-    """Return the names of all models of the zoo."""
+    """Return the names of all models in the zoo."""
     return zoo.names()
 
 
 def model_class(entry: zoo.ModelEntry) -> type[Hiera] | type[MaskedAutoencoderHiera]:
-    """Return the class of a model of the zoo."""
+    """Return the class of a model in the zoo."""
     return MaskedAutoencoderHiera if entry.autoencoder else Hiera
 
 
@@ -225,7 +225,7 @@ def from_zoo(
     resample: ResampleRule = "absolute-window",
     **config: Any,
 ) -> HieraEncoder:
-    """Build a model of the zoo, with the weights of a checkpoint or newly initialised."""
+    """Build a model from the zoo, with the weights of a checkpoint or newly initialised."""
     cls = model_class(entry)
     model: HieraEncoder
     if checkpoint is None:
@@ -287,7 +287,7 @@ def class_names_of(model: nn.Module) -> list[str] | None:
 
 
 class ModelFunction(Protocol):
-    """A function that builds one model of the zoo, such as `hiera_core.hiera_base_224`.
+    """A function that builds one model from the zoo, such as `hiera_core.hiera_base_224`.
 
     Attributes:
         checkpoints: File or URL of each checkpoint, by tag.

@@ -108,14 +108,14 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
             decoder, and with one more pool.
 
     Raises:
-        CheckpointError: It has no config, and its shapes match no model of the zoo.
+        CheckpointError: It has no config, and its shapes match no model in the zoo.
     """
     config, entry = checkpoint.config, load.identify_model(checkpoint.state)
     if config is None and entry is not None:
         config = _config_from_shapes(entry.config, checkpoint.state)
     if config is None:
         raise CheckpointError(
-            f"{checkpoint.source} has no config.json and the shapes of no released model",
+            f"{checkpoint.source} has no config.json, and its shapes match no released model",
             "name its architecture with --model, or keep the config.json it was saved with",
         )
     if classifier and checkpoint.is_autoencoder:
@@ -129,7 +129,7 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
 def _config_from_shapes(
     config: dict[str, Any], state: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Return the arguments of a model of the zoo, adapted to the shapes of weights.
+    """Return the arguments of a model in the zoo, adapted to the shapes of weights.
 
     Weights from elsewhere can differ in their input size, or have absolute-window embeddings.
     """
@@ -170,7 +170,7 @@ def match(
 
     Raises:
         CheckpointError: The checkpoint does not fit; see `load.fit`.
-        ConfigError: The input size is not possible. The message names the nearest legal sizes.
+        ConfigError: The input size is not valid. The message names the nearest legal sizes.
     """
     arguments = {**config, **(overrides or {})}
     if checkpoint.num_classes and "num_classes" not in (overrides or {}):
@@ -211,7 +211,7 @@ def build(
 
     Raises:
         CheckpointError: The checkpoint does not fit; see `load.fit`.
-        ConfigError: The input size is not possible. The message names the nearest legal sizes.
+        ConfigError: The input size is not valid. The message names the nearest legal sizes.
     """
     model, fitted, arguments = match(
         cls,
@@ -242,7 +242,7 @@ def _on_meta(
         overridden: Whether the user has changed some of them.
 
     Raises:
-        CheckpointError: The arguments in config.json are not possible. Other errors pass through.
+        CheckpointError: The arguments in config.json are not valid. Other errors pass through.
     """
     try:
         with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Pictures of reconstructions after each pass of pre-training, always of the same samples."""
+"""Pictures of reconstructions after each pass over the data in pre-training, always of the same
+samples."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ COUNTS = {"images": 4, "clips": 2}  # number of samples
 
 
 class Previews:
-    """Reconstructions of a few samples, always under the same masks: one PNG after each pass.
+    """Reconstructions of a few samples, always under the same masks: one PNG after each pass over
+    the data.
 
     All processes compute them, because parameters may be sharded. The main process writes them.
 

@@ -41,7 +41,7 @@ def read_recipe(recipe: str | Path, settings: Mapping[str, Any] | None = None) -
 
 
 def names() -> list[str]:
-    """Return the names of the models that have a built-in recipe: all models of the zoo."""
+    """Return the names of the models that have a built-in recipe: all models in the zoo."""
     recipes = map(_read_built_in, sorted(RECIPES.glob("*.yaml")))
     return [name for recipe in recipes for name in recipe["models"]]
 
@@ -98,7 +98,7 @@ def _built_in_values(name: str) -> dict[str, Any]:
             return _merge(_merge(shared, {"model": {"name": name}}), specific or {})
     raise UsageError(
         f"no recipe {name!r}",
-        did_you_mean(name, names()) or "give a .yaml file or a model of the zoo",
+        did_you_mean(name, names()) or "give a .yaml file or a model from the zoo",
     )
 
 

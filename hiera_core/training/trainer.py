@@ -77,7 +77,7 @@ def train(
         log.jsonl: Every measurement and every unreadable sample.
         curves.png: Loss and accuracy over time, if matplotlib is installed.
         checkpoints/: The newest checkpoints.
-        pictures/: For an autoencoder, reconstructions after each pass.
+        pictures/: For an autoencoder, reconstructions after each pass over the data.
 
     Args:
         recipe: Name of a model, path of a .yaml file, or a `Recipe`.
@@ -105,7 +105,9 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, settings)
     elif settings:
-        raise UsageError("settings change a recipe that is read", "change the Recipe itself")
+        raise UsageError(
+            "settings apply only to a recipe given by name or file", "change the Recipe itself"
+        )
     if not isinstance(data, Splits):
         data = open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
     options = options or RunOptions()

@@ -95,7 +95,7 @@ def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(
             f"{source} has NaN or infinite weights in {', '.join(bad[:3])}{more}",
-            "use another file: its training diverged, or it is damaged",
+            "use another file: in this one, training diverged or the data is damaged",
         )
 
 
@@ -160,7 +160,7 @@ def _sort_metadata(path: Path) -> None:
 def write_pickle(
     path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors atomically in the form of the reference: `torch.save({"model_state": ...})`.
+    """Write tensors atomically in the reference's format: `torch.save({"model_state": ...})`.
 
     Each tensor gets a storage of its own, over the same memory. Otherwise a slice of a
     memory-mapped file would be saved with all of that file.

@@ -1,8 +1,8 @@
-"""Key mapping between the namings of parameters that Hiera implementations use.
+"""Key mapping between the parameter naming schemes that Hiera implementations use.
 
-`reference` is the naming of hiera-transformer and of this toolkit. The tables below map the namings
-of timm and transformers to it; each row is (their prefix, our prefix). Tensors need no transpose
-or reshape.
+`reference` is the naming of hiera-transformer and of this toolkit. The tables below map the naming
+schemes of timm and transformers to it; each row is (their prefix, our prefix). Tensors need no
+transpose or reshape.
 """
 
 from __future__ import annotations

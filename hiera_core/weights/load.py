@@ -71,7 +71,7 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
 
 
 def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
-    """Read a checkpoint of the zoo.
+    """Read a checkpoint from the zoo.
 
     It is looked for in the package, the hub's cache and torch.hub's cache, and then downloaded from
     the hub, or, if that fails, as a .pth file.
@@ -93,7 +93,7 @@ def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
 
 
 def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
-    """Return the model of the zoo whose weights have these shapes, or None."""
+    """Return the model in the zoo whose weights have these shapes, or None."""
     if PATCH_WEIGHT not in state:
         return None
     pattern = re.compile(r"blocks\.(\d+)\.attn\.proj\.bias")
@@ -204,7 +204,7 @@ def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
 
 
 def _fetch_released(entry: zoo.CheckpointEntry) -> download.FetchedFiles:
-    """Return the local files of a checkpoint of the zoo; see `read_released`."""
+    """Return the local files of a checkpoint in the zoo; see `read_released`."""
     if entry.bundled_path is not None:
         return download.FetchedFiles(entry.bundled_path)
     url = download.url_of(entry.file)
@@ -261,10 +261,10 @@ def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _parse_id2label(id2label: Any, source: str) -> list[str]:
-    """Return class names from the form of transformers: {"0": "tench", ...}.
+    """Return class names from transformers' format: {"0": "tench", ...}.
 
     Raises:
-        CheckpointError: `id2label` has another form.
+        CheckpointError: `id2label` has another format.
     """
     try:
         labels = {int(number): str(name) for number, name in id2label.items()}

@@ -41,7 +41,7 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model of the zoo: everything that is known about it before it is built."""
+    """A model in the zoo: everything that is known about it before it is built."""
 
     name: str
     kind: Kind

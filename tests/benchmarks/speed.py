@@ -43,7 +43,7 @@ CASES = {
     "b_fp32": Case("Hiera-B, 8 images, fp32", f"{IMAGE} --dtype fp32 {ALL}"),
     "b_bf16": Case("Hiera-B, 8 images, bf16", f"{IMAGE} --dtype bf16 {ALL},reference:fp32"),
     "c_bf16": Case(
-        "the same, ours with `--compile`, peers as they are",
+        "the same, ours with `--compile`, peers not compiled",
         f"{IMAGE} --dtype bf16 --compile "
         "--against reference,timm,transformers,hiera-optim,reference:fp32",
         compiled=True,

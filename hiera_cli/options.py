@@ -120,7 +120,7 @@ StrideOpt = Annotated[
 FpsOpt = Annotated[
     float | None,
     typer.Option(
-        help="Frame rate in which --stride counts, in frames per second.",
+        help="Frame rate at which --stride is counted, in frames per second.",
         show_default="the model's own, 30 for the released models",
     ),
 ]

@@ -1,4 +1,4 @@
-"""`hiera bench`: measure the speed of models, and compare it with other implementations."""
+"""`hiera bench`: measure the speed of models, and compare it with that of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hiera train`: pre-train or fine-tune a model by a recipe."""
+"""`hiera train`: pre-train or fine-tune a model according to a recipe."""
 
 from __future__ import annotations
 

@@ -185,8 +185,8 @@ def remap_labels(
     """Return the same samples, with their labels mapped to the class indices of a model.
 
     Classes are matched by name. Labels stay as they are if the data or the model has no class
-    names. Class names that are WordNet ids are numbered in their order, as ImageNet-1k is. Class
-    names that are numbers are used as class indices.
+    names. Class names that are WordNet IDs are numbered in sorted order, as the classes of
+    ImageNet-1k are. Class names that are numbers are used as class indices.
 
     Args:
         samples: The data.

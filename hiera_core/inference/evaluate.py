@@ -185,7 +185,7 @@ def evaluate(
         options: See `EvaluationOptions`.
 
     Raises:
-        UsageError: The data is not labelled or its classes are not the model's; or see
+        UsageError: The data is not labelled, or its classes are not the model's; see also
             `Predictor`.
         CheckpointError, HubError: See `read_checkpoint`.
         DeviceError: The device does not exist, or has too little memory for a single sample.

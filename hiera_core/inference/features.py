@@ -70,7 +70,7 @@ def features(
 
     Raises:
         InputError: An input cannot be read.
-        UsageError: A folder is empty, a glob matches nothing, or see `FeatureExtractor`.
+        UsageError: A folder is empty or a glob matches nothing; see also `FeatureExtractor`.
     """
     chosen = (stages,) if isinstance(stages, int) else stages
     selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)

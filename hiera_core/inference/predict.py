@@ -69,7 +69,7 @@ def predict(
         and an `error` entry.
 
     Raises:
-        UsageError: A folder is empty, a glob matches nothing, or see `Predictor`.
+        UsageError: A folder is empty or a glob matches nothing; see also `Predictor`.
     """
     records = run_pipeline(Predictor(model, **options), source)
     return [r.to_json() for r in records] if isinstance(records, list) else records.to_json()

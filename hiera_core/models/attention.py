@@ -80,7 +80,7 @@ class MaskUnitAttention(nn.Module):
 def pool_tokens(x: torch.Tensor, stride: int, window_size: int) -> torch.Tensor:
     """Max-pool window-major tokens by a stride. b (w s t) c -> b (w t) c, t = window_size.
 
-    `amax` shares the gradient among equal values; the reference's `max` gives it to one of them.
+    `amax` shares the gradient among tied maxima; the reference's `max` gives it to one of them.
     """
     batch, tokens, channels = x.shape
     size = window_size or tokens // stride  # 0: pooling has merged the windows into one

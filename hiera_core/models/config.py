@@ -125,9 +125,9 @@ class HieraConfig:
     def block_specs(self) -> list[BlockSpec]:
         """Return the specification of every block.
 
-        The first block of each stage after the first widens and, in the first `q_pool` of these,
-        pools. It still attends like the stage before it, so that global attention only ever sees
-        pooled tokens.
+        In every stage but the first, the first block widens the channels; in the first `q_pool` of
+        these stages, it also pools. It still attends like the stage before it, so that global
+        attention only ever sees pooled tokens.
         """
         # These are plain numbers, so they stay on the CPU when the model is built on "meta".
         rates = torch.linspace(0, self.drop_path_rate, sum(self.stages), device="cpu").tolist()

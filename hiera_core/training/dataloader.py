@@ -29,7 +29,8 @@ from .recipe import Recipe
 from .sampler import MaskSampler, SampleKey, derive_seed
 
 # Video frames are downscaled to this short side, in multiples of the model's input size, as soon as
-# they are decoded. SlowFast resizes the short side to 256 to 320 pixels for an input size of 224.
+# they are decoded. SlowFast resizes the short side to between 256 and 320 pixels for an input size
+# of 224.
 MAX_SHORT_SIDE = 320 / 224
 
 

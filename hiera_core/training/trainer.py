@@ -66,7 +66,7 @@ def train(
     settings: Mapping[str, object] | None = None,
     device: str = "auto",
 ) -> TrainingResult:
-    """Train a model by a recipe.
+    """Train a model according to a recipe.
 
     >>> hiera_core.train("hiera_nano_32", "digits", "runs/digits")
 

@@ -26,7 +26,7 @@ def draw_curves(path: Path, plots: Mapping[str, Mapping[str, Curve]], x_label: s
 
     Args:
         path: The file.
-        plots: For the title of each plot, its curves by label.
+        plots: Maps the title of each plot to its curves, by label.
         x_label: Label of all x axes.
 
     Raises:
@@ -60,7 +60,8 @@ def draw_bars(
         labels: A label for each row.
         marked: Whether the bar of each row has the accent colour.
         rates: Label of the left axis, and the length of each row's bar.
-        times: Label of the right axis, and for the name of each series, a value for each row.
+        times: Label of the right axis, and a mapping from the name of each series to its values,
+            one for each row.
         title: Title of the figure.
 
     Raises:

@@ -115,7 +115,7 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
         config = _config_from_shapes(entry.config, checkpoint.state)
     if config is None:
         raise CheckpointError(
-            f"{checkpoint.source} has no config.json, and its shapes match no released model",
+            f"{checkpoint.source} has no config.json and the shapes of no released model",
             "name its architecture with --model, or keep the config.json it was saved with",
         )
     if classifier and checkpoint.is_autoencoder:

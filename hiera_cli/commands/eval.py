@@ -70,7 +70,8 @@ def evaluate(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Measure the accuracy of a classifier: top-1, top-5, by class, and the most frequent mistakes.
+    """Measure the top-1, top-5 and per-class accuracy of a classifier, and list its most frequent
+    mistakes.
 
     Under torchrun, each process evaluates its share of the data, and every sample counts once.
     """

@@ -88,8 +88,9 @@ def mae(
     the rate of the predicted frames, and a PNG file with all frames.
 
     The models predict pixels that are normalised by the mean and standard deviation of each patch.
-    To show them, they are scaled back with the values of the original patch. So the brightness and
-    contrast of a patch are those of the original, and its content is predicted.
+    For display, the normalisation is undone with the mean and standard deviation of the original
+    patch. So the brightness and contrast of a patch are those of the original, and its content is
+    predicted.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)

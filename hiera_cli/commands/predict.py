@@ -62,7 +62,7 @@ def predict(
     every: Annotated[
         float | None,
         typer.Option(
-            help="Classify videos with an image model, by one frame every SECONDS seconds.",
+            help="Classify videos with an image model, using one frame every SECONDS seconds.",
             metavar="SECONDS",
         ),
     ] = None,

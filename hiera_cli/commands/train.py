@@ -29,8 +29,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="Name of a model, for its own recipe, or a .yaml file. Models whose name begins "
-            "with mae_ are pre-trained, others are fine-tuned.",
+            help="Name of a model, for its own recipe, or a .yaml file. Models whose names "
+            "begin with mae_ are pre-trained; all others are fine-tuned.",
             metavar="RECIPE",
             show_default=False,
         ),
@@ -107,7 +107,7 @@ def train(
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
 ) -> int:
-    """Pre-train a masked autoencoder, or fine-tune a classifier, on one process or many.
+    """Pre-train a masked autoencoder, or fine-tune a classifier, in one process or many.
 
     The folder of the run gets the weights (ready for `hiera predict --checkpoint`), the log, curves
     and checkpoints. Start several processes with torchrun -m hiera_cli train.

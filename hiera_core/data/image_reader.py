@@ -142,7 +142,7 @@ def _scale_to_8_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     elif image.mode == "I" and values.max(initial=0) > 65535:
         high = 2.0**31 - 1
     grey = np.empty(values.shape, np.uint8)
-    for y, row in enumerate(values):  # one row at a time, because float64 takes much memory
+    for y, row in enumerate(values):  # one row at a time, because float64 takes a lot of memory
         scaled = (row.astype(np.float64) - low) / max(high - low, 1e-12)
         grey[y] = scaled.clip(0, 1) * 255 + 0.5
     depth = "float" if image.mode == "F" else "32-bit" if high > 65535 else "16-bit"

@@ -2,7 +2,7 @@
 
 `digits`: scikit-learn's 1,797 handwritten digits (UCI optdigits, CC BY 4.0), enlarged to 32x32.
 `shapes`: clips that are drawn here. One shape glides in a direction, which is the class. A second
-shape of the same form jumps between the same number of positions, on a line at right angles to
+shape of the same kind jumps between the same number of positions, on a line at right angles to
 that direction. A single frame does not show the class, and neither do all frames in an unknown
 order: only motion does.
 """

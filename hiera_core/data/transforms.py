@@ -19,7 +19,8 @@ from ..errors import CheckpointError
 from ..models.hiera import HieraEncoder
 from .clip_sampling import crop_offsets
 
-# Largest aspect ratio at which a whole image is resized. For longer ones, only the crop is.
+# Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
+# is.
 MAX_WHOLE_RESIZE = 4
 
 

@@ -69,7 +69,8 @@ class Evaluation:
 
     Attributes:
         confusion: int64 [classes, classes], true class by predicted class.
-        within5: int64 [classes], samples of each class that have it among the five most probable.
+        within5: int64 [classes], samples of each class for which that class is among the five
+            most probable.
         failed: Name and reason of samples that could not be read. They do not count.
         names: Names of the classes, if known.
         published: Published top-1 accuracy of this checkpoint on this data, in percent.

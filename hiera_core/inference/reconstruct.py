@@ -1,9 +1,9 @@
 """Reconstruct masked images and videos with an autoencoder, as pictures.
 
 The released autoencoders predict the pixels of each patch after normalising them by the patch's own
-mean and standard deviation. To show a prediction, it is scaled back with the true values of the
-original. So the brightness and contrast of each patch are those of the original, and its content
-is predicted.
+mean and standard deviation. To show a prediction, the normalisation is undone with the mean and
+standard deviation of the original patch. So the brightness and contrast of each patch are those of
+the original, and its content is predicted.
 """
 
 from __future__ import annotations

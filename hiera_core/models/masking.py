@@ -32,7 +32,7 @@ class VisibleUnits(NamedTuple):
 
 
 def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
-    """Check a mask ratio and, if `units` is given, whether it suits so many mask units.
+    """Check a mask ratio and, if `units` is given, whether it suits that many mask units.
 
     Raises:
         UsageError: The ratio is outside (0, 1) or NaN, or leaves no visible or no masked unit.

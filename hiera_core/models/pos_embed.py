@@ -129,7 +129,8 @@ def input_size_of(
 
     Args:
         state: Parameters, in the reference's naming.
-        likely: Input sizes to try first. If none has as many tokens, a square is assumed.
+        likely: Input sizes to try first. If none has the same number of tokens, a square is
+            assumed.
         patch_stride: Stride of the patch embedding along each dimension.
     """
     dims = len(patch_stride)

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .recipe import AugmentSettings
 
-# Scale of timm's RandAugment. On it the paper's magnitudes are 9 (images) and 7 (video).
+# Scale of timm's RandAugment. On this scale, the paper's magnitudes are 9 (images) and 7 (video).
 MAX_MAGNITUDE = 10
 MAGNITUDE_BINS = 31  # number of magnitudes in torchvision's RandAugment
 

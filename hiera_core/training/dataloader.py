@@ -28,9 +28,9 @@ from .augment import Augment, mix
 from .recipe import Recipe
 from .sampler import MaskSampler, SampleKey, derive_seed
 
-# Video frames are downscaled to this short side, in multiples of the model's input size, as soon as
-# they are decoded. SlowFast resizes the short side to between 256 and 320 pixels for an input size
-# of 224.
+# As soon as they are decoded, video frames are downscaled until their short side is this multiple
+# of the model's input size. SlowFast resizes the short side to between 256 and 320 pixels for an
+# input size of 224.
 MAX_SHORT_SIDE = 320 / 224
 
 

@@ -1,7 +1,7 @@
 """Order of the samples: which samples each step sees.
 
 Every random number of a run is a function of the seed and of its purpose (pass, sample, repeat,
-step), never of earlier random numbers. So a run sees the same batches on any number of processes
+step), never of earlier random numbers. So a run sees the same batches with any number of processes
 and workers, and an interrupted run resumes as if it had never stopped.
 """
 

@@ -31,7 +31,7 @@ def validate(
     """Measure the mean loss on held-out data and, for a classifier, the accuracy.
 
     The model sees one centre view of each sample; an autoencoder always gets the same masks. Each
-    sample counts once, on any number of processes.
+    sample counts once, with any number of processes.
 
     Returns:
         `loss`; `top1` and, for more than five classes, `top5`, in percent; `samples`, the number of

@@ -28,7 +28,8 @@ def for_classes(num_classes: int, known: Sequence[str] | None = None) -> Sequenc
         known: The model's own names. They are ignored if their number differs.
 
     Returns:
-        The model's own names, else those of the label set with as many classes, else None.
+        The model's own names, else those of the label set with the same number of classes,
+        else None.
     """
     if known is not None and len(known) == num_classes:
         return known

@@ -284,7 +284,7 @@ def _text_lines(record: Record) -> Iterator[str]:
 def _parse_stages(text: str | None, default_all: bool) -> tuple[int, ...] | None:
     """Parse the numbers of stages: `1,3` -> (1, 3).
 
-    Without a text, this returns None for all stages if `default_all` is set, else () for the
+    If `text` is None, this returns None for all stages if `default_all` is set, else () for the
     embedding.
 
     Raises:

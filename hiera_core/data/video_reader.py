@@ -258,7 +258,7 @@ class Video:
             yield from (p for p in self._container.demux(self._stream) if p.size)
 
     def _is_intact(self, frame: Any, time: float) -> bool:
-        """Return whether `frame` is undamaged, and the frame that belongs at `time`."""
+        """Return whether `frame` is undamaged and is the frame that belongs at `time`."""
         start, interval = self._time(frame), 1 / self.fps
         count = bisect.bisect_right(self._packet_times, time + self._tolerance)
         # A later frame than this one was read from the file, but could not be decoded.

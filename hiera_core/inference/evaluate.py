@@ -71,7 +71,8 @@ class Evaluation:
         confusion: int64 [classes, classes], true class by predicted class.
         within5: int64 [classes], samples of each class for which that class is among the five
             most probable.
-        failed: Name and reason of samples that could not be read. They do not count.
+        failed: Name of each sample that could not be read, and the reason. These samples do not
+            count.
         names: Names of the classes, if known.
         published: Published top-1 accuracy of this checkpoint on this data, in percent.
     """

@@ -269,8 +269,9 @@ def save_reconstruction(
 ) -> list[Path]:
     """Write the pictures of a record below `folder`, and return their paths.
 
-    An image becomes a PNG with original, masked and reconstruction side by side. A video becomes an
-    MP4 of the three, at the rate of the predicted frames, and a PNG with its frames in three rows.
+    An image becomes a PNG with the original, the masked image and the reconstruction side by side.
+    A video becomes an MP4 of the three, at the rate of the predicted frames, and a PNG with its
+    frames in three rows.
 
     Args:
         record: A record of a `Reconstructor`.

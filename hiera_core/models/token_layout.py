@@ -39,8 +39,9 @@ class TokenLayout:
 
     Attributes:
         windows: Number of windows.
-        aligned_levels: Number of levels that a window consists of, if it is a whole number, as in
-            all released models. The permute then needs one copy instead of two. None otherwise.
+        aligned_levels: Number of levels that a window consists of, or None if that is not a whole
+            number. It is whole in all released models; the permute then needs one copy instead of
+            two.
 
     Raises:
         ConfigError: The grid cannot be divided this way, or a pool does not fit a window.

@@ -68,7 +68,7 @@ class OptimizerSettings:
 class ScheduleSettings:
     """Length of the run and learning rate schedule."""
 
-    epochs: float  # passes over the data, multiplied by data.repeats
+    epochs: float  # effective epochs: passes over the data times data.repeats
     warmup_epochs: float = 0.0  # linear warm-up from 0
     kind: Literal["cosine", "constant"] = "cosine"
     final_lr: float = 0.0  # final rate of the cosine, for `lr_batch_size`

@@ -59,7 +59,7 @@ class Thumbnails:
 
 
 def make_thumbnail(image: Image.Image) -> Thumbnail:
-    """Return a thumbnail of an image, whose long side is at most `LONG_SIDE`."""
+    """Return a thumbnail of an image. The long side of the thumbnail is at most `LONG_SIDE`."""
     if max(image.size) <= LONG_SIDE:
         return Thumbnail(image.copy())
     scale = LONG_SIDE / max(image.size)

@@ -49,7 +49,7 @@ class FetchedFiles:
 
 
 def is_location(text: str) -> bool:
-    """Return whether a text is a path, URL or hub repository, and not the name of a model."""
+    """Return whether a string is a path, URL or hub repository, and not the name of a model."""
     return "/" in text or "\\" in text or text.endswith(FILE_ENDINGS) or Path(text).exists()
 
 

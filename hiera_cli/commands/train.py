@@ -29,7 +29,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="Name of a model, for its own recipe, or a .yaml file. Models whose names "
+            help="Name of a model, to use its built-in recipe, or a .yaml file. Models whose names "
             "begin with mae_ are pre-trained; all others are fine-tuned.",
             metavar="RECIPE",
             show_default=False,

@@ -16,7 +16,7 @@ from ..records import Kind
 from ..version import __version__
 from .job import Mode, RunLength
 
-# A CPU can be a hundred times slower than a GPU, so it makes fewer runs, of the same models.
+# A CPU can be a hundred times slower than a GPU, so it does fewer runs of the same models.
 LENGTHS = {
     "cpu": RunLength(seconds=3, runs=10, max_seconds=12, min_runs=3),
     "cuda": RunLength(seconds=3, runs=40, max_seconds=30, min_runs=10),

@@ -135,7 +135,7 @@ def frame_indices(starts: Sequence[float], span: float, length: int, frames: int
 def crop_offsets(side: int, size: int, crops: int) -> list[int]:
     """Return where crops of `size` pixels begin along a side of `side` pixels.
 
-    The first crop begins at 0, the last one ends at the end, and positions between them are rounded
+    The first crop begins at 0, the last one ends at `side`, and positions between them are rounded
     up. A single crop is centred.
     """
     room = side - size

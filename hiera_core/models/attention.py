@@ -17,7 +17,7 @@ from . import cpu
 Implementation = Literal["fused", "eager"]
 
 # CUDA's fused kernels put the batch on a grid axis of at most this size. Windows are folded into
-# the batch, so 1,338 images or 168 clips reach the limit.
+# the batch, so 1,338 images or 168 clips exceed the limit.
 MAX_FUSED_BATCH = 65_535
 
 

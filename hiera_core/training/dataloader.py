@@ -235,7 +235,7 @@ def make_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """Make a worker ignore signals, so that the main process ends it, and end without a traceback.
+    """Make a worker ignore signals (the main process ends it) and exit without a traceback.
 
     A terminal and `timeout` signal the whole process group, so workers have to ignore the signals.
     When the main process ends, the worker's thread that shares tensors with it loses its

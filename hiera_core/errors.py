@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 
 class HieraError(Exception):
-    """Base class of all errors that this package raises on purpose.
+    """Base class of the errors that this package reports to users.
 
     Args:
         message: What happened, and to which input or file.

@@ -104,9 +104,10 @@ def convert(
     verify: Annotated[
         Verify,
         typer.Option(
-            help="How DEST is verified. auto: its tensors are compared bit by bit. If values "
-            "change, or DEST is a program, the library that DEST is for also computes outputs on "
-            "real images, and these are compared. forward: outputs are compared in any case."
+            help="How DEST is verified. auto: the tensors of a weights file are compared bit by "
+            "bit. If values change, or DEST is a program, the library that DEST is for computes "
+            "outputs on real images, and these are compared. forward: outputs are compared in any "
+            "case."
         ),
     ] = Verify.auto,
     pictures: Annotated[

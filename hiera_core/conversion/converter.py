@@ -63,8 +63,9 @@ def convert(
         dtype: `fp32`, `bf16` or `fp16`; or `auto` for the source's precision (programs: fp32).
         resample: Rule that resamples position embeddings to another size: `absolute-window` or
             `bicubic`.
-        verify: `auto` compares tensors bit by bit, and compares the model's outputs if values have
-            changed or the format is a program. `forward` compares the outputs in any case.
+        verify: `auto` compares the tensors of a weights file bit by bit, and the model's outputs if
+            values have changed or the format is a program. `forward` compares the outputs in any
+            case.
         pictures: Image files or folders to compare outputs on, in place of the package's samples.
         overwrite: Replace an existing DEST.
         push_to_hub: Hub repository to publish the result in.

@@ -244,7 +244,8 @@ def _begins_with_text_line(start: bytes) -> bool:
 
 
 def _from_lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
-    """Yield the paths and URLs of a stream, separated by newlines, or by NUL if one comes first.
+    """Yield the paths and URLs of a stream, separated by NUL if the bytes that are
+    read first contain one, else by newlines.
 
     Names keep their bytes (`os.fsdecode`), UTF-8 or not.
 

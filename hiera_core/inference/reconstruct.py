@@ -1,7 +1,7 @@
 """Reconstruct masked images and videos with an autoencoder, as pictures.
 
-The released autoencoders predict the pixels of each patch after normalising them by the patch's own
-mean and standard deviation. To show a prediction, the normalisation is undone with the mean and
+The released autoencoders predict the pixels of each patch, normalised by the mean and standard
+deviation of that patch. To show a prediction, the normalisation is undone with the mean and
 standard deviation of the original patch. So the brightness and contrast of each patch are those of
 the original, and its content is predicted.
 """

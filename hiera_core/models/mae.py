@@ -202,7 +202,8 @@ class MaskedAutoencoderHiera(HieraEncoder):
     def pixels_of(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the inverse of `pixel_labels`. [b, n, p] -> [b, chans, *size]
 
-        For video, these are the predicted frames, one for each token.
+        For video, these are the predicted frames, one for each step of the token grid
+        in time.
         """
         size, dims = self.pred_stride, len(self._config.input_size)
         patch = (size,) * min(2, dims)

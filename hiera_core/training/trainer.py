@@ -85,8 +85,8 @@ def train(
         folder: Folder of the run.
         world: The processes of the run. None: those that torchrun started, or only this one.
         options: How the run is carried out. The recipe determines what it computes.
-        settings: Values of the recipe to change, by dotted key: {"optimizer.lr": 1e-3}. They have
-            no effect on a `Recipe`.
+        settings: Values of the recipe to change, by dotted key: {"optimizer.lr": 1e-3}. They
+            cannot be combined with a `Recipe`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Used only if `world` is None.
 
     Returns:

@@ -41,8 +41,9 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
 
     It is the input's own path or URL, without `..`: so the files of a/x.jpg and b/x.jpg differ, and
     nothing is written outside the folder. Names that already have the extension of an output file
-    are kept. `ending` is appended to all others, after a tilde if they do not have the extension of
-    an image or video: so the files of x.webp, x.webp.png and x differ.
+    are kept, unless the extension of an image or video stands before it. `ending` is appended to
+    all others, after a tilde if they do not have the extension of an image or video: so the files
+    of x.webp, x.webp.png and x differ.
 
     Args:
         name: Name of the input, as in its record.

@@ -118,7 +118,7 @@ JOBS = {
     ),
 }
 RECIPE = """
-base: hiera_nano_32
+extends: hiera_nano_32
 schedule: {epochs: 3, warmup_epochs: 1}
 batch_size: 4
 data: {val: 0.25}

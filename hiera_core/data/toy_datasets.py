@@ -112,7 +112,7 @@ def draw_clip(direction: int, random: np.random.Generator, side: int = SIDE) -> 
 
 @functools.cache
 def _jump_orders() -> np.ndarray:
-    """Return the orders of the positions on a line that have only long jumps and no drift.
+    """Return the orders of the positions on a line that have only long jumps and little drift.
 
     -> [n, FRAMES]
     """

@@ -128,7 +128,7 @@ def can_use_onednn(x: torch.Tensor) -> bool:
     operation counter has to see the call."""
     return bool(
         not torch.compiler.is_compiling()
-        and not _is_traced()  # checked first, because a tracer would record the queries of `x`
+        and not _is_traced()  # checked first, because a tracer would record the checks on `x` below
         and x.is_cpu
         and x.dtype in ONEDNN_DTYPES
         and x.numel() > 0
@@ -160,7 +160,7 @@ def _is_traced() -> bool:
 
 
 def _in_frozen_graph() -> bool:
-    """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
+    """Return whether PyTorch is compiling for inference. Such code calls MKL for fp32 products."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()

@@ -6,10 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -18,11 +15,9 @@ import typer
 
 import hiera_core
 
-from . import exit_codes
+from . import exit_codes, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
-
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_S = 3.0  # maximum seconds between a signal and the end of the process
+from .output_formats import flush_stdout
 
 COMMANDS: dict[str, Callable[..., object]] = {
     "predict": predict.predict,
@@ -82,9 +77,15 @@ def main() -> None:
     if "--debug" not in sys.argv:
         # Warnings of other libraries would hide our one-line messages on stderr.
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, exit_codes.on_sigterm)
-    _exit_soon_after_signals()
-    _exit_now(run(sys.argv[1:]))
+    signals.handle_signals()
+    try:
+        code = run(sys.argv[1:])
+    except exit_codes.Interrupted as error:  # a signal while `run` reports another error
+        if "--debug" in sys.argv:
+            raise
+        code = exit_codes.exit_code_of(error)
+    signals.end_as_signalled()
+    _exit_now(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -99,7 +100,7 @@ def run(arguments: list[str]) -> int:
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="hiera", standalone_mode=False)
-        sys.stdout.flush()
+        flush_stdout()
     except SystemExit as error:
         code = error.code
     except BaseException as error:
@@ -124,28 +125,6 @@ def _attach_message_handler() -> None:
     log.addHandler(_MessageHandler())
     for library in ("huggingface_hub", "torch", "PIL"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-
-
-def _exit_soon_after_signals() -> None:
-    """End the process at most `GRACE_S` seconds after SIGINT or SIGTERM.
-
-    Python raises the exception of a signal only between two bytecodes of the main thread, and a
-    long forward pass can delay that by minutes. Finished results are already on disk by then.
-    """
-    if os.name != "posix":
-        return
-    receive, send = os.pipe()
-    os.set_blocking(send, False)
-    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        signum = 0
-        while signum not in ENDING_SIGNALS:  # other signals arrive here too, such as SIGCHLD
-            signum = os.read(receive, 1)[0]
-        time.sleep(GRACE_S)
-        os._exit(128 + signum)
-
-    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _prepare_streams() -> None:

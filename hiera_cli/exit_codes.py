@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
 import typer
 
@@ -23,6 +23,9 @@ from hiera_core.errors import (
 OK, SOME_FAILED, USAGE, CHECKPOINT, HUB, MACHINE = range(6)
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as in shells
 
+# What the message about a signal says.
+SIGNAL_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
 EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
     (UsageError, USAGE),
     (CheckpointError, CHECKPOINT),
@@ -32,6 +35,9 @@ EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
 )
 
 
+reported_signals: set[int] = set()  # signals about which a line has been printed
+
+
 class ReaderGone(BaseException):
     """The reader of standard output has closed it, as in `hiera ... | head`.
 
@@ -39,13 +45,15 @@ class ReaderGone(BaseException):
     """
 
 
-class Terminated(BaseException):
-    """SIGTERM as an exception, so that finished results are flushed before the process ends."""
+class Interrupted(BaseException):
+    """A signal as an exception, so that finished results are flushed before the process ends.
 
+    It is no KeyboardInterrupt, because typer catches that, and prints an empty line.
+    """
 
-def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    """Raise `Terminated`; this is a signal handler."""
-    raise Terminated
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -55,19 +63,23 @@ def exit_code_of(error: BaseException) -> int:
             print_message(text)
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        print_message("interrupted")
-        return INTERRUPTED
-    if isinstance(error, Terminated):
-        print_message("terminated")
-        return TERMINATED
+        error = Interrupted(signal.SIGINT)
+    if isinstance(error, Interrupted):
+        report_signal(error.signum, getattr(error, "__notes__", ()))
+        return 128 + error.signum
     if isinstance(error, BrokenPipeError | ReaderGone):
         _redirect_stdout()
         return BROKEN_PIPE
     if isinstance(error, HieraError):
-        print_message(str(error))
+        print_message("; ".join([str(error), *getattr(error, "__notes__", ())]))
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), SOME_FAILED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print_message("the disk is full; free some space and use --resume")
+        return MACHINE
+    if isinstance(error, OSError):  # the system refuses something that no command expects
+        where = f"{error.filename}: " if error.filename is not None else ""
+        reason = error.strerror or type(error).__name__
+        print_message(f"{where}{reason}; check this machine, or use --debug to see where it fails")
         return MACHINE
     if isinstance(error, MemoryError):
         print_message("out of memory; use a smaller model or batch")
@@ -76,6 +88,17 @@ def exit_code_of(error: BaseException) -> int:
     reason = f"{type(error).__name__}: {first_line}".rstrip(": ")
     print_message(f"unexpected error ({reason}); run again with --debug and report what it prints")
     return SOME_FAILED
+
+
+def signal_words(signum: int) -> str:
+    """Return what the message about a signal says: `interrupted`."""
+    return SIGNAL_WORDS.get(signal.Signals(signum), "terminated")
+
+
+def report_signal(signum: int, notes: Sequence[str]) -> None:
+    """Print one line about the signal that ends the process."""
+    reported_signals.add(signum)
+    print_message("; ".join([signal_words(signum), *notes]))
 
 
 def print_message(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,12 +14,23 @@ from typer.models import OptionInfo
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
+from hiera_core.text_file import read_text
 
 from .output_formats import Format
 
+# Largest values. Beyond them a command would only use up the memory, or never end.
+MAX_BATCH_SIZE = 1_000_000
+MAX_WORKERS = 4096
+MAX_TOPK = 100_000
+MAX_CLIPS, MAX_CROPS = 1000, 100
+MAX_STRIDE = 1_000_000
+MAX_SHARD = 1_000_000
+MAX_SEED = 2**63 - 1  # what PyTorch takes
+CONFIG_BYTES = 64 << 10  # size of the largest file for --config
+
 
 class Device(StrEnum):
-    """Values of --device."""
+    """Values of --device. A number may follow `cuda`, as in cuda:1."""
 
     auto = "auto"
     cpu = "cpu"
@@ -42,17 +54,52 @@ class OnError(StrEnum):
     stop = "stop"
 
 
-def auto_or_count(text: str) -> int | None:
+def auto_or_count(text: str, most: int = MAX_BATCH_SIZE) -> int | None:
     """Parse a number: `auto` -> None, `8` -> 8.
 
     Raises:
-        BadParameter: The text is neither `auto` nor a positive number.
+        BadParameter: The text is neither `auto` nor a positive number, or the number is above
+            `most`.
     """
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    number = parse_number(text)
+    if not number:
         raise typer.BadParameter(f"{text!r} is neither auto nor a positive number")
-    return int(text)
+    if number > most:
+        raise typer.BadParameter(f"{number} is too large; give a number of at most {most}")
+    return number
+
+
+def parse_number(text: str) -> int | None:
+    """Return a number that is written in decimal digits, or None for any other text.
+
+    `str.isdigit` also accepts digits that `int` does not, such as `²`.
+    """
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def parse_device(text: str) -> str:
+    """Check the name of a device.
+
+    Raises:
+        BadParameter: It is none of `Device`, nor `cuda:` and a number.
+    """
+    kind, colon, number = text.partition(":")
+    if kind not in list(Device) or (colon and (kind != "cuda" or parse_number(number) is None)):
+        raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """Return the path of an option.
+
+    Raises:
+        BadParameter: The text is empty. As a path, it would be this folder.
+    """
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -60,27 +107,44 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     that the command line takes precedence.
 
     Raises:
-        UsageError: The file cannot be read, or holds an option that the command does not have.
+        UsageError: The file cannot be read, or holds an option that the command does not have, or
+            a value that no option can have.
     """
     if path is None:
         return None
+    text = read_text(path, "config", CONFIG_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(text) or {}
+    # Besides its own errors, the parser raises ValueError for dates and numbers that do not exist,
+    # and RecursionError for very many brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"config {str(path)!r} cannot be read ({reason})") from error
     if not isinstance(values, dict):
         raise UsageError(f"config {str(path)!r} holds no options", "write `option: value` lines")
-    known = {_option_name(p.opts): p.name for p in context.command.params if p.name != "config"}
+    known = {_option_name(p.opts): p for p in context.command.params if p.name != "config"}
     defaults: dict[str, object] = {}
     for key, value in values.items():
         option = str(key).replace("_", "-")
         if option not in known:
             hint = did_you_mean(option, known) or f"options are {', '.join(sorted(known))}"
             raise UsageError(f"config {str(path)!r}: unknown option {key!r}", hint)
-        defaults[str(known[option])] = value
+        parameter = known[option]
+        is_list = parameter.multiple or parameter.nargs == -1
+        items = value if is_list and isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) for item in items):
+            raise UsageError(f"config {str(path)!r}: {option} takes a single value")
+        # As text, so that a value means what it means on the command line.
+        texts = [_as_text(item) for item in items if item is not None]
+        if texts:
+            defaults[str(parameter.name)] = texts if is_list else texts[0]
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _as_text(value: object) -> str:
+    """Return a value of a YAML file as one would type it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _option_name(spellings: Sequence[str]) -> str:
@@ -113,6 +177,7 @@ StrideOpt = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=MAX_STRIDE,
         help="Distance between the sampled frames of a clip, in frames at the rate of --fps.",
         show_default="the model's own, 4 for the released models",
     ),
@@ -163,7 +228,12 @@ RandomInitOpt = Annotated[
 # Computation ------------------------------------------------------------------------------------
 
 DeviceOpt = Annotated[
-    Device, typer.Option(help="Device that runs the model. auto: cuda, else mps, else cpu.")
+    str,
+    typer.Option(
+        parser=parse_device,
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="Device that runs the model. auto: cuda, else mps, else cpu.",
+    ),
 ]
 DtypeOpt = Annotated[
     Dtype,
@@ -201,7 +271,12 @@ CompileOpt = Annotated[
 OutputOpt = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="File to write the results to.", show_default="standard output"
+        "--output",
+        "-o",
+        parser=parse_path,
+        metavar="FILE",
+        help="File to write the results to.",
+        show_default="standard output",
     ),
 ]
 FormatOpt = Annotated[
@@ -238,6 +313,8 @@ ConfigOpt = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        parser=parse_path,
+        metavar="FILE",
         callback=read_config,
         is_eager=True,
         help="YAML file with values for these options, as lines `option: value`. The command line "

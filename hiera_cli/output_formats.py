@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
+from hiera_core.errors import OutputError, UsageError
 from hiera_core.records import Record, error_json
+
+from .exit_codes import ReaderGone
 
 
 class Format(StrEnum):
@@ -24,23 +28,62 @@ class Format(StrEnum):
     csv = "csv"
 
 
+ENDINGS = {
+    ".jsonl": Format.jsonl,
+    ".json": Format.json,
+    ".csv": Format.csv,
+    ".txt": Format.table,
+}
+
+
 def resolve_format(format: Format, path: Path | None) -> Format:
     """Return the format that `auto` stands for; other formats are returned as they are.
 
-    For a file, its extension decides; unknown extensions mean jsonl. Standard output gets a table
-    if it is a terminal, else jsonl.
+    For a file, its extension decides. Standard output gets a table if it is a terminal, else jsonl.
+
+    Raises:
+        UsageError: The extension is unknown.
     """
     if format is not Format.auto:
         return format
     if path is None:
         return Format.table if sys.stdout.isatty() else Format.jsonl
-    endings = {
-        ".json": Format.json,
-        ".jsonl": Format.jsonl,
-        ".csv": Format.csv,
-        ".txt": Format.table,
-    }
-    return endings.get(path.suffix.lower(), Format.jsonl)
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(
+            f"unknown file extension in {path.name!r}",
+            f"end it in {', '.join(ENDINGS)}, or give --format",
+        )
+    return ENDINGS[path.suffix.lower()]
+
+
+def print_text(text: str) -> None:
+    """Write text to standard output.
+
+    Raises:
+        ReaderGone: The reader has closed it.
+        OutputError: It cannot be written, for example because a disk is full.
+    """
+    with _stdout_errors():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def flush_stdout() -> None:
+    """Write what standard output still holds back. For errors, see `print_text`."""
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror or error})"
+        ) from error
 
 
 def open_text(path: Path, mode: Literal["r", "w", "a"]) -> IO[str]:

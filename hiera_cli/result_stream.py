@@ -8,23 +8,29 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from hiera_core import fingerprint, unfinished
+from hiera_core.atomic import atomic_file, sync_folder
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
 from .output_formats import WRITERS, Format, open_text, resolve_format
+from .outputs import claim_file, target_of
+from .partial_results import finished_inputs, read_facts, remove_incomplete_line
+from .progress import progress_counter
 
-PARTIAL = ".partial"
+PARTIAL, FACTS = ".partial", ".json"  # endings that are added to the name of the output file
 
 
 class ResultStream:
     """Writes results to standard output or a file, and messages and progress to stderr.
 
     A file is written as NAME.partial, and renamed to NAME when all inputs are done. So an
-    interrupted run leaves its results under a name that shows that some are missing.
+    interrupted run leaves its results under a name that shows that some are missing. What they
+    depend on is in NAME.partial.json, so that the run is only continued with the same settings.
 
     Args:
         path: The output file, or None for standard output.
@@ -36,8 +42,8 @@ class ResultStream:
         quiet: Print no progress, and a summary only if an input fails.
 
     Raises:
-        UsageError: The file exists, its folder is missing or read-only, an interrupted run left
-            results, or this format cannot be resumed.
+        UsageError: The file cannot be written (see `target_of`), its extension is unknown, or this
+            format cannot be resumed.
     """
 
     def __init__(
@@ -52,49 +58,119 @@ class ResultStream:
         quiet: bool = False,
     ) -> None:
         self.path, self.quiet = path, quiet
-        self.partial = None if path is None else path.with_name(path.name + PARTIAL)
+        if path is not None:
+            target_of(path)  # a folder or device has no extension that decides the format
         self.format = resolve_format(format, path)
-        self.topk, self.details, self.resume = topk, details, resume
+        self.topk, self.details = topk, details
+        self.overwrite, self.resume = overwrite, resume
+        self.partial: Path | None = None  # set by `claim`
+        self._continues = False  # whether the partial file has results of an interrupted run
+        self.facts: dict[str, dict[str, Any]] = {}  # what the results depend on
         self.ok = self.failed = 0
         self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
         self.complete = True  # False if the run stops early, so that the file stays .partial
+        self.is_finished = False  # True if there is nothing to resume, because the file is complete
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "use -o results.jsonl")
-        if path is not None:
-            check_file(path, overwrite)
-            if self.partial is not None and self.partial.exists() and not (resume or overwrite):
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the lock of the file within the block. Nothing is written before `write_all`.
+
+        Raises:
+            UsageError: The file exists, its folder is missing or read-only, another process writes
+                to it, or an interrupted run left results.
+        """
+        if self.path is None:
+            yield
+            return
+        target = target_of(self.path)
+        partial = target.with_name(target.name + PARTIAL)
+        self.is_finished = (
+            self.resume and not self.overwrite and target.exists() and not partial.exists()
+        )
+        with claim_file(self.path, self.overwrite or self.is_finished):
+            if partial.exists() and not (self.resume or self.overwrite):
                 raise UsageError(
-                    f"an interrupted run left {str(self.partial)!r}",
+                    f"an interrupted run left {str(partial)!r}",
                     "--resume continues it, --overwrite starts over",
                 )
+            self.path, self.partial = target, partial
+            self._continues = self.resume and partial.exists()
+            if self._continues:
+                self.facts = read_facts(self._facts_path)
+            yield
+
+    def depends_on(self, what: str, facts: dict[str, Any]) -> None:
+        """Store what the results depend on, for a later --resume.
+
+        Args:
+            what: `settings`, or the kind of input that a model is for.
+            facts: Values for JSON, see `fingerprint`.
+
+        Raises:
+            UsageError: The results of the interrupted run depend on something else.
+            OutputError: The values cannot be written.
+        """
+        if self.partial is None or self.is_finished:
+            return
+        if what in self.facts:
+            hint = "resume with the same options and weights, or --overwrite"
+            fingerprint.check_same(self.partial, self.facts[what], facts, hint)
+            return
+        self.facts[what] = facts
+        if self.format is Format.jsonl:  # the only format that is resumed
+            with atomic_file(self._facts_path) as temporary:
+                temporary.write_text(json.dumps(self.facts), encoding="utf-8")
 
     def __enter__(self) -> ResultStream:
         stream: IO[str] = sys.stdout
         if self.partial is not None:
-            if self.resume and self.partial.exists():
-                _remove_incomplete_line(self.partial)
             stream = self._open(self.partial)
         self.stream = stream
         self.writer = WRITERS[self.format](stream, self.topk, self.details)
         self._progress = contextlib.ExitStack()
-        self._advance = self._progress.enter_context(_progress_counter(self._shows_progress()))
+        self._advance = self._progress.enter_context(progress_counter(self._shows_progress()))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
         with contextlib.suppress(OSError):  # the terminal may be closed
             self._progress.close()
-        if kind is None:
-            self.writer.close()
-        # If there is an error already, an error in flushing must not replace it.
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
-            self.stream.flush()
-        if self.partial is not None and self.path is not None:
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            if kind is None and self.complete:
-                self.partial.replace(self.path)
-            elif not (self.ok or self.failed or self.partial.stat().st_size):
-                self.partial.unlink()  # there is nothing to resume
+        try:
+            with self._write_errors():
+                if error is None:
+                    self.writer.close()
+                self.stream.flush()
+                if self.partial is not None:
+                    os.fsync(self.stream.fileno())
+        except (OutputError, ReaderGone):
+            if error is None:  # otherwise it would replace the first error
+                raise
+        finally:
+            if self.partial is not None:
+                with contextlib.suppress(OSError):  # closing flushes again
+                    self.stream.close()
+        if self.partial is not None:
+            self._finish(self.partial, error)
+
+    def _finish(self, partial: Path, error: BaseException | None) -> None:
+        """Rename the file if it is complete, and remove it if it holds nothing."""
+        assert self.path is not None
+        if error is None and self.complete:
+            with self._write_errors():
+                partial.replace(self.path)
+                sync_folder(self.path.parent)
+            unfinished.remove(self._facts_path)
+        elif self.ok or self.failed or self._continues:
+            if error is not None and not isinstance(error, UsageError):
+                count = self.ok + self.failed
+                hint = "; --resume continues" if self.format is Format.jsonl else ""
+                error.add_note(f"{count} inputs are in {partial}{hint}")
+        else:  # there is nothing to resume
+            unfinished.remove(partial)
+            unfinished.remove(self._facts_path)
 
     def skip_done(self, sources: Iterable[Source]) -> Iterator[Source]:
         """Yield the inputs that the resumed run has not finished, and count the others.
@@ -103,7 +179,8 @@ class ResultStream:
             UsageError: The inputs differ from those of the resumed run, or their order does.
         """
         sources = iter(sources)
-        for name, status in _finished(self.partial) if self.resume and self.partial else ():
+        earlier = self.path if self.is_finished else self.partial
+        for name, status in finished_inputs(earlier) if self.resume and earlier else ():
             source = next(sources, None)
             if source is None or source.name != name:
                 now = "nothing" if source is None else repr(source.name)
@@ -116,6 +193,22 @@ class ResultStream:
             self.ok += status != "error"
         yield from sources
 
+    def check_finished(self, sources: Iterable[Source]) -> int:
+        """Say that the file to resume is complete, and return the exit code of the run that wrote
+        it.
+
+        Raises:
+            UsageError: There are other inputs now.
+        """
+        further = next(self.skip_done(sources), None)
+        if further is not None:
+            raise UsageError(
+                f"{str(self.path)!r} is finished, without {further.name!r}",
+                "give the same inputs, or --overwrite",
+            )
+        print_message(f"{self.path} is finished: {self.ok} ok, {self.failed} failed")
+        return SOME_FAILED if self.failed else OK
+
     def record(self, record: Record) -> None:
         """Write one record at once, and print its error on stderr if it has one.
 
@@ -123,14 +216,9 @@ class ResultStream:
             ReaderGone: The reader of standard output has closed it.
             OutputError: The record cannot be written.
         """
-        try:
+        with self._write_errors():
             self.writer.write(record)
             self.stream.flush()
-        except BrokenPipeError as error:
-            raise ReaderGone from error
-        except OSError as error:
-            name = self.partial or "standard output"
-            raise OutputError(f"{name} cannot be written ({error.strerror})") from error
         if record.error is not None:
             self.failed += 1
             print_message(f"{record.input}: {record.error}")
@@ -167,6 +255,8 @@ class ResultStream:
                 if record.error is not None and stop:
                     self.complete = False
                     break
+            if not (self.ok or self.failed):
+                self.complete = False
         if not (self.ok or self.failed):
             raise UsageError("no inputs", "the list, pattern or standard input is empty")
         self.print_summary()
@@ -179,102 +269,30 @@ class ResultStream:
             target = f" -> {path}" if path else ""
             print_message(f"{self.ok} ok, {self.failed} failed{target}")
 
+    @property
+    def _facts_path(self) -> Path:
+        """The file beside NAME.partial that says what its results depend on."""
+        assert self.partial is not None
+        return self.partial.with_name(self.partial.name + FACTS)
+
     def _shows_progress(self) -> bool:
         """Return whether to show a counter: on a terminal that does not also show the results."""
         prints_results = self.path is None and sys.stdout.isatty()
         return sys.stderr.isatty() and not prints_results and not self.quiet
 
     def _open(self, path: Path) -> IO[str]:
+        with self._write_errors():
+            if self._continues:
+                remove_incomplete_line(path)
+            return open_text(path, "a" if self._continues else "w")
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Convert errors of writing to the stream."""
         try:
-            return open_text(path, "a" if self.resume else "w")
+            yield
+        except BrokenPipeError as error:
+            raise ReaderGone from error
         except OSError as error:
-            raise UsageError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def check_file(path: Path | None, overwrite: bool) -> None:
-    """Check that an output file can be written, if one is given.
-
-    Raises:
-        UsageError: The file exists (without `overwrite`), is a folder, or its folder is missing or
-            read-only.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"output {str(path)!r} is a folder", "name a file in it")
-    if path.exists() and not overwrite:
-        raise UsageError(f"output {str(path)!r} exists", "--overwrite replaces it")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {str(path.parent)!r}", "make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"folder {str(path.parent)!r} is read-only", "write to another folder")
-
-
-def check_folder(folder: Path, may_exist: bool) -> None:
-    """Check that files can be written to a folder. It may be missing.
-
-    Args:
-        folder: The folder.
-        may_exist: Whether the folder may hold files.
-
-    Raises:
-        UsageError: The folder is not empty (without `may_exist`), is a file, or is read-only.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{str(folder)!r} is a file", "name a folder")
-    if folder.is_dir() and not may_exist and any(folder.iterdir()):
-        raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
-        raise UsageError(f"folder {str(nearest)!r} is read-only", "write to another folder")
-
-
-def _remove_incomplete_line(partial: Path) -> None:
-    """Remove an incomplete last line, which an interrupted run may have left."""
-    with partial.open("rb+") as file:
-        size = 0
-        for line in file:
-            size += len(line) if line.endswith(b"\n") else 0
-        file.truncate(size)
-
-
-def _finished(partial: Path) -> Iterator[tuple[str, str]]:
-    """Yield input and status of every record of an interrupted run."""
-    with open_text(partial, "r") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-                yield record["input"], record["status"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(
-                    f"{str(partial)!r}: line {number} is no record", "--overwrite starts over"
-                ) from error
-
-
-@contextlib.contextmanager
-def _progress_counter(show: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how many inputs are done, how many failed, and the inputs per second.
-
-    Yields:
-        A function that takes the number of successful and the number of failed inputs.
-    """
-    if not show:
-        yield lambda ok, failed: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.completed} done, {task.fields[failed]} failed, {task.fields[rate]}/s"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None, failed=0, rate="-")
-
-        def advance(ok: int, failed: int) -> None:
-            speed = progress.tasks[0].speed
-            rate = f"{speed:.1f}" if speed else "-"
-            progress.update(task, completed=ok + failed, failed=failed, rate=rate)
-
-        yield advance
+            name = self.partial or "standard output"
+            raise OutputError(f"{name} cannot be written ({error.strerror or error})") from error

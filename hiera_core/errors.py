@@ -98,11 +98,13 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         raise UsageError(f"unknown {what} {value!r}", hint)
 
 
-def check_positive(what: str, value: int | None) -> None:
-    """Check that a number, if it is given, is at least 1.
+def check_positive(what: str, value: int | None, most: int | None = None) -> None:
+    """Check that a number, if it is given, is at least 1, and at most `most`.
 
     Raises:
         UsageError: It is not.
     """
     if value is not None and value < 1:
         raise UsageError(f"{what} is {value}", "give a number above 0")
+    if value is not None and most is not None and value > most:
+        raise UsageError(f"{what} is {value}", f"give a number of at most {most}")

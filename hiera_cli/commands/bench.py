@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,8 @@ from hiera_core.errors import DeviceError, UsageError
 from .. import options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, format_table, resolve_format, write_rows
-from ..result_stream import check_file
+from ..output_formats import Format, format_table, print_text, resolve_format, write_rows
+from ..outputs import claim_file, write_text
 
 if TYPE_CHECKING:
     from hiera_core.benchmarking.machine import Header
@@ -44,6 +45,7 @@ class Attention(StrEnum):
 
 
 def bench(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -96,7 +98,6 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="How long to measure each variant, in seconds.",
             show_default="3 or more, depending on the device",
         ),
@@ -104,6 +105,7 @@ def bench(
     export: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=options.parse_path,
             help="Also write the results to this file: .json (with every sample), .csv or .md. May "
             "be given several times.",
             metavar="FILE",
@@ -112,22 +114,27 @@ def bench(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw throughput and latency as a chart. Needs matplotlib.", metavar="FILE.png"
+            parser=options.parse_path,
+            help="Draw throughput and latency as a chart. Needs matplotlib.",
+            metavar="FILE.png",
         ),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
-            help="Compare the results with an earlier --export FILE.json.", metavar="OLD.json"
+            parser=options.parse_path,
+            help="Compare the results with an earlier --export FILE.json.",
+            metavar="OLD.json",
         ),
     ] = None,
     fail_over: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="With --compare, exit with 1 if a model has become slower by more than this.",
             metavar="PERCENT",
+            show_default="5%",
         ),
-    ] = "5%",
+    ] = None,
     output: options.OutputOpt = None,
     format: options.FormatOpt = Format.auto,
     overwrite: Annotated[
@@ -154,10 +161,10 @@ def bench(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     names = _model_names(models or [], all_models)
-    sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over)
+    sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over or "5%")
+    if fail_over is not None and compare is None:
+        raise UsageError("--fail-over is for --compare", "add --compare OLD.json")
     peer_names = _split_names(against)
-    for path in (output, plot, *(export or [])):
-        check_file(path, overwrite)
     from hiera_core.benchmarking import job as jobs
     from hiera_core.benchmarking import machine, peers, report
     from hiera_core.benchmarking.bench import measure_models
@@ -165,7 +172,11 @@ def bench(
     for path in export or []:
         report.check_ending(path)
     if plot is not None:
-        report.check_plot()
+        report.check_plot(plot)
+    _check_different([path for path in (output, plot, *(export or [])) if path is not None])
+    output, plot = (_claim(context, path, overwrite) for path in (output, plot))
+    exports = [context.with_resource(claim_file(path, overwrite)) for path in export or []]
+    format = resolve_format(format, output)
     for peer in peer_names:
         peers.check(peer)
     old = None if compare is None else report.read(compare)
@@ -176,18 +187,43 @@ def bench(
     template = jobs.Job(
         jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
     )
-    with _progress_line(not quiet) as progress:
-        measured = measure_models(names, sizes, template, peer_names, length, progress)
-        measurements = list(measured)
-    _write(measurements, header, output, format)
-    for path in export or []:
-        report.export(path, header, measurements)
+    measurements: list[Measurement] = []
+    try:
+        with _progress_line(not quiet) as progress:
+            for measurement in measure_models(names, sizes, template, peer_names, length, progress):
+                measurements.append(measurement)
+                if output is None and format is Format.jsonl:
+                    print_text(render([measurement], header, format))
+                if output is not None:
+                    write_text(render(measurements, header, format), output)
+                for path in exports:
+                    report.export(path, header, measurements)
+    finally:  # an interruption does not lose what has been measured
+        if output is None and format is not Format.jsonl and measurements:
+            print_text(render(measurements, header, format))
     if plot is not None:
         report.plot(plot, header, measurements)
     for note in report.notes(measurements):
         print_message(note)
     slower = 0 if old is None else _print_comparison(old, measurements, tolerance)
     return _exit_code(measurements, slower)
+
+
+def _claim(context: typer.Context, path: Path | None, overwrite: bool) -> Path | None:
+    """Lock an output file until the command ends, and return the file to write."""
+    return None if path is None else context.with_resource(claim_file(path, overwrite))
+
+
+def _check_different(paths: Sequence[Path]) -> None:
+    """Check that no two outputs go to one file.
+
+    Raises:
+        UsageError: Two of them do.
+    """
+    resolved = [os.path.realpath(path) for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise UsageError(f"{path!r} is given for two outputs", "name different files")
 
 
 def _model_names(models: list[str], all_models: bool) -> list[str]:
@@ -207,7 +243,7 @@ def _parse_sizes(text: str) -> list[int]:
 
 def _parse_percent(text: str) -> float:
     """Parse a percentage, with or without its sign: `5%` -> 0.05, `5` -> 0.05."""
-    if not re.fullmatch(r"\d+(\.\d+)?%?", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?%?", text.strip()):
         raise typer.BadParameter(f"{text!r} is no percentage")
     return float(text.strip().removesuffix("%")) / 100
 
@@ -216,27 +252,17 @@ def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _write(
-    measurements: list[Measurement], header: Header, output: Path | None, format: Format
-) -> None:
-    """Write the measurements to a file, or print them."""
-    from hiera_core import atomic
+def render(measurements: list[Measurement], header: Header, format: Format) -> str:
+    """Return measurements as text in a format."""
     from hiera_core.benchmarking import report
 
-    format = resolve_format(format, output)
     if format is Format.table:
-        text = _table(measurements)
-    elif format is Format.json:
-        text = report.as_json(header, measurements)
-    elif format is Format.csv:
-        text = report.as_csv(header, measurements)
-    else:
-        text = write_rows([m.to_json() for m in measurements], [], format)
-    if output is None:
-        sys.stdout.write(text)
-        return
-    with atomic.atomic_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        return _table(measurements)
+    if format is Format.json:
+        return report.as_json(header, measurements)
+    if format is Format.csv:
+        return report.as_csv(header, measurements)
+    return write_rows([m.to_json() for m in measurements], [], format)
 
 
 def _table(measurements: Sequence[Measurement]) -> str:

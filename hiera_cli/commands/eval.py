@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +14,9 @@ import typer
 
 from .. import load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..options import auto_or_count
+from ..options import MAX_WORKERS, auto_or_count
 from ..output_formats import Format, resolve_format, write_rows
-from ..result_stream import check_file
+from ..outputs import check_file, claim_file, write_text
 
 if TYPE_CHECKING:
     from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
@@ -24,6 +25,7 @@ WORST = 20  # number of classes in the table
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -39,12 +41,18 @@ def evaluate(
     random_init: options.RandomInitOpt = False,
     clips: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of clips, evenly spread over a video.", show_default="5"),
+        typer.Option(
+            min=1,
+            max=options.MAX_CLIPS,
+            help="Number of clips, evenly spread over a video.",
+            show_default="5",
+        ),
     ] = None,
     crops: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=options.MAX_CROPS,
             help="Number of crops of each clip, evenly spread over its longer side.",
             show_default="3",
         ),
@@ -77,10 +85,14 @@ def evaluate(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers)
+    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
     if format is Format.auto and output is None and not sys.stdout.isatty():
         format = Format.json
-    check_file(output, overwrite)
+    if output is not None and os.environ.get("RANK", "0") == "0":  # the process that writes
+        output = context.with_resource(claim_file(output, overwrite))
+    elif output is not None:
+        check_file(output, overwrite)
+    format = resolve_format(format, output)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.data.datasets import open_eval_data
@@ -112,14 +124,7 @@ def evaluate(
         total.add(other)
     for name, message in total.failed:
         print_message(f"{name}: {message}")
-    text = render(total, resolve_format(format, output))
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        from hiera_core import atomic
-
-        with atomic.atomic_file(output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(render(total, format), output)
     if total.failed:
         print_message(
             f"{total.samples} ok, {len(total.failed)} failed; failed samples do not count"

@@ -17,8 +17,9 @@ from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
-from ..options import OnError, auto_or_count
-from ..result_stream import ResultStream, check_file, check_folder
+from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..outputs import claim_file, claim_folder
+from ..result_stream import ResultStream
 
 if TYPE_CHECKING:
     from hiera_core.inference.feature_store import FeatureStore
@@ -44,6 +45,7 @@ class SaveAs(StrEnum):
 
 
 def features(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -90,6 +92,8 @@ def features(
         typer.Option(
             "--output",
             "-o",
+            parser=options.parse_path,
+            metavar="FILE|DIR",
             help="Where to write the features: a file (.safetensors, .npz or .parquet), or a "
             "folder for several files (shards). Without it, json and jsonl results hold the "
             "values of vectors.",
@@ -97,12 +101,16 @@ def features(
         ),
     ] = None,
     save_as: Annotated[
-        SaveAs, typer.Option(help="File format in the folder of --output.")
-    ] = SaveAs.safetensors,
+        SaveAs | None,
+        typer.Option(
+            help="File format in the folder of --output.", show_default=SaveAs.safetensors.value
+        ),
+    ] = None,
     shard_size: Annotated[
         int,
         typer.Option(
             min=1,
+            max=options.MAX_SHARD,
             help="Largest number of inputs per file in the folder of --output. A new file also "
             "begins at about 64 MiB.",
         ),
@@ -110,6 +118,7 @@ def features(
     visualize: Annotated[
         Path | None,
         typer.Option(
+            parser=options.parse_path,
             help="Folder for images of the stages: their first three principal components as red, "
             "green and blue, beside the input.",
             metavar="DIR",
@@ -120,6 +129,7 @@ def features(
         int,
         typer.Option(
             min=1,
+            max=options.MAX_CLIPS,
             help="Number of clips, evenly spread over a video. Their vectors are averaged; maps "
             "need a single clip.",
         ),
@@ -128,6 +138,7 @@ def features(
         int,
         typer.Option(
             min=1,
+            max=options.MAX_CROPS,
             help="Number of crops of each clip. Their vectors are averaged; maps need a single "
             "crop.",
         ),
@@ -177,24 +188,33 @@ def features(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers)
+    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
     selected = _parse_stages(stages, default_all=return_intermediates or not inputs)
     if not inputs:  # show the sample
         model = model or (None if checkpoint else SAMPLE_MODEL)
         format = output_formats.Format.table if format is output_formats.Format.auto else format
     pooled = selected == () if pool is None else pool is Pool.mean
     out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)
-    _check_outputs(output, visualize, overwrite, resume)
+    is_file = _is_feature_file(output, save_as)
+    if resume and (output is None or is_file):
+        raise UsageError("--resume needs -o with a folder", "use -o features/")
+    may_exist = overwrite or resume
+    if output is not None and is_file:
+        output = context.with_resource(claim_file(output, overwrite))
+    elif output is not None:
+        context.with_resource(claim_folder(output, may_exist))
+    if visualize is not None and (output is None or visualize.resolve() != output.resolve()):
+        context.with_resource(claim_folder(visualize, may_exist))
     sources.check_inputs(inputs or [], recursive=recursive)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
     from hiera_core.inference.feature_store import FeatureStore
-    from hiera_core.inference.features import FeatureExtractor, FeatureSelection
+    from hiera_core.inference.features import BatchExtractor, FeatureExtractor, FeatureSelection
+    from hiera_core.inference.model_fingerprint import model_fingerprint
 
-    feature_formats.check_format(
-        output.suffix[1:] if output and output.suffix in FILE_ENDINGS else save_as
-    )
+    shard_format = save_as or SaveAs.safetensors
+    feature_formats.check_format(output.suffix.lower()[1:] if output and is_file else shard_format)
     extractor = FeatureExtractor(
         load_model.load_model("encoder", model, checkpoint, random_init),
         selection=FeatureSelection(selected, pooled),
@@ -209,19 +229,30 @@ def features(
     if output is None:
         return _run(out, extractor, inputs, None, visualize, recursive, on_error)
     settings = {
-        "model": checkpoint or model or "by the input",
         "stages": list(selected) if selected is not None else "all",
         "pool": pooled,
-        # Folders that were written before --fps existed can still be resumed.
-        "views": [clips, crops, stride] if fps is None else [clips, crops, stride, fps],
+        "views": [clips, crops, stride, fps],
+        "max pixels": max_pixels,
     }
-    with FeatureStore(
-        output, save_as, settings=settings, shard_inputs=shard_size, resume=resume
-    ) as store:
-        extractor.find_done = store.find
+    store = FeatureStore(
+        output,
+        shard_format,
+        settings=settings,
+        shard_inputs=shard_size,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+    def note_model(runner: BatchExtractor) -> None:
+        store.use_model(runner.kind, model_fingerprint(runner))
+
+    extractor.on_model(note_model)
+    extractor.find_done = store.find
+    with store:
         code = _run(out, extractor, inputs, store, visualize, recursive, on_error)
-    if out.ok and not quiet:
-        print_message(f"features are in {output}")
+        message = f"features are in {output}" if out.complete else store.stop()
+    if (out.ok and not quiet) or not out.complete:
+        print_message(message)
     return code
 
 
@@ -292,26 +323,27 @@ def _parse_stages(text: str | None, default_all: bool) -> tuple[int, ...] | None
     """
     if text is None and default_all:
         return None
-    parts = text.split(",") if text else []
-    if not all(part.strip().isdigit() for part in parts):
+    parts = [] if text is None else text.split(",")
+    numbers = [options.parse_number(part.strip()) for part in parts]
+    if any(number is None for number in numbers):
         raise UsageError(f"--stages {text!r} is not a list of numbers", "give numbers like 1,2,3,4")
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(sorted({number for number in numbers if number is not None}))
 
 
-def _check_outputs(
-    output: Path | None, visualize: Path | None, overwrite: bool, resume: bool
-) -> None:
-    """Check that the features and images can be written, before any work is done.
+def _is_feature_file(output: Path | None, save_as: SaveAs | None) -> bool:
+    """Return whether --output names a file; otherwise it names a folder.
 
     Raises:
-        UsageError: A file or folder exists, is missing or read-only, or a file would be resumed.
+        UsageError: It looks like a file of a format that features are not written in.
     """
-    is_file = output is not None and output.suffix in FILE_ENDINGS
-    if resume and (output is None or is_file):
-        raise UsageError("--resume needs -o with a folder", "use -o features/")
-    if output is not None and is_file:
-        check_file(output, overwrite)
-    elif output is not None:
-        check_folder(output, overwrite or resume)
-    if visualize is not None:
-        check_folder(visualize, overwrite or resume)
+    if output is None or output.is_dir():
+        return False
+    if output.suffix.lower() in FILE_ENDINGS:
+        return True
+    if output.suffix and save_as is None:
+        raise UsageError(
+            f"unknown file extension in {output.name!r}",
+            f"end it in {', '.join(FILE_ENDINGS)}; or, for a folder, make it first or give "
+            "--save-as",
+        )
+    return False

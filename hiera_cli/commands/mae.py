@@ -15,8 +15,9 @@ from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
-from ..options import OnError, auto_or_count
-from ..result_stream import ResultStream, check_folder
+from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..outputs import claim_folder
+from ..result_stream import ResultStream
 
 SCALED = (
     "patches are shown with the true mean and contrast, since the models predict normalised pixels"
@@ -24,10 +25,18 @@ SCALED = (
 
 
 def mae(
+    context: typer.Context,
     inputs: options.InputsArg,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for the results.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=options.parse_path,
+            metavar="DIR",
+            help="Folder for the results.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None,
@@ -45,7 +54,10 @@ def mae(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the mask. All inputs get the same mask.")
+        int,
+        typer.Option(
+            min=0, max=options.MAX_SEED, help="Seed of the mask. All inputs get the same mask."
+        ),
     ] = 0,
     raw: Annotated[
         bool,
@@ -94,11 +106,11 @@ def mae(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers)
+    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
-    check_folder(output, overwrite)
+    context.with_resource(claim_folder(output, overwrite))
     sources.check_inputs(inputs, recursive=recursive)
     entry = load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling

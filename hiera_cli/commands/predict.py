@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,17 +14,22 @@ from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
-from ..options import OnError, auto_or_count
-from ..result_stream import ResultStream, check_folder
+from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..outputs import claim_folder
+from ..result_stream import ResultStream
 
 
 def predict(
+    context: typer.Context,
     inputs: options.InputsArg,
     model: options.ModelOpt = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
     topk: Annotated[
-        int, typer.Option("--topk", "-k", min=1, help="Number of classes for each input.")
+        int,
+        typer.Option(
+            "--topk", "-k", min=1, max=options.MAX_TOPK, help="Number of classes for each input."
+        ),
     ] = 5,
     labels: Annotated[
         str | None,
@@ -38,6 +44,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
+            max=options.MAX_CLIPS,
             help="Number of clips, evenly spread over a video or segment.",
             show_default="5, or 1 with --segments",
         ),
@@ -46,6 +53,7 @@ def predict(
         int | None,
         typer.Option(
             min=1,
+            max=options.MAX_CROPS,
             help="Number of crops of each clip, evenly spread over its longer side.",
             show_default="3, or 1 with --segments",
         ),
@@ -71,6 +79,7 @@ def predict(
     save_images: Annotated[
         Path | None,
         typer.Option(
+            parser=options.parse_path,
             help="Folder for images that show the results: annotated inputs, and contact sheets of "
             "videos.",
             metavar="DIR",
@@ -97,28 +106,33 @@ def predict(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers)
+    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
     out = ResultStream(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
+    context.with_resource(out.claim())
     if save_images is not None:
-        check_folder(save_images, overwrite or resume)
+        context.with_resource(claim_folder(save_images, overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)
-    class_names = read_labels(labels) if labels else None
+    if out.is_finished:
+        return out.check_finished(sources.expand(inputs, recursive=recursive))
+    class_names = None if labels is None else read_labels(labels)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
-    from hiera_core.inference.predict import Predictor
+    from hiera_core.inference.model_fingerprint import model_fingerprint
+    from hiera_core.inference.predict import Classifier, Predictor
     from hiera_core.viz import annotate
 
+    sampling = Sampling(
+        clips=clips,
+        crops=crops,
+        stride=stride,
+        segments=segments,
+        every=every,
+        max_pixels=max_pixels,
+        fps=fps,
+    )
     predictor = Predictor(
         load_model.load_model("classifier", model, checkpoint, random_init),
-        sampling=Sampling(
-            clips=clips,
-            crops=crops,
-            stride=stride,
-            segments=segments,
-            every=every,
-            max_pixels=max_pixels,
-            fps=fps,
-        ),
+        sampling=sampling,
         topk=topk,
         workers=threads,
         keep_thumbnails=save_images is not None,
@@ -128,6 +142,13 @@ def predict(
         class_names=class_names,
         compile=compile,
     )
+
+    def note_model(classifier: Classifier) -> None:
+        if output is not None:
+            out.depends_on(classifier.kind, model_fingerprint(classifier))
+
+    out.depends_on("settings", {"topk": topk, **asdict(sampling)})
+    predictor.on_model(note_model)
 
     def save_image(record: Record) -> None:
         if save_images is not None and record.thumbnails:

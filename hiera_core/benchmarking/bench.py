@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .. import zoo
-from ..errors import UsageError, check_choice
+from ..errors import DeviceError, UsageError, check_choice
 from . import peers, runner
 from .job import OURS, Job, Mode, RunLength
 from .machine import Header, batch_for, settings
@@ -60,7 +60,8 @@ def bench(
 
     Raises:
         UsageError: A model, peer or dtype is unknown, or a peer is not installed.
-        DeviceError: The device does not exist, or one of our models fails on it.
+        DeviceError: The device does not exist, or everything fails on it. If only some of the
+            measurements fail, these have an `error`.
     """
     models = [models] if isinstance(models, str) else models
     check_choice("mode", mode, get_args(Mode))
@@ -76,8 +77,11 @@ def bench(
         peers.check(peer)
     header, length = settings(device, dtype, mode, seconds)
     template = Job(OURS, "", 0, header.device, header.dtype, mode, tuple(attention), compile)
-    measured = measure_models(models, batch_sizes, template, against, length)
-    return Benchmark(header, list(measured))
+    measured = list(measure_models(models, batch_sizes, template, against, length))
+    failed = [m for m in measured if m.error is not None]
+    if failed and len(failed) == len(measured):
+        raise DeviceError(f"{failed[0].model}: {failed[0].error}", "use a smaller model or batch")
+    return Benchmark(header, measured)
 
 
 def measure_models(
@@ -90,6 +94,8 @@ def measure_models(
 ) -> Iterator[Measurement]:
     """Yield the measurements of each model and batch size, when all of its variants are done.
 
+    If a model fails, its measurement holds the error, and the next model is measured.
+
     Args:
         models, batch_sizes, against: As for `bench`.
         template: Device, dtype, mode, attention and compilation of every job.
@@ -100,7 +106,11 @@ def measure_models(
         sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]
         for jobs in runner.job_groups([name], sizes, template, against):
             place = f"{number}/{len(models)}"
-            yield from runner.measure(jobs, length, functools.partial(_report, progress, place))
+            try:
+                measured = runner.measure(jobs, length, functools.partial(_report, progress, place))
+            except DeviceError as error:
+                measured = [runner.failed(jobs[0], error.message.removeprefix(f"{name}: "))]
+            yield from measured
 
 
 def _report(progress: Callable[[str], None], place: str, text: str) -> None:

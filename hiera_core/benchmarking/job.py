@@ -17,7 +17,7 @@ class Job:
         implementation: `hiera`, or a key of `peers.PEERS`.
         model: Name of the model in the zoo.
         batch: Batch size.
-        device: Type of the device: `cpu`, `cuda` or `mps`.
+        device: The device: `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `fp32`, `bf16` or `fp16`.
         mode: `infer` for the forward pass; `grad` for forward and backward; `train` for forward,
             backward and a step of AdamW.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ..device import dtype_name, has_native_bf16, select_device, select_dtype
+from ..errors import UsageError
 from ..inference.batching import DEFAULT_BATCH_SIZES
 from ..records import Kind
 from ..version import __version__
@@ -33,7 +35,7 @@ TRAIN_BATCH: dict[Kind, dict[str, int]] = {
 class Header:
     """Machine, versions and settings of a set of measurements."""
 
-    device: str  # cpu, cuda or mps
+    device: str  # cpu, cuda, cuda:N or mps
     machine: str
     cores: int
     dtype: str
@@ -65,8 +67,12 @@ def settings(
         seconds: Seconds of each measurement, or None for the default of the device.
 
     Raises:
-        UsageError, DeviceError: See `select_device` and `select_dtype`.
+        UsageError: `seconds` is not a finite number above 0; see also `select_device` and
+            `select_dtype`.
+        DeviceError: See `select_device`.
     """
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"seconds is {seconds}", "give a number above 0")
     chosen_device = select_device(device)
     kind = chosen_device.type
     if dtype == "auto" and kind == "cuda" and mode != "infer":
@@ -78,7 +84,9 @@ def settings(
         length = RunLength(
             seconds, runs=5, max_seconds=seconds, min_runs=5, round_seconds=length.round_seconds
         )
-    header = Header(kind, _machine(chosen_device), os.cpu_count() or 1, dtype_name(chosen_dtype))
+    header = Header(
+        str(chosen_device), _machine(chosen_device), os.cpu_count() or 1, dtype_name(chosen_dtype)
+    )
     if kind == "cpu":
         header.changes = _changes(header.dtype, dtype == "auto", length)
     return header, length
@@ -87,7 +95,7 @@ def settings(
 def batch_for(kind: Kind, device: str, mode: Mode) -> int:
     """Return the default batch size."""
     table = DEFAULT_BATCH_SIZES if mode == "infer" else TRAIN_BATCH
-    return table[kind][device]
+    return table[kind][device.partition(":")[0]]
 
 
 def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:

@@ -11,11 +11,14 @@ from typing import Any
 
 from ..atomic import atomic_file
 from ..errors import UsageError
+from ..text_file import read_text
 from ..viz import charts
 from .job import OURS
 from .machine import Header
 from .measurement import Measurement
 
+PLOT_ENDING = ".png"
+MAX_READ_BYTES = 256 << 20  # a file for --compare holds every sample
 # Maps a column name to the function that returns its text. The variant's column has no name.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "model": lambda m: m.model,
@@ -129,20 +132,25 @@ def read(path: Path) -> list[Measurement]:
         UsageError: The file does not exist, or `export` did not write it.
     """
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [Measurement.from_json(values) for values in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document: Any = json.loads(read_text(path, "measurements", MAX_READ_BYTES))
+        measurements = [Measurement.from_json(values) for values in document["rows"]]
+        if all(sample > 0 for m in measurements for sample in m.samples_s):
+            return measurements
+        raise ValueError("a sample is not above 0 seconds")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{str(path)!r} holds no measurements", "give a file that --export NAME.json wrote"
         ) from error
 
 
-def check_plot() -> None:
-    """Check that `plot` can draw, before time is spent on measurements.
+def check_plot(path: Path) -> None:
+    """Check that `plot` can draw to a file, before time is spent on measurements.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib is not installed, or the extension of the file is not .png.
     """
+    if path.suffix.lower() != PLOT_ENDING:
+        raise UsageError(f"unknown file extension in {path.name!r}", f"end it in {PLOT_ENDING}")
     charts.check_matplotlib()
 
 

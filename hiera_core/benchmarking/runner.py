@@ -46,7 +46,8 @@ def measure(
     """Measure jobs that share a model and a batch size.
 
     If a job runs out of memory, the batch size of all jobs is halved, down to 1. If a peer cannot
-    be built, its measurement holds the error, and the others continue.
+    be built, or a worker fails while it is measured, the measurement holds the error, and the
+    others continue.
 
     Args:
         jobs: The jobs, ours first.
@@ -58,7 +59,6 @@ def measure(
 
     Raises:
         DeviceError: Our own job cannot be built, for a reason other than memory.
-        WorkerFailed: A worker fails while it is measured.
     """
     requested = batch = jobs[0].batch
     while True:
@@ -67,7 +67,7 @@ def measure(
             measurements = _measure_alternately(resized, length, progress)
         except OutOfMemory:
             if batch == 1:
-                return [_failed(job, "out of memory with a batch of 1") for job in resized]
+                return [failed(job, "out of memory with a batch of 1") for job in resized]
             log.warning(
                 "%s: out of memory with a batch of %d, trying %d", jobs[0].model, batch, batch // 2
             )
@@ -87,22 +87,40 @@ def _measure_alternately(
 
     Raises:
         OutOfMemory: A worker runs out of memory.
-        DeviceError, WorkerFailed: See `measure`.
+        DeviceError: See `measure`.
     """
     with contextlib.ExitStack() as stack:
-        variants, failed = _start_workers(jobs, stack, progress)
+        variants, without_worker = _start_workers(jobs, stack, progress)
         running = [v for v in variants if v.measurement.error is None]
         while running:
             for variant in running:
-                samples = variant.worker.run(variant.number, length.round_seconds)
-                variant.measurement.samples_s += samples
-                variant.measurement.rounds.append(statistics.median(samples))
+                _run_round(variant, length.round_seconds)
+            running = [v for v in running if v.measurement.error is None]
+            if not running:
+                break
             runs = min(len(v.measurement.samples_s) for v in running)
             progress(f"{jobs[0].model}, batch {jobs[0].batch}: {runs} runs of each")
             # All variants run in every round, so that rounds can be compared.
             if all(length.is_over(v.measurement.samples_s) for v in running):
                 break
-        return [v.measurement for v in variants] + failed
+        return [v.measurement for v in variants] + without_worker
+
+
+def _run_round(variant: _TimedVariant, seconds: float) -> None:
+    """Run a variant once more. If its worker fails, the measurement holds the error alone.
+
+    Raises:
+        OutOfMemory: The worker runs out of memory.
+    """
+    measurement = variant.measurement
+    try:
+        samples = variant.worker.run(variant.number, seconds)
+    except WorkerFailed as error:
+        measurement.error = str(error)
+        measurement.samples_s, measurement.rounds = [], []
+        return
+    measurement.samples_s += samples
+    measurement.rounds.append(statistics.median(samples))
 
 
 def _start_workers(
@@ -123,7 +141,7 @@ def _start_workers(
         DeviceError: Our own job cannot be built.
     """
     variants: list[_TimedVariant] = []
-    failed = []
+    without_worker = []
     for job in jobs:
         progress(f"{job.model}, {job.dtype}, batch {job.batch}: preparing {job.implementation}")
         try:
@@ -134,16 +152,16 @@ def _start_workers(
         except WorkerFailed as error:
             if job.implementation == OURS:
                 raise DeviceError(f"{job.model}: {error}") from error
-            failed.append(_failed(job, str(error)))
+            without_worker.append(failed(job, str(error)))
             continue
         variants += [
             _TimedVariant(worker, number, measurement)
             for number, measurement in enumerate(worker.rows)
         ]
-    return variants, failed
+    return variants, without_worker
 
 
-def _failed(job: Job, error: str) -> Measurement:
+def failed(job: Job, error: str) -> Measurement:
     """Return a measurement that has an error and no samples."""
     compiled, attention = False, None
     if job.implementation == OURS:
@@ -197,7 +215,10 @@ class Worker:
             if code == -signal.SIGKILL:  # Linux kills processes when memory runs out
                 raise OutOfMemory
             raise WorkerFailed(f"its process ended with code {code}: {self._last_error_line()}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:  # it was cut, when the process died
+            raise WorkerFailed(f"its answer is damaged: {self._last_error_line()}") from error
         if answer.get("failed") == "memory":
             raise OutOfMemory
         if answer.get("failed") == "not offered":

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..atomic import atomic_destination
 from ..device import single_thread
 from ..errors import UsageError, check_choice
+from ..lock import exclusive
 from ..models import factory
 from ..models.pos_embed import ResampleRule
 from . import export_program, formats, publish, write_weights
@@ -85,23 +86,25 @@ def convert(
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     if push_to_hub is not None:
         publish.check(push_to_hub)
-    is_program = target.naming is None
-    with single_thread():
-        checkpoint = factory.read_weights(source)
-    if is_program and dtype == "auto":
-        dtype = "fp32"
-    size = (size,) if isinstance(size, int) else size
-    plan = make_plan(checkpoint, size=size, dtype=dtype, resample=resample)
-    adapt_to_format(plan, to)
-    check = export_program.check_exportable if is_program else write_weights.check_representable
-    check(plan, to)
-    samples = None
-    if is_program or plan.changed or verify == "forward":
-        samples = _gather_samples(plan, pictures)
-    with atomic_destination(dest, is_folder=target.folder) as folder:
-        path = folder if target.folder else folder / dest.name
-        proof = _write_and_verify(plan, to, path, samples)
-        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    with exclusive(dest, beside=True):  # a second conversion to DEST is refused at once
+        formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
+        is_program = target.naming is None
+        with single_thread():
+            checkpoint = factory.read_weights(source)
+        if is_program and dtype == "auto":
+            dtype = "fp32"
+        size = (size,) if isinstance(size, int) else size
+        plan = make_plan(checkpoint, size=size, dtype=dtype, resample=resample)
+        adapt_to_format(plan, to)
+        check = export_program.check_exportable if is_program else write_weights.check_representable
+        check(plan, to)
+        samples = None
+        if is_program or plan.changed or verify == "forward":
+            samples = _gather_samples(plan, pictures)
+        with atomic_destination(dest, is_folder=target.folder) as folder:
+            path = folder if target.folder else folder / dest.name
+            proof = _write_and_verify(plan, to, path, samples)
+            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     url = None if push_to_hub is None else publish.push(dest, push_to_hub, list(sizes))
     return Conversion(
         source=source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -97,6 +98,7 @@ def check_destination(
             f"{name} writes a folder, but {str(dest)!r} is named like a file",
             f"leave out {dest.suffix}",
         )
+    _check_name(dest)
     if not dest.name.endswith(target.ending):
         raise UsageError(
             f"{str(dest)!r} does not end in {target.ending}",
@@ -112,6 +114,26 @@ def check_destination(
     if not os.access(dest.parent, os.W_OK):
         raise UsageError(f"folder {str(dest.parent)!r} is read-only", "choose another folder")
     return target
+
+
+def _check_name(dest: Path) -> None:
+    """Check that DEST can be the name of a new file or folder."""
+    if dest.name in ("", ".."):
+        raise UsageError(
+            f"{str(dest)!r} cannot be replaced", "give the name of a new file or folder"
+        )
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            dest.with_name(f".{dest.name}.lock").lstat()  # the longest name beside it
+            dest.lstat()
+        is_special = dest.exists() and not (dest.is_file() or dest.is_dir())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{str(dest)!r} cannot be written ({reason})", "choose another name"
+        ) from error
+    if is_special:
+        raise UsageError(f"{str(dest)!r} is not a regular file", "give the name of a new file")
 
 
 def _check_replaceable(dest: Path, target: Format, overwrite: bool) -> None:

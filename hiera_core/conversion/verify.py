@@ -49,7 +49,11 @@ class Proof:
     cost: Cost | None = None
 
     def to_json(self) -> dict[str, object]:
-        return {key: value for key, value in asdict(self).items() if value not in (None, "", 0)}
+        """Return what was compared, ready for JSON. A difference of 0 is a result, too."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        if self.reader is None:  # no outputs were compared
+            del values["inputs"]
+        return values
 
 
 def verify_bits(path: Path, expected: Mapping[str, torch.Tensor]) -> int:

@@ -29,7 +29,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """
     path = Path(path)
     metadata = read_metadata(path)
-    arrays = FORMATS[path.suffix].read(path)
+    arrays = FORMATS[path.suffix.lower()].read(path)
     return {n: torch.from_numpy(a.copy()) for n, a in arrays.items()}, metadata["inputs"]
 
 
@@ -40,8 +40,9 @@ def read_metadata(path: Path) -> Metadata:
         UsageError: The file is damaged, or not a file of features.
     """
     try:
-        metadata = FORMATS[path.suffix].metadata(path)
-        if len(metadata["inputs"]) == len(metadata["indices"]) and metadata["shapes"]:
+        metadata = FORMATS[path.suffix.lower()].metadata(path)
+        is_consistent = len(metadata["inputs"]) == len(metadata["indices"])
+        if is_consistent and metadata["shapes"] and isinstance(metadata["settings"], dict):
             return metadata
     except Exception as error:  # readers raise many types on damaged files
         raise UsageError(
@@ -57,7 +58,7 @@ def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
         OutputError: The disk is full, or the folder cannot be written.
     """
     with atomic_file(path) as temporary:
-        FORMATS[path.suffix].write(temporary, arrays, metadata)
+        FORMATS[path.suffix.lower()].write(temporary, arrays, metadata)
 
 
 def check_format(name: str) -> None:

@@ -1,19 +1,22 @@
 """Write features to one file, or to a folder of shards, where an interrupted run can resume.
 
 A file holds an array [inputs, *shape] for each feature. Its metadata holds the names and indices of
-the inputs, the shapes, and the settings that the features were computed with; see
-`feature_formats`.
+the inputs, the shapes, and what the features depend on: settings, weights, dtype, preprocessing;
+see `feature_formats`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from .. import fingerprint, unfinished
 from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
 from . import feature_formats
@@ -21,17 +24,25 @@ from . import feature_formats
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
 SHARD_NAME = re.compile(r"(image|video)-(\d{5,})")
+RESUME_HINT = "resume with the same options and weights, or write to another folder"
+
+
+@dataclass
+class _Row:
+    """The features of one input."""
+
+    name: str
+    index: int
+    values: feature_formats.Arrays
 
 
 @dataclass
 class _Shard:
-    """Features that have not been written yet, a row for each input."""
+    """Features that have not been written yet."""
 
     path: Path
     model: str
-    inputs: list[str] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
-    rows: list[feature_formats.Arrays] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
     size: int = 0  # bytes
 
 
@@ -40,16 +51,20 @@ class FeatureStore:
 
     Args:
         path: A file with an extension in `feature_formats.FORMATS`, or a folder. A single file is
-            written at the end of the block, so its features are held in memory until then. A folder
-            gets shards `image-00000.safetensors`, `video-00000.safetensors` and so on.
+            written at the end of the block, so its features are held in memory until then; if the
+            block ends with an error, it is not written. A folder gets shards
+            `image-00000.safetensors`, `video-00000.safetensors` and so on, and keeps the features
+            that were added before an error.
         save_as: Format of the shards: safetensors, npz or parquet.
-        settings: What the features depend on. A folder can be resumed with the same settings only.
+        settings: What the features depend on, besides the model. A folder can be resumed with the
+            same settings only.
         shard_inputs: Maximum number of inputs in a shard.
         resume: Continue the folder of an interrupted run.
+        overwrite: Remove the shards of an earlier run from the folder, unless it is resumed.
 
     Raises:
         UsageError: The format needs a package that is not installed. When resuming: the folder has
-            other settings, or a shard cannot be read.
+            other settings or another format, or a shard cannot be read.
     """
 
     def __init__(
@@ -60,24 +75,58 @@ class FeatureStore:
         settings: dict[str, Any] | None = None,
         shard_inputs: int = SHARD_INPUTS,
         resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.path, self.settings, self.shard_inputs = path, settings or {}, shard_inputs
-        self.is_file = path.suffix in feature_formats.FORMATS
-        self.format = path.suffix.removeprefix(".") if self.is_file else save_as
+        self.is_file = path.suffix.lower() in feature_formats.FORMATS
+        self.format = path.suffix.lower().removeprefix(".") if self.is_file else save_as
         feature_formats.check_format(self.format)
+        self.is_stopped = False  # True if the run stops early, so that a single file is incomplete
+        self._removes_shards = overwrite and not resume and not self.is_file
         self._open: dict[Kind, _Shard] = {}
+        self._models: dict[Kind, dict[str, Any]] = {}
         self._next_numbers: dict[str, int] = {}  # of shards, by kind
-        self._done: dict[tuple[int, str], dict[str, Any]] = {}  # by index and name of the input
+        # What an earlier run wrote: for each kind, a shard and what it depends on; for each name of
+        # an input, its rows in the order of the inputs.
+        self._earlier: dict[Kind, tuple[Path, dict[str, Any]]] = {}
+        self._done: dict[str, deque[dict[str, Any]]] = {}
         if resume:
             self._read_shards()
 
     def __enter__(self) -> FeatureStore:
+        if self._removes_shards:
+            try:
+                for path in list(self._shards()):
+                    path.unlink()
+            except OSError as error:
+                raise OutputError(f"{path} cannot be removed ({error.strerror})") from error
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Write all features that were added, even if an error ends the block."""
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        """Write what was added. If an error ends the block, a single file is not written."""
+        if error is not None:
+            error.add_note(self.stop())
+        if self.is_file and self.is_stopped:
+            return
         for kind in list(self._open):
-            self._write(kind)
+            try:
+                self._write(kind)
+            except OutputError:
+                if error is None:  # otherwise it would replace the first error
+                    raise
+
+    def use_model(self, kind: Kind, facts: dict[str, Any]) -> None:
+        """Set what the features of a kind depend on, see `model_fingerprint`.
+
+        Raises:
+            UsageError: The features of an earlier run, which is resumed, depend on something else.
+        """
+        if kind in self._earlier:
+            path, earlier = self._earlier[kind]
+            fingerprint.check_same(path, earlier, facts, RESUME_HINT)
+        self._models[kind] = facts
 
     def add(self, record: Record) -> None:
         """Add the features of a record, and store their location as `file` in its `extra`.
@@ -93,8 +142,8 @@ class FeatureStore:
                 f"{kind}",
                 "name a folder to write to",
             )
-        row = {name: values.numpy().copy() for name, values in record.result.items()}
-        size = sum(values.nbytes for values in row.values())
+        values = {name: value.numpy().copy() for name, value in record.result.items()}
+        size = sum(value.nbytes for value in values.values())
         shard = self._open.get(kind)
         if shard is not None and not self.is_file:
             is_full = len(shard.rows) >= self.shard_inputs
@@ -104,22 +153,28 @@ class FeatureStore:
         if shard is None:
             shard = self._open[kind] = _Shard(self._next_path(kind), record.model)
         record.extra["file"] = {"name": str(shard.path), "row": len(shard.rows)}
-        shard.inputs.append(record.input)
-        shard.indices.append(record.index)
-        shard.rows.append(row)
+        shard.rows.append(_Row(record.input, record.index, values))
         shard.size += size
 
-    def find(self, name: str, index: int) -> dict[str, Any] | None:
+    def find(self, name: str) -> dict[str, Any] | None:
         """Return what an earlier run wrote for an input: `kind`, `model`, `shapes` and `file`.
 
-        Args:
-            name: Name of the input.
-            index: Its position among the inputs.
+        Inputs are known by their names, so it does not matter if others were added or removed. If
+        several inputs have one name, each call returns the next of them.
 
         Returns:
             A dictionary, or None if the input is not finished.
         """
-        return self._done.get((index, name))
+        rows = self._done.get(name)
+        return rows.popleft() if rows else None
+
+    def stop(self) -> str:
+        """End early: a single file will not be written. Return what to tell the user."""
+        self.is_stopped = True
+        if not self.is_file:
+            return f"finished features are in {self.path}; --resume continues"
+        count = sum(len(shard.rows) for shard in self._open.values())
+        return f"{self.path} is not written after {count} inputs; a folder could be resumed"
 
     def _next_path(self, kind: Kind) -> Path:
         if self.is_file:
@@ -134,23 +189,34 @@ class FeatureStore:
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
         """
-        shard = self._open.pop(kind)
-        stacked = {name: np.stack([row[name] for row in shard.rows]) for name in shard.rows[0]}
-        metadata = {
-            "inputs": shard.inputs,
-            "indices": shard.indices,
-            "kind": kind,
-            "model": shard.model,
-            "shapes": {name: list(array.shape[1:]) for name, array in stacked.items()},
-            "settings": self.settings,
-        }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self.is_file:
-                self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be created ({error.strerror})") from error
-        feature_formats.write(shard.path, stacked, metadata)
+        shard = self._open[kind]
+        rows = shard.rows
+        with unfinished.finish_first():
+            arrays = {n: np.stack([row.values[n] for row in rows]) for n in rows[0].values}
+            metadata = {
+                "inputs": [row.name for row in rows],
+                "indices": [row.index for row in rows],
+                "kind": kind,
+                "model": shard.model,
+                "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
+                "settings": {**self.settings, **self._models.get(kind, {})},
+            }
+            del self._open[kind]
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if not self.is_file:
+                    self.path.mkdir(exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{self.path} cannot be created ({error.strerror})") from error
+            feature_formats.write(shard.path, arrays, metadata)
+
+    # An earlier run -------------------------------------------------------------------------------
+
+    def _shards(self) -> Iterator[Path]:
+        """Yield the shards in the folder, of all formats, in the order of their names."""
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            if path.suffix in feature_formats.FORMATS and SHARD_NAME.fullmatch(path.stem):
+                yield path
 
     def _read_shards(self) -> None:
         """Read which inputs the shards of an earlier run contain.
@@ -158,26 +224,22 @@ class FeatureStore:
         Raises:
             UsageError: A shard was made with other settings, or cannot be read.
         """
-        for path in sorted(self.path.glob(f"*.{self.format}")):
+        rows: list[tuple[int, str, dict[str, Any]]] = []
+        for path in self._shards():
             match = SHARD_NAME.fullmatch(path.stem)
-            if match is None:
-                continue
-            kind, number = match[1], int(match[2])
+            assert match is not None
+            kind, number = cast(Kind, match[1]), int(match[2])
+            if path.suffix != f".{self.format}":
+                raise UsageError(
+                    f"{path} is not {self.format}", f"resume with --save-as {path.suffix[1:]}"
+                )
             self._next_numbers[kind] = max(self._next_numbers.get(kind, 0), number + 1)
             metadata = feature_formats.read_metadata(path)
-            if metadata["settings"] != self.settings:
-                raise UsageError(
-                    f"{path} was made with {_describe(metadata['settings'])}, not "
-                    f"{_describe(self.settings)}",
-                    "resume with the same options, or write to another folder",
-                )
+            fingerprint.check_same(path, metadata["settings"], self.settings, RESUME_HINT)
+            self._earlier[kind] = path, metadata["settings"]
+            known = {key: metadata[key] for key in ("kind", "model", "shapes")}
             inputs = zip(metadata["indices"], metadata["inputs"], strict=True)
             for row, (index, name) in enumerate(inputs):
-                self._done[index, name] = {
-                    **{key: metadata[key] for key in ("kind", "model", "shapes")},
-                    "file": {"name": str(path), "row": row},
-                }
-
-
-def _describe(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "no settings"
+                rows.append((index, name, {**known, "file": {"name": str(path), "row": row}}))
+        for _, name, found in sorted(rows, key=lambda row: row[0]):
+            self._done.setdefault(name, deque()).append(found)

@@ -6,7 +6,9 @@ A subclass decides what is computed for an input: classes, features or a reconst
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +34,12 @@ from .prefetch import prefetch_map, prefetch_next
 
 # Largest number of records, counted in batches, that wait for a batch of images to fill.
 MAX_WAITING_BATCHES = 4
+MAX_PREFETCH = 1024  # images that are decoded ahead, whatever the batch size
+# More threads than this do not decode faster. Some of them may wait for a network.
+MAX_WORKERS = max(64, 4 * (os.cpu_count() or 1))
+MAX_BATCH_SIZE = 1_000_000
+COMPILE_NOTICE_S = 10.0  # seconds of compiling after which a message says so
+log = logging.getLogger("hiera")
 R = TypeVar("R", bound=BatchRunner[Any, Any])
 
 
@@ -73,8 +81,10 @@ class Pipeline(Generic[R]):
             function that builds one for a kind of input; or None for the task's default model of
             each kind, which is loaded when the first input of that kind arrives.
         sampling: Which parts of a video the model sees.
-        workers: Decoding threads, or None for one per core.
-        batch_size: Views in one forward pass, or None for a size that suits the device.
+        workers: Decoding threads, or None for one per core. More than `MAX_WORKERS` make no
+            difference.
+        batch_size: Views in one forward pass, at most `MAX_BATCH_SIZE`; or None for a size that
+            suits the device.
         runner_options: Further keyword arguments for `make_runner`.
 
     Raises:
@@ -94,13 +104,15 @@ class Pipeline(Generic[R]):
         batch_size: int | None = None,
         **runner_options: object,
     ) -> None:
-        check_positive("batch_size", batch_size)
+        check_positive("batch_size", batch_size, MAX_BATCH_SIZE)
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = min(workers or os.cpu_count() or 1, MAX_WORKERS)
         self.batch_size, self._lock = batch_size, threading.Lock()
         self._runner_options = runner_options
+        self._is_compiled = not runner_options.get("compile")
         self._runners: dict[Kind, R] = {}
+        self._on_model: Callable[[R], None] = lambda runner: None
         self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
             only = self._make_ready(model)
@@ -146,18 +158,17 @@ class Pipeline(Generic[R]):
             DeviceError: There is not enough memory for a single image or clip.
             CheckpointError, HubError: The model for an input cannot be loaded.
         """
-        batch = self.batch_size or 64
-        limit = 2 * batch + self.workers
+        limit = min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
         waiting: list[DecodedInput] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             with without_pillow_limit():
                 for decoded in prefetch_map(
                     self._decode,
-                    enumerate(inputs),
+                    self._begin_records(inputs),
                     pool=pool,
                     limit=limit,
-                    cost=lambda item: limit // self.workers if item[1].looks_like_video else 1,
+                    cost=lambda item: limit // self.workers if item[0].looks_like_video else 1,
                 ):
                     if decoded is not None:
                         waiting.append(decoded)
@@ -181,8 +192,18 @@ class Pipeline(Generic[R]):
                 if self._build is None:
                     (other,) = self._runners.values()
                     raise self.mismatch(kind, other)
-                self._runners[kind] = self._make_ready(self._build(kind))
+                runner = self._make_ready(self._build(kind))
+                self._on_model(runner)
+                self._runners[kind] = runner
             return self._runners[kind]
+
+    def on_model(self, function: Callable[[R], None]) -> None:
+        """Call a function with every model of this pipeline: with those that are loaded, now, and
+        with others when they are loaded. What it raises ends the stream."""
+        with self._lock:
+            self._on_model = function
+            for runner in self._runners.values():
+                function(runner)
 
     @property
     def chooses_by_kind(self) -> bool:
@@ -204,9 +225,19 @@ class Pipeline(Generic[R]):
 
     # Decoding, in worker threads ------------------------------------------------------------------
 
-    def _decode(self, item: tuple[int, Source]) -> DecodedInput:
-        index, source = item
-        finished = self.finished_record(source, index)
+    def _begin_records(
+        self, inputs: Iterable[Source]
+    ) -> Iterator[tuple[Source, int, Record | None]]:
+        """Yield each source with its position, and its record if that is finished already.
+
+        `finished_record` is called here, in the order of the inputs, because inputs of the same
+        name are told apart by their order.
+        """
+        for index, source in enumerate(inputs):
+            yield source, index, self.finished_record(source, index)
+
+    def _decode(self, item: tuple[Source, int, Record | None]) -> DecodedInput:
+        source, index, finished = item
         if finished is not None:
             return DecodedInput(finished)
         record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
@@ -250,7 +281,8 @@ class Pipeline(Generic[R]):
 
     def _compute(self, batch: list[DecodedInput], pool: ThreadPoolExecutor) -> Iterator[Record]:
         images = [d.pixels for d in batch if d.pixels is not None]
-        results = iter(self.runner("image").run(images) if images else ())
+        with self._compile_notice():
+            results = iter(self.runner("image").run(images) if images else ())
         for decoded in batch:
             if decoded.pixels is not None:
                 self.finish_image(decoded.record, decoded.pixels, next(results))
@@ -262,7 +294,8 @@ class Pipeline(Generic[R]):
         record, report = decoded.record, decoded.report
         assert decoded.segments is not None and report is not None
         try:
-            self.finish_video(record, prefetch_next(decoded.segments, pool))
+            with self._compile_notice():
+                self.finish_video(record, prefetch_next(decoded.segments, pool))
         except InputError as error:
             record.fail(error)
         record.video = report.to_json()
@@ -270,6 +303,22 @@ class Pipeline(Generic[R]):
         if record.error is None and report.damaged:
             record.status = "partial"
             record.notes.append(f"{report.damaged} of {report.used} frames damaged or lost")
+
+    @contextlib.contextmanager
+    def _compile_notice(self) -> Iterator[None]:
+        """Say after some seconds that the first batch is being compiled, which can take minutes."""
+        if self._is_compiled:
+            yield
+            return
+        text = "still compiling the model: this takes a minute, and longer on a busy machine"
+        timer = threading.Timer(COMPILE_NOTICE_S, log.info, [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            self._is_compiled = True
+        finally:
+            timer.cancel()
 
     # Models -------------------------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,15 +39,13 @@ def prefetch_map(
     """
     pending: queue.SimpleQueue[tuple[Future[R], int] | BaseException | None]
     pending = queue.SimpleQueue()
-    permits, stopped = threading.Semaphore(limit), threading.Event()
+    budget = _Budget(limit)
 
     def feed() -> None:
         try:
             for item in items:
                 price = min(cost(item), limit)
-                for _ in range(price):
-                    permits.acquire()
-                if stopped.is_set():
+                if not budget.take(price):
                     return
                 pending.put((pool.submit(function, item), price))
             pending.put(None)
@@ -68,19 +65,14 @@ def prefetch_map(
             if isinstance(entry, BaseException):
                 raise entry
             future, price = entry
-            while True:
-                try:
-                    result = future.result(timeout=patience)
-                    break
-                except FutureTimeout:
-                    if future.done():  # the function itself raised it
-                        raise
-                    yield None
-            permits.release(price)
-            yield result
+            # `future.result(timeout=...)` would raise the same error for a late result as for a
+            # function that raises TimeoutError.
+            while not wait([future], timeout=patience).done:
+                yield None
+            budget.give_back(price)
+            yield future.result()
     finally:
-        stopped.set()
-        permits.release(limit)
+        budget.close()
 
 
 def prefetch_next(items: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
@@ -90,3 +82,30 @@ def prefetch_next(items: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
     while (item := coming.result()) is not end:
         coming = pool.submit(next, items, end)
         yield item  # type: ignore[misc]
+
+
+class _Budget:
+    """A number that threads take from, and wait for if too little is left."""
+
+    def __init__(self, amount: int) -> None:
+        self._left = amount
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def take(self, amount: int) -> bool:
+        """Take an amount, or wait for it. Return False if the budget is closed instead."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._left >= amount)
+            self._left -= amount
+            return not self._is_closed
+
+    def give_back(self, amount: int) -> None:
+        with self._changed:
+            self._left += amount
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the wait in `take`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from ..text_file import read_text
 
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
@@ -40,12 +41,12 @@ def read_labels(path: str | Path) -> list[str]:
     """Read class names from a file with one name per line.
 
     Raises:
-        UsageError: The file cannot be read.
+        UsageError: The file cannot be read, or is empty.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"labels {path} cannot be read ({error})") from error
+    names = read_text(Path(path), "labels").splitlines()
+    if not names:
+        raise UsageError(f"labels {str(path)!r} are empty", "write one class name per line")
+    return names
 
 
 @functools.cache

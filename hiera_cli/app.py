@@ -123,6 +123,8 @@ def _attach_message_handler() -> None:
     if any(isinstance(handler, _MessageHandler) for handler in log.handlers):
         return
     log.addHandler(_MessageHandler())
+    # huggingface_hub sets the level of its log when it is imported, from this variable.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     for library in ("huggingface_hub", "torch", "PIL"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 

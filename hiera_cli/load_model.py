@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from hiera_core import zoo
 from hiera_core.errors import UsageError
 from hiera_core.records import Kind
-from hiera_core.weights import download
+from hiera_core.weights import names
 
 from .exit_codes import print_message
 
@@ -25,11 +25,9 @@ def check_model_name(name: str | None) -> zoo.ModelEntry | None:
     This does not import torch, so that a mistyped name is reported at once.
 
     Raises:
-        UsageError: The name is neither a model in the zoo nor a location.
+        UsageError: The name is "", or neither a model in the zoo nor a location.
     """
-    if name is None or download.is_location(name):
-        return None
-    return zoo.get(zoo.split_tag(name)[0])
+    return None if name is None else names.find_entry(name)
 
 
 @overload
@@ -86,7 +84,7 @@ def _random_model(
     task: Task, name: str | None, checkpoint: str | None
 ) -> HieraEncoder | Callable[[Kind], HieraEncoder]:
     """Return a model with random weights, or, without a name, a function that builds one."""
-    if checkpoint is not None or (name is not None and download.is_location(name)):
+    if checkpoint is not None or (name is not None and names.find_entry(name) is None):
         raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
     print_message("--random-init: weights are random, the outputs mean nothing")
     from hiera_core.models import factory

@@ -198,9 +198,9 @@ def model_option(default: str) -> OptionInfo:
     return typer.Option(
         "--model",
         "-m",
-        help="Name from `hiera models`, hub repository, folder or file. NAME.CHECKPOINT chooses "
-        "one of the checkpoints of a model. With --checkpoint alone, the model is the one that "
-        "the checkpoint was saved from.",
+        help="Name from `hiera models`, hub repository, folder, file or URL. NAME.CHECKPOINT "
+        "chooses one of the checkpoints of a model. Write ./NAME for a folder that is named like a "
+        "model. With --checkpoint alone, the model is the one that the checkpoint was saved from.",
         show_default=default,
     )
 
@@ -213,8 +213,9 @@ CheckpointOpt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="Weights to load in place of the model's own: a checkpoint name, file, folder, URL or "
-        "hub repository, with parameters named as in hiera-transformer, timm or transformers.",
+        help="Weights to load in place of the model's own: a checkpoint name, another name from "
+        "`hiera models`, file, folder (./NAME if it is named like a model), URL or hub repository, "
+        "with parameters named as in hiera-transformer, timm or transformers.",
     ),
 ]
 RandomInitOpt = Annotated[

@@ -53,8 +53,8 @@ def convert(
         str,
         typer.Argument(
             help="What to convert: name from `hiera models` (NAME.CHECKPOINT chooses one of its "
-            "checkpoints), hub repository, folder, URL or file, with parameters named as in "
-            "hiera-transformer, timm or transformers.",
+            "checkpoints), hub repository, folder (./NAME if it is named like a model), URL or "
+            "file, with parameters named as in hiera-transformer, timm or transformers.",
             metavar="SOURCE",
             show_default=False,
         ),

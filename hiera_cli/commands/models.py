@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hiera_core import zoo
+from hiera_core.weights import download
 
 from .. import options
 from ..output_formats import Format, resolve_format, write_rows
@@ -79,6 +80,7 @@ def _is_cached(where: zoo.CheckpointEntry) -> bool:
     hub_cache = Path(os.environ.get("HF_HUB_CACHE", hf_home / "hub"))
     torch_home = Path(os.environ.get("TORCH_HOME", home / "torch"))
     snapshots = hub_cache / f"models--{where.hub.replace('/', '--')}" / "snapshots"
-    return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(
-        snapshots.glob("*/model.safetensors")
+    in_hub_cache = (
+        path.is_file() for name in download.WEIGHT_NAMES for path in snapshots.glob(f"*/{name}")
     )
+    return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(in_hub_cache)

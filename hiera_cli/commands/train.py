@@ -69,8 +69,8 @@ def train(
     init_from: Annotated[
         str | None,
         typer.Option(
-            help="Weights to begin with: a name from `hiera models`, hub repository, folder or "
-            "file.",
+            help="Weights to begin with: a name from `hiera models`, hub repository, folder "
+            "(./NAME if it is named like a model), URL or file.",
             show_default="random weights",
         ),
     ] = None,

@@ -10,8 +10,8 @@ from ..atomic import atomic_destination
 from ..device import single_thread
 from ..errors import UsageError, check_choice
 from ..lock import exclusive
-from ..models import factory
 from ..models.pos_embed import ResampleRule
+from ..weights import load
 from . import export_program, formats, publish, write_weights
 from .plan import ConversionPlan, adapt_to_format, make_plan
 from .sample_inputs import SampleInputs, gather_samples
@@ -90,7 +90,7 @@ def convert(
         formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
         is_program = target.naming is None
         with single_thread():
-            checkpoint = factory.read_weights(source)
+            checkpoint = load.read_weights(source)
         if is_program and dtype == "auto":
             dtype = "fp32"
         size = (size,) if isinstance(size, int) else size

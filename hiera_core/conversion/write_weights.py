@@ -12,7 +12,7 @@ from ..device import DTYPES
 from ..errors import UsageError
 from ..models.config import HieraConfig
 from ..weights import files, key_mapping
-from ..weights.download import sha256_of
+from ..weights.download_record import sha256_of
 from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class

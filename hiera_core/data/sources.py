@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import http.client
 import os
 import re
 import stat
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +27,8 @@ from .media_types import (
     ending_of,
     sniff_kind,
 )
+from .url_content import fetch_content
 
-MAX_DOWNLOAD_BYTES = 512 << 20
-TIMEOUT_S = 30
 STDIN = "-"
 URLS = ("http://", "https://")
 
@@ -66,7 +62,7 @@ class Source:
         if self.error is not None:
             raise self.error
         if self.url is not None:
-            return _download(self.url)
+            return fetch_content(self.url)
         if self.data is not None:
             return self.data
         assert self.path is not None
@@ -134,21 +130,22 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
-        path = Path(text)
-        if _is_list(text) and not Path(text[1:]).is_file():
+        if text == STDIN or text.startswith(URLS):
+            continue
+        if _is_list(text) and not _is_file(text[1:]):
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
-        if text != STDIN and not path.exists() and glob.has_magic(text) and not _glob(text):
+        if not _exists(text) and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
-        if text != STDIN and path.is_dir():
+        if _is_folder(text):
             first = next(_from_path(text, recursive, ENDINGS))
-            if first.error is not None and Path(first.name) == path:
+            if first.error is not None and Path(first.name) == Path(text):
                 raise UsageError(f"{text}: {first.error.message}", first.error.hint)
 
 
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
-    many = text == STDIN or _is_list(text) or Path(text).is_dir()
-    return not many and (Path(text).exists() or text.startswith(URLS) or not glob.has_magic(text))
+    many = text == STDIN or _is_list(text) or _is_folder(text)
+    return not many and (_exists(text) or text.startswith(URLS) or not glob.has_magic(text))
 
 
 # Files, folders and globs -------------------------------------------------------------------------
@@ -156,11 +153,11 @@ def names_one(text: str) -> bool:
 
 def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
     path = Path(text)
-    if path.is_dir():
+    if _is_folder(path):
         yield from _from_folder(path, recursive, endings)
-    elif not path.exists() and glob.has_magic(text):
+    elif not _exists(path) and glob.has_magic(text):
         matches = [Path(p) for p in _glob(text)]
-        files = [p for p in matches if not p.is_dir()]
+        files = [p for p in matches if not _is_folder(p)]
         for file in files:
             yield Source(str(file), path=file)
         # A pattern such as `holidays-*` that matches only folders means the files in them.
@@ -194,7 +191,7 @@ def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[So
         return
     visible.sort(key=lambda e: e.name)
     for entry in visible:
-        if Path(entry.name).suffix.lower() in endings and not entry.is_dir():
+        if Path(entry.name).suffix.lower() in endings and not _is_folder(entry.path):
             yield Source(str(folder / entry.name), path=folder / entry.name)
     for entry in visible if recursive else []:
         if entry.is_dir(follow_symlinks=False):
@@ -202,21 +199,45 @@ def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[So
 
 
 def _glob(pattern: str) -> list[str]:
-    return sorted(glob.iglob(pattern, recursive=True))
+    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be entered, a NUL
+        return sorted(glob.iglob(pattern, recursive=True))
+    return []
+
+
+# A name that the system refuses, because it is too long or lies in a folder that cannot be entered,
+# names nothing here. Reading it then gives the reason, and the other inputs are not affected.
+
+
+def _exists(path: str | Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(path).exists()
+    return False
+
+
+def _is_file(path: str | Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(path).is_file()
+    return False
+
+
+def _is_folder(path: str | Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(path).is_dir()
+    return False
 
 
 # Lists and standard input -------------------------------------------------------------------------
 
 
 def _is_list(text: str) -> bool:
-    return text.startswith("@") and not Path(text).exists()
+    return text.startswith("@") and not _exists(text)
 
 
 def _from_list(text: str) -> Iterator[Source]:
     try:
         with Path(text[1:]).open("rb") as file:
             yield from _from_lines(file, b"")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         yield Source(text, error=as_input_error(error))
 
 
@@ -316,24 +337,3 @@ def _read_span(path: Path, offset: int, size: int) -> bytes:
     if len(content) < size:
         raise InputError(f"{path} ends within this file", "the archive is truncated; get it again")
     return content
-
-
-def _download(url: str) -> bytes:
-    """Fetch a URL into memory.
-
-    Raises:
-        InputError: The server does not answer, or the file is too large.
-    """
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "hiera-toolkit"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
-    except http.client.HTTPException as error:
-        raise InputError(f"invalid response ({type(error).__name__})", "try again") from error
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise InputError(f"cannot be fetched ({error})", "check the address") from error
-    if len(data) > MAX_DOWNLOAD_BYTES:
-        raise InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")
-    return data

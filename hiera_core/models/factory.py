@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, UsageError, did_you_mean
-from ..weights import download, load
+from ..weights import download, load, names
 from ..zoo import labels
 from . import pretrained as builder
 from .config import AutoencoderArguments
@@ -73,7 +73,7 @@ def create_model(
     Args:
         name: A zoo name (`hiera_base_224`), a zoo name with its checkpoint
             (`hiera_base_224.mae_in1k`), or a hub repository, folder or file, which always brings
-            its weights.
+            its weights. A folder that is named like a model in the zoo needs `./` before its name.
         pretrained: Load weights; otherwise they are newly initialised.
         checkpoint: Which weights: a tag of the model, a hub repository, URL, folder or file. The
             last four are loaded even without `pretrained`.
@@ -88,14 +88,13 @@ def create_model(
         UsageError: The model or the checkpoint is unknown.
         CheckpointError, HubError: See `read_checkpoint`.
     """
-    entry = find_entry(name)
-    choice = zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint)
+    entry = names.find_entry(name)
     if entry is None:
-        loaded = load.read_checkpoint(name)
+        loaded = _read_weights(None, name, checkpoint)
         model = from_checkpoint(loaded, strict=strict, resample=resample, **config)
     else:
-        wanted = pretrained or choice not in (None, *entry.checkpoints)
-        found = _read_choice(entry, choice) if wanted else None
+        wanted = pretrained or checkpoint not in (None, *entry.checkpoints)
+        found = _read_weights(entry, name, checkpoint) if wanted else None
         model = from_zoo(entry, found, strict=strict, resample=resample, **config)
     return FeatureBackbone(model) if features_only else model
 
@@ -112,7 +111,7 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
         CheckpointError: The weights have no classifier (pre-trained only); see `read_checkpoint`.
         HubError: The weights cannot be fetched.
     """
-    entry = None if name is None else find_entry(name)
+    entry = None if name is None else names.find_entry(name)
     if entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
@@ -142,7 +141,7 @@ def create_autoencoder(
         CheckpointError: The weights have no decoder; see `read_checkpoint`.
         HubError: The weights cannot be fetched.
     """
-    entry = None if name is None else find_entry(name)
+    entry = None if name is None else names.find_entry(name)
     if entry is not None and not entry.autoencoder:
         raise UsageError(
             f"{entry.name} is a classifier: it has no decoder to reconstruct with",
@@ -171,7 +170,7 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
     Raises:
         UsageError, CheckpointError, HubError: As for `create_classifier`.
     """
-    entry = None if name is None else find_entry(name)
+    entry = None if name is None else names.find_entry(name)
     loaded = _read_weights(entry, name, checkpoint)
     if entry is None:
         return from_checkpoint(loaded)
@@ -180,32 +179,6 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
     for part in ("weight", "bias"):
         loaded.state[f"norm.{part}"] = loaded.state[f"encoder_norm.{part}"]
     return from_zoo(entry, loaded, num_classes=0)
-
-
-def find_entry(name: str) -> zoo.ModelEntry | None:
-    """Return the zoo's entry for a name; None if it names a file, folder or repository.
-
-    Raises:
-        UsageError: The name is neither a model in the zoo nor a location.
-    """
-    base, tag = zoo.split_tag(name)
-    entry = zoo.models().get(base)
-    if entry is not None and (tag is None or tag in entry.checkpoints):
-        return entry
-    return None if download.is_location(name) else zoo.get(base)
-
-
-def read_weights(name: str) -> load.Checkpoint:
-    """Return the weights for a name: a zoo name (with its tag), or a location.
-
-    Raises:
-        UsageError: The name is neither.
-        CheckpointError, HubError: See `read_checkpoint`.
-    """
-    entry = None if Path(name).exists() else find_entry(name)
-    return (
-        load.read_checkpoint(name) if entry is None else _read_choice(entry, zoo.split_tag(name)[1])
-    )
 
 
 def list_models() -> list[str]:
@@ -341,19 +314,19 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
 
 
 def _read_weights(
-    entry: zoo.ModelEntry | None, name: str | None, checkpoint: str | Path | None
+    entry: zoo.ModelEntry | None, name: str | Path | None, checkpoint: str | Path | None
 ) -> load.Checkpoint:
     """Return the weights that a name and a `checkpoint` select together."""
-    if entry is None or name is None:
-        return load.read_checkpoint(checkpoint or str(name))
-    return _read_choice(entry, zoo.split_tag(name)[1] if checkpoint is None else str(checkpoint))
-
-
-def _read_choice(entry: zoo.ModelEntry, choice: str | None) -> load.Checkpoint:
-    """Return the weights of a tag, or those of a location."""
-    if choice is not None and choice not in entry.checkpoints and download.is_location(choice):
-        return load.read_checkpoint(choice)
-    return load.read_released(entry, choice)
+    chosen = name if checkpoint is None else checkpoint
+    if chosen is None:
+        raise UsageError("no model and no checkpoint", "give one of them")
+    if entry is None or checkpoint is None:
+        return load.read_weights(chosen)
+    is_tag = checkpoint in entry.checkpoints
+    if not is_tag and (names.is_location(checkpoint) or names.is_in_zoo(checkpoint)):
+        return load.read_weights(checkpoint)
+    names.check_not_empty(checkpoint)
+    return load.read_released(entry, str(checkpoint))
 
 
 functions: dict[str, ModelFunction] = {

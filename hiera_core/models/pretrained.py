@@ -61,12 +61,13 @@ class PretrainedMixin(
         map_location: str | torch.device | None = None,
         **options: Unpack[PretrainedOptions],
     ) -> Self:
-        """Build a model with the weights of a hub repository, folder, file or URL.
+        """Build a model with the weights of a zoo model, hub repository, folder, file or URL.
 
         Checkpoints of the reference, timm, transformers and this toolkit are read.
 
         Args:
             pretrained_model_name_or_path: For example `facebook/hiera_base_224.mae_in1k_ft_in1k`.
+                A folder that is named like a model in the zoo needs `./` before its name.
             strict: Whether every parameter must be in the checkpoint (except a replaced head).
             resample: How position embeddings are resampled to another `input_size`:
                 `absolute-window`, or plain `bicubic` (see pos_embed.py).
@@ -81,7 +82,7 @@ class PretrainedMixin(
         arguments: dict[str, Any] = {**options}
         hub_names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         hub_options = {name: arguments.pop(name) for name in hub_names if name in arguments}
-        checkpoint = load.read_checkpoint(pretrained_model_name_or_path, **hub_options)
+        checkpoint = load.read_weights(pretrained_model_name_or_path, **hub_options)
         config = architecture(checkpoint, classifier=not hasattr(cls, "forward_decoder"))
         model = build(  # type: ignore[type-var]
             cls, config, checkpoint, overrides=arguments, strict=strict, resample=resample

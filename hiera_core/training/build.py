@@ -194,7 +194,7 @@ def _build_model(
     torch.manual_seed(derive_seed("weights", recipe.seed))
     loaded: load.Checkpoint | None = None
     if init_from is not None:
-        loaded = factory.read_weights(init_from)
+        loaded = load.read_weights(init_from)
     try:
         model = factory.from_zoo(entry, loaded, **config)
     except TypeError as error:  # model.config has an unknown argument

@@ -51,9 +51,7 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
         keeps: Other extensions that an output file may have.
     """
     if name.startswith(("http://", "https://")):
-        url = urlparse(name)
-        name = f"{url.netloc}{unquote(url.path)}{'_' + url.query if url.query else ''}"
-        name = name.replace(":", "_")
+        name = _path_of_url(name).replace(":", "_")
     name = "stdin" if name == "-" else name
     plain = name.replace("\\", "/").replace("\0", "_")
     parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
@@ -63,6 +61,15 @@ def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) ->
         return path
     tilde = "" if is_media or name == "stdin" else "~"
     return path.with_name(path.name + tilde + ending)
+
+
+def _path_of_url(text: str) -> str:
+    """`https://host/a/x.jpg?v=1` -> `host/a/x.jpg_v=1`"""
+    try:
+        url = urlparse(text)
+    except ValueError:  # it is not valid: fetching it gives the reason
+        return text
+    return f"{url.netloc}{unquote(url.path)}{'_' + url.query if url.query else ''}"
 
 
 def _shorten_name(name: str) -> str:

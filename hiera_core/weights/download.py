@@ -7,26 +7,24 @@ package uses, too.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import logging
 import os
-import sys
-import urllib.error
+import time
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError, OutputError, first_line
+from ..errors import HubError, OutputError, UsageError, first_line
+from . import download_record, fetch, hub_patience, resume
+from .download_record import sha256_of
+from .integrity import DamagedFile
 
 log = logging.getLogger("hiera")
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
 HINTS = (
@@ -35,8 +33,9 @@ HINTS = (
 )
 RELEASED_BY = "facebook/"
 LICENCE_NOTE = "released Hiera weights are under CC BY-NC 4.0: no commercial use"
-TIMEOUT_S = 30
-CHUNK = 1 << 20  # bytes
+HEAD_TRIES, HEAD_PAUSE_S = 3, 1.0  # for answers that say "try again"
+TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+MAX_NAME = 50  # characters of a URL's last part that the name in the cache keeps
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,6 @@ class FetchedFiles:
     weights: Path
     config: Path | None = None  # config.json
     card: Path | None = None  # hiera.json
-
-
-def is_location(text: str) -> bool:
-    """Return whether a string is a path, URL or hub repository, and not the name of a model."""
-    return "/" in text or "\\" in text or text.endswith(FILE_ENDINGS) or Path(text).exists()
 
 
 def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> FetchedFiles:
@@ -66,13 +60,17 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
         HubError: The hub is offline, the repository is missing or gated, or a file arrives damaged.
     """
     options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
-    weights = None
+    cached = any(_in_cache(repo, name, options) for name in WEIGHT_NAMES)
+    if not options["local_files_only"] and not is_offline():
+        options["local_files_only"] = not _hub_answers(repo, options, cached)
+        if not cached:
+            log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
+    # The weights come last: if they are in the cache, the other files are too, if they exist.
+    config, card = (_hub_file(repo, name, options) for name in ("config.json", "hiera.json"))
     for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
-        weights = weights or _hub_file(repo, name, options)
-    if weights is None:
-        raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", HINTS)
-    config = _hub_file(repo, "config.json", options)
-    return FetchedFiles(weights, config, _hub_file(repo, "hiera.json", options))
+        if weights := _hub_file(repo, name, options):
+            return FetchedFiles(weights, config, card)
+    raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", HINTS)
 
 
 def is_offline() -> bool:
@@ -87,25 +85,42 @@ def url_of(file: str) -> str:
     return os.environ.get(WEIGHTS_URL_VARIABLE, WEIGHTS_URL).rstrip("/") + "/" + file
 
 
-def cached_url(url: str) -> Path | None:
-    """Return the file in torch.hub's cache that was downloaded from `url`, if there is one."""
+def cached_url(url: str, sha256: str | None = None) -> Path | None:
+    """Return the file in torch.hub's cache that was downloaded from `url`, if there is one.
+
+    Args:
+        url: The URL.
+        sha256: The checksum that the file must have, if it is known.
+
+    Raises:
+        DamagedFile: The file has changed since it was downloaded, or has another checksum.
+    """
     path = _url_cache() / _file_name(url)
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    download_record.check(path, sha256)
+    return path
 
 
-def from_url(url: str, sha256: str | None = None) -> FetchedFiles:
+def from_url(
+    url: str, sha256: str | None = None, check: Callable[[Path], None] | None = None
+) -> FetchedFiles:
     """Download a file to torch.hub's cache, or find it there. Interrupted downloads are resumed.
 
     Args:
         url: The http(s) URL.
         sha256: The checksum that the file must have, if it is known.
+        check: Called with the path of the complete download, before it gets its final name. It
+            raises a DamagedFile if the content cannot be right.
 
     Raises:
+        UsageError: The URL is not valid.
         HubError: The server does not answer, the file is missing, the download is interrupted, or
-            the checksum differs.
+            the content or its checksum is wrong.
+        DamagedFile: The file in the cache has changed, or has another checksum.
         OutputError: The disk is full, or the cache cannot be written.
     """
-    if path := cached_url(url):
+    if path := cached_url(url, sha256):
         return FetchedFiles(path)
     if is_offline():
         raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", HINTS)
@@ -117,12 +132,68 @@ def from_url(url: str, sha256: str | None = None) -> FetchedFiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(target.with_name(target.name + ".lock")):  # one download at a time
             if not target.is_file():
-                _download(url, partial)
-                _check_sha256(partial, sha256, url)
-                partial.replace(target)
+                _download(url, partial, target, sha256, check)
+    except fetch.FetchError as error:
+        raise _as_hub_error(url, error) from error
     except OSError as error:
         raise OutputError(f"{target} cannot be written ({error.strerror or error})") from error
     return FetchedFiles(target)
+
+
+def drop_from_cache(path: Path, unless_newer: float) -> None:
+    """Remove a damaged file from the hub's or torch.hub's cache, with the record of its download.
+
+    Args:
+        path: The file. In the hub's cache, it is a link to a blob, which is removed too.
+        unless_newer: Time (as of `time.time`) when reading began. Another process may have
+            replaced the file since then; the new file stays.
+    """
+    try:
+        blob = path.resolve()
+        if blob.stat().st_ctime > unless_newer:
+            return
+        for file in {path, blob, download_record.record_path(path)}:
+            file.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # another process has removed it
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed ({error.strerror or error})") from error
+
+
+def _download(
+    url: str,
+    partial: Path,
+    target: Path,
+    sha256: str | None,
+    check: Callable[[Path], None] | None,
+) -> None:
+    """Download a URL to `partial`, check the content, and rename it to `target`."""
+
+    def announce() -> None:
+        log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
+
+    version = resume.download(url, partial, announce)
+    actual = sha256_of(partial)
+    try:
+        if sha256 and actual != sha256:
+            raise HubError(f"{url} sent other bytes than expected (SHA-256 differs)", "try again")
+        if check is not None:
+            check(partial)
+    except DamagedFile as error:
+        resume.remove(partial)
+        raise HubError(f"what {url} sent {error.reason}", "check the URL, or try again") from error
+    except HubError:
+        resume.remove(partial)
+        raise
+    partial.replace(target)
+    download_record.write(target, actual, version)
+    resume.remove(partial)  # only its description is left
+
+
+def _as_hub_error(url: str, error: fetch.FetchError) -> HubError | UsageError:
+    if isinstance(error, resume.BrokenOff):
+        return HubError(f"{url} broke off ({error.reason})", "call again to resume")
+    return HubError(f"{url} could not be fetched ({error.reason})", HINTS)
 
 
 def _in_cache(repo: str, name: str, options: dict[str, Any]) -> bool:
@@ -143,12 +214,11 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
 
     cached, is_weights = _in_cache(repo, name, options), name in WEIGHT_NAMES
     try:
-        if is_weights and not cached and not options["local_files_only"] and not is_offline():
-            _check_hub_answers(repo, name, options)
-        path = Path(hf_hub_download(repo, name, **options))
+        with hub_patience.limited():
+            path = Path(hf_hub_download(repo, name, **options))
     except LocalEntryNotFoundError as error:
-        if not is_weights:
-            return None  # this file is optional, and the weights are in the cache
+        if (options["local_files_only"] or is_offline()) and not is_weights:
+            return None  # the repository has no such file, or it would be in the cache
         raise as_error(repo, error) from error
     except EntryNotFoundError:
         return None
@@ -159,20 +229,40 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     return path
 
 
-def _check_hub_answers(repo: str, name: str, options: dict[str, Any]) -> None:
-    """Send one request to the hub, so that a missing network is reported at once.
+def _hub_answers(repo: str, options: dict[str, Any], cached: bool) -> bool:
+    """Send a request to the hub, so that a missing network or repository is reported at once.
 
-    The download itself would retry for half a minute.
+    A download would retry for minutes.
+
+    Args:
+        repo: The repository.
+        options: See `from_hub`.
+        cached: Whether the weights are in the cache. They are then used if the hub does not answer.
+
+    Raises:
+        HubError: The hub does not answer, or refuses, and nothing is in the cache.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    url = hf_hub_url(repo, name, revision=options.get("revision"))
-    try:
-        get_hf_file_metadata(url, token=options.get("token"))
-    except HfHubHTTPError:
-        return  # the hub answers; the download reports what is wrong
-    log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
+    url = hf_hub_url(repo, WEIGHT_NAMES[0], revision=options.get("revision"))
+    for attempt in range(1, HEAD_TRIES + 1):
+        try:
+            with hub_patience.limited():
+                get_hf_file_metadata(url, token=options.get("token"))
+        except EntryNotFoundError:
+            return True
+        except Exception as error:  # network libraries raise many types
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if status in TRY_AGAIN and attempt < HEAD_TRIES:
+                time.sleep(HEAD_PAUSE_S)
+                continue
+            if cached:
+                log.info("%s; the files in the cache are used", as_error(repo, error).message)
+                return False
+            raise as_error(repo, error) from error
+        return True
+    return True
 
 
 def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = HINTS) -> HubError:
@@ -197,6 +287,8 @@ def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = 
         reason, cure = "the disk is full", "free some space, or set HF_HOME to another disk"
     elif isinstance(error, errors.HfHubHTTPError):
         reason, cure = first_line(error), cures
+    elif isinstance(error, hub_patience.HubStalled):
+        reason, cure = f"the hub is too slow ({first_line(error)})", f"try again later; {cures}"
     else:
         reason, cure = f"the hub does not answer ({first_line(cause)})", cures
     return HubError(f"{repo} could not be {action}: {reason}", cure)
@@ -212,93 +304,9 @@ def _verify_blob(path: Path, repo: str) -> None:
     raise HubError(f"{repo}: {path.name} arrived damaged (SHA-256 differs)", "try again")
 
 
-def _download(url: str, partial: Path) -> None:
-    """Download to `partial`. Resume where an earlier attempt stopped. Progress goes to stderr."""
-    offset = partial.stat().st_size if partial.exists() else 0
-    try:
-        with _as_hub_errors(url):
-            headers = {"Range": f"bytes={offset}-"} if offset else {}
-            request = urllib.request.Request(url, headers=headers)
-            response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except HubError as error:
-        cause = error.__cause__  # status 416: the file ends at or before the offset
-        if not isinstance(cause, urllib.error.HTTPError) or cause.code != 416:
-            raise
-        size = (cause.headers.get("Content-Range") or "").rpartition("/")[2]
-        if size == str(offset):
-            return  # the file is complete
-        partial.unlink()  # it is longer than the file at the URL, so it belongs to another file
-        _download(url, partial)
-        return
-    log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
-    with response:
-        if offset and response.status != 206:  # the server sends the whole file again
-            offset = 0
-        length = response.headers.get("Content-Length")
-        total = offset + int(length) if length else None
-        mode = "ab" if offset else "wb"
-        with partial.open(mode) as file, _progress_bar(partial.stem, offset, total) as advance:
-            while True:
-                with _as_hub_errors(url):
-                    chunk = response.read(CHUNK)
-                if not chunk:
-                    break
-                file.write(chunk)
-                advance(len(chunk))
-    if total is not None and partial.stat().st_size != total:
-        raise HubError(f"{url} broke off", "call again to resume")
-
-
-@contextlib.contextmanager
-def _as_hub_errors(url: str) -> Iterator[None]:
-    """Convert network errors to a HubError.
-
-    Do not write files within the block, because disk errors are OSErrors, too.
-    """
-    try:
-        yield
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        reason = getattr(error, "reason", None) or first_line(error)
-        raise HubError(f"{url} could not be fetched ({reason})", HINTS) from error
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar, and yield a function that advances it by a number of bytes.
-
-    Nothing is shown if stderr is not a terminal, or if the hub's progress bars are disabled.
-    """
-    from huggingface_hub.utils import are_progress_bars_disabled
-
-    if not sys.stderr.isatty() or are_progress_bars_disabled():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
-
-
 def _licence(released: bool) -> str:
     """Return a note on the licence to append to a log line, if the weights are released ones."""
     return f" ({LICENCE_NOTE})" if released else ""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_sha256(path: Path, expected: str | None, url: str) -> None:
-    if expected and sha256_of(path) != expected:
-        path.unlink()
-        raise HubError(f"{url} sent other bytes than expected (SHA-256 differs)", "try again")
 
 
 def _url_cache() -> Path:
@@ -313,7 +321,11 @@ def _file_name(url: str) -> str:
     A released file keeps its name, as torch.hub names it. Other names begin with a hash of the URL,
     because different URLs can end with the same name.
     """
-    name = Path(urllib.parse.urlparse(url).path).name
-    if url in (url_of(name), WEIGHTS_URL + name):
+    try:
+        name = Path(urllib.parse.urlparse(url).path).name
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not a valid URL ({first_line(error)})", "check it") from error
+    if url in (url_of(name), WEIGHTS_URL + name) and 0 < len(name) <= MAX_NAME:
         return name
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    digest = hashlib.sha256(os.fsencode(url)).hexdigest()[:16]
+    return f"{digest}-{name[-MAX_NAME:]}"

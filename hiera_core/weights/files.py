@@ -16,10 +16,17 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
+from .integrity import (
+    PICKLE_SIGNATURE,
+    DamagedFile,
+    as_unreadable,
+    check_weights_file,
+    is_safetensors,
+)
 
 # Keys under which a saved dictionary may hold the weights: the reference's, then common trainers'.
 STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
-SAFETENSORS_MAX_HEADER = 100 << 20  # bytes
+JSON_MAX_BYTES = 64 << 20
 WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of a core
 # Key of the extras, {"config": ..., "card": ...}. A single file holds under this key what a folder
 # holds in config.json and hiera.json. Other libraries ignore it.
@@ -39,16 +46,21 @@ def read(
 
     Args:
         path: The file. Its format is detected from its content, not from its extension.
-        only: Names of the tensors that are needed; others may be left out.
+        only: Names of the tensors that are needed; others may be left out. The file as a whole is
+            not checked then, so that a caller can read a file in parts.
 
     Returns:
         The tensors by name, memory-mapped if the format allows it, and the extras that this
         toolkit wrote with them: `config` and `card`.
 
     Raises:
-        CheckpointError: The file is damaged or unsafe, or not a dictionary of dense tensors.
+        DamagedFile: The file is truncated or damaged, or not a checkpoint.
+        CheckpointError: The file cannot be read, is unsafe, or is not a dictionary of dense
+            tensors.
     """
     try:
+        if only is None:
+            check_weights_file(path)
         if is_safetensors(path):
             tensors, extras = _read_safetensors(path, only)
         else:
@@ -58,23 +70,13 @@ def read(
             f"{path} holds Python objects or code, not only tensors; nothing of it was run",
             "get it as .safetensors, or from a source that saves plain tensors",
         ) from error
-    except MemoryError:
+    except (MemoryError, CheckpointError):
         raise
-    except CheckpointError:
-        raise
+    except OSError as error:
+        raise as_unreadable(path, error) from error
     except Exception as error:  # readers raise many types on damaged files
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({first_line(error)})", "get it again"
-        ) from error
+        raise DamagedFile(path, f"is truncated or damaged ({first_line(error)})") from error
     return _check_dense(path, tensors), _valid_extras(extras)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins with a length and a JSON header, as safetensors does."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    length = int.from_bytes(start[:8], "little")
-    return len(start) == 9 and start[8:] == b"{" and 0 < length < SAFETENSORS_MAX_HEADER
 
 
 def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -247,14 +249,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file with a JSON object.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds something else.
+        DamagedFile: It holds something else.
+        CheckpointError: It cannot be read.
     """
     try:
+        if path.stat().st_size > JSON_MAX_BYTES:
+            raise DamagedFile(path, f"is larger than {JSON_MAX_BYTES >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)})") from error
+    except OSError as error:
+        raise as_unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:  # RecursionError: a file of open brackets
+        raise DamagedFile(path, f"cannot be read ({first_line(error)})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
+        raise DamagedFile(path, "does not hold a JSON object")
     return value
 
 
@@ -281,17 +288,7 @@ def _read_safetensors(
 
 def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
-        start = file.read(40)
-    zipped = start.startswith(b"PK\x03\x04")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file", "run `git lfs pull`")
-    if not start:
-        raise EOFError("it is empty")
-    if not zipped and not start.startswith(b"\x80"):  # a pickle's first byte
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it begins with {start[:12]!r}",
-            "give a .safetensors file, or a file that torch.save wrote",
-        )
+        zipped = not file.read(1).startswith(PICKLE_SIGNATURE)
     # Only torch's zip format can be memory-mapped; the older one is read into memory.
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
@@ -326,11 +323,23 @@ def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]
             raise CheckpointError(
                 f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor", "save a state dict"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        if not _is_dense(tensor):
             raise CheckpointError(
                 f"{path}: {name!r} is not a plain dense tensor", "save it dense and unquantised"
             )
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether this is a plain tensor in memory that holds each of its values.
+
+    An expanded tensor (stride 0) holds few values, and can pretend to have billions.
+    """
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_nested:
+        return False
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
-from . import download, files, key_mapping
+from . import download, files, key_mapping, names
+from .integrity import DamagedFile, check_weights_file
 
 log = logging.getLogger("hiera")
 
+MAX_FETCHES = 6  # a checkpoint has up to three files, in two caches
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
@@ -53,6 +56,26 @@ class Checkpoint:
         return "decoder_pos_embed" in self.state
 
 
+def read_weights(name: str | Path, **options: Any) -> Checkpoint:
+    """Read the weights that a name stands for: a model in the zoo, with or without its tag, or a
+    location (see names.py for the rule).
+
+    Args:
+        name: The name. A `Path` is always a location.
+        options: For hub repositories, see `download.from_hub`.
+
+    Raises:
+        UsageError: The name is neither.
+        CheckpointError, HubError, OutputError: See `read_checkpoint`.
+    """
+    entry = names.find_entry(name)
+    if entry is None:
+        return read_checkpoint(name, **options)
+    if names.exists(name):
+        log.warning("%s is the model in the zoo; for the file or folder, write ./%s", name, name)
+    return read_released(entry, zoo.split_tag(str(name))[1], **options)
+
+
 def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
@@ -62,15 +85,27 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
         options: For hub repositories, see `download.from_hub`.
 
     Raises:
+        UsageError: The source is "", or not a valid URL.
         CheckpointError: The file does not exist, is damaged or unsafe, is not a Hiera checkpoint,
             or holds NaN or infinite weights.
         HubError: It cannot be downloaded.
         OutputError: The cache cannot be written.
     """
-    return _load(_locate(source, options), str(source))
+    names.check_not_empty(source)
+    text = str(source)
+    if (found := _find_local(Path(source))) is not None:
+        return _load(found, text)
+    if text.startswith(("http://", "https://")):
+        return _load_cached(lambda: download.from_url(text, check=check_weights_file), text)
+    is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)
+    if HUB_ID.fullmatch(text) and not is_file_name:
+        return _load_cached(lambda: download.from_hub(text, **options), text, options)
+    raise CheckpointError(
+        f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
+    )
 
 
-def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
+def read_released(entry: zoo.ModelEntry, tag: str | None = None, **options: Any) -> Checkpoint:
     """Read a checkpoint from the zoo.
 
     It is looked for in the package, the hub's cache and torch.hub's cache, and then downloaded from
@@ -79,6 +114,7 @@ def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
     Args:
         entry: The model.
         tag: Which of its checkpoints; None for the default.
+        options: For hub repositories, see `download.from_hub`.
 
     Raises:
         UsageError: The model has no such checkpoint.
@@ -89,7 +125,10 @@ def read_released(entry: zoo.ModelEntry, tag: str | None = None) -> Checkpoint:
     if tag not in entry.checkpoints:
         hint = did_you_mean(tag, entry.checkpoints) or f"it has {', '.join(entry.checkpoints)}"
         raise UsageError(f"{entry.name} has no checkpoint {tag!r}", hint)
-    return _load(_fetch_released(entry.checkpoints[tag]), f"{entry.name}.{tag}")
+    found, source = entry.checkpoints[tag], f"{entry.name}.{tag}"
+    if found.bundled_path is not None:
+        return _load(download.FetchedFiles(found.bundled_path), source)
+    return _load_cached(lambda: _fetch_released(found, options), source, options)
 
 
 def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
@@ -158,30 +197,23 @@ def fit(
     return Fit(kept, dropped + unexpected, missing)
 
 
-def _locate(source: str | Path, options: dict[str, Any]) -> download.FetchedFiles:
-    """Return the local files of a checkpoint; see `read_checkpoint`."""
-    text, path = str(source), Path(source)
+def _find_local(path: Path) -> download.FetchedFiles | None:
+    """Return the files of a checkpoint that the user names by its path; None if there are none.
+
+    Raises:
+        CheckpointError: It is a folder without weights.
+    """
+    if not names.exists(path):
+        return None
     if path.is_dir():
         return _find_in_folder(path)
-    if path.is_file():
-        return download.FetchedFiles(path, *_find_config_and_card(path))
-    if text.startswith(("http://", "https://")):
-        return download.from_url(text)
-    if (
-        HUB_ID.fullmatch(text)
-        and not text.startswith(".")
-        and path.suffix not in download.FILE_ENDINGS
-    ):
-        return download.from_hub(text, **options)
-    raise CheckpointError(
-        f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
-    )
+    return download.FetchedFiles(path, *_find_config_and_card(path)) if path.is_file() else None
 
 
 def _find_in_folder(folder: Path) -> download.FetchedFiles:
     """Return the weights file of a folder: one with a usual name, or the only one."""
     usual = [folder / name for name in download.WEIGHT_NAMES]
-    others = sorted(p for p in folder.iterdir() if p.suffix in download.FILE_ENDINGS)
+    others = sorted(p for p in folder.iterdir() if p.suffix in names.FILE_ENDINGS)
     for path in usual + (others if len(others) == 1 else []):
         if path.is_file():
             return download.FetchedFiles(path, *_find_config_and_card(path))
@@ -203,26 +235,72 @@ def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
     return config, card
 
 
-def _fetch_released(entry: zoo.CheckpointEntry) -> download.FetchedFiles:
+def _fetch_released(entry: zoo.CheckpointEntry, options: dict[str, Any]) -> download.FetchedFiles:
     """Return the local files of a checkpoint in the zoo; see `read_released`."""
-    if entry.bundled_path is not None:
-        return download.FetchedFiles(entry.bundled_path)
     url = download.url_of(entry.file)
     try:
-        return download.from_hub(entry.hub, cached_only=True)
+        return download.from_hub(entry.hub, **{**options, "cached_only": True})
     except HubError:
-        if path := download.cached_url(url):
+        if path := download.cached_url(url, entry.sha256):
             return download.FetchedFiles(path)
     try:
-        return download.from_hub(entry.hub)
+        return download.from_hub(entry.hub, **options)
     except HubError as error:
-        if download.is_offline():
+        if _is_offline(options):
             raise
         log.debug("%s; trying %s", error.message, url)
         try:
-            return download.from_url(url, entry.sha256)
+            return download.from_url(url, entry.sha256, check_weights_file)
         except HubError as second:
             raise HubError(f"{error.message}; {second.message}", download.HINTS) from second
+
+
+def _load_cached(
+    fetch: Callable[[], download.FetchedFiles],
+    source: str,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint from the hub's or torch.hub's cache.
+
+    A damaged file in a cache would fail for ever, so it is removed and fetched again, once.
+
+    Args:
+        fetch: Returns the files, from the cache or by downloading them.
+        source: The name, for messages.
+        options: See `download.from_hub`.
+
+    Raises:
+        DamagedFile: A file in the cache is damaged, and we are offline.
+        HubError: A file cannot be downloaded, or arrives damaged.
+        CheckpointError: See `read_checkpoint`.
+    """
+    dropped: set[Path] = set()
+    for _ in range(MAX_FETCHES):
+        start = time.time()
+        try:
+            fetched = fetch()
+            start = time.time()
+            return _load(fetched, source)
+        except DamagedFile as error:
+            if _is_offline(options or {}):
+                hint = "it is in a cache: call again with a network, and it is fetched again"
+                raise DamagedFile(error.path, error.reason, hint) from error
+            download.drop_from_cache(error.path, unless_newer=start)
+            if error.path in dropped:
+                raise HubError(
+                    f"{source}: {error.path.name} {error.reason}", "try again"
+                ) from error
+            dropped.add(error.path)
+            log.warning("%s; it is removed from the cache, and fetched again", error.message)
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            log.debug("%s; another process has removed it", error.message)
+    raise HubError(f"{source} is damaged each time it is fetched", "try again")
+
+
+def _is_offline(options: Mapping[str, Any]) -> bool:
+    return download.is_offline() or bool(options.get("local_files_only"))
 
 
 def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:

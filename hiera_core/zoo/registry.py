@@ -24,7 +24,7 @@ class CheckpointEntry:
     Args:
         file: Name of the .pth file, relative to `download.WEIGHTS_URL`.
         hub: Hub repository.
-        sha256: Checksum of the .pth file, if it is known.
+        sha256: Checksum of the .pth file, if zoo.yaml lists it.
         asset: Name of a file in ASSETS. The other fields are then not set.
     """
 
@@ -116,12 +116,10 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
         config["q_pool"] = len(config["stages"]) - 2
     by_tag = table["checkpoints"][f"{input_name}_autoencoder" if autoencoder else input_name]
     base = name.removeprefix("mae_")
-    checkpoints = {
-        tag: CheckpointEntry(
-            **{key: text.format(base=base, name=name) for key, text in locations.items()}
-        )
-        for tag, locations in by_tag.items()
-    }
+    checkpoints = {}
+    for tag, locations in by_tag.items():
+        where = {key: text.format(base=base, name=name) for key, text in locations.items()}
+        checkpoints[tag] = CheckpointEntry(**where, sha256=table["sha256"].get(where.get("file")))
     return ModelEntry(
         name=name,
         kind=input_fields["kind"],

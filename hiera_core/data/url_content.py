@@ -1,0 +1,87 @@
+"""Fetch an input by its URL: a small one into memory, a large one into a temporary file.
+
+Many workers fetch at once, and a video stays open until its turn. So memory holds at most
+`IN_MEMORY_BYTES` of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import IO
+
+from ..errors import InputError
+from ..weights.fetch import FetchError, Response, open_url
+
+MAX_DOWNLOAD_BYTES = 512 << 20
+IN_MEMORY_BYTES = 16 << 20
+TOTAL_S = 600.0  # maximum duration of a download; one that is slower than 1 KiB/s ends sooner
+OPEN_FILES = Path("/proc/self/fd")  # Linux: paths of the files that this process has open
+
+
+def fetch_content(url: str) -> Path | bytes:
+    """Fetch a URL.
+
+    Returns:
+        The content, or the path of a temporary file. The file is removed when nothing refers to
+        the returned object any more.
+
+    Raises:
+        InputError: The server does not answer, is too slow, or redirects to a private address; or
+            the file is incomplete or too large.
+    """
+    try:
+        with open_url(url, total_s=TOTAL_S) as response:
+            return _collect(response)
+    except FetchError as error:
+        raise InputError(f"cannot be fetched ({error.reason})", "check the address") from error
+    except OSError as error:
+        hint = "free some space, or set TMPDIR to another folder"
+        raise InputError(f"cannot be stored ({error.strerror or error})", hint) from error
+
+
+def _collect(response: Response) -> Path | bytes:
+    """Return the content of a response; see `fetch_content`."""
+    too_large = InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")
+    if (response.length or 0) > MAX_DOWNLOAD_BYTES:
+        raise too_large
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as spool:
+        for chunk in response.chunks():
+            spool.write(chunk)
+            if spool.tell() > MAX_DOWNLOAD_BYTES:
+                raise too_large
+        size = spool.tell()
+        if response.length not in (None, size):
+            raise FetchError(f"{size} of {response.length} bytes arrived")
+        spool.seek(0)
+        return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
+
+
+class _TemporaryPath(type(Path())):  # type: ignore[misc]  # the class for this system
+    """Path of a temporary file that goes when this object does."""
+
+
+def _keep(spool: IO[bytes]) -> Path:
+    """Return a path of an open temporary file, which would otherwise be removed when it is closed.
+
+    On Linux this file has no name, so that nothing remains even if the process is killed.
+    """
+    if OPEN_FILES.is_dir():
+        descriptor = os.dup(spool.fileno())
+        path = _TemporaryPath(OPEN_FILES / str(descriptor))
+        weakref.finalize(path, os.close, descriptor)
+        return path
+    with tempfile.NamedTemporaryFile(prefix="hiera-", delete=False) as named:
+        path = _TemporaryPath(named.name)
+        weakref.finalize(path, _remove, named.name)
+        shutil.copyfileobj(spool, named)
+    return path
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(OSError):  # on Windows, a reader may still have it open
+        Path(name).unlink()

@@ -15,7 +15,7 @@ import typer
 
 import hiera_core
 
-from . import exit_codes, signals
+from . import exit_codes, native_output, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
 from .output_formats import flush_stdout
 
@@ -77,6 +77,7 @@ def main() -> None:
     if "--debug" not in sys.argv:
         # Warnings of other libraries would hide our one-line messages on stderr.
         warnings.simplefilter("ignore")
+        native_output.silence()
     signals.handle_signals()
     try:
         code = run(sys.argv[1:])

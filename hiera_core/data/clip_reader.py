@@ -80,8 +80,9 @@ def read_segments(
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
     video = Video(source, sampling.max_pixels)
-    note = "its format declares no length, so truncation cannot be detected"
-    notes = () if video.declares_length else (note,)
+    notes = video.notes
+    if not video.declares_length:
+        notes += ("its format declares no length, so truncation cannot be detected",)
     report = VideoReport(video.duration, video.fps, video.frames, notes=notes)
     if isinstance(transform, ImageTransform):
         assert sampling.every is not None

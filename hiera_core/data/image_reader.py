@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from ..errors import InputError, first_line
+from .deep_grey import deep_grey_to_rgb, is_deep_grey
+from .image_formats import open_header
 
-# Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
-# call external programs, or take any bytes for an image (TGA).
-FORMATS = [
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "JPEG2000",
-    "ICO",
-    "QOI",
-]
 MAX_PIXELS = 178_956_970  # the size at which Pillow raises its decompression bomb error
 BACKGROUND = (255, 255, 255)  # colour behind transparent pixels
+MAX_COUNTED_PAGES = 1000  # of a TIFF file, because each further page takes longer to find
+DAMAGED = "the file is damaged, or not an image"
+# Messages for errors whose own text does not help. The others are quoted.
 REASONS = {
-    "UnidentifiedImageError": "not a picture in a supported format",
     "MemoryError": "too large for this machine's memory",
 }
 
@@ -57,49 +41,22 @@ def open_image(
     """
     notes: list[str] = []
     try:
-        with _open(source) as image:
-            if image.width * image.height > max_pixels:
-                raise InputError(
-                    f"{image.width}x{image.height} pixels are more than {max_pixels}",
-                    "raise --max-pixels if you trust it",
-                )
-            frames = _count_frames(image)
-            if frames > 1:
-                notes.append(f"first of {frames} frames")
+        name = "" if isinstance(source, bytes) else str(source)
+        with _open(source) as file, open_header(file, name, max_pixels) as image:
+            if count := _count_frames(image):
+                notes.append(f"first of {count} frames")
             image.load()
             return to_rgb(_apply_orientation(image, notes), notes), notes
     except InputError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError((error.strerror or str(error)).lower(), "check the path") from error
-    except Exception as error:  # Pillow raises a dozen types on damaged files
+    except Image.DecompressionBombError as error:  # from readers that apply it in any case
         raise InputError(
-            REASONS.get(type(error).__name__) or first_line(error),
-            "the file is damaged, or not an image",
+            "more pixels than Pillow opens in this format", "convert it to PNG"
         ) from error
-
-
-@contextlib.contextmanager
-def without_pillow_limit() -> Iterator[None]:
-    """Disable Pillow's limit on pixels, so that only `max_pixels` of `open_image` applies.
-
-    Pillow's limit would warn about smaller images, and refuse larger ones that the user allows.
-    """
-    with _limit_lock:
-        _limit_users[0] += 1
-        if _limit_users[0] == 1:
-            _limit_users[1], Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        with _limit_lock:
-            _limit_users[0] -= 1
-            if _limit_users[0] == 0:
-                Image.MAX_IMAGE_PIXELS = _limit_users[1]
-
-
-_limit_lock = threading.Lock()
-_limit_users: list[Any] = [0, None]  # number of open contexts, and Pillow's own limit
+    except Exception as error:  # Pillow raises a dozen types on damaged files
+        raise InputError(REASONS.get(type(error).__name__) or first_line(error), DAMAGED) from error
 
 
 def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -109,8 +66,8 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scale_to_8_bits(image, notes)
+    if is_deep_grey(image):
+        return deep_grey_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
@@ -122,64 +79,48 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale_to_8_bits(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Convert 16-bit, 32-bit or float grey to RGB. Pillow alone would clip it to white.
+def _open(source: str | Path | bytes) -> IO[bytes]:
+    """Open a file or its bytes.
 
-    Integers are scaled by the range of their type. Pillow opens some 16-bit files in its 32-bit
-    mode, so values up to 65,535 count as 16-bit. Floats within [0, 1] are taken as they are;
-    others are scaled from their minimum to their maximum.
+    Raises:
+        InputError: It is empty.
+        OSError: It cannot be read.
     """
-    values = np.asarray(image)
-    low, high = 0.0, 65535.0
-    if image.mode == "F":
-        low, high = float(values.min()), float(values.max())
-        if not np.isfinite([low, high]).all():
-            raise InputError("float image holds NaN or infinity", "replace these values")
-        if low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-        else:
-            notes.append(f"float values scaled from {low:g}..{high:g}")
-    elif image.mode == "I" and values.max(initial=0) > 65535:
-        high = 2.0**31 - 1
-    grey = np.empty(values.shape, np.uint8)
-    for y, row in enumerate(values):  # one row at a time, because float64 takes a lot of memory
-        scaled = (row.astype(np.float64) - low) / max(high - low, 1e-12)
-        grey[y] = scaled.clip(0, 1) * 255 + 0.5
-    depth = "float" if image.mode == "F" else "32-bit" if high > 65535 else "16-bit"
-    notes.append(f"{depth} grey scaled to 8 bits")
-    return Image.fromarray(grey).convert("RGB")
+    file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+    if not file.read(1):
+        file.close()
+        raise InputError("empty file", DAMAGED)
+    file.seek(0)
+    return file
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
-    hint = "the file is damaged, or not an image"
-    if isinstance(source, bytes):
-        if not source:
-            raise InputError("empty file", hint)
-        return Image.open(io.BytesIO(source), formats=_formats())
-    path = Path(source)
-    if path.is_file() and path.stat().st_size == 0:
-        raise InputError("empty file", hint)
-    return Image.open(path, formats=_formats())
+def _count_frames(image: ImageFile.ImageFile) -> str:
+    """Return the number of frames of an animation, or "" for a still image.
 
-
-@functools.cache
-def _formats() -> list[str]:
-    """Return those of FORMATS that this Pillow was built with."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _count_frames(image: Image.Image) -> int:
-    """Return the number of frames of an animation, and leave the image at its first frame."""
+    The image is left at its first frame.
+    """
     if image.format == "MPO":  # holds variants of one photo, not frames
-        return 1
+        return ""
     try:
-        return int(getattr(image, "n_frames", 1))
+        if image.format == "TIFF":
+            return _count_pages(image)
+        count = int(getattr(image, "n_frames", 1))
+        return str(count) if count > 1 else ""
     except Exception:  # counting reads the later frames; only the first has to be intact
-        return 1
+        return ""
     finally:
         with contextlib.suppress(Exception):
             image.seek(0)
+
+
+def _count_pages(image: ImageFile.ImageFile) -> str:
+    """Return the number of pages of a TIFF file, as `_count_frames` does."""
+    for count in range(1, MAX_COUNTED_PAGES + 1):
+        try:
+            image.seek(count)
+        except EOFError:
+            return str(count) if count > 1 else ""
+    return f"more than {MAX_COUNTED_PAGES}"
 
 
 def _apply_orientation(image: Image.Image, notes: list[str]) -> Image.Image:

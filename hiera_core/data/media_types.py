@@ -35,6 +35,10 @@ _VIDEO_SIGNATURE = re.compile(
     rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",  # MPEG transport stream, 188 or 192 bytes per packet
     re.DOTALL,
 )
+_SOUND_SIGNATURE = re.compile(
+    rb"RIFF....WAVE|ID3[\x02-\x04]|\xff[\xfb\xf3\xf2\xfa\xf1\xf9]|fLaC|FORM....AIF[FC]|#!AMR|\.snd",
+    re.DOTALL,
+)
 
 
 def kind_of(content: Path | bytes, name: str) -> Kind:
@@ -42,7 +46,7 @@ def kind_of(content: Path | bytes, name: str) -> Kind:
     extension of `name`.
 
     Raises:
-        InputError: The file cannot be read, or is empty.
+        InputError: The file cannot be read, is empty, or holds only sound.
     """
     if isinstance(content, bytes):
         start = content[:SIGNATURE_BYTES]
@@ -54,6 +58,8 @@ def kind_of(content: Path | bytes, name: str) -> Kind:
             raise as_input_error(error) from error
     if not start:
         raise InputError("empty file", "the file is damaged, or not an image or video")
+    if _SOUND_SIGNATURE.match(start):
+        raise InputError("a sound file", "give images or videos")
     return sniff_kind(start) or ("video" if ending_of(name) in VIDEO_ENDINGS else "image")
 
 

@@ -2,6 +2,7 @@
 
 Times are in seconds from the first frame. Frame `i` of a video is the frame that a viewer sees at
 time `i / fps`, where `fps` is the average frame rate. At a constant rate that is the i-th frame.
+Every frame is the one that decoding the file from its start gives.
 """
 
 from __future__ import annotations
@@ -21,21 +22,15 @@ from av.video.reformatter import VideoReformatter
 
 from ..errors import InputError
 from .image_reader import MAX_PIXELS
+from .video_timeline import read_timeline
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
 # concat) would read other files and URLs.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v,mxf,dv,nut"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-# Formats without an index. FFmpeg only guesses their length, and they have too few time stamps to
-# seek by, so they are read from start to end.
-NO_INDEX_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
-# Formats without a length. A truncated file looks like a shorter video.
-NO_LENGTH_FORMATS = ("mpegts", *NO_INDEX_FORMATS)
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
-MAX_RATE = 1000  # frames per second; a higher declared rate is an error in the file
-FALLBACK_RATE = 30.0
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -48,6 +43,14 @@ class DecodedFrame:
     intact: bool  # False if the frame is damaged, or stands in for one that is lost
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A decoded frame, and when it is shown."""
+
+    time: float
+    frame: Any
+
+
 class Video:
     """An open video. Use it as a context manager, from one thread at a time.
 
@@ -56,12 +59,16 @@ class Video:
         max_pixels: A video with more pixels per frame is refused, before any frame is decoded.
 
     Attributes:
-        frames: Number of frames, as the file declares it, or counted if it declares none.
+        frames: Number of frames, counted unless the header lists them all. Frames that are missing
+            at the end of a file that was cut off are included.
         fps: Average frame rate.
         width, height: Size of a frame in pixels, before rotation.
+        declares_length: Whether the file declares its length, so that truncation is noticed.
+        notes: What the header says wrongly.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or has no video stream.
+        InputError: The file is missing, damaged, too large, or has no video stream; or more than a
+            tenth of its frames are missing at its end.
     """
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
@@ -75,11 +82,14 @@ class Video:
         except BaseException:
             self.close()
             raise
-        self._tolerance = 0.25 / self.fps  # time stamps are rounded to the container's ticks
+        # Time stamps are rounded to the container's ticks.
+        self._tolerance = 0.25 / self.fps + min(self._tick, 0.1 / self.fps)
         self._reformatter = VideoReformatter()  # shared by all frames, because setup is slow
-        self._current: Any = None  # the frame that is shown now
-        self._next: Any = None  # the frame after it
-        self._decoded: Iterator[Any] = iter(())  # the frames after that
+        self._current: _Shown | None = None  # the frame that is shown now
+        self._next: _Shown | None = None  # the frame after it
+        self._decoded: Iterator[_Shown] = iter(())  # the frames after that
+        self._source: Iterator[Any] = iter(())  # the packets that are still to be decoded
+        self._first_time = 0.0  # frames before this one depend on frames that were not read
         self._packet_times: list[float] = []  # sorted; of the packets read since the last seek
 
     def __enter__(self) -> Self:
@@ -93,17 +103,12 @@ class Video:
         self._container.close()
 
     @property
-    def declares_length(self) -> bool:
-        """Whether the container declares its length, so that truncation is noticed."""
-        return self._container.format.name not in NO_LENGTH_FORMATS
-
-    @property
     def duration(self) -> float:
         """Duration in seconds."""
         return self.frames / self.fps
 
     def read(self, indices: Sequence[int]) -> Iterator[DecodedFrame]:
-        """Yield frames by index, in ascending order. At most two frames are in memory at a time.
+        """Yield frames by index. Ascending order is fast. At most two frames are in memory at once.
 
         Raises:
             InputError: No frame can be decoded.
@@ -137,119 +142,119 @@ class Video:
                 "raise --max-pixels if you trust it",
             )
         self._tick = float(stream.time_base or 1 / 90_000)
-        self._start = (stream.start_time or 0) * self._tick
 
     def _measure(self) -> None:
-        """Get the number of frames and the frame rate from the headers, or from all packets."""
-        stream = self._stream
-        rate = stream.average_rate or stream.guessed_rate
-        self._seekable = self._container.format.name not in NO_INDEX_FORMATS
-        seconds = self._declared_seconds() if self._seekable else 0.0
-        if rate and 0 < rate < MAX_RATE and (stream.frames or seconds):
-            self.fps = float(rate)
-            self.frames = stream.frames or max(1, round(seconds * self.fps))
-        else:
-            times = sorted(self._time(p) for p in self._packets())
-            self.frames = max(1, len(times))
-            span = times[-1] - times[0] if times else 0.0
-            plausible = span > 0 and (len(times) - 1) / span < MAX_RATE
-            self.fps = (len(times) - 1) / span if plausible else FALLBACK_RATE
-            self._start = times[0] + self._start if times else self._start
-        base = stream.base_rate
-        self._constant_rate = bool(rate and base and abs(float(base / rate) - 1) < 1e-3)
-
-    def _declared_seconds(self) -> float:
-        """Return the length of the video stream, or 0 if it is not declared.
-
-        The container's own length may be that of the audio.
-        """
-        stream, container = self._stream, self._container
-        if stream.duration:
-            return float(stream.duration * self._tick)
-        if (tag := _parse_seconds(stream.metadata.get("DURATION", ""))) is not None:
-            return tag - self._start  # Matroska's tag is the time at which the last frame ends
-        if not container.duration:
-            return 0.0
-        declared = container.duration / av.time_base
-        if len(container.streams) == 1:
-            return declared
-        ends = self._stream_ends(declared)
-        reaches_end = max(ends.values(), default=0.0) > declared - 1.0
-        return ends.get(stream.index, declared) if reaches_end else declared
-
-    def _stream_ends(self, declared: float) -> dict[int, float]:
-        """Return the time at which each stream ends, from the packets of the last seconds."""
-        ends: dict[int, float] = {}
-        with contextlib.suppress(av.FFmpegError):
-            self._at_start = False
-            self._container.seek(int(max(0.0, declared - 5) * av.time_base))
-            for packet in self._container.demux():
-                if packet.pts is not None:
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    ends[packet.stream.index] = max(ends.get(packet.stream.index, 0.0), end)
-        return {index: end - self._start for index, end in ends.items()}
+        """Get the number of frames and the frame rate."""
+        self._timeline = timeline = read_timeline(self._container, self._stream)
+        self._at_start = timeline.present is None  # else the file has been read to count frames
+        self._seekable = not timeline.in_order
+        self.frames, self.fps, self.notes = timeline.frames, timeline.fps, timeline.notes
+        self.declares_length = timeline.declares_length
+        if timeline.present is not None:
+            check_damage(timeline.frames - timeline.present, timeline.frames)
 
     # Reading ----------------------------------------------------------------------------------
 
     def _read_frame(self, index: int) -> DecodedFrame:
         time = index / self.fps
-        passed = self._current is None or time < self._time(self._current) - self._tolerance
-        if passed or (self._seekable and time - self._time(self._current) > SEEK_GAP_S):
-            self._seek(time)
-        self._advance(time)
-        frame = self._current if self._current is not None else self._next
-        if frame is None:
+        shown, intact = self._show(time)
+        if not intact and self._seekable and self._has_sought:
+            # Seeking can land within a group of frames that depend on earlier ones. Frames of an
+            # undamaged file are found in any case if the file is read from its start.
+            self._seekable, self._current, self._next = False, None, None
+            shown, intact = self._show(time)
+        if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
-        return DecodedFrame(index, self._pixels(frame), self._is_intact(frame, time))
+        return DecodedFrame(index, self._pixels(shown.frame), intact)
+
+    def _show(self, time: float) -> tuple[_Shown | None, bool]:
+        """Return the frame that is shown at `time`, and whether it is undamaged."""
+        if self._needs_seek(time):
+            self._seek(time)
+        while self._next is not None and self._next.time <= time + self._tolerance:
+            self._current, self._next = self._next, next(self._decoded, None)
+        shown = self._current or self._next
+        return shown, shown is not None and self._is_intact(shown, time)
+
+    def _needs_seek(self, time: float) -> bool:
+        """Return whether the frame at `time` is behind, or far ahead with a key frame between."""
+        if self._current is None or time < self._current.time - self._tolerance:
+            return True
+        if not self._seekable or time - self._current.time <= SEEK_GAP_S:
+            return False
+        keys = self._timeline.keys
+        return not keys or self._key_time(self._key_before(time)) > self._current.time
 
     def _seek(self, time: float) -> None:
-        """Go to a key frame at or before `time`. If a seek lands after it, seek further back."""
-        for back in (*STEPS_BACK_S, time + 1.0):
-            self._restart(time - back)
-            self._next = next(self._decoded, None)
-            if self._next is not None and self._time(self._next) <= time + self._tolerance:
-                return
-            if time - back <= 0:
-                return
-
-    def _restart(self, time: float) -> None:
-        """Decode from a key frame at or before `time`, or from the start if seeking fails."""
-        try:
-            if time > 0 and self._seekable:
-                target = int((time + self._start) / self._tick)
-                self._container.seek(target, stream=self._stream, backward=True)
-                self._at_start = False
-        except av.FFmpegError:  # no index
-            time = 0.0
-        from_start = time <= 0 or not self._seekable
-        if from_start and not self._at_start:  # a seek to the start may miss the first key frame
+        """Go to a key frame at or before `time`, or to the start of the file if that fails."""
+        if self._seekable and time > 0:
+            key = self._key_before(time) if self._timeline.keys else None
+            target = time if key is None else self._key_time(key)
+            for back in STEPS_BACK_S:
+                if target - back <= 0 or not self._seek_to(target - back):
+                    break
+                self._start_decoding(key)
+                if self._next is not None and self._next.time <= time + self._tolerance:
+                    if self._next.frame.key_frame:
+                        return
+                    break  # the index is wrong
+        if not self._at_start:  # seeking to the start could miss the first key frame
             self.close()
             self._open()
-        self._current = self._next = None
-        self._packet_times = []
+        self._has_sought = False
+        self._start_decoding(None)
+
+    def _seek_to(self, time: float) -> bool:
+        """Seek to a key frame at or before `time`, and return whether the container can."""
+        self._at_start, self._has_sought = False, True
+        try:
+            target = round((time + self._timeline.start) / self._tick)
+            self._container.seek(target, stream=self._stream, backward=True)
+        except av.FFmpegError:  # no index
+            return False
+        return True
+
+    def _start_decoding(self, key: int | None) -> None:
+        """Decode from here on, or from the packet with the time stamp `key`."""
+        self._current, self._packet_times = None, []
+        packets = self._packets()
+        self._source = packets if key is None else _from_key(packets, key)
+        self._first_time = -1.0 if key is None else self._key_time(key)
         self._decoded = self._decode()
+        self._next = next(self._decoded, None)
 
-    def _advance(self, time: float) -> None:
-        """Decode until the next frame is later than `time`."""
-        while self._next is not None and self._time(self._next) <= time + self._tolerance:
-            self._current, self._next = self._next, next(self._decoded, None)
+    def _key_before(self, time: float) -> int:
+        """Return the time stamp, in ticks, of the last key frame at or before `time`."""
+        keys = self._timeline.keys
+        ticks = (time + self._tolerance + self._timeline.start) / self._tick
+        return keys[max(0, bisect.bisect_right(keys, ticks) - 1)]
 
-    def _decode(self) -> Iterator[Any]:
-        """Yield the frames from here on. Frames that cannot be decoded are skipped."""
-        last = None
-        for packet in itertools.chain(self._packets(), [None]):  # None flushes the decoder
+    def _key_time(self, key: int) -> float:
+        return key * self._tick - self._timeline.start
+
+    def _decode(self) -> Iterator[_Shown]:
+        """Yield the frames of the packets from `self._source`. Frames that cannot be decoded are skipped."""
+        in_order, last, count = self._timeline.in_order, None, 0
+        for number, packet in enumerate(itertools.chain(self._source, [None])):  # None: flush
             if packet is not None:
-                bisect.insort(self._packet_times, self._time(packet))
+                time = number / self.fps if in_order else self._time(packet)
+                bisect.insort(self._packet_times, time)
                 del self._packet_times[:-512]
             try:
                 decoded = self._stream.codec_context.decode(packet)
             except av.FFmpegError:
                 continue
             for frame in decoded:
+                if in_order:
+                    yield _Shown(count / self.fps, frame)
+                    count += 1
+                    continue
                 if frame.pts is None:  # AVI without time stamps: frames follow one another
                     frame.pts = frame.dts if frame.dts is not None else self._pts_after(last)
                 last = frame
-                yield frame
+                time = self._time(frame)
+                if time >= self._first_time - self._tolerance:
+                    yield _Shown(time, frame)
 
     def _packets(self) -> Iterator[Any]:
         """Yield the packets of the stream for as long as they can be read."""
@@ -257,18 +262,19 @@ class Video:
         with contextlib.suppress(av.FFmpegError):
             yield from (p for p in self._container.demux(self._stream) if p.size)
 
-    def _is_intact(self, frame: Any, time: float) -> bool:
-        """Return whether `frame` is undamaged and is the frame that belongs at `time`."""
-        start, interval = self._time(frame), 1 / self.fps
+    def _is_intact(self, shown: _Shown, time: float) -> bool:
+        """Return whether a frame is undamaged and is the one that belongs at `time`."""
+        start, interval = shown.time, 1 / self.fps
         count = bisect.bisect_right(self._packet_times, time + self._tolerance)
         # A later frame than this one was read from the file, but could not be decoded.
         undecoded = count and self._packet_times[count - 1] - start > 0.5 * interval
-        lasts = max(interval, self._usual_interval(), float((frame.duration or 0) * self._tick))
+        duration = float((shown.frame.duration or 0) * self._tick)
+        lasts = max(interval, self._usual_interval(), duration)
         is_over = time + 0.5 * self._tolerance >= start + lasts
         # The next frame should be shown by now, but it is missing from the file.
-        missing = is_over and (self._next is None or self._constant_rate)
+        missing = is_over and (self._next is None or self._timeline.constant_rate)
         too_late = start > time + 1.5 * interval
-        return not (frame.is_corrupt or undecoded or missing or too_late)
+        return not (shown.frame.is_corrupt or undecoded or missing or too_late)
 
     def _usual_interval(self) -> float:
         """Return the median time between recent frames; the declared rate may be wrong."""
@@ -283,8 +289,7 @@ class Video:
 
     def _time(self, item: Any) -> float:
         """Return the time of a frame or packet."""
-        stamp = item.pts if item.pts is not None else item.dts
-        return (stamp or 0) * self._tick - self._start
+        return (_stamp(item) or 0) * self._tick - self._timeline.start
 
     def _pts_after(self, frame: Any) -> int:
         """Return the time stamp, in ticks, of the frame that follows `frame` (None: the first)."""
@@ -326,10 +331,18 @@ def _is_cover_art(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _parse_seconds(text: str) -> float | None:
-    """`00:01:02.500000000` -> 62.5; None if there is no such text."""
-    parts = text.split(":")
-    try:
-        return sum(float(p) * 60**i for i, p in enumerate(reversed(parts))) if text else None
-    except ValueError:
-        return None
+def _stamp(item: Any) -> int | None:
+    """Return the time stamp of a frame or packet in ticks, if it has one."""
+    stamp: int | None = item.pts if item.pts is not None else item.dts
+    return stamp
+
+
+def _from_key(packets: Iterator[Any], key: int) -> Iterator[Any]:
+    """Return the packets from the key frame at `key` on; none if a later one comes first."""
+    for packet in packets:
+        stamp = _stamp(packet)
+        if stamp == key:
+            return itertools.chain([packet], packets)
+        if packet.is_keyframe and stamp is not None and stamp > key:
+            break
+    return iter(())

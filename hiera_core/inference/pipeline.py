@@ -24,7 +24,7 @@ from PIL import Image
 from ..data import sources
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
-from ..data.image_reader import open_image, without_pillow_limit
+from ..data.image_reader import open_image
 from ..data.media_types import kind_of
 from ..data.sources import Source
 from ..errors import HieraError, InputError, UsageError, check_positive
@@ -162,20 +162,19 @@ class Pipeline(Generic[R]):
         waiting: list[DecodedInput] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
-            with without_pillow_limit():
-                for decoded in prefetch_map(
-                    self._decode,
-                    self._begin_records(inputs),
-                    pool=pool,
-                    limit=limit,
-                    cost=lambda item: limit // self.workers if item[0].looks_like_video else 1,
-                ):
-                    if decoded is not None:
-                        waiting.append(decoded)
-                    if decoded is None or self._fills_batch(waiting):
-                        yield from self._compute(waiting, pool)
-                        waiting = []
-                yield from self._compute(waiting, pool)
+            for decoded in prefetch_map(
+                self._decode,
+                self._begin_records(inputs),
+                pool=pool,
+                limit=limit,
+                cost=lambda item: limit // self.workers if item[0].looks_like_video else 1,
+            ):
+                if decoded is not None:
+                    waiting.append(decoded)
+                if decoded is None or self._fills_batch(waiting):
+                    yield from self._compute(waiting, pool)
+                    waiting = []
+            yield from self._compute(waiting, pool)
         finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -14,7 +14,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data.datasets import Splits, open_splits
-from ..data.image_reader import without_pillow_limit
 from ..errors import TrainingError, UsageError
 from . import optimizer
 from .build import RunOptions, TrainingSetup, build_training
@@ -162,8 +161,7 @@ class Trainer:
             if not last["step"]:
                 facts = self.setup.facts(self.sampler.steps, self.splits)
                 self.run_log.log_event("start", step=0, **facts)
-            with without_pillow_limit():
-                self._train_from(last)
+            self._train_from(last)
             if self.world.is_main_process:
                 self.run_log.draw_curves()
         finally:

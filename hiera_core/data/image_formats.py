@@ -1,0 +1,206 @@
+"""Open image files with Pillow's readers, and check their size before anything is decoded.
+
+`Image.open` checks sizes too, but by a limit that all threads of a process share. Here the limit
+belongs to the call, and Pillow's own limit is neither used nor changed.
+
+Three of Pillow's readers allocate pixels while they open a file. Their files are checked first, or
+the reader is replaced by one that allocates nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Callable
+from typing import IO, Any
+
+from PIL import BmpImagePlugin, GifImagePlugin, IcoImagePlugin, Image, ImageFile, PngImagePlugin
+from PIL import TiffImagePlugin as Tiff
+
+from ..errors import InputError
+
+# Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
+# call external programs, or take any bytes for an image (TGA).
+FORMATS = [
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    "QOI",
+]
+MAX_TILES = 16_384  # of a JPEG 2000 image; its decoder needs about 10 kB for each
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+Size = tuple[int, int]
+
+
+def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """Return an image of which only the header has been read.
+
+    Args:
+        file: The file, open at its start.
+        name: Its path, or "" if it is in memory.
+        max_pixels: An image with more pixels is refused.
+
+    Raises:
+        InputError: The image is too large, or in no supported format.
+        Exception: Pillow raises many types for damaged files.
+    """
+    prefix = file.read(16)
+    for format in _formats():
+        reader, accepts = Image.OPEN[format]
+        accepted = accepts is None or accepts(prefix)
+        if isinstance(accepted, str) or not accepted:  # a str says why not
+            continue
+        try:
+            file.seek(0)
+            for size in _SIZES_BEFORE_OPENING.get(format, _no_sizes)(file):
+                _check_size(size, max_pixels)
+            file.seek(0)
+            image: ImageFile.ImageFile = _READERS.get(format, reader)(file, name)
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # not a file of this format after all
+        for size in (image.size, _tile_size(image)):
+            _check_size(size, max_pixels)
+        return image
+    raise InputError("not a picture in a supported format", "the file is damaged, or not an image")
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Return those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_size(size: Size, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{width}x{height} pixels are more than {max_pixels}",
+            "raise --max-pixels if you trust it",
+        )
+
+
+# Readers ----------------------------------------------------------------------------------------
+
+
+class _StillGif(GifImagePlugin.GifImageFile):
+    """Reader of the first frame of a GIF.
+
+    Pillow prepares the area that the second frame shows while it opens the file, and the file may
+    declare an area of any size. Without a disposal method there is no such area.
+    """
+
+    @property
+    def disposal_method(self) -> int:
+        return 0
+
+    @disposal_method.setter
+    def disposal_method(self, value: int) -> None:
+        pass
+
+
+class _Tiff(Tiff.TiffImageFile):
+    """TIFF reader that allocates the pixels without asking for Pillow's own limit again."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+
+_READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {"GIF": _StillGif, "TIFF": _Tiff}
+
+
+def _tile_size(image: ImageFile.ImageFile) -> Size:
+    """Return the size of a tile of a TIFF file, which may exceed the image; (0, 0) without."""
+    tags = getattr(image, "tag_v2", {})
+    size = tags.get(Tiff.TILEWIDTH, 0), tags.get(Tiff.TILELENGTH, 0)
+    return size if all(isinstance(side, int) for side in size) else (0, 0)
+
+
+# Sizes in headers -------------------------------------------------------------------------------
+
+
+def _no_sizes(file: IO[bytes]) -> list[Size]:
+    return []
+
+
+def _webp_sizes(file: IO[bytes]) -> list[Size]:
+    """Return the size of the canvas, which the decoder allocates when it opens a file."""
+    head = file.read(30)
+    chunk = head[12:16]
+    if chunk == b"VP8X":
+        width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (24, 27))
+    elif chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", head, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", head, 26))
+    return [(width, height)]
+
+
+def _icon_sizes(file: IO[bytes]) -> list[Size]:
+    """Return the size of the image that Pillow decodes when it opens an icon.
+
+    It is a PNG or BMP file within the icon, and may be larger than the icon's directory says.
+    """
+    icon = IcoImagePlugin.IcoFile(file)
+    file.seek(icon.entry[0].offset)
+    is_png = file.read(8) == PNG_SIGNATURE
+    file.seek(icon.entry[0].offset)
+    reader: Any = PngImagePlugin.PngImageFile if is_png else BmpImagePlugin.DibImageFile
+    return [reader(file).size]
+
+
+def _jpeg2000_sizes(file: IO[bytes]) -> list[Size]:
+    """Return the size of the codestream, which may differ from that in the file's own header.
+
+    Raises:
+        InputError: The image has too many tiles.
+        SyntaxError: The file has no codestream.
+    """
+    _find_codestream(file)
+    x1, y1, x0, y0, tile_width, tile_height = struct.unpack(">4x6I", file.read(28))
+    if not (tile_width and tile_height):
+        raise SyntaxError("a JPEG 2000 file with tiles of no size")
+    width, height = x1 - x0, y1 - y0
+    if -(-width // tile_width) * -(-height // tile_height) > MAX_TILES:
+        raise InputError(
+            f"a JPEG 2000 image of {tile_width}x{tile_height} tiles", "convert it to PNG"
+        )
+    return [(width, height)]
+
+
+def _find_codestream(file: IO[bytes]) -> None:
+    """Go to the segment after the first two markers of a JPEG 2000 codestream."""
+    if file.read(4) == b"\xff\x4f\xff\x51":
+        return
+    file.seek(0)
+    kind = b""
+    while kind != b"jp2c":  # boxes: length, type, content
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if length == 1:
+            length = struct.unpack(">Q", file.read(8))[0] - 8
+        if kind != b"jp2c":
+            if not 8 <= length < 2**62:
+                raise SyntaxError("a box of a JPEG 2000 file is damaged")
+            file.seek(length - 8, io.SEEK_CUR)
+    if file.read(4) != b"\xff\x4f\xff\x51":
+        raise SyntaxError("a JPEG 2000 file without a codestream")
+
+
+# What each format declares, for readers that allocate pixels before they return.
+_SIZES_BEFORE_OPENING: dict[str, Callable[[IO[bytes]], list[Size]]] = {
+    "WEBP": _webp_sizes,
+    "ICO": _icon_sizes,
+    "JPEG2000": _jpeg2000_sizes,
+}

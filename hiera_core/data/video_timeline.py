@@ -1,0 +1,217 @@
+"""Find out how many frames a video has and when each is shown: from its header, or, where headers
+are often missing or wrong, from its packets, without decoding them."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+import numpy as np
+
+from ..errors import InputError
+
+MAX_RATE = 1000  # frames per second; a higher declared rate is an error in the file
+FALLBACK_RATE = 30.0
+# Formats whose header lists every frame. FFmpeg reads this list when it opens a file.
+INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
+# Formats without time stamps, or with too few. Their frames follow one another at a constant rate.
+NO_STAMP_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
+# Formats whose header does not declare a length. A truncated file looks like a shorter video.
+NO_LENGTH_FORMATS = ("mpegts", "ogg", "dv", *NO_STAMP_FORMATS)
+SAME_FRAME = 0.25  # packets nearer than this, in usual intervals, belong to one frame
+MIN_DISTINCT = 0.4  # if fewer packets have distinct time stamps, these say nothing
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown. Times are in seconds from the first frame."""
+
+    frames: int  # that the video has, or had before it was cut off
+    fps: float  # average rate
+    start: float  # time stamp of the first frame, in seconds
+    constant_rate: bool
+    in_order: bool = False  # time stamps are unusable: frame i is the i-th that is decoded
+    present: int | None = None  # how many frames are in the file; None if they were not counted
+    keys: tuple[int, ...] = ()  # time stamps of the key frames, in ticks, ascending
+    declares_length: bool = True  # whether a truncated file would be noticed
+    notes: tuple[str, ...] = ()
+
+
+def read_timeline(container: Any, stream: Any) -> Timeline:
+    """Return the timeline of a stream. The container is read to its end, unless its header lists
+    all frames.
+
+    Raises:
+        InputError: The file has no frames.
+    """
+    header = _Header.read(container, stream)
+    if header.lists_all_frames:
+        return Timeline(header.frames, header.rate, header.start, header.constant_rate)
+    packets = _scan(container, stream)
+    if not packets.stamps:
+        raise InputError("no frame can be decoded", "the file is damaged or truncated")
+    in_order = header.format in NO_STAMP_FORMATS or not packets.ordered
+    times = _distinct(np.sort(np.asarray(packets.stamps)) * header.tick)
+    if in_order or len(times) < MIN_DISTINCT * len(packets.stamps):
+        in_order, fps = True, header.rate or FALLBACK_RATE
+        times = np.arange(len(packets.stamps)) / fps
+    else:
+        fps = _average_rate(times, header.rate)
+    end = float(times[-1]) + 1 / fps
+    lost = header.lost_seconds(end, float(times[0]), packets.last_end)
+    present = len(times)
+    frames = present + (round(lost * fps) if lost > 0.5 / fps else 0)
+    return Timeline(
+        frames=frames,
+        fps=fps,
+        start=float(times[0]),
+        constant_rate=header.constant_rate and fps == header.rate,
+        in_order=in_order,
+        present=present,
+        keys=tuple(sorted(set(packets.keys))),
+        declares_length=header.seconds > 0,
+        notes=_notes(header, frames),
+    )
+
+
+def _notes(header: _Header, frames: int) -> tuple[str, ...]:
+    declared = header.frames or round(header.seconds * header.rate)
+    if not declared or abs(declared - frames) <= 1 or header.is_shared:
+        return ()
+    return (f"the header declares {declared} frames, and the file has {frames}",)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file declares. Numbers that it does not declare are 0."""
+
+    format: str
+    tick: float  # unit of time stamps, in seconds
+    start: float
+    rate: float
+    constant_rate: bool
+    frames: int
+    seconds: float
+    is_shared: bool = False  # `seconds` is that of the container, which may be that of the sound
+    is_absolute: bool = False  # `seconds` counts from time stamp 0, not from the first frame
+
+    @classmethod
+    def read(cls, container: Any, stream: Any) -> _Header:
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        rate = rate if 0 < rate < MAX_RATE else 0.0
+        tick = float(stream.time_base or 1 / 90_000)
+        base = float(stream.base_rate or 0)
+        seconds, is_shared, is_absolute = _declared_seconds(container, stream, tick)
+        return cls(
+            format=container.format.name,
+            tick=tick,
+            start=(stream.start_time or 0) * tick,
+            rate=rate,
+            constant_rate=bool(rate) and abs(base / rate - 1) < 1e-3,
+            frames=stream.frames,
+            seconds=seconds,
+            is_shared=is_shared,
+            is_absolute=is_absolute,
+        )
+
+    @property
+    def lists_all_frames(self) -> bool:
+        """Whether the number of frames can be taken from the header.
+
+        An edit list may hide some of the frames. The duration is then shorter.
+        """
+        if self.format not in INDEXED_FORMATS or not self.frames or not self.rate:
+            return False
+        return abs(self.seconds * self.rate - self.frames) <= max(1.0, 0.01 * self.frames)
+
+    def lost_seconds(self, end: float, start: float, last_end: float) -> float:
+        """Return how much is missing at the end of the file.
+
+        Args:
+            end, start: When the first frame begins and the last one ends.
+            last_end: When the last stream of the file ends.
+        """
+        if self.is_shared and last_end > self.seconds - 1.0:
+            return 0.0  # another stream is longer than the video
+        return self.seconds - end if self.is_absolute else self.seconds - (end - start)
+
+
+def _declared_seconds(container: Any, stream: Any, tick: float) -> tuple[float, bool, bool]:
+    """Return the declared length and whether it is shared and absolute; see `_Header`."""
+    if container.format.name in NO_LENGTH_FORMATS:
+        return 0.0, False, False
+    if stream.duration:
+        return float(stream.duration * tick), False, False
+    if tag := _parse_seconds(stream.metadata.get("DURATION", "")):
+        return tag, False, True  # Matroska's tag is the time at which the last frame ends
+    if container.duration:
+        return container.duration / av.time_base, len(container.streams) > 1, True
+    return 0.0, False, False
+
+
+@dataclass
+class _Packets:
+    """The packets of a stream. Time stamps are in ticks."""
+
+    stamps: array[int] = field(default_factory=lambda: array("q"))
+    keys: list[int] = field(default_factory=list)  # time stamps of key frames
+    ordered: bool = True  # whether all time stamps are there, and tell the order of the frames
+    last_end: float = 0.0  # seconds; of all streams of the file
+
+
+def _scan(container: Any, stream: Any) -> _Packets:
+    """Read all packets of a file, without decoding them."""
+    found = _Packets()
+    reordered = stream.codec_context.has_b_frames
+    last_dts = None
+    with contextlib.suppress(av.FFmpegError):  # what follows a damaged part is not there
+        for packet in container.demux():
+            if not packet.size or packet.is_discard:
+                continue
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and packet.time_base:
+                end = float((stamp + (packet.duration or 0)) * packet.time_base)
+                found.last_end = max(found.last_end, end)
+            if packet.stream.index != stream.index:
+                continue
+            found.stamps.append(stamp or 0)
+            if packet.is_keyframe and stamp is not None:
+                found.keys.append(stamp)
+            if stamp is None or (packet.pts is None and reordered):
+                found.ordered = False
+            if packet.dts is not None:
+                if last_dts is not None and packet.dts < last_dts:
+                    found.ordered = False  # the clock was reset
+                last_dts = packet.dts
+    return found
+
+
+def _distinct(times: np.ndarray) -> np.ndarray:
+    """Return the times of frames, from those of packets: two fields, or a hidden frame and the one
+    that shows it, may have packets of their own."""
+    gaps = np.diff(times)
+    if not (gaps > 0).any():
+        return times
+    usual = float(np.median(gaps[gaps > 0]))
+    return times[np.concatenate(([True], gaps > SAME_FRAME * usual))]
+
+
+def _average_rate(times: np.ndarray, declared: float) -> float:
+    """Return the declared rate if the frames follow it, else their average rate."""
+    intervals, span = len(times) - 1, float(times[-1] - times[0])
+    if declared and abs(declared * span - intervals) < 0.5:
+        return declared
+    plausible = span > 0 and intervals / span < MAX_RATE
+    return intervals / span if plausible else declared or FALLBACK_RATE
+
+
+def _parse_seconds(text: str) -> float | None:
+    """`00:01:02.500000000` -> 62.5; None if there is no such text."""
+    parts = text.split(":")
+    try:
+        return sum(float(p) * 60**i for i, p in enumerate(reversed(parts))) if text else None
+    except ValueError:
+        return None

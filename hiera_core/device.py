@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +12,20 @@ import torch
 from .errors import DeviceError, UsageError, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Our names for those that PyTorch and its users have.
+SHORT_NAMES = {
+    "float32": "fp32",
+    "float": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+}
 
 
-def select_device(name: str = "auto") -> torch.device:
-    """Return a device by its name. `auto` is CUDA if available, else MPS, else the CPU.
+def select_device(name: str | torch.device = "auto") -> torch.device:
+    """Return a device by its name, such as `cuda` or `cuda:1`.
+
+    `auto` is CUDA if available, else MPS, else the CPU.
 
     Raises:
         UsageError: The name is unknown.
@@ -23,17 +34,25 @@ def select_device(name: str = "auto") -> torch.device:
     name = str(name)
     if name == "auto":
         name = "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        hint = did_you_mean(kind, ("cpu", "cuda", "mps")) or "use auto, cpu, cuda or mps"
-        raise UsageError(f"unknown device {name!r}", hint)
+    found = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,9}))?", name)
+    if found is None:
+        hint = did_you_mean(name.partition(":")[0], ("cpu", "cuda", "mps"))
+        raise UsageError(f"unknown device {name!r}", hint or "use auto, cpu, cuda, cuda:N or mps")
+    kind, index = found.groups()
     if (kind == "cuda" and not _has_cuda()) or (kind == "mps" and not _has_mps()):
         raise DeviceError(f"device {name!r} is not available here", "use --device cpu")
-    return torch.device(name)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if index is not None and int(index) >= count:
+        last = kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+        raise DeviceError(f"device {name!r} is not available here", f"use {last}")
+    if index is None or kind != "cuda":
+        return torch.device(kind)
+    return torch.device(kind, int(index))
 
 
-def select_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return a dtype by its name: one of DTYPES, or `auto`.
+def select_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return a dtype by its name: one of DTYPES or SHORT_NAMES, or `auto`. A dtype of PyTorch is
+    accepted, too.
 
     `auto` is fp16 on CUDA, bf16 on a CPU with native instructions for it, and fp32 elsewhere.
 
@@ -44,9 +63,10 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             return torch.float16
         return torch.bfloat16 if device.type == "cpu" and has_native_bf16() else torch.float32
-    if name not in DTYPES:
-        raise UsageError(f"unknown dtype {name!r}", f"use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    short = dtype_name(name)
+    if short not in DTYPES:
+        raise UsageError(f"unknown dtype {str(name)!r}", f"use auto, {', '.join(DTYPES)}")
+    return DTYPES[short]
 
 
 def has_native_bf16() -> bool:
@@ -55,10 +75,10 @@ def has_native_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: str | torch.dtype) -> str:
     """Return `fp32`, `bf16` or `fp16`; for other dtypes torch's own name, such as `float64`."""
-    names = {value: name for name, value in DTYPES.items()}
-    return names.get(dtype, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    return SHORT_NAMES.get(name, name)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -105,11 +125,12 @@ def compile_for_training(function: Callable[..., Any], device: torch.device) -> 
 
 @contextlib.contextmanager
 def translate_compile_errors() -> Iterator[None]:
-    """Convert errors of torch.compile to a DeviceError."""
+    """Convert errors of torch.compile to a DeviceError. Running out of memory is none of them."""
     try:
         yield
     except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        from_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if not from_compiler or is_out_of_memory(error):
             raise
         raise DeviceError(
             f"torch.compile failed ({type(error).__name__})",

@@ -151,7 +151,7 @@ def test_the_bundled_autoencoder_beats_the_mean_of_a_patch() -> None:
         zeros = torch.zeros_like(torch.cat([f.preds for f in found]))
         units = reconstructor.units.expand(len(x), -1)
         baseline = reconstruct(
-            model, x, mask=units, forward=lambda *_, preds=zeros, **__: (0, preds)
+            model, x, keep_ids=units, forward=lambda *_, preds=zeros, **__: (0, preds)
         )
         original = torch.stack([f.original for f in found])
         hidden = torch.stack([f.masked for f in found]) != original

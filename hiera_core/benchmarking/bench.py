@@ -64,6 +64,8 @@ def bench(
             measurements fail, these have an `error`.
     """
     models = [models] if isinstance(models, str) else models
+    if not isinstance(models, Sequence) or not all(isinstance(name, str) for name in models):
+        raise UsageError("bench takes names of models", "use names that `hiera models` lists")
     check_choice("mode", mode, get_args(Mode))
     for variant in attention:
         check_choice("attention", variant, get_args(Attention))

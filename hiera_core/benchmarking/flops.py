@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import zoo
-from ..models.cpu import Linear
+from ..models import cpu
 from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
@@ -32,7 +32,7 @@ def count_gmacs(job: Job) -> float:
         arguments = {}
         if entry.autoencoder:
             windows = model.layout.windows  # type: ignore[union-attr]
-            arguments["mask"] = draw_units(1, windows, MASK_RATIOS[entry.kind], device=x.device)  # type: ignore[arg-type]
+            arguments["keep_ids"] = draw_units(1, windows, MASK_RATIOS[entry.kind], device=x.device)  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(x, **arguments)
     return counter.get_total_flops() / 2e9
@@ -45,9 +45,9 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     which may not be the one behind `torch.matmul`.
     """
     size = 2048 if device.type == "cpu" else 8192
-    layer = Linear(size, size, device=device, dtype=dtype)
+    layer = nn.Linear(size, size, device=device, dtype=dtype)
     x = torch.randn(size, size, device=device, dtype=dtype)
     with torch.inference_mode():
-        timed(lambda: layer(x), device)
-        best = min(timed(lambda: layer(x), device) for _ in range(8))
+        timed(lambda: cpu.linear(layer, x), device)
+        best = min(timed(lambda: cpu.linear(layer, x), device) for _ in range(8))
     return 2 * size**3 / best / 1e9

@@ -117,7 +117,9 @@ def _make_forward(job: Job, entry: zoo.ModelEntry, model: nn.Module, x: torch.Te
     if not entry.autoencoder or job.implementation == "transformers":
         return lambda: model(x)
     if job.implementation == OURS:
-        return lambda: model(x, mask=_draw_units(entry, model, job.batch, x.device))
+        return lambda: model(
+            x, keep_ids=_draw_units(entry, model, job.batch, x.device), check_ids=False
+        )
     return lambda: model(x, mask_ratio=MASK_RATIOS[entry.kind])
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..atomic import atomic_destination
-from ..device import single_thread
+from ..device import dtype_name, single_thread
 from ..errors import UsageError, check_choice
 from ..lock import exclusive
 from ..models.pos_embed import ResampleRule
@@ -41,12 +43,12 @@ class Conversion:
 
 
 def convert(
-    source: str,
+    source: str | Path,
     dest: str | Path,
     to: str,
     *,
     size: int | Sequence[int] | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     resample: ResampleRule = "absolute-window",
     verify: str = "auto",
     pictures: Sequence[str] = (),
@@ -82,6 +84,12 @@ def convert(
         OutputError: DEST cannot be written. DEST is not changed.
     """
     check_choice("verification", verify, ("auto", "forward"))
+    if not isinstance(source, str | Path):
+        raise UsageError(
+            f"convert takes the name or path of a model, not one of type {type(source).__name__}",
+            "save it with model.save_pretrained(folder), and convert the folder",
+        )
+    source, dtype = str(source), dtype_name(dtype)
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     if push_to_hub is not None:

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError
-from ..models.hiera import HieraEncoder
+from ..models.unwrap import unwrap_model
 from .clip_sampling import crop_offsets
 
 # Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
@@ -24,13 +25,17 @@ from .clip_sampling import crop_offsets
 MAX_WHOLE_RESIZE = 4
 
 
-def transform_for(model: HieraEncoder) -> ImageTransform | VideoTransform:
+def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
     """Return the preprocessing of a model: its own (`model.card`), at its input size.
 
+    Args:
+        model: A model of this package; it may be compiled, or wrapped by DDP or PEFT.
+
     Raises:
-        UsageError: The model takes one-dimensional signals.
+        UsageError: The model takes one-dimensional signals, or is no Hiera.
         CheckpointError: The preprocessing that was saved with the model is not usable.
     """
+    model = unwrap_model(model)
     size = tuple(model.config["input_size"])
     saved = getattr(model, "card", {}).get("preprocessing")
     if model.input_kind() == "video":

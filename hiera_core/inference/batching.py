@@ -18,7 +18,7 @@ from ..device import (
     select_dtype,
     translate_compile_errors,
 )
-from ..errors import DeviceError
+from ..errors import DeviceError, UsageError
 from ..models.hiera import HieraEncoder
 from ..records import Kind
 
@@ -37,8 +37,8 @@ class BatchOptions(TypedDict, total=False):
     """Keyword arguments of `BatchRunner`."""
 
     borrowed: bool
-    device: str
-    dtype: str
+    device: str | torch.device
+    dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
 
@@ -65,8 +65,8 @@ class BatchRunner(Generic[M, Result]):
         model: M,
         *,
         borrowed: bool = True,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -77,7 +77,8 @@ class BatchRunner(Generic[M, Result]):
         self.device, self.dtype = weight.device, weight.dtype
         card: dict[str, Any] = getattr(model, "card", {})
         self.name = str(card.get("model") or type(model).__name__)
-        self.batch_size = batch_size or DEFAULT_BATCH_SIZES[self.kind][self.device.type]
+        sizes = DEFAULT_BATCH_SIZES[self.kind]
+        self.batch_size = batch_size or sizes.get(self.device.type, sizes["cpu"])
         # A compiled program takes a fixed number of views; smaller batches are padded to it.
         self._compile, self._compiled_for = compile, 0
 
@@ -101,51 +102,88 @@ class BatchRunner(Generic[M, Result]):
         done: list[Result] = []
         while len(done) < len(views):
             last = min(len(done) + self.batch_size, len(views))
-            try:
-                pixels = np.stack([views[i] for i in range(len(done), last)])
-                done += self._run_batch(pixels)
-            except (RuntimeError, MemoryError) as error:
-                self._halve_batch(error, last - len(done))
+            results = self._try_batch([views[i] for i in range(len(done), last)])
+            if results is None:
+                self._halve_batch(last - len(done))
+            else:
+                done += results
         return done
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, compiled with torch.compile if `compile` is set."""
         return compile_for_inference(function, self.device) if self._compile else function
 
-    def _run_batch(self, pixels: np.ndarray) -> Sequence[Result]:
-        count = len(pixels)
-        if self._compile:
-            missing = max(0, self._compiled_for - count)
-            pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
-            self._compiled_for = len(pixels)
-        batch = torch.from_numpy(pixels)
-        if self.device.type == "cuda":  # a copy from pinned memory does not block
-            batch = batch.pin_memory()
-        batch = batch.to(self.device, non_blocking=True)
-        with torch.inference_mode(), translate_compile_errors():
-            return self.compute(self.transform.normalise(batch))[:count]
+    def _try_batch(self, views: Sequence[np.ndarray]) -> Sequence[Result] | None:
+        """Return one result for each view, or None if memory ran out.
 
-    def _halve_batch(self, error: Exception, tried: int) -> None:
-        """Halve the batch size if memory ran out; raise any other error."""
-        if not is_out_of_memory(error):
-            raise error
-        if tried == 1:
+        The error is not kept: its traceback refers to every tensor of the failed batch, and these
+        have to be freed before the next try.
+
+        Raises:
+            DeviceError: Memory ran out for a single view.
+        """
+        try:
+            return self._run_batch(np.stack(views))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._padded(len(views)) > 1:
+                return None
             raise DeviceError(
                 f"{self.device} has no memory left for one {self.kind}",
                 "use a smaller model or --dtype bf16",
             ) from error
-        self.batch_size = tried // 2
+
+    def _run_batch(self, pixels: np.ndarray) -> Sequence[Result]:
+        count = len(pixels)
+        missing = self._padded(count) - count
+        if missing:
+            pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
+        if self._compile:
+            self._compiled_for = len(pixels)
+        batch = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            # Only a copy from pinned memory may go on in the background: PyTorch keeps that memory
+            # until the copy is done. On other devices `pixels` could be freed before.
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        else:
+            batch = batch.to(self.device)
+        with torch.inference_mode(), translate_compile_errors():
+            return self.compute(self.transform.normalise(batch))[:count]
+
+    def _padded(self, count: int) -> int:
+        """Return the number of views, with padding, that the model gets for `count` views."""
+        return max(count, self._compiled_for)
+
+    def _halve_batch(self, count: int) -> None:
+        """Halve the batch size after memory ran out for `count` views."""
+        self.batch_size = self._padded(count) // 2
+        self._compiled_for = 0  # the next batch is compiled for its own, smaller size
         log.warning("out of memory: continuing with batches of %d", self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
 
 
-def _place(model: M, device: str, dtype: str, borrowed: bool) -> M:
-    """Return the model in evaluation mode, on a device and in a dtype."""
+def _place(model: M, device: str | torch.device, dtype: str | torch.dtype, borrowed: bool) -> M:
+    """Return the model in evaluation mode, on a device and in a dtype.
+
+    Raises:
+        UsageError: The model has no weights.
+        DeviceError: The device does not exist, or does not suit the model.
+    """
     weight = next(model.parameters())
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(
+            "the weights of this model are on the meta device or offloaded",
+            "load them first, for example with create_model(..., pretrained=True)",
+        )
     keep_device, keep_dtype = (borrowed and choice == "auto" for choice in (device, dtype))
     where = weight.device if keep_device else select_device(device)
     number = weight.dtype if keep_dtype else select_dtype(dtype, where)
+    if where.type == "mps" and number is torch.float64:
+        raise DeviceError("mps has no float64", "use --dtype fp32")
     if not model.training and (weight.device, weight.dtype) == (where, number):
         return model
     try:

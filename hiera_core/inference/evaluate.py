@@ -17,7 +17,6 @@ from ..data.clip_sampling import Sampling
 from ..data.datasets import MediaDataset, benchmark_of, open_eval_data, remap_labels
 from ..data.media_types import kind_of
 from ..errors import InputError, UsageError
-from ..models.hiera import Hiera
 from ..records import Kind
 from .pipeline import PipelineOptions
 from .predict import Classifier, Predictor
@@ -173,7 +172,7 @@ class EvaluationOptions(PipelineOptions, total=False):
 
 def evaluate(
     data: str | Path,
-    model: str | Hiera | None = None,
+    model: str | torch.nn.Module | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
     """Count how often a classifier is right on labelled data.

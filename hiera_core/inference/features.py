@@ -17,6 +17,7 @@ from ..data.sources import Source
 from ..errors import InputError, UsageError
 from ..models import factory
 from ..models.hiera import HieraEncoder
+from ..models.unwrap import unwrap_model
 from ..records import Kind, Record
 from ..viz.feature_maps import draw_feature_maps
 from .batching import BatchOptions, BatchRunner
@@ -28,7 +29,7 @@ Features = dict[str, torch.Tensor]  # float32 on the CPU, by name
 @overload
 def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path,
-    model: str | HieraEncoder | None = None,
+    model: str | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -39,7 +40,7 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
 @overload
 def features(
     source: Iterable[str | Path],
-    model: str | HieraEncoder | None = None,
+    model: str | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -49,7 +50,7 @@ def features(
 
 def features(
     source: str | Path | Iterable[str | Path],
-    model: str | HieraEncoder | None = None,
+    model: str | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -127,13 +128,13 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
 
     def __init__(
         self,
-        model: HieraEncoder,
+        model: torch.nn.Module,
         selection: FeatureSelection,
         *,
         keep_maps: bool = False,
         **options: Unpack[BatchOptions],
     ) -> None:
-        super().__init__(model, **options)
+        super().__init__(unwrap_model(model), **options)
         self.selection = selection
         self.stages = selection.stages_of(len(self.model.stage_ends), self.name)
         self.keep_maps = keep_maps
@@ -190,14 +191,14 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
 
     def __init__(
         self,
-        model: str | HieraEncoder | Callable[[Kind], HieraEncoder] | None = None,
+        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         selection: FeatureSelection | None = None,
         visualize: bool = False,
         sampling: Sampling | None = None,
         workers: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -233,7 +234,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     def load(self, name: str) -> HieraEncoder:
         return factory.create_encoder(name)
 
-    def make_runner(self, model: HieraEncoder, **options: Any) -> BatchExtractor:
+    def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchExtractor:
         return BatchExtractor(model, self.selection, keep_maps=self.visualize, **options)
 
     def finish_image(self, record: Record, pixels: np.ndarray, result: Features) -> None:

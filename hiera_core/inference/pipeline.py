@@ -56,8 +56,8 @@ class PipelineOptions(TypedDict, total=False):
 
     sampling: Sampling | None
     workers: int | None
-    device: str
-    dtype: str
+    device: str | torch.device
+    dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
 

@@ -16,6 +16,8 @@ from ..data.clip_sampling import Sampling
 from ..errors import InputError, UsageError, check_positive
 from ..models import factory
 from ..models.hiera import Hiera
+from ..models.mae import MaskedAutoencoderHiera
+from ..models.unwrap import unwrap_model
 from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
 from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner
@@ -38,21 +40,23 @@ class PredictorOptions(PipelineOptions, total=False):
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-    source: str | Path, model: str | Hiera | None = None, **options: Unpack[PredictorOptions]
+    source: str | Path,
+    model: str | torch.nn.Module | None = None,
+    **options: Unpack[PredictorOptions],
 ) -> RecordJson | list[RecordJson]: ...
 
 
 @overload
 def predict(
     source: Iterable[str | Path],
-    model: str | Hiera | None = None,
+    model: str | torch.nn.Module | None = None,
     **options: Unpack[PredictorOptions],
 ) -> list[RecordJson]: ...
 
 
 def predict(
     source: str | Path | Iterable[str | Path],
-    model: str | Hiera | None = None,
+    model: str | torch.nn.Module | None = None,
     **options: Unpack[PredictorOptions],
 ) -> RecordJson | list[RecordJson]:
     """Classify images and videos with one call.
@@ -142,15 +146,15 @@ class Predictor(Pipeline[Classifier]):
 
     def __init__(
         self,
-        model: str | Hiera | Callable[[Kind], Hiera] | None = None,
+        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         topk: int = 5,
         keep_thumbnails: bool = False,
         class_names: Sequence[str] | None = None,
         workers: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -240,14 +244,17 @@ class Predictor(Pipeline[Classifier]):
 
 
 def _check_classifier(model: torch.nn.Module) -> Hiera:
-    if not isinstance(model, Hiera):
+    inner = unwrap_model(model)
+    if isinstance(inner, MaskedAutoencoderHiera):
         raise UsageError(
             "this is an autoencoder: it reconstructs, it does not classify",
             "use a classifier such as hiera_base_224",
         )
-    if not model.config["num_classes"]:
+    if not isinstance(inner, Hiera):
+        raise UsageError(f"a model of type {type(inner).__name__} has no classifier", "use Hiera")
+    if not inner.config["num_classes"]:
         raise UsageError("this model has no classifier (num_classes=0)", "give it a head")
-    return model
+    return inner
 
 
 def _add_thumbnails(

@@ -29,6 +29,7 @@ from ..models import factory
 from ..models.config import AutoencoderConfig
 from ..models.mae import MaskedAutoencoderHiera, patch_statistics, reconstruction_error
 from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_rows
+from ..models.unwrap import find_model, unwrap_model
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
 from ..viz.output_paths import output_path
@@ -66,13 +67,14 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(
-    model: MaskedAutoencoderHiera,
+    model: torch.nn.Module,
     x: torch.Tensor,
     mask_ratio: float | None = None,
     *,
     mask: torch.Tensor | None = None,
+    keep_ids: torch.Tensor | None = None,
     raw: bool = False,
-    forward: Callable[..., tuple[torch.Tensor, ...]] | None = None,
+    forward: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
 ) -> Reconstruction:
     """Mask a batch, let the model fill in what is hidden, and return the pictures.
 
@@ -80,49 +82,47 @@ def reconstruct(
     >>> hiera_core.reconstruct(model, x).reconstruction
 
     Args:
-        model: An autoencoder.
+        model: An autoencoder. It may be compiled, or wrapped by DDP or PEFT.
         x: [b, 3, *size], normalised as in the model's preprocessing.
         mask_ratio: Share of mask units that are hidden, in (0, 1); None for 0.6 (images) or 0.9
             (video). The units are drawn with torch's global generator.
-        mask: A fixed mask: [b, mask units] bool, True = visible, or the indices of the visible
-            units, [b, k] int64.
+        mask, keep_ids: A fixed mask in one of two forms, see `MaskedAutoencoderHiera.forward`.
         raw: Show the decoder's output everywhere; otherwise visible patches show the original.
-        forward: Called in place of the model's forward (compiled or parallel).
+        forward: Called in place of `model`, or in place of its `decode_all` with `raw`. It may be a
+            compiled version of it.
 
     Raises:
         UsageError: The model is not an autoencoder, the ratio leaves no visible or no masked unit,
-            or a shape does not fit.
+            `mask` and `keep_ids` are both given, or a shape does not fit.
     """
-    if not hasattr(model, "deleted_tokens"):  # a compiled autoencoder has it, too
-        name = type(model).__name__
-        hint = "create one, such as create_model('mae_hiera_base_224', pretrained=True)"
-        raise UsageError(f"reconstruct takes an autoencoder, not a model of type {name}", hint)
-    if mask is None:
-        ratio = MASK_RATIOS[model.input_kind()] if mask_ratio is None else mask_ratio
-        check_mask_ratio(ratio, model.layout.windows)
-        mask = model.random_visible(x, ratio).mask
-    visible = model.visible_from_mask(mask)
-    cells = model.deleted_tokens(visible).cells
-    patches = model.pixel_labels(x.float())  # [b, n, p]
+    autoencoder = _check_autoencoder(model)
+    visible = autoencoder.visible_units(mask, keep_ids)
+    if visible is None:
+        ratio = MASK_RATIOS[autoencoder.input_kind()] if mask_ratio is None else mask_ratio
+        check_mask_ratio(ratio, autoencoder.layout.windows)
+        visible = autoencoder.random_visible(x, ratio)
+    cells = autoencoder.deleted_tokens(visible).cells
+    patches = autoencoder.pixel_labels(x.float())  # [b, n, p]
     mean, deviation = patch_statistics(patches)
-    normed = x.to(next(model.parameters()).dtype)
+    normed = x.to(next(autoencoder.parameters()).dtype)
     if raw:
-        latent, _ = model.forward_encoder(normed, mask=mask)
-        decoded = model.forward_decoder(latent, visible).float()
+        decode: Any = forward or autoencoder.decode_all
+        decoded = decode(normed, keep_ids=visible.keep_ids, check_ids=False).float()
         preds, painted = gather_rows(decoded, cells), decoded * deviation + mean
     else:
-        preds = (forward or model)(normed, mask=mask)[1].float().unflatten(0, (len(x), -1))
+        found = (forward or model)(normed, keep_ids=visible.keep_ids, check_ids=False)
+        preds = found[1].float().unflatten(0, (len(x), -1))
         hidden_pixels = preds * gather_rows(deviation, cells) + gather_rows(mean, cells)
         painted = _replace_rows(patches, cells, hidden_pixels)
     labels = gather_rows((patches - mean) / deviation, cells)
-    transform = transform_for(model)
-    original = transform.denormalise(model.pixels_of(patches))
+    transform = transform_for(autoencoder)
+    original = transform.denormalise(autoencoder.pixels_of(patches))
     blank = torch.zeros_like(patches)
-    hidden = model.pixels_of(_replace_rows(blank, cells, torch.ones_like(preds))).bool()
+    hidden = autoencoder.pixels_of(_replace_rows(blank, cells, torch.ones_like(preds))).bool()
     return Reconstruction(
         original,
         original.masked_fill(hidden, GREY),
-        transform.denormalise(model.pixels_of(painted)),
+        transform.denormalise(autoencoder.pixels_of(painted)),
         preds,
         labels,
         reconstruction_error(preds, labels).mean((1, 2)),
@@ -158,23 +158,24 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         sampling: Sampling | None = None,
         **options: Unpack[BatchOptions],
     ) -> None:
-        if not isinstance(model, MaskedAutoencoderHiera):
+        inner = unwrap_model(model)
+        if not isinstance(inner, MaskedAutoencoderHiera):
             raise UsageError(
                 "this is a classifier: it has no decoder to reconstruct with",
                 "use an autoencoder such as mae_hiera_base_224",
             )
-        super().__init__(model, **options)
+        super().__init__(inner, **options)
         self.raw, self.sampling = raw, sampling or Sampling()
         self.mask_ratio = MASK_RATIOS[self.kind] if mask_ratio is None else mask_ratio
         windows = self.model.layout.windows
         check_mask_ratio(self.mask_ratio, windows)
         generator = torch.Generator().manual_seed(seed)
         self.units = draw_units(1, windows, self.mask_ratio, generator=generator)
-        self._forward = self.compiled(self.model)
+        self._forward = self.compiled(self.model.decode_all if raw else self.model)
 
     def compute(self, x: torch.Tensor) -> Sequence[Reconstruction]:
         units = self.units.to(x.device).expand(len(x), -1)
-        found = reconstruct(self.model, x, mask=units, raw=self.raw, forward=self._forward)
+        found = reconstruct(self.model, x, keep_ids=units, raw=self.raw, forward=self._forward)
         return found.cpu().unbind()
 
     @property
@@ -211,18 +212,15 @@ class Reconstructor(Pipeline[BatchReconstructor]):
 
     def __init__(
         self,
-        model: str
-        | MaskedAutoencoderHiera
-        | Callable[[Kind], MaskedAutoencoderHiera]
-        | None = None,
+        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         mask_ratio: float | None = None,
         seed: int = 0,
         raw: bool = False,
         sampling: Sampling | None = None,
         workers: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -300,6 +298,15 @@ def save_reconstruction(
     with atomic_file(movie) as temporary:
         temporary.write_bytes(video_writer.encode(side_by_side(shown), runner.frame_rate))
     return [movie, path]
+
+
+def _check_autoencoder(model: torch.nn.Module) -> MaskedAutoencoderHiera:
+    inner = find_model(model)
+    if not isinstance(inner, MaskedAutoencoderHiera):
+        name = type(model).__name__
+        hint = "create one, such as create_model('mae_hiera_base_224', pretrained=True)"
+        raise UsageError(f"reconstruct takes an autoencoder, not a model of type {name}", hint)
+    return inner
 
 
 def mask_units(entry: zoo.ModelEntry) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import cpu
+from .probes import known_forward
 
 Implementation = Literal["fused", "eager"]
 
@@ -21,6 +22,7 @@ Implementation = Literal["fused", "eager"]
 MAX_FUSED_BATCH = 65_535
 
 
+@known_forward
 class MaskUnitAttention(nn.Module):
     """Multi-head attention within mask units or over all tokens, with optional query pooling.
 
@@ -51,24 +53,23 @@ class MaskUnitAttention(nn.Module):
         self.q_stride, self.window_size = q_stride, window_size
         self.use_mask_unit_attn = use_mask_unit_attn
         self.implementation: Implementation = "fused"
-        self.qkv = cpu.Linear(dim, 3 * dim_out)
-        self.proj = cpu.Linear(dim_out, dim_out)
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.proj = nn.Linear(dim_out, dim_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, tokens, dim] -> [b, tokens / q_stride, dim_out], both window-major."""
         batch, tokens, _ = x.shape
         window = self.q_stride * self.window_size if self.use_mask_unit_attn else tokens
         # b (w t) c -> (b w) t 3 h d -> 3 (b w) h t d
-        qkv = self.qkv(x).view(-1, window, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        qkv = cpu.linear(self.qkv, x).view(-1, window, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self.q_stride > 1:
             q = self._pool_queries(q)
         attend = fused_attention if self.implementation == "fused" else eager_attention
         x = attend(q, k, v, self.scale)
         # (b w) h t d -> b (w t) (h d)
         x = x.transpose(1, 2).reshape(batch, -1, self.dim_out)
-        out: torch.Tensor = self.proj(x)
-        return out
+        return cpu.linear(self.proj, x)
 
     def _pool_queries(self, q: torch.Tensor) -> torch.Tensor:
         """(b w) h (v s t) d -> (b w) h (v t) d, where a global window holds v mask units."""

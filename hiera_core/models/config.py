@@ -14,6 +14,34 @@ from torch import nn
 from ..errors import ConfigError, did_you_mean
 from .token_layout import TokenLayout
 
+# Least value of each argument that is a number of something.
+COUNTS = {
+    "in_chans": 1,
+    "embed_dim": 1,
+    "num_heads": 1,
+    "num_classes": 0,
+    "q_pool": 0,
+    "decoder_embed_dim": 1,
+    "decoder_depth": 0,
+    "decoder_num_heads": 1,
+}
+COUNTS_BY_DIMENSION = {
+    "input_size": 1,
+    "stages": 0,
+    "q_stride": 1,
+    "mask_unit_size": 1,
+    "patch_kernel": 1,
+    "patch_stride": 1,
+    "patch_padding": 0,
+    "global_pos_size": 1,
+}
+FRACTIONS = ("drop_path_rate", "head_dropout")
+NORM_LAYERS = (
+    "LayerNorm",
+    "RMSNorm",
+    "Identity",
+)  # classes of torch.nn that see one token at a time
+
 
 @dataclass(frozen=True)
 class BlockSpec:
@@ -107,6 +135,8 @@ class HieraConfig:
                 f"input_size {self.input_size!r} is no sequence",
                 "give the size of every dimension, such as (224, 224) or (16, 224, 224)",
             )
+        self._check_numbers()
+        self._check_norm()
         self._check_dimensions()
         self._check_input_size()
         self._check_stages()
@@ -161,6 +191,34 @@ class HieraConfig:
 
     # Checks -----------------------------------------------------------------------------------
 
+    def _check_numbers(self) -> None:
+        """Check the type and the range of each number, before any of them is used."""
+        for name, least in COUNTS.items():
+            value = getattr(self, name, least)  # the decoder's are those of an autoencoder
+            if not _is_int(value, least):
+                raise ConfigError(f"{name} is {value!r}", f"give an integer of at least {least}")
+        for name, least in COUNTS_BY_DIMENSION.items():
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(_is_int(n, least) for n in value):
+                raise ConfigError(f"{name} is {value!r}", f"give integers of at least {least}")
+        for name in FRACTIONS:
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 <= value < 1):
+                raise ConfigError(f"{name} is {value!r}", "give a number from 0 to below 1")
+        for name in ("dim_mul", "head_mul", "mlp_ratio"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ConfigError(f"{name} is {value!r}", "give a number above 0")
+
+    def _check_norm(self) -> None:
+        """Check that a norm given by its name can be built."""
+        norm = self.norm_layer
+        if callable(norm):
+            return
+        if norm not in NORM_LAYERS:
+            hint = did_you_mean(str(norm), NORM_LAYERS) or f"use {' or '.join(NORM_LAYERS)}"
+            raise ConfigError(f"unknown norm_layer {norm!r}", f"{hint}; or give a class")
+
     def _check_dimensions(self) -> None:
         dims = len(self.input_size)
         if dims not in (1, 2, 3):
@@ -213,12 +271,22 @@ class HieraConfig:
                 f"q_pool {self.q_pool} does not suit {stages} stages",
                 f"use fewer pools, at most {stages - 1}",
             )
+        if not isinstance(self.mask_unit_attn, tuple):
+            raise ConfigError(
+                f"mask_unit_attn is {self.mask_unit_attn!r}", "give True or False for each stage"
+            )
         if len(self.mask_unit_attn) < stages:
             raise ConfigError(
                 f"mask_unit_attn has {len(self.mask_unit_attn)} entries for {stages} stages",
                 "give one for each stage",
             )
         for spec in self.block_specs():
+            if min(spec.heads, spec.dim_out, int(spec.dim_out * self.mlp_ratio)) < 1:
+                raise ConfigError(
+                    f"stage {spec.stage} has {spec.heads} heads, {spec.dim_out} channels and an "
+                    f"MLP of {int(spec.dim_out * self.mlp_ratio)}",
+                    "use a larger dim_mul, head_mul or mlp_ratio",
+                )
             if spec.dim_out % spec.heads:
                 raise ConfigError(
                     f"{spec.heads} heads do not divide {spec.dim_out} channels "
@@ -288,6 +356,10 @@ class AutoencoderConfig(HieraConfig):
                 "channels",
                 "change decoder_embed_dim or decoder_num_heads",
             )
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class HieraArguments(TypedDict, total=False):

@@ -3,10 +3,13 @@
 This is the only module of `models` that depends on the device, the compiler or a cache size. The
 rest of the model uses four names, each equivalent to the plain PyTorch expression beside it:
 
-    Linear                  nn.Linear
+    linear(layer, x)        layer(x)
     mlp(fc1, act, fc2, x)   fc2(act(fc1(x)))
     attention(q, k, v, s)   softmax(s q k^T) v, or None where PyTorch's own kernel is best
     run_blocks(blocks, x)   for block in blocks: x = block(x)
+
+The layers are PyTorch's own (`nn.Linear`, `nn.GELU`). Where anything could notice the difference,
+they are called as usual: see probes.py.
 
 PyTorch gives fp32 matrix products on a CPU to MKL. On AMD processors MKL can run at half the speed
 of oneDNN (measured on a Zen 5: 100 against 225 GFLOP/s per core). In bf16 PyTorch does use oneDNN,
@@ -26,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .probes import all_plain, is_observed, is_ordinary, is_plain, known_forward
+
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 # Largest buffer, in bytes, for the hidden activations of the MLP when windowed blocks run in
@@ -44,28 +49,30 @@ KEPT_SCORE_BYTES = 64 << 20
 # The four names that the model calls --------------------------------------------------------------
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`, with the same parameters and names, computed by `linear`."""
+def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return `layer(x)`. [..., dim_in] -> [..., dim_out]"""
+    if HAS_ONEDNN and isinstance(layer, nn.Linear) and is_plain(layer):
+        out = product(x, layer.weight, layer.bias)
+        if out is not None:
+            return out
+    called: torch.Tensor = layer(x)
+    return called
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., dim_in] -> [..., dim_out]"""
-        return linear(x, self.weight, self.bias)
 
-
-def mlp(fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def mlp(fc1: nn.Module, act: nn.Module, fc2: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return `fc2(act(fc1(x)))`. [..., c] -> [..., c]
 
-    An exact GELU is computed in the same pass as `fc1`. Modules with hooks are called normally, so
-    that their hooks run.
+    An exact GELU is computed in the same pass as `fc1`.
     """
-    is_gelu = type(act) is nn.GELU and act.approximate == "none"
-    if has_hooks(fc1) or has_hooks(act) or not is_gelu or type(fc1) is not Linear:
-        return fc2(act(fc1(x)))
+    if not (HAS_ONEDNN and _is_gelu(act) and isinstance(fc1, nn.Linear) and is_plain(fc1)):
+        return linear(fc2, act(linear(fc1, x)))
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if not is_plain(fc2):
+            return fc2(act(linear(fc1, x)))
         # The compiler fuses the activation into the product if no view stands between them.
-        rows = act(fc1(x.flatten(0, -2)))
-        return fc2(rows).view(*x.shape[:-1], -1)
-    return fc2(_linear_gelu(fc1, x))
+        rows = act(linear(fc1, x.flatten(0, -2)))
+        return linear(fc2, rows).view(*x.shape[:-1], -1)
+    return linear(fc2, _linear_gelu(fc1, x))
 
 
 def attention(
@@ -77,13 +84,16 @@ def attention(
     PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix
     multiplications.
     """
-    if torch.compiler.is_exporting():  # an exported program must run on any device
+    if not HAS_ONEDNN or torch.compiler.is_exporting():
+        return None  # an exported program must run on any device
+    compiling = torch.compiler.is_compiling()
+    if not compiling and is_observed():
         return None
-    if q.dtype is not torch.bfloat16 or not q.is_cpu or not HAS_ONEDNN:
+    if q.dtype is not torch.bfloat16 or not q.is_cpu or not (compiling or is_ordinary(q)):
         return None
     score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
     fits, needs_grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
-    if fits and not needs_grad and torch.compiler.is_compiling():
+    if fits and not needs_grad and compiling:
         return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v
     if fits or not needs_grad:
         return matmul_attention(q, k, v, scale)
@@ -109,63 +119,83 @@ def run_blocks(blocks: Sequence[Any], x: torch.Tensor, *, windowed: bool) -> tor
 # Linear layers ------------------------------------------------------------------------------------
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return x weight^T + bias. [..., i], [o, i], [o] -> [..., o]"""
-    if not can_use_onednn(x):
-        if x.dtype is torch.float32 and x.is_cpu and _in_frozen_graph():
-            return _onednn(x, weight, bias)
-        return F.linear(x, weight, bias)
+@known_forward
+class Linear(nn.Linear):
+    """`nn.Linear` with the same parameters and names, for use outside of a model."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., dim_in] -> [..., dim_out]"""
+        out = product(x, self.weight, self.bias) if HAS_ONEDNN else None
+        return F.linear(x, self.weight, self.bias) if out is None else out
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return x weight^T + bias by oneDNN, or None if the layer should be called instead.
+
+    [..., i], [o, i], [o] -> [..., o]
+    """
+    if torch.compiler.is_compiling():
+        return _onednn(x, weight, bias) if _in_frozen_graph(x, weight, bias) else None
+    if not can_use_onednn(x, weight, bias):
+        return None
     if not _needs_grad(x, weight, bias):
         return _onednn(x, weight, bias)
     if x.dtype is torch.float32:
         out: torch.Tensor = _Linear.apply(x, weight, bias)
         return out
-    return F.linear(x, weight, bias)  # in bf16 this is oneDNN, with its gradient
+    return None  # in bf16 the layer itself uses oneDNN, with its gradient
 
 
-def can_use_onednn(x: torch.Tensor) -> bool:
-    """Return whether oneDNN may be called directly on `x`: no autocast, compiler, exporter or
-    operation counter has to see the call."""
+def can_use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Return whether oneDNN may be called directly, and computes what `nn.Linear` would.
+
+    Shapes and dtypes that do not fit are left to `nn.Linear`, which reports them.
+    """
     return bool(
         not torch.compiler.is_compiling()
-        and not _is_traced()  # checked first, because a tracer would record the checks on `x` below
-        and x.is_cpu
+        and not is_observed()  # checked first, because a tracer would record the queries of `x`
+        and is_ordinary(x)
+        and is_ordinary(weight)
+        and (bias is None or is_ordinary(bias))
         and x.dtype in ONEDNN_DTYPES
+        and weight.dtype is x.dtype
+        and (bias is None or bias.dtype is x.dtype)
+        and x.dim() > 1
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
         and x.numel() > 0
-        and HAS_ONEDNN
+        and weight.numel() > 0
+        and (weight.is_contiguous() or weight.t().is_contiguous())
+        and (bias is None or bias.is_contiguous())
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether a forward hook or a forward pre-hook is registered on the module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_gelu(act: nn.Module) -> bool:
+    return type(act) is nn.GELU and act.approximate == "none" and is_plain(act)
 
 
 def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """Return the exact GELU of `layer(x)`, in one pass if no gradient is needed."""
-    if can_use_onednn(x) and not _needs_grad(x, layer.weight, layer.bias):
+    if can_use_onednn(x, layer.weight, layer.bias) and not _needs_grad(x, layer.weight, layer.bias):
         return _onednn(x, layer.weight, layer.bias, "gelu")
-    return F.gelu(layer(x))
+    return F.gelu(linear(layer, x))
 
 
-def _is_traced() -> bool:
-    """Return whether a tracer, dispatch mode or functional transform is active."""
-    return bool(
-        torch._C._get_tracing_state()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
-def _in_frozen_graph() -> bool:
-    """Return whether PyTorch is compiling for inference. Such code calls MKL for fp32 products."""
+def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
     return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        not torch.compiler.is_exporting()
         and not torch.is_grad_enabled()
-        and HAS_ONEDNN
+        and all(
+            type(t) in (torch.Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32
+            for t in ((x, weight) if bias is None else (x, weight, bias))
+        )
+        and x.dim() > 1
     )
 
 
@@ -182,13 +212,22 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        # With create_graph=True this is differentiated again, which oneDNN's operator cannot be.
-        product = F.linear if torch.is_grad_enabled() else _onednn
         return (
-            product(grad, weight.t(), None) if need_x else None,
-            product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if need_weight else None,
+            _gradient(grad, weight.t()) if need_x else None,
+            _gradient(rows.t(), x.reshape(-1, x.shape[-1]).t()) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
+
+
+def _gradient(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return x weight^T, as a step of the backward pass.
+
+    With create_graph=True it is differentiated again, which oneDNN's operator cannot be. Modes and
+    transforms can be active here that were not active in the forward pass.
+    """
+    if torch.is_grad_enabled() or not can_use_onednn(x, weight, None):
+        return F.linear(x, weight)
+    return _onednn(x, weight, None)
 
 
 def _onednn(
@@ -206,15 +245,22 @@ def _needs_grad(*tensors: torch.Tensor | None) -> bool:
 
 
 def _has_onednn() -> bool:
-    """Return whether the private operator and the private probes of PyTorch exist and work."""
-    if not torch.backends.mkldnn.is_available():
-        return False
+    """Return whether the private operator and the private probes of PyTorch exist and work.
+
+    Every one of them is called here once. If a version of PyTorch has renamed or changed one, the
+    plain layers are used.
+    """
     try:
-        _is_traced()
-        x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
-        plain = F.gelu(F.linear(x, weight, bias))
-        return torch.allclose(_onednn(x, weight, bias, "gelu"), plain, atol=1e-5)
-    except (AttributeError, RuntimeError):
+        if not torch.backends.mkldnn.is_available():
+            return False
+        layer, x = nn.Linear(3, 4, device="cpu", dtype=torch.float32), torch.ones(2, 3)
+        torch.compiler.is_exporting(), is_observed(), all_plain(layer)
+        can_use_onednn(x, layer.weight, layer.bias)
+        with torch.no_grad():
+            plain = F.gelu(F.linear(x, layer.weight, layer.bias))
+            ours = _onednn(x, layer.weight, layer.bias, "gelu")
+            return torch.allclose(ours, plain, atol=1e-5)
+    except Exception:  # whatever a private name raises that has changed its meaning
         return False
 
 
@@ -267,11 +313,15 @@ def _scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
 def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
     """Return how many tokens of [b, (w t), c] go through windowed blocks at a time.
 
-    None means all at once: on other devices, for gradients, for few tokens, or if a hook would see
-    the chunks.
+    None means all at once: on other devices, for gradients, for few tokens, or if a part of a block
+    has been hooked or replaced and could see, or depend on, more than a window.
     """
+    if not HAS_ONEDNN or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if is_observed() or not is_ordinary(x) or x.dtype not in ONEDNN_DTYPES:
+        return None
     first = blocks[0]
-    if torch.is_grad_enabled() or first.training or not can_use_onednn(x):
+    if not is_plain(first) or torch.is_autocast_enabled("cpu"):
         return None
     window = first.attn.q_stride * first.attn.window_size
     if not window:  # pooling has merged the windows
@@ -280,7 +330,7 @@ def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
     tokens = int(max(1, CHUNK_BYTES // (row_bytes * window)) * window)
     if tokens >= x.shape[0] * x.shape[1]:
         return None
-    return None if any(has_hooks(m) for block in blocks for m in block.modules()) else tokens
+    return tokens if all(map(all_plain, blocks)) else None
 
 
 def run_in_chunks(blocks: Sequence[nn.Module], x: torch.Tensor, tokens: int) -> torch.Tensor:

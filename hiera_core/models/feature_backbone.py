@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 
+from .config import HieraConfig
 from .hiera import HieraEncoder
 
 
 class FeatureBackbone(nn.Module):
     """A Hiera that returns the maps of its stages, channels first.
 
+    It holds the parameters that these maps depend on, and no others: no head, final norm or
+    decoder. So each of them gets a gradient, as DDP expects.
+
     Args:
-        model: The Hiera.
+        model: The Hiera. It shares its parameters with the backbone, and is not changed.
 
     Attributes:
         feature_info: A dictionary for each stage: `num_chs` (number of channels), `reduction`
@@ -23,7 +28,7 @@ class FeatureBackbone(nn.Module):
 
     def __init__(self, model: HieraEncoder) -> None:
         super().__init__()
-        self.model = model
+        self.model = encoder_of(model)
         stages = range(len(model.stage_ends))
         self.feature_info: list[dict[str, Any]] = [
             {
@@ -41,3 +46,21 @@ class FeatureBackbone(nn.Module):
         """
         _, ends = self.model.encode(x, collect=True)
         return [stage_map.movedim(-1, 1) for stage_map in self.model.stage_maps(ends)]
+
+
+def encoder_of(model: HieraEncoder) -> HieraEncoder:
+    """Return the encoder of a classifier or autoencoder. It shares modules and parameters with the
+    model, and has its card."""
+    names = [field.name for field in dataclasses.fields(HieraConfig)]
+    arguments = {name: getattr(model._config, name) for name in names}
+    with torch.device("meta"):
+        encoder = HieraEncoder(**arguments)
+    for name, _ in [*encoder.named_children()]:
+        setattr(encoder, name, getattr(model, name))
+    for name, _ in [*encoder.named_parameters(recurse=False)]:
+        setattr(encoder, name, getattr(model, name))
+    encoder.grad_checkpointing = model.grad_checkpointing
+    if hasattr(model, "card"):
+        encoder.card = model.card
+    encoder.training = model.training
+    return encoder

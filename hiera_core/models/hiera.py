@@ -31,11 +31,12 @@ from .masking import (
     VisibleUnits,
     draw_units,
     gather_windows,
-    visible_from_mask,
     visible_from_units,
+    visible_units,
 )
 from .pos_embed import absolute_window
 from .pretrained import PretrainedMixin
+from .probes import known_forward
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -166,15 +167,16 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     def random_visible(self, x: torch.Tensor, mask_ratio: float) -> VisibleUnits:
         """Draw visible units for a batch of inputs [b, chans, *size]."""
         units = draw_units(x.shape[0], self.layout.windows, mask_ratio, device=x.device)
-        return self.visible_from_units(units)
-
-    def visible_from_units(self, units: torch.Tensor) -> VisibleUnits:
-        """Return the visible units from their indices in grid order, [b, k] int64."""
         return visible_from_units(units, self.layout)
 
-    def visible_from_mask(self, mask: torch.Tensor) -> VisibleUnits:
-        """Return the visible units from a mask, see `masking.visible_from_mask`."""
-        return visible_from_mask(mask, self.layout)
+    def visible_units(
+        self,
+        mask: torch.Tensor | None = None,
+        keep_ids: torch.Tensor | None = None,
+        check_ids: bool = True,
+    ) -> VisibleUnits | None:
+        """Return the visible units of a call, see `masking.visible_units`."""
+        return visible_units(mask, keep_ids, self.layout, check_ids)
 
     # Forward --------------------------------------------------------------------------------------
 
@@ -204,16 +206,13 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             UsageError: The input or the mask does not fit the model.
         """
         self._check_input(x)
-        if visible is not None and visible.mask.shape[0] != x.shape[0]:
-            raise UsageError(
-                f"mask has {visible.mask.shape[0]} rows for {x.shape[0]} inputs",
-                "give one row for each input",
-            )
+        if visible is not None:
+            _check_visible(visible, x)
         unit_grid = self.layout.unit_grid
         mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
         x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
         if visible is not None:
-            x = gather_windows(x, visible.keep_ids, self.layout.windows)
+            x = gather_windows(x, visible.windows, self.layout.windows)
         ends: list[torch.Tensor] = []
         for group in self.block_groups:
             x = self._run_group(group, x)
@@ -236,6 +235,8 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
         return_intermediates: Literal[False] = False,
+        *,
+        keep_ids: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -245,16 +246,21 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         mask: torch.Tensor | None = None,
         *,
         return_intermediates: Literal[True],
+        keep_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
 
     def forward_features(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, return_intermediates: bool = False
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        return_intermediates: bool = False,
+        *,
+        keep_ids: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
         """Return features in spatial order, before normalisation, pooling and head.
 
         Args:
-            x, mask: As for `Hiera.forward`. A mask given as the indices of the visible units
-                ([b, k] int64) compiles without a graph break.
+            x, mask, keep_ids: As for `Hiera.forward`.
             return_intermediates: Also return the maps of all stages.
 
         Returns:
@@ -265,7 +271,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         Raises:
             UsageError: The input or the mask does not fit the model.
         """
-        visible = None if mask is None else self.visible_from_mask(mask)
+        visible = self.visible_units(mask, keep_ids)
         x, ends = self.encode(x, visible, collect=return_intermediates)
         masked = visible is not None
         if not return_intermediates:
@@ -323,6 +329,8 @@ class Hiera(HieraEncoder):
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
         return_intermediates: Literal[False] = False,
+        *,
+        keep_ids: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -332,6 +340,7 @@ class Hiera(HieraEncoder):
         mask: torch.Tensor | None = None,
         *,
         return_intermediates: Literal[True],
+        keep_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
 
     def forward(
@@ -339,13 +348,18 @@ class Hiera(HieraEncoder):
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
         return_intermediates: bool = False,
+        *,
+        keep_ids: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
         """Classify a batch.
 
         Args:
             x: Inputs, [b, chans, *size].
-            mask: [b, mask units] bool, True = visible; every row keeps the same number of units.
+            mask: [b, mask units] or [b, *unit grid] bool, True = visible; every row keeps the same
+                number of units.
             return_intermediates: Also return the map of every stage, channels last.
+            keep_ids: In place of a mask, the numbers of the visible units in row-major order of the
+                grid, [b, k] integers. This form compiles without a graph break.
 
         Returns:
             Probabilities (logits in training mode), [b, classes]. With a mask, the tokens of the
@@ -357,7 +371,7 @@ class Hiera(HieraEncoder):
             UsageError: The input or the mask does not fit the model.
         """
         x = x[0] if isinstance(x, list) else x  # SlowFast's training passes a list of one
-        visible = None if mask is None else self.visible_from_mask(mask)
+        visible = self.visible_units(mask, keep_ids)
         x, ends = self.encode(x, visible, collect=return_intermediates)
         if visible is None:
             out = self.head(self.pool(x))
@@ -400,6 +414,7 @@ class Hiera(HieraEncoder):
             init_classifier(self, self.no_weight_decay(), self._config.head_init_scale)
 
 
+@known_forward
 class HieraBlock(nn.Module):
     """Attention (which may pool and widen) and MLP, each with a residual connection.
 
@@ -434,7 +449,7 @@ class HieraBlock(nn.Module):
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if dim != dim_out:
-            self.proj = cpu.Linear(dim, dim_out)
+            self.proj = nn.Linear(dim, dim_out)
 
     @classmethod
     def from_spec(cls, spec: BlockSpec, mlp_ratio: float, norm_layer: NormLayer) -> HieraBlock:
@@ -463,10 +478,25 @@ class HieraBlock(nn.Module):
         It is widened from the normalised input, as in the released models.
         """
         if self.dim != self.dim_out:
-            x = self.proj(x_norm)
+            x = cpu.linear(self.proj, x_norm)
         if self.attn.q_stride > 1:
             x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
         return x
+
+
+def _check_visible(visible: VisibleUnits, x: torch.Tensor) -> None:
+    """Check that visible units have as many rows as a batch, and are on its device."""
+    rows, device = visible.mask.shape[0], visible.mask.device
+    if rows != x.shape[0]:
+        raise UsageError(
+            f"mask or keep_ids has {rows} rows for {x.shape[0]} inputs",
+            "give one row for each input",
+        )
+    if device != x.device:
+        raise UsageError(
+            f"mask or keep_ids is on {device}, and the input on {x.device}",
+            "move it to the device of the input",
+        )
 
 
 def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import cpu
+from .probes import known_forward
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -47,20 +48,22 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
+@known_forward
 class Mlp(nn.Module):
     """Linear, activation, linear."""
 
     def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__()
-        self.fc1 = cpu.Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden)
         self.act = act_layer()
-        self.fc2 = cpu.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., dim] -> [..., dim]"""
         return cpu.mlp(self.fc1, self.act, self.fc2, x)
 
 
+@known_forward
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): in training, drop a residual branch per sample."""
 

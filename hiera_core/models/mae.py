@@ -61,7 +61,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         self.multi_scale_fusion_heads.append(nn.Identity())  # the last stage needs none
 
         tokens = math.prod(layout.grid_after(cfg.q_pool))
-        self.decoder_embed = cpu.Linear(dim, dec)
+        self.decoder_embed = nn.Linear(dim, dec)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dec))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, dec))
         self.decoder_blocks = nn.ModuleList(
@@ -72,7 +72,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         # Side of a predicted patch in pixels. Patches are square, as in the released models.
         self.pred_stride = cfg.patch_stride[-1] * cfg.q_stride[-1] ** cfg.q_pool
         patch_dims = min(2, len(cfg.q_stride))  # video predicts one frame per token
-        self.decoder_pred = cpu.Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)
+        self.decoder_pred = nn.Linear(dec, self.pred_stride**patch_dims * cfg.in_chans)
         self.init_weights()
 
     def forward(
@@ -80,6 +80,9 @@ class MaskedAutoencoderHiera(HieraEncoder):
         x: torch.Tensor,
         mask_ratio: float = MASK_RATIOS["image"],
         mask: torch.Tensor | None = None,
+        *,
+        keep_ids: torch.Tensor | None = None,
+        check_ids: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mask, encode and decode a batch, and compare the predictions with the pixels.
 
@@ -87,8 +90,12 @@ class MaskedAutoencoderHiera(HieraEncoder):
             x: Inputs [b, chans, *size], normalised as in the model's preprocessing.
             mask_ratio: Share of mask units that are deleted, in (0, 1). The default is for images,
                 as in the reference; callers use 0.9 for video.
-            mask: Fixed mask in place of a random one: [b, mask units] bool, True = visible; or the
-                indices of the visible units, [b, k] int64, which compile without a graph break.
+            mask: Fixed mask in place of a random one: [b, mask units] or [b, *unit grid] bool,
+                True = visible; every row keeps the same number of units.
+            keep_ids: The same as the numbers of the visible units in row-major order of the grid,
+                [b, k] integers. This form compiles without a graph break.
+            check_ids: Check the values of `keep_ids`, which synchronises a GPU. Training draws them
+                itself and leaves this out.
 
         Returns:
             loss: Mean squared error over deleted tokens, a scalar.
@@ -97,9 +104,12 @@ class MaskedAutoencoderHiera(HieraEncoder):
             mask: [b, mask units] bool, True = visible.
 
         Raises:
-            UsageError: The ratio leaves no visible or no masked unit, or a shape does not fit.
+            UsageError: The ratio leaves no visible or no masked unit, mask and keep_ids are both
+                given, or one of them or the input does not fit the model.
         """
-        latent, visible = self.forward_encoder(x, mask_ratio, mask)
+        latent, visible = self.forward_encoder(
+            x, mask_ratio, mask, keep_ids=keep_ids, check_ids=check_ids
+        )
         deleted = self.deleted_tokens(visible)
         preds = self.forward_decoder(latent, visible, deleted).flatten(0, 1)
         labels = self.pixel_labels(x)
@@ -112,18 +122,22 @@ class MaskedAutoencoderHiera(HieraEncoder):
         x: torch.Tensor,
         mask_ratio: float = MASK_RATIOS["image"],
         mask: torch.Tensor | None = None,
+        *,
+        keep_ids: torch.Tensor | None = None,
+        check_ids: bool = True,
     ) -> tuple[torch.Tensor, VisibleUnits]:
         """Return the fused, normalised tokens of the visible units, and which units these are.
 
         [b, chans, *size] -> [b, k, u, c]
+
+        Arguments and errors are those of `forward`.
         """
-        if mask is None:
+        visible = self.visible_units(mask, keep_ids, check_ids)
+        if visible is None:
             check_mask_ratio(mask_ratio, self.layout.windows)
             visible = self.random_visible(x, mask_ratio)
-        else:
-            visible = self.visible_from_mask(mask)
-            if visible.keep_ids.shape[1] == self.layout.windows:
-                raise UsageError("the mask deletes no unit", "mask at least one")
+        elif visible.windows.shape[1] == self.layout.windows:
+            raise UsageError("the mask deletes no unit", "mask at least one")
         _, ends = self.encode(x, visible, collect=True)
         return self.fuse(ends), visible
 
@@ -154,10 +168,10 @@ class MaskedAutoencoderHiera(HieraEncoder):
             deleted: The tokens to predict.
         """
         batch, _, u, _ = latent.shape
-        x = self.decoder_embed(latent)
+        x = cpu.linear(self.decoder_embed, latent)
         # Mask tokens everywhere, then the visible tokens at their positions. -> b w u c
         full = self.mask_token.to(x.dtype).expand(batch, self.layout.windows, u, -1)
-        index = visible.keep_ids[:, :, None, None].expand(-1, -1, u, x.shape[-1])
+        index = visible.windows[:, :, None, None].expand(-1, -1, u, x.shape[-1])
         x = full.scatter(1, index, x).flatten(1, 2)
         # Attention is global, so the tokens stay window-major and the embedding is permuted.
         x = x + self.layout.to_windows(self.decoder_pos_embed, self.q_pool)
@@ -167,13 +181,22 @@ class MaskedAutoencoderHiera(HieraEncoder):
             x = self.layout.to_grid(x, self.q_pool).flatten(1, -2)
         else:
             x = gather_rows(x, deleted.positions)
-        preds: torch.Tensor = self.decoder_pred(self.decoder_norm(x))
-        return preds
+        return cpu.linear(self.decoder_pred, self.decoder_norm(x))
+
+    def decode_all(
+        self, x: torch.Tensor, *, keep_ids: torch.Tensor, check_ids: bool = True
+    ) -> torch.Tensor:
+        """Return predictions for all tokens, visible or not, in grid order. -> [b, n, p]
+
+        Arguments and errors are those of `forward`.
+        """
+        latent, visible = self.forward_encoder(x, keep_ids=keep_ids, check_ids=check_ids)
+        return self.forward_decoder(latent, visible)
 
     def deleted_tokens(self, visible: VisibleUnits) -> DeletedTokens:
         """Return the tokens of the masked units, in grid order."""
-        kept = visible.keep_ids.shape[1]
-        seen = torch.zeros_like(visible.mask, dtype=torch.uint8).scatter(1, visible.keep_ids, 1)
+        kept = visible.windows.shape[1]
+        seen = torch.zeros_like(visible.mask, dtype=torch.uint8).scatter(1, visible.windows, 1)
         # The stable sort puts the masked windows first, in ascending order. -> b (w - k)
         windows = seen.argsort(dim=1, stable=True)[:, : self.layout.windows - kept]
         cells = self.layout.cell_of_token(self.q_pool, windows.device)  # w u

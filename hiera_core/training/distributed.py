@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..device import select_device
 from ..errors import TrainingError
 from ..models.hiera import HieraEncoder
+from ..models.unwrap import unwrap_model as unwrap_model
 
 Parallel = Literal["ddp", "fsdp"]
 # Found in the message of the RuntimeError that PyTorch raises when another process is lost.
@@ -133,13 +134,6 @@ def without_gradient_sync(model: nn.Module) -> contextlib.AbstractContextManager
     if isinstance(model, FSDPModule):
         return _fsdp_without_gradient_sync(model)
     return contextlib.nullcontext()
-
-
-def unwrap_model(model: nn.Module) -> HieraEncoder:
-    """Return the model inside DDP's wrapper. Other models are returned as they are."""
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    assert isinstance(inner, HieraEncoder)
-    return inner
 
 
 def reshard(model: nn.Module) -> None:

@@ -45,7 +45,8 @@ def compute_losses(
     with _device_errors(batch.x.device):
         with torch.autocast(batch.x.device.type, precision if autocast else None, enabled=autocast):
             if batch.target is None:
-                _, preds, labels, _ = model(batch.x, mask=batch.visible_units)
+                # The units were drawn by `draw_units`; checking them would synchronise a GPU.
+                _, preds, labels, _ = model(batch.x, keep_ids=batch.visible_units, check_ids=False)
                 errors = reconstruction_error(preds.float(), labels.float())
                 losses = errors.view(len(batch.x), -1).mean(1)
                 zeros = torch.zeros_like(losses)

@@ -67,7 +67,7 @@ class Previews:
             ema_weights(self.setup.training),
             torch.autocast(self.x.device.type, precision if autocast else None, enabled=autocast),
         ):
-            result = reconstruct(model, self.x, mask=self.visible_units)
+            result = reconstruct(model, self.x, keep_ids=self.visible_units)
         model.train()
         if not self.world.is_main_process:
             return

@@ -1,0 +1,112 @@
+"""Whether a layer may be replaced by a kernel that only computes its output.
+
+PyTorch lets a program record, change or move what a layer does: tracers, modes, functional
+transforms, forward-mode derivatives, tensor subclasses, weights on other devices, hooks, replaced
+methods. A kernel that is called directly would bypass all of these. So it is called only if the
+functions below find none of them. They list what is known to be harmless; everything else counts as
+a reason to run the layer itself.
+
+Most names that they read are private to PyTorch. `cpu.HAS_ONEDNN` is True only if all of them
+exist, and nothing here is called otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+
+ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
+
+# Modules whose forward is known, each with that forward. Their output for a window depends on that
+# window alone. A subclass, or a class whose forward has been replaced, is not known.
+KNOWN_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
+    known: known.forward
+    for known in (nn.Linear, nn.GELU, nn.ReLU, nn.SiLU, nn.LayerNorm, nn.RMSNorm, nn.Identity)
+}
+
+
+def known_forward(cls: ModuleClass) -> ModuleClass:
+    """Add a class to the known ones. This is a decorator of classes."""
+    KNOWN_FORWARDS[cls] = cls.forward
+    return cls
+
+
+def is_observed() -> bool:
+    """Return whether each operation has to be seen by a tracer, a mode, a functional transform, or
+    forward-mode differentiation."""
+    return bool(
+        torch._C._get_tracing_state()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_ordinary(tensor: Any) -> bool:
+    """Return whether this is a dense tensor on the CPU: no subclass, no lazy negation, not nested.
+
+    The dispatch keys of a tensor name everything that can make it special. Those of an ordinary
+    tensor are the same as those of a new one.
+    """
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and torch._C._dispatch_keys(tensor).raw_repr() in _ordinary_keys
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether calling the module runs the known forward of its class and nothing else."""
+    known = KNOWN_FORWARDS.get(type(module))
+    return (
+        known is not None
+        and type(module).forward is known
+        and "forward" not in module.__dict__  # accelerate replaces it on the instance
+        and not has_hooks(module)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether hooks of any kind, or a compiled call, would run when the module is called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or nn_module._global_backward_hooks
+        or nn_module._global_backward_pre_hooks
+    )
+
+
+def all_plain(module: nn.Module) -> bool:
+    """Return whether the module and all modules in it are plain, in evaluation mode, and have
+    ordinary parameters."""
+    return all(
+        is_plain(part)
+        and not part.training
+        and all(p is None or is_ordinary(p) for p in part._parameters.values())
+        for part in module.modules()
+    )
+
+
+def _keys_of_new_tensors() -> set[int]:
+    """Return the dispatch keys of a new tensor, outside and inside of inference mode."""
+    tensors = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            tensors.append(torch.zeros(1, device="cpu"))
+    return {torch._C._dispatch_keys(tensor).raw_repr() for tensor in tensors}
+
+
+try:
+    _ordinary_keys = _keys_of_new_tensors()
+except AttributeError:  # this build of PyTorch lacks the probe: `cpu.HAS_ONEDNN` is False
+    _ordinary_keys = set()

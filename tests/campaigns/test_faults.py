@@ -158,9 +158,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     source = Path(__file__).with_name("failing_io.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     running = Server(library)
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with running.process:
+        yield running
+        running.process.kill()
 
 
 @pytest.fixture(scope="module")

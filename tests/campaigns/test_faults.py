@@ -43,6 +43,7 @@ pytestmark = [
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 KINDS = ("open", "write", "sync", "rename", "remove", "mkdir")
 SECONDS = 120.0  # after which a run counts as hung
+MAX_CALLS = 100  # of a kind; if there are more, as many are tried, evenly spread
 
 
 @dataclass(frozen=True)
@@ -274,12 +275,18 @@ def check_whole(path: Path) -> None:
         Image.open(path).load()
 
 
+def spread(count: int) -> list[int]:
+    """Return the numbers of the calls to try, from 1 to `count`."""
+    numbers = np.linspace(1, count, min(count, MAX_CALLS)).round().astype(int)
+    return sorted(set(numbers.tolist()))
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_every_call_that_fails(name: str, server: Server, inputs: Path, tmp_path: Path) -> None:
     """Each open, write, sync, rename, removal and mkdir fails once, for a changing reason."""
     trials = Trials(name, server, inputs, tmp_path)
     for kind in KINDS:
-        for call in range(1, trials.calls.count(kind) + 1):
+        for call in spread(trials.calls.count(kind)):
             error = ERRORS[call % len(ERRORS)]
             what = f"{kind} {call} fails with {errno.errorcode[error]}"
             trials.trial(what, (0, 5), FAIL_KIND=kind, FAIL_AT=call, FAIL_ERRNO=error)
@@ -290,7 +297,7 @@ def test_every_call_that_fails(name: str, server: Server, inputs: Path, tmp_path
 def test_killed_at_every_call(name: str, server: Server, inputs: Path, tmp_path: Path) -> None:
     """SIGKILL before each call that changes the output folder."""
     trials = Trials(name, server, inputs, tmp_path)
-    for call in range(1, len(trials.calls) + 1):
+    for call in spread(len(trials.calls)):
         what = f"killed at call {call} ({trials.calls[call - 1]})"
         number = int(signal.SIGKILL)
         trials.trial(what, (-9,), FAIL_KIND="any", FAIL_AT=call, FAIL_SIGNAL=number)

@@ -137,7 +137,8 @@ def _continues(response: Response, version: Version, started: Version, offset: i
     if match is None or version.validator != started.validator:
         return False
     start, end, size = map(int, match.groups())
-    return start == offset and end == size - 1 and size == started.size
+    whole = start == offset and end == size - 1 and size == started.size
+    return whole and response.length in (None, size - offset)
 
 
 def _started_version(url: str, partial: Path) -> Version | None:

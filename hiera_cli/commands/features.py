@@ -191,7 +191,7 @@ def features(
     batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
     selected = _parse_stages(stages, default_all=return_intermediates or not inputs)
     if not inputs:  # show the sample
-        model = model or (None if checkpoint else SAMPLE_MODEL)
+        model = SAMPLE_MODEL if model is None and checkpoint is None else model
         format = output_formats.Format.table if format is output_formats.Format.auto else format
     pooled = selected == () if pool is None else pool is Pool.mean
     out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)

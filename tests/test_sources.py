@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hiera_core.data import url_content
 from hiera_core.data.media_types import kind_of
-from hiera_core.data.sources import Source, check_inputs, expand
+from hiera_core.data.sources import Source, check_inputs, expand, names_one
 from hiera_core.errors import InputError, UsageError
 
 from .conftest import Hub
@@ -150,3 +155,73 @@ def test_urls_are_fetched(hub: Hub) -> None:
     for source in (bad, unreachable):
         with pytest.raises(InputError, match="cannot be fetched"):
             source.content()
+
+
+def test_urls_may_look_like_globs(hub: Hub) -> None:
+    check_inputs([f"{hub.url}/x.jpg?size=[1]", "https://[::1"])
+
+
+def test_large_downloads_go_to_a_file_that_goes_with_them(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On Linux the file has no name at all; elsewhere it is in the temporary folder."""
+    monkeypatch.setattr(url_content, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hub.plain["/x.mp4"] = content = os.urandom(5000)
+    for open_files in (url_content.OPEN_FILES, Path("no such folder")):
+        monkeypatch.setattr(url_content, "OPEN_FILES", open_files)
+        found = Source("x", url=f"{hub.url}/x.mp4").content()
+        assert isinstance(found, Path)
+        assert found.read_bytes() == content and found.read_bytes() == content
+        name = str(found)
+        del found
+        gc.collect()
+        assert not Path(name).exists() and list(tmp_path.iterdir()) == []
+    assert Source("x", url=f"{hub.url}/x.mp4").content()
+    monkeypatch.setattr(url_content, "MAX_DOWNLOAD_BYTES", 4000)
+    with pytest.raises(InputError, match="larger than"):
+        Source("x", url=f"{hub.url}/x.mp4").content()
+
+
+def test_a_download_that_is_cut_is_an_error(hub: Hub) -> None:
+    hub.plain["/x.jpg"], hub.cut = b"bytes of a picture", 5
+    with pytest.raises(InputError, match="5 of 18 bytes arrived"):
+        Source("x", url=f"{hub.url}/x.jpg").content()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "y/" * 3000, "@" + "x" * 300])
+def test_names_that_the_system_refuses_fail_alone(tree: Path, name: str) -> None:
+    """The other inputs of the batch are not affected."""
+    before, failing, after = expand(["b.jpg", name, "b.jpg"])
+    assert (before.name, after.name) == ("b.jpg", "b.jpg")
+    with pytest.raises(InputError):
+        failing.content()
+    names_one(name)
+    with contextlib.suppress(UsageError):  # a pattern that matches nothing
+        check_inputs([name])
+
+
+def test_folders_that_cannot_be_entered_fail_alone(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake, because root may enter every folder."""
+    stat = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if "secret" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    inputs = ["secret/a.jpg", "secret/*.jpg", "@secret/list", "b.jpg"]
+    first, *_, last = expand(inputs)
+    assert last.content() == Path("b.jpg")
+    with pytest.raises(InputError, match="permission denied"):
+        first.content()
+
+
+def test_links_to_themselves_are_inputs_that_fail(tree: Path) -> None:
+    (tree / "loop.jpg").symlink_to("loop.jpg")
+    found = {source.name: source for source in expand(["."])}
+    with pytest.raises(InputError):
+        found["loop.jpg"].content()

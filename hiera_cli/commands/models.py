@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hiera_core import zoo
-from hiera_core.weights import download
+from hiera_core.weights import names
 
 from .. import options
 from ..output_formats import Format, resolve_format, write_rows
@@ -81,6 +81,6 @@ def _is_cached(where: zoo.CheckpointEntry) -> bool:
     torch_home = Path(os.environ.get("TORCH_HOME", home / "torch"))
     snapshots = hub_cache / f"models--{where.hub.replace('/', '--')}" / "snapshots"
     in_hub_cache = (
-        path.is_file() for name in download.WEIGHT_NAMES for path in snapshots.glob(f"*/{name}")
+        path.is_file() for file in names.WEIGHT_NAMES for path in snapshots.glob(f"*/{file}")
     )
     return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(in_hub_cache)

@@ -21,10 +21,10 @@ from ..errors import HubError, OutputError, UsageError, first_line
 from . import download_record, fetch, hub_patience, resume
 from .download_record import sha256_of
 from .integrity import DamagedFile
+from .names import WEIGHT_NAMES
 
 log = logging.getLogger("hiera")
 
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
 HINTS = (

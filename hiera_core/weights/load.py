@@ -212,13 +212,13 @@ def _find_local(path: Path) -> download.FetchedFiles | None:
 
 def _find_in_folder(folder: Path) -> download.FetchedFiles:
     """Return the weights file of a folder: one with a usual name, or the only one."""
-    usual = [folder / name for name in download.WEIGHT_NAMES]
+    usual = [folder / name for name in names.WEIGHT_NAMES]
     others = sorted(p for p in folder.iterdir() if p.suffix in names.FILE_ENDINGS)
     for path in usual + (others if len(others) == 1 else []):
         if path.is_file():
             return download.FetchedFiles(path, *_find_config_and_card(path))
     raise CheckpointError(
-        f"{folder} holds no {' or '.join(download.WEIGHT_NAMES)}", "name the file itself"
+        f"{folder} holds no {' or '.join(names.WEIGHT_NAMES)}", "name the file itself"
     )
 
 
@@ -228,7 +228,7 @@ def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
     They belong to the weights only if the file has one of the usual names, such as
     model.safetensors.
     """
-    if path.name not in download.WEIGHT_NAMES:
+    if path.name not in names.WEIGHT_NAMES:
         return None, None
     paths = [path.with_name(name) for name in ("config.json", "hiera.json")]
     config, card = (p if p.is_file() else None for p in paths)

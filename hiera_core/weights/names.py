@@ -17,6 +17,7 @@ from pathlib import Path
 from .. import zoo
 from ..errors import UsageError
 
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder or hub repository
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 
 

@@ -604,6 +604,30 @@ def test_a_damaged_blob_is_named_offline(
     assert link.resolve().read_bytes() == repository["model__safetensors"]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_blobs_may_be_links_to_a_shared_store(tmp_path: Path, damaged: bool) -> None:
+    """The client shares files of the protocol Xet among repositories, and names them by other
+    hashes, which are as long as a SHA-256."""
+    content = b"content"
+    store, blobs = tmp_path / "blobs" / "ab", tmp_path / "models--me--small" / "blobs"
+    snapshot = tmp_path / "models--me--small" / "snapshots" / COMMIT
+    for folder in (store, blobs, snapshot):
+        folder.mkdir(parents=True)
+    (store / ("ab" * 32)).write_bytes(b"other" if damaged else content)
+    digest = hashlib.sha256(content).hexdigest()
+    (blobs / digest).symlink_to(Path("../../blobs/ab") / ("ab" * 32))
+    link = snapshot / "model.safetensors"
+    link.symlink_to(Path("../../blobs") / digest)
+    if damaged:
+        with pytest.raises(HubError, match="arrived damaged"):
+            download._verify_blob(link, "me/small")
+    else:
+        download._verify_blob(link, "me/small")
+        assert link.read_bytes() == content
+        download.drop_from_cache(link, unless_newer=time.time() + 1)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
 def test_a_hub_that_refuses(server: Server, caches: Path, status: int) -> None:
     server.behaviour.head_status = server.behaviour.status = status

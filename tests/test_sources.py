@@ -225,3 +225,12 @@ def test_links_to_themselves_are_inputs_that_fail(tree: Path) -> None:
     found = {source.name: source for source in expand(["."])}
     with pytest.raises(InputError):
         found["loop.jpg"].content()
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.jpg", "caf\u00e9.jpg", os.fsdecode(b"caf\xe9.jpg"), "a%20b.jpg"]
+)
+def test_urls_may_have_spaces_and_letters_of_all_languages(hub: Hub, name: str) -> None:
+    encoded = {"a b.jpg": "a%20b.jpg", "caf\u00e9.jpg": "caf%C3%A9.jpg", "a%20b.jpg": "a%20b.jpg"}
+    hub.plain[f"/{encoded.get(name, 'caf%E9.jpg')}"] = b"bytes of a picture"
+    assert Source(name, url=f"{hub.url}/{name}").content() == b"bytes of a picture"

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import HubError, OutputError, UsageError, first_line
 from . import download_record, fetch, hub_patience, resume
 from .download_record import sha256_of
-from .integrity import DamagedFile
+from .integrity import DamagedFile, as_unreadable
 from .names import WEIGHT_NAMES
 
 log = logging.getLogger("hiera")
@@ -94,11 +94,17 @@ def cached_url(url: str, sha256: str | None = None) -> Path | None:
 
     Raises:
         DamagedFile: The file has changed since it was downloaded, or has another checksum.
+        CheckpointError: It cannot be read.
     """
     path = _url_cache() / _file_name(url)
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return None
+        download_record.check(path, sha256)
+    except FileNotFoundError:  # another process has just removed it
         return None
-    download_record.check(path, sha256)
+    except OSError as error:
+        raise as_unreadable(path, error) from error
     return path
 
 
@@ -149,10 +155,10 @@ def drop_from_cache(path: Path, unless_newer: float) -> None:
             replaced the file since then; the new file stays.
     """
     try:
-        blob = path.resolve()
-        if blob.stat().st_ctime > unless_newer:
+        content = path.resolve()
+        if content.stat().st_ctime > unless_newer:
             return
-        for file in {path, blob, download_record.record_path(path)}:
+        for file in (content, _blob_of(path), path, download_record.record_path(path)):
             file.unlink(missing_ok=True)
     except FileNotFoundError:
         return  # another process has removed it
@@ -296,12 +302,21 @@ def as_error(repo: str, error: Exception, action: str = "fetched", cures: str = 
 
 def _verify_blob(path: Path, repo: str) -> None:
     """Check a new download in the hub's cache, where large files are named by their SHA-256."""
-    blob = path.resolve()
+    blob = _blob_of(path)
     if len(blob.name) != 64 or sha256_of(blob) == blob.name:
         return
-    path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)
+    for file in (path.resolve(), blob, path):
+        file.unlink(missing_ok=True)
     raise HubError(f"{repo}: {path.name} arrived damaged (SHA-256 differs)", "try again")
+
+
+def _blob_of(path: Path) -> Path:
+    """Return the blob that a file in the hub's cache is a link to. It is named by its ETag.
+
+    The blob may itself be a link, to a store that all repositories share and that is named by other
+    hashes.
+    """
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def _licence(released: bool) -> str:

@@ -27,6 +27,7 @@ SCHEMES = ("http", "https")
 PATIENCE_S = 20.0  # a transfer ends if it is slower than MIN_SPEED for so many seconds
 MIN_SPEED = 1024  # bytes per second
 CHUNK = 1 << 20  # bytes
+URL_CHARACTERS = "%/:=&?~+!$,;'@()*[]"  # they keep their meaning
 HEADERS = {"User-Agent": "hiera-toolkit", "Accept-Encoding": "identity"}
 
 
@@ -99,10 +100,7 @@ def open_url(
             opener = urllib.request.build_opener(
                 _HTTPHandler(watch), _HTTPSHandler(watch), _RedirectHandler(url, watch)
             )
-            request = urllib.request.Request(
-                url,
-                headers={**HEADERS, **(headers or {})},
-            )
+            request = urllib.request.Request(_quoted(url), headers={**HEADERS, **(headers or {})})
             answer = opener.open(request, timeout=PATIENCE_S)
         with answer:
             watch.received += int(PATIENCE_S * MIN_SPEED) + 1  # the header is progress too
@@ -125,6 +123,16 @@ def check_url(url: str) -> None:
         raise FetchError(f"the URL is not valid: {first_line(error)}") from error
     if parts.scheme not in SCHEMES or not has_host:
         raise FetchError("the URL is not valid: it needs http:// or https://, and a host")
+
+
+def _quoted(url: str) -> str:
+    """Return a URL with spaces and non-ASCII characters in its path and query encoded."""
+    parts = urllib.parse.urlsplit(url)
+    path, query = (
+        urllib.parse.quote(text, safe=URL_CHARACTERS, errors="surrogateescape")
+        for text in (parts.path, parts.query)
+    )
+    return parts._replace(path=path, query=query).geturl()
 
 
 def is_public_host(host: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
 from . import download, files, key_mapping, names
-from .integrity import DamagedFile, check_weights_file
+from .integrity import DamagedFile, as_unreadable, check_weights_file
 
 log = logging.getLogger("hiera")
 
@@ -206,7 +206,10 @@ def _find_local(path: Path) -> download.FetchedFiles | None:
     if not names.exists(path):
         return None
     if path.is_dir():
-        return _find_in_folder(path)
+        try:
+            return _find_in_folder(path)
+        except OSError as error:
+            raise as_unreadable(path, error) from error
     return download.FetchedFiles(path, *_find_config_and_card(path)) if path.is_file() else None
 
 

@@ -21,6 +21,7 @@ from ..errors import CheckpointError, first_line
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"
 GIT_LFS_SIGNATURE = b"version https://git-lfs"
+MAX_THREADS = 8  # reading is the limit with more
 SAFETENSORS_MAX_HEADER = 100 << 20  # bytes
 # A member's local header: 30 bytes with these fields, then its name and an extra field.
 LOCAL_HEADER = struct.Struct("<4s2xHH4xLLLHH")
@@ -110,7 +111,7 @@ def _check_zip(path: Path) -> None:
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as content,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(MAX_THREADS) as pool,
     ):
         members = archive.infolist()
         # torch can be told to write no CRCs; all of them are 0 then.

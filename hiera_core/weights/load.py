@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
 from . import download, files, key_mapping, names
-from .integrity import DamagedFile, as_unreadable, check_weights_file
+from .cache_repair import read_cached
+from .integrity import check_weights_file
+from .local_files import find_local
 
 log = logging.getLogger("hiera")
 
-MAX_FETCHES = 6  # a checkpoint has up to three files, in two caches
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
@@ -93,10 +93,10 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     """
     names.check_not_empty(source)
     text = str(source)
-    if (found := _find_local(Path(source))) is not None:
+    if (found := find_local(Path(source))) is not None:
         return _load(found, text)
     if text.startswith(("http://", "https://")):
-        return _load_cached(lambda: download.from_url(text, check=check_weights_file), text)
+        return _load_cached(lambda: download.from_url(text, check=check_weights_file), text, {})
     is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)
     if HUB_ID.fullmatch(text) and not is_file_name:
         return _load_cached(lambda: download.from_hub(text, **options), text, options)
@@ -197,47 +197,6 @@ def fit(
     return Fit(kept, dropped + unexpected, missing)
 
 
-def _find_local(path: Path) -> download.FetchedFiles | None:
-    """Return the files of a checkpoint that the user names by its path; None if there are none.
-
-    Raises:
-        CheckpointError: It is a folder without weights.
-    """
-    if not names.exists(path):
-        return None
-    if path.is_dir():
-        try:
-            return _find_in_folder(path)
-        except OSError as error:
-            raise as_unreadable(path, error) from error
-    return download.FetchedFiles(path, *_find_config_and_card(path)) if path.is_file() else None
-
-
-def _find_in_folder(folder: Path) -> download.FetchedFiles:
-    """Return the weights file of a folder: one with a usual name, or the only one."""
-    usual = [folder / name for name in names.WEIGHT_NAMES]
-    others = sorted(p for p in folder.iterdir() if p.suffix in names.FILE_ENDINGS)
-    for path in usual + (others if len(others) == 1 else []):
-        if path.is_file():
-            return download.FetchedFiles(path, *_find_config_and_card(path))
-    raise CheckpointError(
-        f"{folder} holds no {' or '.join(names.WEIGHT_NAMES)}", "name the file itself"
-    )
-
-
-def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
-    """Return the config.json and the hiera.json next to a weights file, if they exist.
-
-    They belong to the weights only if the file has one of the usual names, such as
-    model.safetensors.
-    """
-    if path.name not in names.WEIGHT_NAMES:
-        return None, None
-    paths = [path.with_name(name) for name in ("config.json", "hiera.json")]
-    config, card = (p if p.is_file() else None for p in paths)
-    return config, card
-
-
 def _fetch_released(entry: zoo.CheckpointEntry, options: dict[str, Any]) -> download.FetchedFiles:
     """Return the local files of a checkpoint in the zoo; see `read_released`."""
     url = download.url_of(entry.file)
@@ -259,47 +218,10 @@ def _fetch_released(entry: zoo.CheckpointEntry, options: dict[str, Any]) -> down
 
 
 def _load_cached(
-    fetch: Callable[[], download.FetchedFiles],
-    source: str,
-    options: Mapping[str, Any] | None = None,
+    fetch: Callable[[], download.FetchedFiles], source: str, options: Mapping[str, Any]
 ) -> Checkpoint:
-    """Read a checkpoint from the hub's or torch.hub's cache.
-
-    A damaged file in a cache would fail for ever, so it is removed and fetched again, once.
-
-    Args:
-        fetch: Returns the files, from the cache or by downloading them.
-        source: The name, for messages.
-        options: See `download.from_hub`.
-
-    Raises:
-        DamagedFile: A file in the cache is damaged, and we are offline.
-        HubError: A file cannot be downloaded, or arrives damaged.
-        CheckpointError: See `read_checkpoint`.
-    """
-    dropped: set[Path] = set()
-    for _ in range(MAX_FETCHES):
-        start = time.time()
-        try:
-            fetched = fetch()
-            start = time.time()
-            return _load(fetched, source)
-        except DamagedFile as error:
-            if _is_offline(options or {}):
-                hint = "it is in a cache: call again with a network, and it is fetched again"
-                raise DamagedFile(error.path, error.reason, hint) from error
-            download.drop_from_cache(error.path, unless_newer=start)
-            if error.path in dropped:
-                raise HubError(
-                    f"{source}: {error.path.name} {error.reason}", "try again"
-                ) from error
-            dropped.add(error.path)
-            log.warning("%s; it is removed from the cache, and fetched again", error.message)
-        except CheckpointError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            log.debug("%s; another process has removed it", error.message)
-    raise HubError(f"{source} is damaged each time it is fetched", "try again")
+    """Read a checkpoint that lies in a cache, or is downloaded now; see `read_cached`."""
+    return read_cached(fetch, lambda found: _load(found, source), source, _is_offline(options))
 
 
 def _is_offline(options: Mapping[str, Any]) -> bool:

@@ -686,6 +686,14 @@ def test_a_hub_that_stalls_is_reported(
     assert leftovers(caches) == []
 
 
+def test_the_users_time_limit_for_the_hub_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    assert hub_patience._limit_s() == hub_patience.PATIENCE_S
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 90)
+    assert hub_patience._limit_s() == 90
+
+
 def test_a_redirect_loop_of_the_hub(server: Server, caches: Path) -> None:
     server.behaviour.location = "/me/small/resolve/main/model.safetensors"
     with pytest.raises(HubError, match="could not be fetched"):

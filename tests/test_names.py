@@ -69,10 +69,13 @@ def test_the_zoo_comes_first_on_the_command_line(folder: Path, hiera: Command) -
 
 
 def test_training_starts_from_the_zoo(folder: Path) -> None:
-    from hiera_core.training import build  # init_from is read by the same function
+    from hiera_core.data import datasets
+    from hiera_core.training import build, recipe_reader
 
-    assert build.load.read_weights is load.read_weights
-    assert not (load.read_weights(NANO).state["head.projection.bias"] == 7).all()
+    recipe, samples = recipe_reader.read_recipe(NANO, {}), datasets.open_splits("digits").train
+    for name, expected in [(NANO, False), (f"./{NANO}", True)]:
+        model, card = build._build_model(recipe, samples, name)
+        assert is_folders(model) is expected and name in card["source"]
 
 
 def test_a_folder_with_the_name_of_no_model_needs_no_prefix(folder: Path, hiera: Command) -> None:

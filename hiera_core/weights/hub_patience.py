@@ -43,10 +43,20 @@ def limited() -> Iterator[None]:
         hooks["response"].remove(patience.on_response)
 
 
+def _limit_s() -> float:
+    """Return how long to wait in seconds: longer if the user has told the client to wait longer."""
+    from huggingface_hub import constants
+
+    chosen = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    is_default = chosen == constants.DEFAULT_DOWNLOAD_TIMEOUT
+    return PATIENCE_S if is_default else max(PATIENCE_S, chosen)
+
+
 class _Patience:
     """Progress of the requests of one thread."""
 
     def __init__(self) -> None:
+        self._limit = _limit_s()
         self._thread = threading.get_ident()
         self._last = time.monotonic()  # when something arrived last
         self._window, self._received = self._last, 0  # bytes that arrived since then
@@ -55,9 +65,9 @@ class _Patience:
         """Let a request wait only for what is left of the patience."""
         if threading.get_ident() != self._thread:  # the session is shared
             return
-        left = self._last + PATIENCE_S - time.monotonic()
+        left = self._last + self._limit - time.monotonic()
         if left <= 0:
-            raise HubStalled(f"no answer within {PATIENCE_S:.0f} s")
+            raise HubStalled(f"no answer within {self._limit:.0f} s")
         timeouts = request.extensions.setdefault("timeout", {})
         for kind in ("connect", "read", "write", "pool"):
             timeouts[kind] = min(timeouts.get(kind) or left, left)
@@ -83,9 +93,9 @@ class _Patience:
     def _count(self, size: int) -> None:
         self._last = now = time.monotonic()
         self._received += size
-        if now - self._window < PATIENCE_S:
+        if now - self._window < self._limit:
             return
-        if self._received < PATIENCE_S * MIN_SPEED:
+        if self._received < self._limit * MIN_SPEED:
             speed = f"less than {MIN_SPEED >> 10} KiB per second"
-            raise HubStalled(f"{speed} for {PATIENCE_S:.0f} s")
+            raise HubStalled(f"{speed} for {self._limit:.0f} s")
         self._window, self._received = now, 0

@@ -70,6 +70,8 @@ def test_crashes_are_still_reported() -> None:
 
 
 def test_forked_children_print_their_messages() -> None:
-    then = "pid = os.fork()\nprint('child' if pid == 0 else 'parent', file=sys.stderr)\npid and os.wait()"
+    then = (
+        "pid = os.fork()\nprint('parent' if pid else 'child', file=sys.stderr)\npid and os.wait()"
+    )
     _, printed = run_program(then=then)
     assert b"child" in printed and b"parent" in printed

@@ -113,7 +113,7 @@ class _Tiff(Tiff.TiffImageFile):
 
     def load_prepare(self) -> None:
         if self._im is None:
-            self.im = Image.core.new(self.mode, self._tile_size)
+            self.im = Image.new(self.mode, self._tile_size).im
         super().load_prepare()
 
 

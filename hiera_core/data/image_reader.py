@@ -86,7 +86,10 @@ def _open(source: str | Path | bytes) -> IO[bytes]:
         InputError: It is empty.
         OSError: It cannot be read.
     """
-    file: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+    if isinstance(source, bytes):
+        file: IO[bytes] = io.BytesIO(source)
+    else:
+        file = Path(source).open("rb")  # noqa: SIM115 (the caller closes it)
     if not file.read(1):
         file.close()
         raise InputError("empty file", DAMAGED)

@@ -233,7 +233,7 @@ class Video:
         return key * self._tick - self._timeline.start
 
     def _decode(self) -> Iterator[_Shown]:
-        """Yield the frames of the packets from `self._source`. Frames that cannot be decoded are skipped."""
+        """Yield the frames of `self._source`. Frames that cannot be decoded are skipped."""
         in_order, last, count = self._timeline.in_order, None, 0
         for number, packet in enumerate(itertools.chain(self._source, [None])):  # None: flush
             if packet is not None:

@@ -62,8 +62,11 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         fps = _average_rate(times, header.rate)
     end = float(times[-1]) + 1 / fps
     lost = header.lost_seconds(end, float(times[0]), packets.last_end)
-    present = len(times)
-    frames = present + (round(lost * fps) if lost > 0.5 / fps else 0)
+    present = frames = len(times)
+    if lost > 0.5 / fps:
+        if _usual_rate_is(header.rate, times):
+            fps = header.rate  # frames may be missing among the last ones, too
+        frames = max(present, round((times[-1] - times[0] + lost) * fps) + 1)
     return Timeline(
         frames=frames,
         fps=fps,
@@ -73,12 +76,13 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         present=present,
         keys=tuple(sorted(set(packets.keys))),
         declares_length=header.seconds > 0,
-        notes=_notes(header, frames),
+        notes=_notes(header, frames, float(times[0])),
     )
 
 
-def _notes(header: _Header, frames: int) -> tuple[str, ...]:
-    declared = header.frames or round(header.seconds * header.rate)
+def _notes(header: _Header, frames: int, start: float) -> tuple[str, ...]:
+    seconds = header.seconds - (start if header.is_absolute else 0.0)
+    declared = header.frames or round(seconds * header.rate)
     if not declared or abs(declared - frames) <= 1 or header.is_shared:
         return ()
     return (f"the header declares {declared} frames, and the file has {frames}",)
@@ -144,7 +148,11 @@ def _declared_seconds(container: Any, stream: Any, tick: float) -> tuple[float, 
     if container.format.name in NO_LENGTH_FORMATS:
         return 0.0, False, False
     if stream.duration:
-        return float(stream.duration * tick), False, False
+        seconds = float(stream.duration * tick)
+        rate = float(stream.average_rate or 0)
+        if container.format.name not in INDEXED_FORMATS and rate:
+            seconds = max(seconds, stream.frames / rate)  # FFmpeg shortens that of a cut-off AVI
+        return seconds, False, False
     if tag := _parse_seconds(stream.metadata.get("DURATION", "")):
         return tag, False, True  # Matroska's tag is the time at which the last frame ends
     if container.duration:
@@ -166,6 +174,8 @@ def _scan(container: Any, stream: Any) -> _Packets:
     """Read all packets of a file, without decoding them."""
     found = _Packets()
     reordered = stream.codec_context.has_b_frames
+    # AVI has no time stamps for presentation. FFmpeg invents them, in the order of decoding.
+    found.ordered = not (reordered and container.format.name == "avi")
     last_dts = None
     with contextlib.suppress(av.FFmpegError):  # what follows a damaged part is not there
         for packet in container.demux():
@@ -206,6 +216,10 @@ def _average_rate(times: np.ndarray, declared: float) -> float:
         return declared
     plausible = span > 0 and intervals / span < MAX_RATE
     return intervals / span if plausible else declared or FALLBACK_RATE
+
+
+def _usual_rate_is(rate: float, times: np.ndarray) -> bool:
+    return rate > 0 and len(times) > 1 and abs(np.median(np.diff(times)) * rate - 1) < 0.1
 
 
 def _parse_seconds(text: str) -> float | None:

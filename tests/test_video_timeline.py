@@ -1,0 +1,196 @@
+"""Tests of containers: whatever a header says, the frames are those of decoding from the start, and
+their number is what is there."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from hiera_core.data.video_reader import Video
+from hiera_core.errors import InputError
+
+from .test_video_reader import all_frames, picture, write_video
+
+FRAMES, RATE, SIZE = 100, 25, (96, 64)
+# name -> container, codec, options of the container, options of the codec
+CONTAINERS: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {
+    "mpeg-2 programme stream": ("mpeg", "mpeg2video", {}, {"bf": "2"}),
+    "mpeg-1 programme stream": ("mpeg", "mpeg1video", {}, {"bf": "2"}),
+    "dvd": ("vob", "mpeg2video", {}, {"bf": "2", "flags": "-cgop"}),
+    "open groups in a transport stream": ("mpegts", "mpeg2video", {}, {"bf": "2"}),
+    "h.264 in a transport stream": ("mpegts", "libx264", {}, {"bf": "3"}),
+    "open h.264 groups": ("mpegts", "libx264", {}, {"bf": "3", "x264-params": "open-gop=1"}),
+    "intra refresh": ("mp4", "libx264", {}, {"x264-params": "intra-refresh=1"}),
+    "intra refresh in matroska": ("matroska", "libx264", {}, {"x264-params": "intra-refresh=1"}),
+    "open h.264 groups in mp4": ("mp4", "libx264", {}, {"bf": "3", "x264-params": "open-gop=1"}),
+    "fragmented mp4": ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}, {}),
+    "live mp4": ("mp4", "libx264", {"movflags": "frag_every_frame+empty_moov"}, {}),
+    "quicktime": ("mov", "mpeg4", {}, {"bf": "2"}),
+    "matroska": ("matroska", "libx264", {}, {"bf": "3"}),
+    "live matroska": ("matroska", "mpeg4", {"live": "1"}, {}),
+    "live webm": ("webm", "libvpx", {"live": "1"}, {"auto-alt-ref": "1", "lag-in-frames": "10"}),
+    "webm": ("webm", "libvpx-vp9", {}, {"auto-alt-ref": "1", "lag-in-frames": "10"}),
+    "flash": ("flv", "flv1", {}, {}),
+    "h.264 in flash": ("flv", "libx264", {}, {"bf": "3"}),
+    "flash without a length": ("flv", "flv1", {"flvflags": "no_duration_filesize"}, {}),
+    "windows media": ("asf", "wmv2", {}, {}),
+    "old windows media": ("asf", "msmpeg4", {}, {}),
+    "avi": ("avi", "mpeg4", {}, {}),
+    "avi with b-frames": ("avi", "mpeg4", {}, {"bf": "2"}),
+    "avi of jpegs": ("avi", "mjpeg", {}, {}),
+    "h.264 in avi": ("avi", "libx264", {}, {"bf": "3"}),
+    "ogg": ("ogg", "libtheora", {}, {}),
+    "raw h.264": ("h264", "libx264", {}, {"bf": "3"}),
+    "raw hevc": ("hevc", "libx265", {}, {"x265-params": "log-level=none"}),
+    "raw mpeg-2": ("mpeg2video", "mpeg2video", {}, {"bf": "2"}),
+    "raw mpeg-4": ("m4v", "mpeg4", {}, {"bf": "2"}),
+    "ivf": ("ivf", "libvpx", {}, {"auto-alt-ref": "1", "lag-in-frames": "10"}),
+    "nut": ("nut", "mpeg4", {}, {"bf": "2"}),
+    "mxf": ("mxf", "mpeg2video", {}, {"bf": "2"}),
+}
+
+
+def write(path: Path, name: str, frames: int = FRAMES) -> Path:
+    """Write a moving photograph in one of the containers."""
+    format, codec, options, codec_options = CONTAINERS[name]
+    try:
+        with av.open(str(path), "w", format=format, options=options) as container:
+            stream: Any = container.add_stream(codec, rate=RATE, options=codec_options)
+            stream.width, stream.height = SIZE
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.codec_context.gop_size = 12
+            for i in range(frames):
+                frame = av.VideoFrame.from_ndarray(picture(i / RATE, *SIZE), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"this FFmpeg cannot write it: {error}")
+    return path
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_frames_are_those_of_sequential_decoding(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "x", name)
+    frames = all_frames(path)
+    orders = {
+        "ascending": list(range(0, FRAMES, 7)),
+        "reversed": list(range(FRAMES - 1, 0, -9)),
+        "random": np.random.default_rng(0).integers(0, FRAMES, 20).tolist(),
+        "sparse": [2, 60, 97],
+        "one": [71],
+    }
+    for order, indices in orders.items():
+        with Video(path) as video:
+            assert (video.frames, video.notes) == (len(frames), ())
+            assert video.fps == pytest.approx(RATE, rel=0.01)
+            for frame in video.read([i for i in indices if i < len(frames)]):
+                assert frame.intact, (order, frame.index)
+                assert np.array_equal(frame.pixels, frames[frame.index]), (order, frame.index)
+
+
+@pytest.mark.parametrize(
+    "name", ["open groups in a transport stream", "h.264 in a transport stream", "dvd", "raw h.264"]
+)
+def test_a_clock_that_is_reset_does_not_confuse_frames(tmp_path: Path, name: str) -> None:
+    """Two recordings in one file, as receivers and camcorders write them."""
+    first, second = (write(tmp_path / n, name, frames) for n, frames in [("a", 60), ("b", 40)])
+    path = tmp_path / "both"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    frames = all_frames(path)
+    with Video(path) as video:
+        assert abs(video.frames - len(frames)) <= 2
+        indices = [0, 5, 58, 63, 80, len(frames) - 1, 31, 7]
+        for frame in video.read(indices):
+            assert np.array_equal(frame.pixels, frames[frame.index]), frame.index
+
+
+def set_number(content: bytes, name: bytes, value: float) -> bytes:
+    """Change a number in the metadata of a Flash video."""
+    start = content.index(name) + len(name) + 1
+    return content[:start] + struct.pack(">d", value) + content[start + 8 :]
+
+
+def slide_show(path: Path, codec: str) -> Path:
+    """Write four pictures, a second apart."""
+    return write_video(path, frames=4, fps=25, times=[0.0, 1.0, 2.0, 3.0], codec=codec)
+
+
+def test_a_wrong_rate_does_not_multiply_frames(tmp_path: Path) -> None:
+    path = slide_show(tmp_path / "x.flv", "flv1")
+    path.write_bytes(set_number(path.read_bytes(), b"framerate", 30))
+    frames = all_frames(path)
+    with Video(path) as video:
+        assert (video.frames, video.fps) == (4, 1.0)
+        assert video.notes and video.notes[0].endswith("frames, and the file has 4")
+        for frame in video.read([0, 1, 2, 3]):
+            assert frame.intact and np.array_equal(frame.pixels, frames[frame.index])
+
+
+def test_a_varying_rate_does_not_lose_frames(tmp_path: Path) -> None:
+    times = [0.0, 0.05, 0.1, 0.12, 0.14, 0.4, 0.45, 0.5, 0.55, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]
+    path = write_video(tmp_path / "x.wmv", frames=15, fps=13, times=times, codec="wmv2")
+    frames = all_frames(path)
+    with Video(path) as video:
+        assert video.frames == len(frames) == 15
+        for frame in video.read(range(15)):
+            moment = frame.index / video.fps + 0.25 / video.fps + 1e-3
+            expected = max(i for i, time in enumerate(times) if time <= moment)
+            assert np.array_equal(frame.pixels, frames[expected]), frame.index
+
+
+def test_a_wrong_number_of_frames_is_noted(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.avi", "avi")
+    content = path.read_bytes()
+    start = content.index(b"strh") + 8 + 32  # dwLength of the stream
+    path.write_bytes(content[:start] + struct.pack("<I", 40) + content[start + 4 :])
+    with Video(path) as video:
+        assert video.frames == FRAMES
+        assert video.notes == ("the header declares 40 frames, and the file has 100",)
+
+
+def test_more_declared_than_present_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.flv", "flash")
+    path.write_bytes(set_number(path.read_bytes(), b"duration", 8.0))
+    with pytest.raises(InputError, match="100 of 200 frames are damaged or lost"):
+        Video(path)
+
+
+@pytest.mark.parametrize("name", ["matroska", "flash", "windows media", "avi", "h.264 in flash"])
+def test_truncation_is_never_silent(tmp_path: Path, name: str) -> None:
+    """A file that was cut off gives an error, damaged frames, or the frames of the whole file."""
+    path = write(tmp_path / "x", name)
+    whole, frames = path.read_bytes(), all_frames(path)
+    errors = 0
+    for part in range(4, 64, 3):
+        path.write_bytes(whole[: len(whole) * part // 64])
+        try:
+            with Video(path) as video:
+                shown = list(video.read(range(0, video.frames, 9)))
+        except InputError:
+            errors += 1
+            continue
+        if not video.declares_length:  # FFmpeg does not tell the length of a cut-off ASF file
+            continue
+        assert video.frames == FRAMES or any(not frame.intact for frame in shown), part
+        for frame in shown:
+            assert not frame.intact or np.array_equal(frame.pixels, frames[frame.index])
+    assert errors >= 16 or name == "windows media"
+
+
+def test_a_key_frame_that_is_none_is_not_used(tmp_path: Path) -> None:
+    """All frames of this file are marked as key frames."""
+    path = write(tmp_path / "x.avi", "avi")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"idx1") + 8
+    for entry in range(start, len(content) - 15, 16):
+        content[entry + 4] |= 0x10
+    path.write_bytes(content)
+    frames = all_frames(path)
+    with Video(path) as video:
+        for frame in video.read([5, 47, 95, 30]):
+            assert np.array_equal(frame.pixels, frames[frame.index]), frame.index

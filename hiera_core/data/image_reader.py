@@ -69,7 +69,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if is_deep_grey(image):
         return deep_grey_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         alpha = rgba.getchannel("A")
         if alpha.getextrema() != (255, 255):
             notes.append("transparency composited on white")

@@ -82,8 +82,8 @@ class Video:
         except BaseException:
             self.close()
             raise
-        # Time stamps are rounded to the container's ticks.
-        self._tolerance = 0.25 / self.fps + min(self._tick, 0.1 / self.fps)
+        # Time stamps are rounded to the container's ticks, and sums of floats are rounded too.
+        self._tolerance = 0.25 / self.fps + 1e-6
         self._reformatter = VideoReformatter()  # shared by all frames, because setup is slow
         self._current: _Shown | None = None  # the frame that is shown now
         self._next: _Shown | None = None  # the frame after it

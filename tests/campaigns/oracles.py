@@ -59,7 +59,7 @@ def check_picture(path: Path) -> str | None:
     if plain.mode in DEEP_GREY:
         return None if is_rising(np.asarray(plain), ours) else "greys in another order"
     if "transparency" in plain.info or plain.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        rgba = plain.convert("RGBA")
+        rgba = (plain.convert("LA") if plain.mode == "La" else plain).convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         theirs, tolerance = np.asarray(Image.alpha_composite(white, rgba).convert("RGB")), 1
     else:

@@ -59,7 +59,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         in_order, fps = True, header.rate or FALLBACK_RATE
         times = np.arange(len(packets.stamps)) / fps
     else:
-        fps = _average_rate(times, header.rate, packets.last_duration * header.tick)
+        fps = _average_rate(times, header.rate)
     end = float(times[-1]) + 1 / fps
     lost = header.lost_seconds(end, float(times[0]), packets.last_end)
     present = frames = len(times)
@@ -167,7 +167,6 @@ class _Packets:
     stamps: array[int] = field(default_factory=lambda: array("q"))
     keys: list[int] = field(default_factory=list)  # time stamps of key frames
     ordered: bool = True  # whether all time stamps are there, and tell the order of the frames
-    last_duration: int = 0  # of the last packet, in ticks
     last_end: float = 0.0  # seconds; of all streams of the file
 
 
@@ -189,7 +188,6 @@ def _scan(container: Any, stream: Any) -> _Packets:
             if packet.stream.index != stream.index:
                 continue
             found.stamps.append(stamp or 0)
-            found.last_duration = packet.duration or 0
             if packet.is_keyframe and stamp is not None:
                 found.keys.append(stamp)
             if stamp is None or (packet.pts is None and reordered):
@@ -211,15 +209,15 @@ def _distinct(times: np.ndarray) -> np.ndarray:
     return times[np.concatenate(([True], gaps > SAME_FRAME * usual))]
 
 
-def _average_rate(times: np.ndarray, declared: float, last_duration: float) -> float:
-    """Return the declared rate if the frames follow it, else their average rate."""
+def _average_rate(times: np.ndarray, declared: float) -> float:
+    """Return the declared rate if the frames follow it, else their average rate, as if the last
+    frame lasted the usual time."""
     intervals, span = len(times) - 1, float(times[-1] - times[0])
     if declared and abs(declared * span - intervals) < 0.5:
         return declared
     if span <= 0:
         return declared or FALLBACK_RATE
-    seconds = span + max(last_duration, float(np.median(np.diff(times))))
-    rate = len(times) / seconds
+    rate = len(times) / (span + float(np.median(np.diff(times))))
     return rate if rate < MAX_RATE else declared or FALLBACK_RATE
 
 

@@ -19,16 +19,22 @@ import hiera_core
 from hiera_core.data.image_reader import MAX_PIXELS, open_image
 from hiera_core.errors import InputError
 
+# It prints by how many kB the peak memory of a process grows. getrusage would not do: the peak that
+# it reports includes that of the process which started this one.
 PEAK = """
-import resource, sys
+import re, sys
 from hiera_core.data.image_reader import open_image
 from hiera_core.errors import InputError
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
 open_image(sys.argv[1])  # import what Pillow imports late
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 try:
     open_image(sys.argv[2])
 except InputError as error:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error.message)
+    print(peak() - before, error.message)
 """
 
 
@@ -81,16 +87,6 @@ def webp() -> bytes:
     return bytes(data)
 
 
-def jpeg2000(width: int, height: int, tile: int | None = None) -> bytes:
-    """A JPEG 2000 file whose own header declares 8x8 pixels, and whose codestream more."""
-    small = io.BytesIO()
-    Image.new("L", (8, 8)).save(small, "JPEG2000")
-    data = bytearray(small.getvalue())
-    start = data.index(b"\xff\x4f\xff\x51") + 8
-    struct.pack_into(">6I", data, start, width, height, 0, 0, tile or width, tile or height)
-    return bytes(data)
-
-
 def tiff_with_a_large_tile() -> bytes:
     """An image of 16x16 pixels in one tile of 40,000x40,000."""
     pixels = zlib.compress(bytes(40_000), 9)
@@ -115,8 +111,6 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "png": lambda: png(20000, 20000),
     "png with two headers": png_with_two_headers,
     "webp": webp,
-    "jpeg 2000": lambda: jpeg2000(60000, 60000),
-    "jpeg 2000 tiles": lambda: jpeg2000(255, 255, tile=1),
     "tiff tile": tiff_with_a_large_tile,
     "bmp": lambda: b"BM" + struct.pack("<3I", 999, 0, 54) + bitmap(),
     "ppm": lambda: b"P5 60000 60000 255\n" + bytes(99),
@@ -124,6 +118,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_small_files_need_little_memory(tmp_path: Path, name: str) -> None:
     """They are refused before they are decoded, whatever their parts declare."""
@@ -135,10 +130,10 @@ def test_small_files_need_little_memory(tmp_path: Path, name: str) -> None:
     found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     kilobytes, _, message = found.partition(" ")
     assert int(kilobytes) < 100_000, found
-    assert "pixels are more than" in message or "more pixels than" in message or "tiles" in message
+    assert "pixels are more than" in message or "more pixels than" in message
 
 
-ALL_FORMATS = "JPEG PNG WEBP GIF BMP TIFF PPM ICO QOI JPEG2000 AVIF".split()
+ALL_FORMATS = "JPEG PNG WEBP GIF BMP TIFF PPM ICO QOI AVIF".split()
 
 
 @pytest.mark.parametrize("format", ALL_FORMATS)
@@ -218,3 +213,12 @@ def test_valid_icons_give_the_pixels_of_pillow() -> None:
         picture.save(file, "ICO", **options)
         image, _ = open_image(file.getvalue())
         assert np.array_equal(np.asarray(image), np.asarray(picture))
+
+
+def test_jpeg_2000_is_refused() -> None:
+    """A file of 145 bytes can make its decoder take 2 GB for 8000x8000 pixels."""
+    for options in ({}, {"no_jp2": True}):
+        file = io.BytesIO()
+        Image.new("L", (8, 8)).save(file, "JPEG2000", **options)
+        with pytest.raises(InputError, match="JPEG 2000 is not supported; convert it to PNG"):
+            open_image(file.getvalue())

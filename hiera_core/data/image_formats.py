@@ -10,7 +10,6 @@ the reader is replaced by one that allocates nothing.
 from __future__ import annotations
 
 import functools
-import io
 import struct
 from collections.abc import Callable
 from typing import IO, Any
@@ -21,7 +20,8 @@ from PIL import TiffImagePlugin as Tiff
 from ..errors import InputError
 
 # Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
-# call external programs, or take any bytes for an image (TGA).
+# call external programs, or take any bytes for an image (TGA). The decoder of JPEG 2000 needs up to
+# 30 bytes for each pixel and channel of a file that has no data at all.
 FORMATS = [
     "JPEG",
     "MPO",
@@ -32,11 +32,10 @@ FORMATS = [
     "TIFF",
     "PPM",
     "AVIF",
-    "JPEG2000",
     "ICO",
     "QOI",
 ]
-MAX_TILES = 16_384  # of a JPEG 2000 image; its decoder needs about 10 kB for each
+JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
@@ -70,6 +69,8 @@ def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageF
         for size in (image.size, _tile_size(image)):
             _check_size(size, max_pixels)
         return image
+    if prefix.startswith(JPEG_2000_SIGNATURES):
+        raise InputError("JPEG 2000 is not supported", "convert it to PNG or TIFF")
     raise InputError("not a picture in a supported format", "the file is damaged, or not an image")
 
 
@@ -161,46 +162,8 @@ def _icon_sizes(file: IO[bytes]) -> list[Size]:
     return [reader(file).size]
 
 
-def _jpeg2000_sizes(file: IO[bytes]) -> list[Size]:
-    """Return the size of the codestream, which may differ from that in the file's own header.
-
-    Raises:
-        InputError: The image has too many tiles.
-        SyntaxError: The file has no codestream.
-    """
-    _find_codestream(file)
-    x1, y1, x0, y0, tile_width, tile_height = struct.unpack(">4x6I", file.read(28))
-    if not (tile_width and tile_height):
-        raise SyntaxError("a JPEG 2000 file with tiles of no size")
-    width, height = x1 - x0, y1 - y0
-    if -(-width // tile_width) * -(-height // tile_height) > MAX_TILES:
-        raise InputError(
-            f"a JPEG 2000 image of {tile_width}x{tile_height} tiles", "convert it to PNG"
-        )
-    return [(width, height)]
-
-
-def _find_codestream(file: IO[bytes]) -> None:
-    """Go to the segment after the first two markers of a JPEG 2000 codestream."""
-    if file.read(4) == b"\xff\x4f\xff\x51":
-        return
-    file.seek(0)
-    kind = b""
-    while kind != b"jp2c":  # boxes: length, type, content
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if length == 1:
-            length = struct.unpack(">Q", file.read(8))[0] - 8
-        if kind != b"jp2c":
-            if not 8 <= length < 2**62:
-                raise SyntaxError("a box of a JPEG 2000 file is damaged")
-            file.seek(length - 8, io.SEEK_CUR)
-    if file.read(4) != b"\xff\x4f\xff\x51":
-        raise SyntaxError("a JPEG 2000 file without a codestream")
-
-
 # What each format declares, for readers that allocate pixels before they return.
 _SIZES_BEFORE_OPENING: dict[str, Callable[[IO[bytes]], list[Size]]] = {
     "WEBP": _webp_sizes,
     "ICO": _icon_sizes,
-    "JPEG2000": _jpeg2000_sizes,
 }

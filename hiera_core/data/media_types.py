@@ -11,7 +11,7 @@ from ..records import Kind
 # Files in a folder are inputs if they have these extensions. A file that the user names is always
 # tried.
 PICTURE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .mpo "
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .mpo "
     ".ico .qoi".split()
 )
 VIDEO_ENDINGS = frozenset(

@@ -194,3 +194,24 @@ def test_a_key_frame_that_is_none_is_not_used(tmp_path: Path) -> None:
     with Video(path) as video:
         for frame in video.read([5, 47, 95, 30]):
             assert np.array_equal(frame.pixels, frames[frame.index]), frame.index
+
+
+@pytest.mark.parametrize("format", ["mp4", "matroska"])
+def test_time_stamps_that_contradict_the_order_are_not_used(tmp_path: Path, format: str) -> None:
+    """Some programs write the time of decoding as the time at which a frame is shown."""
+    source = write(tmp_path / "x", "matroska")
+    path = tmp_path / "y"
+    with av.open(str(source)) as reader, av.open(str(path), "w", format=format) as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for number, packet in enumerate(reader.demux(video=0)):
+            if packet.size:
+                packet.pts = packet.dts = number * 40
+                packet.stream = stream
+                writer.mux(packet)
+    frames = all_frames(path)
+    for indices in ([0, 5, 6, 47, 95], [71, 30], [50]):
+        with Video(path) as video:
+            assert video.frames == len(frames) == FRAMES
+            for frame in video.read(indices):
+                assert frame.intact
+                assert np.array_equal(frame.pixels, frames[frame.index]), (indices, frame.index)

@@ -12,7 +12,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,6 +85,7 @@ class Video:
         # Time stamps are rounded to the container's ticks, and sums of floats are rounded too.
         self._tolerance = 0.25 / self.fps + 1e-6
         self._reformatter = VideoReformatter()  # shared by all frames, because setup is slow
+        self._is_disordered = False  # whether time stamps contradict the order of the frames
         self._current: _Shown | None = None  # the frame that is shown now
         self._next: _Shown | None = None  # the frame after it
         self._decoded: Iterator[_Shown] = iter(())  # the frames after that
@@ -161,8 +162,10 @@ class Video:
         if not intact and self._seekable and self._has_sought:
             # Seeking can land within a group of frames that depend on earlier ones. Frames of an
             # undamaged file are found in any case if the file is read from its start.
-            self._seekable, self._current, self._next = False, None, None
-            shown, intact = self._show(time)
+            shown, intact = self._show_from_start(time)
+        if self._is_disordered and not self._timeline.in_order:
+            self._timeline = replace(self._timeline, in_order=True)
+            shown, intact = self._show_from_start(time)
         if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
         return DecodedFrame(index, self._pixels(shown.frame), intact)
@@ -175,6 +178,11 @@ class Video:
             self._current, self._next = self._next, next(self._decoded, None)
         shown = self._current or self._next
         return shown, shown is not None and self._is_intact(shown, time)
+
+    def _show_from_start(self, time: float) -> tuple[_Shown | None, bool]:
+        """Do what `_show` does, without seeking, from now on."""
+        self._seekable, self._current, self._next = False, None, None
+        return self._show(time)
 
     def _needs_seek(self, time: float) -> bool:
         """Return whether the frame at `time` is behind, or far ahead with a key frame between."""
@@ -251,8 +259,10 @@ class Video:
                     continue
                 if frame.pts is None:  # AVI without time stamps: frames follow one another
                     frame.pts = frame.dts if frame.dts is not None else self._pts_after(last)
-                last = frame
                 time = self._time(frame)
+                if last is not None and time < self._time(last):
+                    self._is_disordered = True
+                last = frame
                 if time >= self._first_time - self._tolerance:
                     yield _Shown(time, frame)
 

@@ -1,8 +1,8 @@
 """Read a folder of odd pictures and videos, and check every result.
 
-    python -m tests.campaigns.corpus FOLDER...
+    python -m tests.campaigns.corpus FOLDER... [--variants N]
 
-The folders may hold any files: those that are no pictures or videos are left out. `hiera predict`
+With `--variants`, the videos get N damaged copies each. The folders may hold any files: those that are no pictures or videos are left out. `hiera predict`
 runs over all of them once, and has to print each input once and in order, without a traceback, in
 less than MAX_MEMORY. Then every file is compared with what Pillow and PyAV alone read from it (see
 `oracles.py`), in a process with limits of time and memory. The command prints how many files had
@@ -24,8 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hiera_core.data.media_types import ENDINGS, SIGNATURE_BYTES, VIDEO_ENDINGS, sniff_kind
 
+MAX_VARIANT_BYTES = 4_000_000  # larger videos get no damaged copies
 MAX_MEMORY = 1.5 * 2**30  # bytes
 SECONDS_PER_FILE = 120
 
@@ -33,9 +36,17 @@ SECONDS_PER_FILE = 120
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--list-wrong", type=Path, help="write the wrong files to this file")
+    parser.add_argument("--variants", type=int, default=0, help="damaged copies of each video")
     options = parser.parse_args()
     kinds = {path: kind for folder in options.folders for path, kind in find_media(folder)}
+    with tempfile.TemporaryDirectory() as folder:
+        videos = [path for path, kind in kinds.items() if kind == "video"]
+        variants = damaged_copies(videos, Path(folder), options.variants)
+        return run(kinds | dict.fromkeys(variants, "video"))
+
+
+def run(kinds: dict[Path, str]) -> int:
+    """Check all files, print the counts, and return the exit code."""
     counts = collections.Counter(kinds.values())
     print(f"{counts['image']} pictures, {counts['video']} videos")
     problems = check_command(list(kinds))
@@ -62,6 +73,23 @@ def find_media(folder: Path) -> Iterator[tuple[Path, str]]:
         ending = path.suffix.lower()
         if kind is not None or ending in ENDINGS:
             yield path, kind or ("video" if ending in VIDEO_ENDINGS else "image")
+
+
+def damaged_copies(paths: list[Path], folder: Path, count: int) -> Iterator[Path]:
+    """Write copies of each video that are cut off, or have flipped bits."""
+    random = np.random.default_rng(0)
+    for number, path in enumerate(paths):
+        content = np.fromfile(path, np.uint8)
+        for variant in range(count if 1000 < len(content) < MAX_VARIANT_BYTES else 0):
+            copy = content.copy()
+            if variant % 2:
+                where = random.integers(0, len(copy), 1 + len(copy) // 50_000)
+                copy[where] ^= np.uint8(1) << random.integers(0, 8, len(where)).astype(np.uint8)
+            else:
+                copy = copy[: random.integers(len(copy) // 4, len(copy))]
+            target = folder / f"{number}-{variant}{path.suffix}"
+            copy.tofile(target)
+            yield target
 
 
 def check_command(paths: list[Path]) -> list[str]:

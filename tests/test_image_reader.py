@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def test_transparency_becomes_white(mode: str) -> None:
     image, notes = open_image(encoded(picture.convert(mode), "PNG"))
     assert image.getpixel((30, 20)) == (255, 255, 255)
     assert image.getpixel((10, 20)) == (0, 0, 0)
+    assert notes == ["transparency composited on white"]
+
+
+def test_premultiplied_grey_is_read() -> None:
+    """Pillow converts this mode to no other than LA."""
+    straight = encoded(Image.new("LA", (8, 8), (100, 128)), "TIFF")
+    extra = struct.pack("<HHIH", 338, 3, 1, 2)  # the tag ExtraSamples; 1 means premultiplied
+    assert extra in straight
+    image, notes = open_image(straight.replace(extra, extra[:-2] + b"\1\0"))
+    grey = image.getpixel((4, 4))
+    assert isinstance(grey, tuple) and abs(grey[0] - 227) <= 1, "100 and half of white"
     assert notes == ["transparency composited on white"]
 
 

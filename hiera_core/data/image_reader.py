@@ -69,7 +69,9 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if is_deep_grey(image):
         return deep_grey_to_rgb(image, notes)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if image.mode == "La":  # Pillow has no direct way
+            image = image.convert("LA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         alpha = rgba.getchannel("A")
         if alpha.getextrema() != (255, 255):
             notes.append("transparency composited on white")

@@ -67,8 +67,7 @@ class Video:
         notes: What the header says wrongly.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or has no video stream; or more than a
-            tenth of its frames are missing at its end.
+        InputError: The file is missing, damaged, too large, or has no video stream.
     """
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
@@ -112,8 +111,11 @@ class Video:
         """Yield frames by index. Ascending order is fast. At most two frames are in memory at once.
 
         Raises:
-            InputError: No frame can be decoded.
+            InputError: No frame can be decoded, or more than a tenth of all frames are missing at
+                the end of the file.
         """
+        if self._timeline.present is not None:
+            check_damage(self.frames - self._timeline.present, self.frames)
         for index in indices:
             with _as_input_errors():
                 yield self._read_frame(index)
@@ -151,8 +153,6 @@ class Video:
         self._seekable = not timeline.in_order
         self.frames, self.fps, self.notes = timeline.frames, timeline.fps, timeline.notes
         self.declares_length = timeline.declares_length
-        if timeline.present is not None:
-            check_damage(timeline.frames - timeline.present, timeline.frames)
 
     # Reading ----------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
     python -m tests.campaigns.corpus FOLDER... [--variants N]
 
-With `--variants`, the videos get N damaged copies each. The folders may hold any files: those that are no pictures or videos are left out. `hiera predict`
-runs over all of them once, and has to print each input once and in order, without a traceback, in
-less than MAX_MEMORY. Then every file is compared with what Pillow and PyAV alone read from it (see
+The folders may hold any files: those that are no pictures or videos are left out. With
+`--variants`, N damaged copies of each video are checked as well. `hiera predict` runs over all
+files once, and has to print each input once and in order, without a traceback, in less than
+MAX_MEMORY. Then every file is compared with what Pillow and PyAV alone read from it (see
 `oracles.py`), in a process with limits of time and memory. The command prints how many files had
 which result, and exits with 1 if one of them is wrong.
 """

@@ -64,15 +64,15 @@ def mlp(fc1: nn.Module, act: nn.Module, fc2: nn.Module, x: torch.Tensor) -> torc
 
     An exact GELU is computed in the same pass as `fc1`.
     """
-    if not (HAS_ONEDNN and _is_gelu(act) and isinstance(fc1, nn.Linear) and is_plain(fc1)):
-        return linear(fc2, act(linear(fc1, x)))
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        if not is_plain(fc2):
-            return fc2(act(linear(fc1, x)))
-        # The compiler fuses the activation into the product if no view stands between them.
-        rows = act(linear(fc1, x.flatten(0, -2)))
-        return linear(fc2, rows).view(*x.shape[:-1], -1)
-    return linear(fc2, _linear_gelu(fc1, x))
+    if HAS_ONEDNN and isinstance(fc1, nn.Linear) and is_plain(fc1) and _is_gelu(act):
+        if _compiles() and is_plain(fc2):
+            # The compiler fuses the activation into the product if no view stands between them.
+            rows = act(linear(fc1, x.flatten(0, -2)))
+            return linear(fc2, rows).view(*x.shape[:-1], -1)
+        hidden = _linear_gelu(fc1, x)
+        if hidden is not None:
+            return linear(fc2, hidden)
+    return linear(fc2, act(linear(fc1, x)))
 
 
 def attention(
@@ -179,17 +179,24 @@ def _is_gelu(act: nn.Module) -> bool:
     return type(act) is nn.GELU and act.approximate == "none" and is_plain(act)
 
 
-def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Return the exact GELU of `layer(x)`, in one pass if no gradient is needed."""
-    if can_use_onednn(x, layer.weight, layer.bias) and not _needs_grad(x, layer.weight, layer.bias):
-        return _onednn(x, layer.weight, layer.bias, "gelu")
-    return F.gelu(linear(layer, x))
+def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
+    """Return the exact GELU of `layer(x)`, computed in one pass, or None if that is not possible or
+    a gradient is needed."""
+    weight, bias = layer.weight, layer.bias
+    if can_use_onednn(x, weight, bias) and not _needs_grad(x, weight, bias):
+        return _onednn(x, weight, bias, "gelu")
+    return None
+
+
+def _compiles() -> bool:
+    """Return whether this is a graph of torch.compile, as opposed to one of torch.export."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
     return (
-        not torch.compiler.is_exporting()
+        _compiles()
         and not torch.is_grad_enabled()
         and all(
             type(t) in (torch.Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32
@@ -204,7 +211,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
-        ctx.save_for_backward(x, weight)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
         return _onednn(x, weight, bias)
 
     @staticmethod
@@ -254,7 +262,7 @@ def _has_onednn() -> bool:
         if not torch.backends.mkldnn.is_available():
             return False
         layer, x = nn.Linear(3, 4, device="cpu", dtype=torch.float32), torch.ones(2, 3)
-        torch.compiler.is_exporting(), is_observed(), all_plain(layer)
+        _compiles(), torch.compiler.is_exporting(), is_observed(), all_plain(layer)
         can_use_onednn(x, layer.weight, layer.bias)
         with torch.no_grad():
             plain = F.gelu(F.linear(x, layer.weight, layer.bias))

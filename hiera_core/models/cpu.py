@@ -29,7 +29,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .probes import all_plain, is_observed, is_ordinary, is_plain, known_forward
+from .probes import (
+    PROBES_EXIST,
+    all_plain,
+    are_alike,
+    is_observed,
+    is_ordinary,
+    is_plain,
+    known_forward,
+)
 
 ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -52,7 +60,7 @@ KEPT_SCORE_BYTES = 64 << 20
 def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return `layer(x)`. [..., dim_in] -> [..., dim_out]"""
     if HAS_ONEDNN and isinstance(layer, nn.Linear) and is_plain(layer):
-        out = product(x, layer.weight, layer.bias)
+        out = product(x, *_weights(layer))
         if out is not None:
             return out
     called: torch.Tensor = layer(x)
@@ -65,13 +73,14 @@ def mlp(fc1: nn.Module, act: nn.Module, fc2: nn.Module, x: torch.Tensor) -> torc
     An exact GELU is computed in the same pass as `fc1`.
     """
     if HAS_ONEDNN and isinstance(fc1, nn.Linear) and is_plain(fc1) and _is_gelu(act):
-        if _compiles() and is_plain(fc2):
+        if not torch.compiler.is_compiling():
+            hidden = _linear_gelu(fc1, x)
+            if hidden is not None:
+                return linear(fc2, hidden)
+        elif not torch.compiler.is_exporting() and is_plain(fc2):
             # The compiler fuses the activation into the product if no view stands between them.
             rows = act(linear(fc1, x.flatten(0, -2)))
             return linear(fc2, rows).view(*x.shape[:-1], -1)
-        hidden = _linear_gelu(fc1, x)
-        if hidden is not None:
-            return linear(fc2, hidden)
     return linear(fc2, act(linear(fc1, x)))
 
 
@@ -84,12 +93,12 @@ def attention(
     PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix
     multiplications.
     """
-    if not HAS_ONEDNN or torch.compiler.is_exporting():
-        return None  # an exported program must run on any device
-    compiling = torch.compiler.is_compiling()
-    if not compiling and is_observed():
+    if not HAS_ONEDNN or q.dtype is not torch.bfloat16 or not q.is_cpu:
         return None
-    if q.dtype is not torch.bfloat16 or not q.is_cpu or not (compiling or is_ordinary(q)):
+    if torch.compiler.is_exporting():  # an exported program must run on any device
+        return None
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (is_observed() or not is_ordinary(q)):
         return None
     score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
     fits, needs_grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
@@ -151,28 +160,36 @@ def product(
 def can_use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Return whether oneDNN may be called directly, and computes what `nn.Linear` would.
 
-    Shapes and dtypes that do not fit are left to `nn.Linear`, which reports them.
+    Shapes and dtypes that do not fit are left to `nn.Linear`, which reports them. This runs for
+    every layer, so the order and the form of the checks are for speed. A compiler must not be
+    active.
     """
-    return bool(
-        not torch.compiler.is_compiling()
-        and not is_observed()  # checked first, because a tracer would record the queries of `x`
-        and is_ordinary(x)
-        and is_ordinary(weight)
-        and (bias is None or is_ordinary(bias))
-        and x.dtype in ONEDNN_DTYPES
-        and weight.dtype is x.dtype
-        and (bias is None or bias.dtype is x.dtype)
-        and x.dim() > 1
-        and weight.dim() == 2
-        and x.shape[-1] == weight.shape[1]
-        and (bias is None or bias.shape == weight.shape[:1])
-        and x.numel() > 0
-        and weight.numel() > 0
-        and (weight.is_contiguous() or weight.t().is_contiguous())
-        and (bias is None or bias.is_contiguous())
-        and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
+    if is_observed():  # checked first, because a tracer would record what follows
+        return False
+    if not (is_ordinary(x) and is_ordinary(weight)):
+        return False
+    dtype = x.dtype
+    if dtype not in ONEDNN_DTYPES or weight.dtype is not dtype or x.numel() == 0:
+        return False
+    if x.dim() < 2 or weight.dim() != 2 or x.size(-1) != weight.size(1):
+        return False
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        return False
+    return bias is None or bool(
+        is_ordinary(bias)
+        and bias.dtype is dtype
+        and bias.dim() == 1
+        and bias.numel() == weight.size(0)
+        and bias.is_contiguous()
     )
+
+
+def _weights(layer: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight and bias. To read them as attributes takes as long as all checks together."""
+    parameters = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]  # type: ignore[return-value]
+    return layer.weight, layer.bias  # one was replaced by a tensor that is no parameter
 
 
 def _is_gelu(act: nn.Module) -> bool:
@@ -182,21 +199,16 @@ def _is_gelu(act: nn.Module) -> bool:
 def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
     """Return the exact GELU of `layer(x)`, computed in one pass, or None if that is not possible or
     a gradient is needed."""
-    weight, bias = layer.weight, layer.bias
+    weight, bias = _weights(layer)
     if can_use_onednn(x, weight, bias) and not _needs_grad(x, weight, bias):
         return _onednn(x, weight, bias, "gelu")
     return None
 
 
-def _compiles() -> bool:
-    """Return whether this is a graph of torch.compile, as opposed to one of torch.export."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
 def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
     return (
-        _compiles()
+        not torch.compiler.is_exporting()
         and not torch.is_grad_enabled()
         and all(
             type(t) in (torch.Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32
@@ -233,7 +245,9 @@ def _gradient(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     With create_graph=True it is differentiated again, which oneDNN's operator cannot be. Modes and
     transforms can be active here that were not active in the forward pass.
     """
-    if torch.is_grad_enabled() or not can_use_onednn(x, weight, None):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    if not are_alike(x, weight) or not can_use_onednn(x, weight, None):
         return F.linear(x, weight)
     return _onednn(x, weight, None)
 
@@ -259,11 +273,12 @@ def _has_onednn() -> bool:
     plain layers are used.
     """
     try:
-        if not torch.backends.mkldnn.is_available():
+        if not PROBES_EXIST or not torch.backends.mkldnn.is_available():
             return False
         layer, x = nn.Linear(3, 4, device="cpu", dtype=torch.float32), torch.ones(2, 3)
-        _compiles(), torch.compiler.is_exporting(), is_observed(), all_plain(layer)
-        can_use_onednn(x, layer.weight, layer.bias)
+        torch.compiler.is_compiling(), torch.compiler.is_exporting(), is_observed()
+        all_plain(layer), are_alike(x, x)
+        can_use_onednn(x, *_weights(layer))
         with torch.no_grad():
             plain = F.gelu(F.linear(x, layer.weight, layer.bias))
             ours = _onednn(x, layer.weight, layer.bias, "gelu")
@@ -329,7 +344,7 @@ def chunk_tokens(blocks: Sequence[Any], x: torch.Tensor) -> int | None:
     if is_observed() or not is_ordinary(x) or x.dtype not in ONEDNN_DTYPES:
         return None
     first = blocks[0]
-    if not is_plain(first) or torch.is_autocast_enabled("cpu"):
+    if not is_plain(first):
         return None
     window = first.attn.q_stride * first.attn.window_size
     if not window:  # pooling has merged the windows

@@ -7,7 +7,8 @@ functions below find none of them. They list what is known to be harmless; every
 a reason to run the layer itself.
 
 Most names that they read are private to PyTorch. `cpu.HAS_ONEDNN` is True only if all of them
-exist, and nothing here is called otherwise.
+exist, and nothing here is called otherwise. They are called for every layer, so they are imported
+by name, which saves a microsecond.
 """
 
 from __future__ import annotations
@@ -20,7 +21,24 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
 
+try:
+    from torch._C import (
+        _dispatch_keys,
+        _get_mkldnn_enabled,
+        _get_tracing_state,
+        _is_any_autocast_enabled,
+        _len_torch_dispatch_stack,
+        _len_torch_function_stack,
+    )
+    from torch._C._functorch import peek_interpreter_stack
+except ImportError:  # another version of PyTorch
+    PROBES_EXIST = False
+else:
+    PROBES_EXIST = True
+
 ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
+
+ORDINARY_TYPES = (torch.Tensor, nn.Parameter)
 
 # Modules whose forward is known, each with that forward. Their output for a window depends on that
 # window alone. A subclass, or a class whose forward has been replaced, is not known.
@@ -38,26 +56,32 @@ def known_forward(cls: ModuleClass) -> ModuleClass:
 
 def is_observed() -> bool:
     """Return whether each operation has to be seen by a tracer, a mode, a functional transform, or
-    forward-mode differentiation."""
+    forward-mode differentiation; or is changed by autocast or a switch."""
     return bool(
-        torch._C._get_tracing_state()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _get_tracing_state()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or _is_any_autocast_enabled()
+        or not _get_mkldnn_enabled()
     )
 
 
 def is_ordinary(tensor: Any) -> bool:
-    """Return whether this is a dense tensor on the CPU: no subclass, no lazy negation, not nested.
-
-    The dispatch keys of a tensor name everything that can make it special. Those of an ordinary
-    tensor are the same as those of a new one.
-    """
+    """Return whether this is a dense tensor on the CPU, and no subclass."""
     return (
-        type(tensor) in (torch.Tensor, nn.Parameter)
-        and torch._C._dispatch_keys(tensor).raw_repr() in _ordinary_keys
+        type(tensor) in ORDINARY_TYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
     )
+
+
+def are_alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors have the same dispatch keys. A gradient that stands for several
+    (with `is_grads_batched`) has others than the saved tensors."""
+    return bool(_dispatch_keys(first).raw_repr() == _dispatch_keys(second).raw_repr())
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -95,18 +119,3 @@ def all_plain(module: nn.Module) -> bool:
         and all(p is None or is_ordinary(p) for p in part._parameters.values())
         for part in module.modules()
     )
-
-
-def _keys_of_new_tensors() -> set[int]:
-    """Return the dispatch keys of a new tensor, outside and inside of inference mode."""
-    tensors = []
-    for inference in (False, True):
-        with torch.inference_mode(inference):
-            tensors.append(torch.zeros(1, device="cpu"))
-    return {torch._C._dispatch_keys(tensor).raw_repr() for tensor in tensors}
-
-
-try:
-    _ordinary_keys = _keys_of_new_tensors()
-except AttributeError:  # this build of PyTorch lacks the probe: `cpu.HAS_ONEDNN` is False
-    _ordinary_keys = set()

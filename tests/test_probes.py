@@ -679,6 +679,19 @@ def test_models_quantized_by_torchao_compute_what_its_layers_do(rule: str) -> No
     assert_close(model.forward_logits(x), exact, 0.1)
 
 
+@pytest.mark.parametrize(
+    "name", ["replaced-forward", "forward-hook", "pre-hook", "wrapped", "plain"]
+)
+@pytest.mark.parametrize("place", ["fc1", "fc2"])
+@torch.no_grad()
+def test_compiled_programs_hold_what_the_layers_do(name: str, place: str) -> None:
+    torch.compiler.reset()
+    block = draw_weights(hiera_core.Hiera(**SMALL)).eval().blocks[0]
+    layer, x = CASES[name]((getattr(block.mlp, place), torch.randn(2, 64, 16)))
+    setattr(block.mlp, place, layer)
+    assert_close(torch.compile(block, backend="aot_eager")(x), block(x))
+
+
 PRIVATE_NAMES = [
     "torch._C._get_tracing_state",
     "torch._C._len_torch_dispatch_stack",

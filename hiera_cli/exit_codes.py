@@ -17,10 +17,11 @@ from hiera_core.errors import (
     HieraError,
     HubError,
     OutputError,
+    TrainingError,
     UsageError,
 )
 
-OK, SOME_FAILED, USAGE, CHECKPOINT, HUB, MACHINE = range(6)
+OK, SOME_FAILED, USAGE, CHECKPOINT, HUB, MACHINE, TRAINING = range(7)
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as in shells
 
 # What the message about a signal says.
@@ -32,6 +33,7 @@ EXIT_CODES: tuple[tuple[type[HieraError], int], ...] = (
     (HubError, HUB),
     (DeviceError, MACHINE),
     (OutputError, MACHINE),
+    (TrainingError, TRAINING),  # a job script may start again after 5; here it would end the same
 )
 
 

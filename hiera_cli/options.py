@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from typer.models import OptionInfo
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
+from hiera_core.plain_data import parse_yaml
 from hiera_core.text_file import read_text
 
 from .output_formats import Format
@@ -114,10 +114,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     text = read_text(path, "config", CONFIG_BYTES)
     try:
-        values = yaml.safe_load(text) or {}
-    # Besides its own errors, the parser raises ValueError for dates and numbers that do not exist,
-    # and RecursionError for very many brackets.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = parse_yaml(text) or {}
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"config {str(path)!r} cannot be read ({reason})") from error
     if not isinstance(values, dict):

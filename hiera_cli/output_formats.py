@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from hiera_core.errors import OutputError, UsageError
+from hiera_core.plain_data import to_json
 from hiera_core.records import Record, error_json
 
 from .exit_codes import ReaderGone
@@ -133,7 +133,7 @@ class JsonlWriter:
         self.stream = stream
 
     def write(self, record: Record) -> None:
-        self.stream.write(json.dumps(record.to_json()) + "\n")
+        self.stream.write(to_json(record.to_json()) + "\n")
 
     def close(self) -> None: ...
 
@@ -145,7 +145,7 @@ class JsonWriter:
         self.stream, self.separator = stream, "[\n"
 
     def write(self, record: Record) -> None:
-        self.stream.write(f"{self.separator}  {json.dumps(record.to_json())}")
+        self.stream.write(f"{self.separator}  {to_json(record.to_json())}")
         self.separator = ",\n"
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class CsvWriter:
             row |= {f"error_{key}": value for key, value in error_json(record.error).items()}
         for name in ("segments", *self.details):
             if name in values:
-                row[name] = json.dumps(values[name])
+                row[name] = to_json(values[name])
         self.writer.writerow(row)
 
     def close(self) -> None: ...
@@ -202,9 +202,9 @@ def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], for
         format: Any format but `auto`.
     """
     if format is Format.json:
-        return json.dumps(rows, indent=2) + "\n"
+        return to_json(rows, indent=2) + "\n"
     if format is Format.jsonl:
-        return "".join(json.dumps(row) + "\n" for row in rows)
+        return "".join(to_json(row) + "\n" for row in rows)
     if format is Format.csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]) if rows else columns, lineterminator="\n")

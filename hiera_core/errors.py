@@ -9,7 +9,8 @@ The rule for all errors:
       CheckpointError               3
       HubError                      4
       DeviceError, OutputError      5
-      InputError, TrainingError     1
+      TrainingError                 6
+      InputError                    1
 
 - An input that cannot be read does not stop the others. Functions that return records report it in
   its record, with the status "error"; the command line then ends with exit code 1. Functions that

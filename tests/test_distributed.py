@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hiera_core.errors import UsageError
+from hiera_core.errors import DeviceError, OutputError, TrainingError, UsageError
+from hiera_core.lock import exclusive
+from hiera_core.training import distributed
 from hiera_core.training.build import RunOptions
 
 KILLS = int(os.environ.get("HIERA_KILLS", "2"))  # number of runs to kill
 RECIPE = """
 extends: {model}
-model: {{config: {{embed_dim: 8, stages: [1, 1, 1]{decoder}}}}}
+model: {{config: {{embed_dim: 8, stages: [1, 1, 1], drop_path_rate: {drop_path}{decoder}}}}}
 batch_size: 96
 log_every: 1
 save_every: {save_every}
@@ -52,13 +55,36 @@ def call(*arguments: object, processes: int = 1) -> str:
     return done.stdout
 
 
-def write_recipe(folder: Path, model: str, epochs: float = 1, save_every: float = 1) -> Path:
+def write_recipe(
+    folder: Path, model: str, epochs: float = 1, save_every: float = 1, drop_path: float = 0
+) -> Path:
     """Write a recipe for a narrow model, and return its path."""
     path = folder / "recipe.yaml"
+    values = {"model": model, "epochs": epochs, "save_every": save_every, "drop_path": drop_path}
     decoder = DECODER if model.startswith("mae_") else ""
-    text = RECIPE.format(model=model, decoder=decoder, epochs=epochs, save_every=save_every)
-    path.write_text(text)
+    path.write_text(RECIPE.format(**values, decoder=decoder))
     return path
+
+
+def start_processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    """Start the processes of a run without torchrun, which would stop them all with the first."""
+    processes = []
+    for rank in range(count):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": str(count),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(20000 + os.getpid() % 20000),
+        }
+        processes.append(
+            subprocess.Popen(
+                command(*arguments), env=environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    return processes
 
 
 def losses(folder: Path, after: int = 0) -> list[float]:
@@ -80,6 +106,7 @@ def test_an_unknown_way_to_share_a_model_is_refused() -> None:
 def test_ddp_and_fsdp_agree_with_one_process(
     tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
 ) -> None:
+    """Without drop path and dropout, which draw other numbers in each process."""
     path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
     train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
     assert hiera(*train, tmp_path / "one")[0] == 0
@@ -95,6 +122,22 @@ def test_ddp_and_fsdp_agree_with_one_process(
         resumed = tmp_path / f"{name}-on"
         assert hiera(*train, resumed, "--resume", half)[0] == 0
         assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
+    # And two processes with shards resume from what one process saved.
+    half, resumed = tmp_path / "one/checkpoints/step_00000007", tmp_path / "one-on"
+    call(*train, resumed, "--resume", half, "--parallel", "fsdp", processes=2)
+    assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_resume_bit_exactly_with_drop_path(tmp_path: Path, parallel: str) -> None:
+    path = write_recipe(tmp_path, "hiera_nano_32", save_every=0.5, drop_path=0.3)
+    train = ("train", path, "digits", "-q", "-j", "0", "--parallel", parallel, "-o")
+    call(*train, tmp_path / "whole", processes=2)
+    half = tmp_path / "whole/checkpoints/step_00000007"
+    call(*train, tmp_path / "cut", "--resume", half, processes=2)
+    whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
+    assert losses(tmp_path / "whole", 7) == losses(tmp_path / "cut")
 
 
 def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
@@ -106,8 +149,9 @@ def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
-    """SIGKILL arrives at a random moment, maybe while saving: every second step saves."""
-    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14)
+    """SIGKILL arrives at a random moment, maybe while saving: every second step saves. The recipe
+    uses drop path and mixup."""
+    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14, drop_path=0.3)
     arguments = ("train", path, "digits", "-q", "-j", "0", "-o")
     start = time.monotonic()
     call(*arguments, tmp_path / "whole")
@@ -136,21 +180,7 @@ def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
 def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path) -> None:
     """The test does not use torchrun, because that would stop the other process at once."""
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "WORLD_SIZE": "2",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(20000 + os.getpid() % 20000),
-        }
-        arguments = command("train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
-        processes.append(
-            subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-        )
+    processes = start_processes(2, "train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
     log = tmp_path / "run/log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count('"step"') > 3):
@@ -162,8 +192,96 @@ def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path) -> None:
     finally:
         processes[0].kill()
     processes[1].communicate()
-    assert processes[0].returncode not in (0, None)
-    assert "Traceback" not in err and err.count("hiera:") == 1
+    assert processes[0].returncode == 6
+    assert "Traceback" not in err and err.count("hiera:") == 1 and "--resume auto" in err
+
+
+def test_all_processes_end_if_the_folder_is_locked(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "hiera_nano_32")
+    (tmp_path / "run").mkdir()
+    with exclusive(tmp_path / "run"):
+        processes = start_processes(
+            2, "train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run"
+        )
+        for process in processes:
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 2
+            assert err.count("hiera:") == 1 and f"process {os.getpid()}" in err
+
+
+EVALUATE = """
+import sys, time
+from datetime import timedelta
+from hiera_cli import app
+from hiera_core.inference import evaluate
+from hiera_core.training import distributed
+
+def slow(*arguments, rank, **options):
+    if rank:
+        time.sleep(6)
+    return original(*arguments, rank=rank, **options)
+
+original, evaluate.evaluate_dataset = evaluate.evaluate_dataset, slow
+distributed.TIMEOUT = timedelta(seconds=2)
+distributed.join_processes.__wrapped__.__defaults__ = ("auto", distributed.TIMEOUT)
+sys.exit(app.run(sys.argv[1:]))
+"""
+
+
+def test_a_share_that_takes_long_does_not_end_an_evaluation(tmp_path: Path) -> None:
+    """The first process waits for the second one longer than training would."""
+    script = tmp_path / "script.py"
+    script.write_text(EVALUATE)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
+    done = subprocess.run(
+        [sys.executable, *map(str, torchrun), "eval", "digits", "-m", "hiera_nano_32", "-q"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 359
+
+
+class FakeGroup:
+    """Stands in for torch.distributed: keeps the arguments of `init_process_group`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+        self.backend, self.options = "", dict[str, Any]()
+        monkeypatch.setattr(distributed, "select_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+        monkeypatch.setattr(torch.distributed, "init_process_group", self.init)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
+        monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
+        for name, value in (("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+            monkeypatch.setenv(name, value)
+
+    def init(self, backend: str, **options: Any) -> None:
+        self.backend, self.options = backend, options
+
+
+def test_processes_on_gpus_know_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And NCCL reports a lost process instead of ending this one."""
+    group = FakeGroup(monkeypatch, gpus=2)
+    with distributed.join_processes() as world:
+        assert world == distributed.World(torch.device("cuda", 1), 5, 8)
+    assert group.backend == "cpu:gloo,cuda:nccl"
+    assert group.options["device_id"] == torch.device("cuda", 1)
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "2"
+    error = torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1.")
+    with pytest.raises(TrainingError, match="another process"), distributed.join_processes():
+        raise error
+    # An error for the user stays what it is, whatever words are in it.
+    with pytest.raises(OutputError, match="gloo"), distributed.join_processes():
+        raise OutputError("runs/gloo cannot be written")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGroup(monkeypatch, gpus=1)
+    with pytest.raises(DeviceError, match="1 GPUs"), distributed.join_processes():
+        pass
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

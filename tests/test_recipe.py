@@ -10,6 +10,7 @@ import pytest
 from hiera_core import zoo
 from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader as recipes
+from hiera_core.training import sampler
 from hiera_core.training.lr_schedule import learning_rate_at
 
 
@@ -85,6 +86,119 @@ def test_wrong_values_are_refused(settings: dict[str, object], message: str) -> 
     with pytest.raises(UsageError) as error:
         recipes.read_recipe("hiera_base_224", settings)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"save_every": float("inf")},
+        {"val_every": float("nan")},
+        {"log_every": float("inf")},
+        {"schedule.epochs": float("inf")},
+        {"schedule.final_lr": float("nan")},
+        {"batch_size": 10**400},
+        {"batch_size": "²"},
+        {"seed": float("inf")},
+        {"seed": float("nan")},
+        {"seed": 2.5},
+        {"optimizer.lr": 10**400},
+        {"augment.ratio": [1, float("inf")]},
+        {"augment.randaugment_ops": -1},
+        {"augment.randaugment_ops": 10**9},
+        {"task": ["mae"]},
+        {"task": {}},
+        {"model": []},
+        {"data.val": []},
+        {"optimizer.betas": 3},
+        {"model.config": 3},
+    ],
+)
+def test_odd_values_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        recipes.read_recipe("hiera_base_224", settings)
+
+
+def test_rare_but_possible_values_are_accepted() -> None:
+    for settings in ({"seed": 10**30}, {"seed": -1}, {"save_every": 1e300}, {"log_every": 10**30}):
+        recipes.read_recipe("hiera_base_224", settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("embed_dim", "-1"),
+        ("embed_dim", "0"),
+        ("embed_dim", "1.5"),
+        ("embed_dim", ".nan"),
+        ("embed_dim", "1000000000000000000000000000000"),
+        ("embed_dim", "²"),
+        ("embed_dim", "[8]"),
+        ("num_heads", "0"),
+        ("in_chans", "0"),
+        ("stages", "3"),
+        ("stages", "[1, x]"),
+        ("stages", "[-1, 1, 1]"),
+        ("patch_stride", "[0, 0]"),
+        ("q_stride", "[0, 2]"),
+        ("mask_unit_size", "[0, 0]"),
+        ("input_size", "[.inf, 32]"),
+        ("input_size", "[-32, -32]"),
+        ("mlp_ratio", "-1"),
+        ("mlp_ratio", ".inf"),
+        ("drop_path_rate", ".nan"),
+        ("dim_mul", "1e300"),
+        ("q_pool", "{}"),
+        ("mlp_ratio", "2026-01-01"),
+    ],
+)
+def test_odd_sizes_of_a_model_are_refused(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]], name: str, value: str
+) -> None:
+    setting = f"model.config.{name}={value}"
+    arguments = ("train", "hiera_nano_32", "digits", "-o", tmp_path / "run", "--set", setting)
+    code, _, err = hiera(*arguments, "-j", "0")
+    assert code == 2 and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_that_are_not_recipes_are_refused(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "deep.yaml").write_text("[" * 10_000)
+    (tmp_path / "self.yaml").write_text("extends: self.yaml\n")
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: ./a.yaml\n")
+    (tmp_path / "far.yaml").write_text("extends: [hiera_nano_32]\n")
+    (tmp_path / "model.yaml").write_text("extends: hiera_nano_32\nmodel: []\n")
+    (tmp_path / "device.yaml").symlink_to("/dev/full")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for path in sorted(tmp_path.iterdir()):
+        code, _, err = hiera("train", path, "digits", "-o", tmp_path / "run")
+        assert code == 2 and err.count("\n") == 1, (path.name, err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", ["[" * 10_000, "!!bool x", "2026-13-45", "&a [*a]"])
+def test_odd_settings_are_refused(hiera: Callable[..., tuple[int, str, str]], value: str) -> None:
+    code, _, err = hiera("train", "hiera_nano_32", "digits", "--set", f"model.config={value}")
+    assert code == 2 and "not valid YAML" in err
+
+
+@pytest.mark.parametrize("option", [("--config", "/dev/full"), ("--config", "."), ("-j", "²")])
+def test_odd_options_are_refused(
+    hiera: Callable[..., tuple[int, str, str]], option: tuple[str, str]
+) -> None:
+    code, _, err = hiera("train", "hiera_nano_32", "digits", *option)
+    assert code == 2 and err.count("\n") == 1, err
+
+
+def test_a_run_of_too_many_steps_is_refused() -> None:
+    for epochs in (1e9, 1e300):
+        recipe = recipes.read_recipe("hiera_base_224", {"schedule.epochs": epochs})
+        with pytest.raises(UsageError, match="more than 99,999,999 steps"):
+            sampler.StepSampler(1_281_167, recipe)
 
 
 def test_a_file_extends_a_recipe(tmp_path: Path) -> None:

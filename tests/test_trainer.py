@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,12 +22,16 @@ from hiera_core.data import datasets, toy_datasets, video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
 from hiera_core.training import (
     build,
+    checkpoint,
+    checkpoint_file,
     dataloader,
     distributed,
     optimizer,
     recipe,
     recipe_reader,
+    run_log,
     sampler,
+    step_statistics,
     trainer,
     validate,
 )
@@ -338,9 +343,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     saved = sorted((tmp_path / "run/checkpoints").glob("step_*"))
     assert all(int(p.name.removeprefix("step_")) < step for p in saved)
     for path in saved:  # earlier checkpoints are intact
-        from torch.distributed.checkpoint import FileSystemReader
-
-        assert FileSystemReader(path).read_metadata()
+        meta = checkpoint.read_meta(path)
+        assert checkpoint_file.sha256_of(path / "state.safetensors") == meta["sha256"]
 
 
 def test_unreadable_samples_are_skipped_up_to_a_share(
@@ -557,8 +561,8 @@ def test_a_damaged_checkpoint_names_the_previous_one(
     run(recipe, folder)
     expected = (folder / "model.safetensors").read_bytes()
     newest, previous = (folder / f"checkpoints/step_{n:08}" for n in (12, 8))
-    for part in newest.glob("*.distcp"):
-        part.write_bytes(part.read_bytes()[:100])
+    part = newest / "state.safetensors"
+    part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(CheckpointError) as found:
         run(recipe, folder, resume="auto")
     assert found.value.hint == f"--resume {previous}"
@@ -589,6 +593,151 @@ def test_a_full_disk_leaves_no_partial_checkpoints(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "run/checkpoints").glob("step_????????"))
     run(recipe, tmp_path / "run", resume="auto")
+
+
+def test_a_share_that_holds_out_nothing_is_refused(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Otherwise the run would report an accuracy of 0%."""
+    for share, what in (("1e-9", "none"), ("0.9999", "all")):
+        setting = f"data.val={share}"
+        code, _, err = hiera("train", "hiera_nano_32", "digits", "-o", tmp_path, "--set", setting)
+        assert code == 2 and f"holds out {what} of 1797 samples" in err
+
+
+def test_data_without_a_readable_sample_has_no_loss(tmp_path: Path) -> None:
+    """Even if data.max_bad allows it, because there is nothing to measure."""
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    (tmp_path / "list.txt").write_text("\n".join(f"{n}.png {n % 10}" for n in range(40)))
+    bad = datasets.open_dataset(tmp_path / "list.txt")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1, data__max_bad=1)
+    with pytest.raises(TrainingError, match="40 of 40 held-out samples"):
+        run(recipe, tmp_path / "run", datasets.Splits(digits().train, bad))
+    with pytest.raises(TrainingError, match="none of the samples up to step 1 can be read"):
+        run(recipe, tmp_path / "other", datasets.Splits(bad))
+
+
+def test_a_diverged_run_has_its_own_exit_code(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    settings = ("optimizer.lr=1e30", "schedule.kind=constant", "schedule.warmup_epochs=0")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    code, _, err = hiera("train", "hiera_nano_32", "digits", "-o", tmp_path, "-j", "0", "-q", *sets)
+    assert code == 6 and "is no number" in err and err.count("\n") == 1
+
+
+def test_rates_do_not_count_the_time_of_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading of this clock is a second later, and a validation takes a thousand seconds."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1
+        return now[0]
+
+    def slow(*_: Any) -> dict[str, Any]:
+        now[0] += 1000
+        return {"loss": float("nan"), "samples": 1, "bad": 0}
+
+    monkeypatch.setattr(step_statistics.time, "perf_counter", clock)
+    monkeypatch.setattr(trainer, "validate", slow)
+    # Validations after steps 3, 6, 9 and 12, measurements after steps 5 and 10, too.
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=3, val_every=0.75, log_every=5)
+    run(recipe, tmp_path / "run")
+    steps = events(tmp_path / "run", "step")
+    assert len(events(tmp_path / "run", "val")) == 4
+    assert all(event["seconds"] < 100 for event in steps)
+    assert all(event["eta"] < 100 * 12 for event in steps)
+
+
+def test_the_log_is_strict_json(tmp_path: Path) -> None:
+    """A gradient norm may be infinite (fp16), and so may a loss on held-out data."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    log = run_log.RunLog(tmp_path, 10, live=False)
+    log.open(0)
+    log.log_event("step", step=1, epoch=1, loss=0.5, grad_norm=float("inf"))
+    log.log_event("val", step=1, epoch=1, loss=float("nan"), samples=1)
+    log.close()
+    first, second = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(first, parse_constant=refuse)["grad_norm"] is None
+    assert json.loads(second, parse_constant=refuse)["loss"] is None
+    with (tmp_path / "log.jsonl").open("a") as file:  # from an earlier version
+        file.write('{"event": "step", "step": 2, "grad_norm": Infinity}\n')
+    log.open(2)
+    log.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and all(json.loads(line, parse_constant=refuse) for line in lines)
+    log.draw_curves()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["3", "[]", "{}", '{"event": 1, "step": 1}', '{"event": "step", "step": "1"}', "[" * 100_000],
+)
+def test_odd_lines_end_a_log(tmp_path: Path, line: str) -> None:
+    good = {"event": "step", "step": 1, "epoch": 1, "loss": "odd"}
+    (tmp_path / "log.jsonl").write_text(f"{json.dumps(good)}\n{line}\n{json.dumps(good)}\n")
+    assert list(run_log.events(tmp_path)) == [good]
+    log = run_log.RunLog(tmp_path, 10, live=False)
+    log.open(1)
+    log.close()
+    assert log.draw_curves() is None
+
+
+# Devices that are not here -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "expected"), [("mps", False), ("cpu", False), ("cuda", True)])
+def test_only_cuda_copies_without_waiting(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: bool
+) -> None:
+    """Under MPS, a copy may read memory that is freed by then."""
+    flags: list[bool] = []
+
+    def to(self: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        flags.append(non_blocking)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    dataloader.Batch(torch.zeros(2, 3), torch.ones(2)).to(torch.device(device))
+    assert flags == [expected] * 2
+
+
+def test_sums_are_not_computed_in_float64_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has no float64. The stand-in for its tensors is one that can only be moved."""
+
+    class OnMps:
+        def to(self, device: torch.device) -> torch.Tensor:
+            assert device.type == "cpu"
+            return torch.ones(3)
+
+    total = distributed.World(torch.device("mps")).total(OnMps())  # type: ignore[arg-type]
+    assert total.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("local", "cores", "expected"), [("8", 16, 2), ("1", 4, 4), ("4", 64, 8)])
+def test_workers_share_the_cores_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, local: str, cores: int, expected: int
+) -> None:
+    """WORLD_SIZE also counts the processes on other machines."""
+    monkeypatch.setenv("WORLD_SIZE", "512")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert build.default_workers() == expected
+    monkeypatch.delattr(os, "sched_getaffinity")  # not on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert build.default_workers() == expected
+
+
+@pytest.mark.parametrize("workers", [-1, 10**11])
+def test_impossible_numbers_of_workers_are_refused(workers: int) -> None:
+    with pytest.raises(UsageError, match="workers"):
+        build.RunOptions(workers=workers)
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:

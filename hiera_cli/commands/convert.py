@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hiera_core.conversion import formats
+from hiera_core.plain_data import to_json
 
 from .. import load_model, options
 from ..exit_codes import OK
@@ -162,7 +162,7 @@ def render(conversion: Conversion, format: Format) -> str:
     """Return what was written, and how it was verified, as text in a format."""
     values = conversion.to_json()
     if format is Format.json:
-        return json.dumps(values, indent=2) + "\n"
+        return to_json(values, indent=2) + "\n"
     if format is Format.csv:
         proof = {f"proof_{k}": v for k, v in conversion.proof.to_json().items()}
         del values["proof"]

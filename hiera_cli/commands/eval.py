@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hiera_core.plain_data import to_json
 
 from .. import load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -98,10 +99,11 @@ def evaluate(
     from hiera_core.data.datasets import open_eval_data
     from hiera_core.inference.evaluate import evaluate_dataset
     from hiera_core.inference.predict import Predictor
-    from hiera_core.training.distributed import join_processes
+    from hiera_core.training.distributed import PATIENT, join_processes
 
     dataset = open_eval_data(data)
-    with join_processes(device) as world:
+    # The processes meet only at the end, and some shares take much longer than others.
+    with join_processes(device, PATIENT) as world:
         predictor = Predictor(
             load_model.load_model("classifier", model, checkpoint, random_init),
             sampling=Sampling(clips=clips, crops=crops),
@@ -135,7 +137,7 @@ def evaluate(
 def render(evaluation: Evaluation, format: Format) -> str:
     """Return an evaluation as text in a format."""
     if format is Format.json:
-        return json.dumps(evaluation.to_json(), indent=2) + "\n"
+        return to_json(evaluation.to_json(), indent=2) + "\n"
     classes = evaluation.classes()
     columns = ["id", "label", "samples", "top1"] + ["top5"] * (evaluation.top5 is not None)
     if format is not Format.table:

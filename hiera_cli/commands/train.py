@@ -85,8 +85,8 @@ def train(
             "-j",
             metavar="auto|N",
             help="Number of worker processes that load data, for each training process. 0: load in "
-            "the training process itself. auto: the number of cores divided by the "
-            "number of training processes, at most 8.",
+            "the training process itself. auto: the number of cores divided by the number of "
+            "training processes on the machine, at most 8.",
         ),
     ] = "auto",
     compile: options.CompileOpt = False,
@@ -101,7 +101,10 @@ def train(
         bool, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run that the folder holds.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Delete the run that the folder holds; other files in it stay."
+        ),
     ] = False,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
@@ -122,10 +125,9 @@ def train(
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
     processes = 0 if workers == "0" else auto_or_count(workers)
     folder = output or Path("runs") / Path(recipe).stem
-    from hiera_core.data import datasets
     from hiera_core.training import build, distributed, trainer
 
-    splits = datasets.open_splits(data, chosen.data.val, labelled=chosen.task == "classify")
+    splits = trainer.open_data(chosen, data, folder)
     run_options = build.RunOptions(
         init_from=init_from,
         resume=resume,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..atomic import atomic_file
 from ..errors import UsageError
+from ..plain_data import to_json
 from ..text_file import read_text
 from ..viz import charts
 from .job import OURS
@@ -91,7 +92,7 @@ def as_csv(header: Header, measurements: Sequence[Measurement]) -> str:
 def as_json(header: Header, measurements: Sequence[Measurement]) -> str:
     """Return JSON with the header and all measurements, with their samples."""
     document = {"header": header.to_json(), "rows": [m.to_json() for m in measurements]}
-    return json.dumps(document, indent=1) + "\n"
+    return to_json(document, indent=1) + "\n"
 
 
 # Maps a file extension to the function that returns the text of a file.

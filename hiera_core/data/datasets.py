@@ -129,6 +129,12 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
         raise UsageError(f"data.val is {val}", "give a share below 1, or a path")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     count = round(val * len(train))
+    if not 0 < count < len(train):
+        what = "all" if count else "none"
+        raise UsageError(
+            f"data.val is {val:g}, which holds out {what} of {len(train)} samples",
+            "give another share, or a path",
+        )
     return Splits(train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
 
 

@@ -6,6 +6,7 @@ Images are processed as in the reference's evaluation, video clips as in SlowFas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -80,9 +81,11 @@ class ImageTransform:
         height, width = input_size[-2:]
         try:
             resize, size = int(known["resize"]), tuple(map(int, known["size"]))
-            mean, std = tuple(map(float, known["mean"])), tuple(map(float, known["std"]))
+            if len(size) != 2 or min(resize, *size) < 1:
+                raise ValueError(f"size {size}, resize {resize}")
+            mean, std = _channel_statistics(known)
             interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
         if (height, width) != size:  # keep the ratio of resize to crop (256 to 224)
             resize = round(min(height, width) * resize / min(size))
@@ -158,9 +161,11 @@ class VideoTransform:
         known = {**zoo.get(cls.default_model).preprocessing, **(preprocessing or {})}
         frames, height, width = input_size
         try:
-            mean, std = tuple(map(float, known["mean"])), tuple(map(float, known["std"]))
+            mean, std = _channel_statistics(known)
             stride, fps = int(known["stride"]), float(known["fps"])
-        except (TypeError, ValueError) as error:
+            if stride < 1 or not 0 < fps < math.inf:
+                raise ValueError(f"stride {stride}, fps {fps}")
+        except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
         return cls((height, width), frames, stride, fps, mean, std)
 
@@ -173,6 +178,20 @@ class VideoTransform:
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
         """Return the inverse of the normalisation, in [0, 1]. [b, 3, t, height, width]"""
         return denormalise_channels(x, self.mean, self.std)
+
+
+def _channel_statistics(
+    preprocessing: Mapping[str, Any],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of the three channels.
+
+    Raises:
+        TypeError, ValueError: They are not three finite numbers each.
+    """
+    mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))):
+        raise ValueError(f"mean {mean}, std {std}")
+    return mean, std
 
 
 @dataclass(frozen=True)

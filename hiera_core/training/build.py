@@ -12,8 +12,8 @@ import torch
 from .. import zoo
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, transform_for
-from ..device import DTYPES
-from ..errors import UsageError, check_choice
+from ..device import DTYPES, is_out_of_memory
+from ..errors import DeviceError, UsageError, check_choice
 from ..models import factory
 from ..models.hiera import HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
@@ -27,7 +27,7 @@ from .distributed import Parallel, World, unwrap_model
 from .recipe import Recipe
 from .sampler import MaskSampler, derive_seed
 
-MAX_WORKERS = 8
+DEFAULT_WORKERS, MOST_WORKERS = 8, 1024  # largest number without and with the option
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class RunOptions:
         overwrite: Replace the run that the folder holds.
         compile: Compile the model with torch.compile, as one graph (under FSDP, each block).
         parallel: How several processes share the model; see `World.parallelize`.
-        workers: Dataloader workers of each process. None: the CPU cores divided by the number of
-            processes, at most 8.
+        workers: Dataloader workers of each process, at most 1024. None: the CPU cores that this
+            process may use, divided by the number of processes on this machine, at most 8.
         tensorboard: Also write events for TensorBoard.
         live: Show a live table, if stderr is a terminal.
     """
@@ -58,6 +58,10 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_choice("parallel", self.parallel, get_args(Parallel))
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise UsageError(
+                f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
+            )
 
 
 @dataclass
@@ -153,9 +157,6 @@ def build_training(
     precision = recipe.precision
     if precision == "auto":
         precision = "bf16" if world.device.type == "cuda" else "fp32"
-    workers = options.workers
-    if workers is None:
-        workers = min(MAX_WORKERS, (os.cpu_count() or 1) // world.size)
     return TrainingSetup(
         training=_build_state(model.to(world.device).train(), recipe, world, options, precision),
         card=card,
@@ -167,8 +168,17 @@ def build_training(
         num_classes=None if masking else config["num_classes"],
         precision=DTYPES[precision],
         world=world,
-        workers=workers,
+        workers=default_workers() if options.workers is None else options.workers,
     )
+
+
+def default_workers() -> int:
+    """Return how many dataloader workers suit this process: its share of the cores that it may
+    use, at most 8."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux: a container may allow fewer cores
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine, by torchrun
+    return min(DEFAULT_WORKERS, cores // processes)
 
 
 def _build_model(
@@ -199,6 +209,10 @@ def _build_model(
         model = factory.from_zoo(entry, loaded, **config)
     except TypeError as error:  # model.config has an unknown argument
         raise UsageError(f"model.config: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError("there is no memory for the model", "use a smaller model") from error
     origin = f"trained with hiera-toolkit {__version__}"
     card = {k: v for k, v in model.card.items() if k not in ("licence", "classes", "training")}
     card["source"] = origin if loaded is None else f"{origin} from {loaded.source}"

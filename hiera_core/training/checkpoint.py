@@ -1,40 +1,37 @@
 """Checkpoints of a run. They are written atomically, and the newest few are kept.
 
-    runs/NAME/checkpoints/step_00001200/   files of torch.distributed.checkpoint, and meta.json
+    runs/NAME/checkpoints/step_00001200/   state.safetensors: all tensors; meta.json: all else
     runs/NAME/checkpoints/latest           the name of the newest checkpoint
 
 A checkpoint is written to a folder `step_NNNNNNNN.unfinished`, which is renamed when all files are
-written; `latest` is updated after that. torch.distributed.checkpoint reshards parameters when it
-loads them, so a run can resume with another number of processes.
+written; `latest` is updated after that. The files hold no code. Tensors are saved whole, so a run
+can resume with another number of processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from ..atomic import atomic_file
-from ..errors import CheckpointError, OutputError, UsageError, first_line
+from ..atomic import atomic_file, translate_write_errors
+from ..errors import CheckpointError, UsageError, first_line
 from ..weights import files
-from .distributed import World
+from . import checkpoint_file
+from .checkpoint_meta import FORMAT, META, STATE, TORCH_METADATA, read_meta
+from .distributed import World, unwrap_model
+from .optimizer import initialise_state
 
-META = "meta.json"
-UNFINISHED = ".unfinished"
-CHECKPOINT_ERRORS = (Exception, CheckpointException)  # the latter is only a BaseException
+log = logging.getLogger("hiera")
+STEP, UNFINISHED = f"step_{'[0-9]' * 8}", ".unfinished"  # names of folders, as a pattern
+FOLDER, LATEST = "checkpoints", "latest"
 
 
 @dataclass
@@ -46,26 +43,16 @@ class TrainingState:
     averages: dict[str, torch.Tensor]  # EMA of the parameters, or empty
     scaler: torch.amp.GradScaler
 
-    def state(self) -> dict[str, Any]:
-        """Return the state as nested dictionaries, for torch.distributed.checkpoint."""
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        state = {"model": model, "optimizer": optimizer, "averages": dict(self.averages)}
-        if self.scaler.is_enabled():
-            state["scaler"] = self.scaler.state_dict()
-        return state
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Load a state that `state` returned."""
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
-        for name, average in state["averages"].items():
-            self.averages[name].copy_(average)
-        if "scaler" in state:
-            self.scaler.load_state_dict(state["scaler"])
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors of the state by name. They share memory with the state, so it is
+        loaded by copying into them. Under FSDP, they are sharded."""
+        model = unwrap_model(self.model)
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        initialise_state(self.optimizer)
+        for name, parameter in model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return tensors | {f"ema.{name}": average for name, average in self.averages.items()}
 
 
 class CheckpointManager:
@@ -78,7 +65,7 @@ class CheckpointManager:
     """
 
     def __init__(self, run: Path, world: World, keep: int = 2) -> None:
-        self.folder, self.world, self.keep = run / "checkpoints", world, keep
+        self.folder, self.world, self.keep = run / FOLDER, world, keep
 
     def save(self, training: TrainingState, meta: dict[str, Any]) -> Path:
         """Save the training state after `meta["step"]` steps, and return the checkpoint's folder.
@@ -92,32 +79,27 @@ class CheckpointManager:
         """
         final = self.folder / f"step_{meta['step']:08}"
         unfinished = final.with_suffix(UNFINISHED)
-        if self.world.is_main_process:
-            for old in self.folder.glob(f"*{UNFINISHED}"):
-                shutil.rmtree(old)
-            unfinished.mkdir(parents=True)
-        self.world.barrier()
-        state = training.state()
-        try:
-            with _without_torch_messages():
-                save(state, checkpoint_id=unfinished, no_dist=self.world.size == 1)
-        except CHECKPOINT_ERRORS as error:
-            raise OutputError(f"{unfinished} cannot be written ({_reason(error)})") from error
-        if self.world.is_main_process:
-            files.write_json(unfinished / META, meta)
-            if final.exists():
-                shutil.rmtree(final)
-            unfinished.rename(final)
-            _sync_folder(self.folder)
-            with atomic_file(self.folder / "latest") as temporary:
-                temporary.write_text(f"{final.name}\n")
-            for old in self.all()[: -self.keep]:
-                shutil.rmtree(old)
-        self.world.barrier()
+        tensors = training.tensors()
+        with self.world.main_process_step() as is_main, translate_write_errors(final):
+            if is_main:
+                self._remove_incomplete()
+                unfinished.mkdir(parents=True)
+        with self.world.main_process_step() as is_main, translate_write_errors(final):
+            try:
+                file = unfinished / STATE if is_main else None
+                sha256 = checkpoint_file.write_tensors(file, tensors)
+                if is_main:
+                    scaler = training.scaler.state_dict()
+                    values = {**meta, "format": FORMAT, "scaler": scaler, "sha256": sha256}
+                    files.write_json(unfinished / META, values)
+                    self._publish(unfinished, final)
+            finally:
+                if is_main:  # it is still there after an error
+                    shutil.rmtree(unfinished, ignore_errors=True)
         return final
 
-    def load(self, path: Path, training: TrainingState) -> dict[str, Any]:
-        """Load a checkpoint into the training state, and return its meta.json.
+    def load(self, path: Path, training: TrainingState) -> None:
+        """Load a checkpoint into the training state.
 
         Args:
             path: Folder of the checkpoint.
@@ -126,29 +108,56 @@ class CheckpointManager:
         Raises:
             CheckpointError: The checkpoint is damaged, or belongs to another model.
         """
-        state = training.state()
+        meta = read_meta(path)
         try:
-            with _without_torch_messages():
-                load(state, checkpoint_id=path, no_dist=self.world.size == 1)
-            training.load(state)
-        except CHECKPOINT_ERRORS as error:
+            scaler = _checked_scaler(meta["scaler"], training.scaler)
+            with self.world.main_process_step() as is_main:
+                if is_main and checkpoint_file.sha256_of(path / STATE) != meta["sha256"]:
+                    raise CheckpointError(f"{path / STATE} is not as it was saved")
+            checkpoint_file.read_tensors(path / STATE, training.tensors())
+        except (CheckpointError, OSError, ValueError, SafetensorError) as error:
             earlier = [p for p in _complete_checkpoints(path.parent) if p.name < path.name]
             hint = f"--resume {earlier[-1]}" if earlier else "start a new run"
-            raise CheckpointError(f"{path} cannot be loaded ({_reason(error)})", hint) from error
-        return read_meta(path)
+            raise CheckpointError(f"{path} cannot be loaded ({first_line(error)})", hint) from error
+        if scaler:
+            training.scaler.load_state_dict(scaler)
 
     def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps, because the run resumes from this step."""
-        self.world.barrier()
-        if self.world.is_main_process:
-            for path in self.all():
+        """Remove the checkpoints of later steps, because the run resumes from this step.
+
+        Raises:
+            OutputError: One of them cannot be removed.
+        """
+        with self.world.main_process_step() as is_main, translate_write_errors(self.folder):
+            for path in self.all() if is_main else ():
                 if path.name > f"step_{step:08}":
-                    shutil.rmtree(path)
-        self.world.barrier()
+                    _remove(path)
 
     def all(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
         return _complete_checkpoints(self.folder)
+
+    def _publish(self, unfinished: Path, final: Path) -> None:
+        """Give a complete checkpoint its final name, and remove the oldest checkpoints."""
+        _sync_folder(unfinished)
+        if final.exists():  # of an earlier attempt at this step
+            _remove(final)
+        unfinished.rename(final)
+        _sync_folder(self.folder)
+        with atomic_file(self.folder / LATEST) as temporary:
+            temporary.write_text(f"{final.name}\n")
+        for old in self.all()[: -self.keep]:
+            try:
+                _remove(old)
+            except OSError as error:  # the new checkpoint is complete, so the run goes on
+                log.warning("%s cannot be removed (%s)", old, error.strerror or error)
+
+    def _remove_incomplete(self) -> None:
+        """Remove what was left behind when a process was killed while it saved or removed."""
+        complete = self.all()
+        for path in (*self.folder.glob(f"{STEP}{UNFINISHED}"), *self.folder.glob(STEP)):
+            if path not in complete:
+                _remove(path)
 
 
 def find_checkpoint(where: str, run: Path) -> Path | None:
@@ -167,9 +176,9 @@ def find_checkpoint(where: str, run: Path) -> Path | None:
         UsageError: There is no checkpoint at that path.
     """
     path = run if where == "auto" else Path(where)
-    if (path / META).is_file():
+    if (path / META).is_file() or (path / TORCH_METADATA).exists():
         return path
-    checkpoints = _complete_checkpoints(path / "checkpoints")
+    checkpoints = _complete_checkpoints(path / FOLDER)
     if not checkpoints and where != "auto":
         raise UsageError(
             f"no checkpoint in {where}", "give the folder of a run, or use --resume auto"
@@ -177,49 +186,46 @@ def find_checkpoint(where: str, run: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """Return the contents of a checkpoint's meta.json.
+def remove_all(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and nothing else in it.
 
     Raises:
-        CheckpointError: meta.json is damaged.
+        OSError: One of them cannot be removed.
     """
-    return files.read_json(path / META)
+    for path in (*folder.glob(STEP), *folder.glob(f"{STEP}{UNFINISHED}")):
+        _remove(path)
+    (folder / LATEST).unlink(missing_ok=True)
 
 
 def _complete_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder that were written completely, oldest first."""
-    return sorted(p.parent for p in folder.glob(f"step_????????/{META}"))
+    return sorted(p.parent for p in folder.glob(f"{STEP}/{META}"))
 
 
-@contextlib.contextmanager
-def _without_torch_messages() -> Iterator[None]:
-    """Silence torch.distributed.checkpoint.
+def _checked_scaler(saved: dict[str, Any], scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Return the saved state of a loss scaler, if it has the keys and types of this scaler's.
 
-    It warns if there is only one process, and it logs tracebacks of errors that we report in one
-    line.
+    Raises:
+        ValueError: It has others.
     """
-    logger = logging.getLogger("torch.distributed.checkpoint")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    own = scaler.state_dict()
+    if {k: type(v) for k, v in saved.items()} != {k: type(v) for k, v in own.items()}:
+        raise ValueError(f"the loss scaler's state has {sorted(saved)}, not {sorted(own)}")
+    return saved
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint. It is no longer complete from the start, in case this is interrupted."""
+    (path / META).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _sync_folder(path: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders, and needs no flush
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]  # the error of the first failed process
-    return first_line(error)

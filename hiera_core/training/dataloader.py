@@ -61,9 +61,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on a device."""
+        # Only CUDA copies without waiting. MPS would read memory that may be freed by then
+        # (https://github.com/pytorch/pytorch/issues/189690).
+        non_blocking = device.type == "cuda"
 
         def move(tensor: Any) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         return Batch(
             move(self.x), move(self.weight), move(self.target), move(self.visible_units), self.bad

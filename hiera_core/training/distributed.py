@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..device import select_device
-from ..errors import TrainingError
+from ..errors import DeviceError, HieraError, TrainingError
 from ..models.hiera import HieraEncoder
 from ..models.unwrap import unwrap_model as unwrap_model
 
@@ -24,6 +24,8 @@ Parallel = Literal["ddp", "fsdp"]
 # Found in the message of the RuntimeError that PyTorch raises when another process is lost.
 LOST_PROCESS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
+# For processes that only meet at the end, when some may have finished hours before the others.
+PATIENT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,23 @@ class World:
         """Whether this is the main process, the only one that writes files and messages."""
         return self.rank == 0
 
-    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all processes, in place, and return it."""
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all processes, float64 on the CPU.
+
+        The sum is computed on the GPU under CUDA, where NCCL needs it to be, and else on the CPU,
+        because MPS has no float64.
+        """
+        where = self.device if self.device.type == "cuda" else torch.device("cpu")
+        values = tensor.to(where).double()
         if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+            dist.all_reduce(values)
+        return values.cpu()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in the order of their ranks, to every process."""
+        """Return the values of all processes, in the order of their ranks, to every process.
+
+        PyTorch pickles the values. They come from the processes of this run, never from a file.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -61,8 +72,26 @@ class World:
 
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
-        if self.size > 1:
-            dist.barrier()
+        self.gather(None)
+
+    @contextlib.contextmanager
+    def main_process_step(self) -> Iterator[bool]:
+        """Yield whether this is the main process, for a block in which only that one works.
+
+        At the end, all processes wait for the main process, and an error for the user
+        (`HieraError`) that it has raised is raised in all of them, so that none is left waiting.
+        """
+        errors: list[HieraError | None] = [None]
+        try:
+            yield self.is_main_process
+        except HieraError as error:
+            if not self.is_main_process:
+                raise
+            errors = [error]
+        if self.size > 1:  # as in `gather`, the pickle is from a process of this run
+            dist.broadcast_object_list(errors)
+        if errors[0] is not None:
+            raise errors[0]
 
     def parallelize(self, model: HieraEncoder, parallel: Parallel = "ddp") -> nn.Module:
         """Return the model prepared for training on all processes.
@@ -91,12 +120,13 @@ class World:
 
 
 @contextlib.contextmanager
-def join_processes(device: str = "auto") -> Iterator[World]:
+def join_processes(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """Join the processes that torchrun started. Without torchrun, yield a world of one process.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. With several processes on CUDA, torchrun's
             LOCAL_RANK selects the GPU.
+        timeout: How long a process waits for another one that hangs.
 
     Raises:
         DeviceError: The device does not exist.
@@ -107,21 +137,45 @@ def join_processes(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(selected)
         return
-    if selected.type == "cuda":
-        selected = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(selected)
-    dist.init_process_group("nccl" if selected.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
+        selected = _join(selected, timeout)
         yield World(selected, dist.get_rank(), size)
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or LOST_PROCESS.search(str(error))):
+        lost = isinstance(error, dist.DistError) or LOST_PROCESS.search(str(error))
+        if isinstance(error, HieraError) or not lost:
             raise
         raise TrainingError(
             "another process of the run has ended, or cannot be reached",
             "its own message gives the reason; restart all processes with --resume auto",
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout: timedelta) -> torch.device:
+    """Join the process group, and return the device of this process.
+
+    Raises:
+        DeviceError: There are more processes than GPUs.
+    """
+    if device.type != "cuda":
+        dist.init_process_group("gloo", timeout=timeout)
+        return device
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise DeviceError(
+            f"this machine has {count} GPUs, too few for process {rank + 1}",
+            f"use --nproc-per-node {count}",
+        )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    # If a process is lost, NCCL by default aborts the others. Mode 2 only ends the communication,
+    # so that the next collective raises an error, for which `join_processes` has words.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+    # Python objects are exchanged by gloo, which notices at once that another process has ended.
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    return device
 
 
 def without_gradient_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:

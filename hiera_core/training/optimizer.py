@@ -67,6 +67,21 @@ def build_optimizer(model: HieraEncoder, settings: OptimizerSettings) -> torch.o
     return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
 
 
+def initialise_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create AdamW's state for parameters that have none yet, as their first step would.
+
+    So a checkpoint can be loaded by copying into the state, before the first step.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of each group to `rate` times the scale of the group."""
     for group in optimizer.param_groups:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..atomic import translate_write_errors
 from ..data.datasets import MediaDataset
-from ..inference.reconstruct import PICTURE_NAMES, reconstruct
+from ..inference.reconstruct import PICTURE_NAMES, Reconstruction, reconstruct
 from ..models.mae import MaskedAutoencoderHiera
 from ..viz import grid
 from .build import TrainingSetup
@@ -18,7 +19,7 @@ from .distributed import World, unwrap_model
 from .sampler import SampleKey
 from .validate import ema_weights
 
-FOLDER = "pictures"  # in the folder of the run
+FOLDER, NAME = "pictures", "epoch-{:04}.png"  # in the folder of the run
 COUNTS = {"images": 4, "clips": 2}  # number of samples
 
 
@@ -69,8 +70,12 @@ class Previews:
         ):
             result = reconstruct(model, self.x, keep_ids=self.visible_units)
         model.train()
-        if not self.world.is_main_process:
-            return
+        with self.world.main_process_step() as is_main, translate_write_errors(self.folder):
+            if is_main:
+                self._write(result, epoch)
+
+    def _write(self, result: Reconstruction, epoch: int) -> None:
+        """Write the picture of a pass."""
         pictures = [getattr(result, name) for name in PICTURE_NAMES]
         if self.setup.clip is None:  # b c y x: a row for each image
             cells = [list(map(grid.to_uint8, row)) for row in zip(*pictures, strict=True)]
@@ -80,4 +85,4 @@ class Previews:
             cells = [list(grid.to_uint8(frames)) for frames in rows]
             picture = grid.captioned_grid(cells, rows=PICTURE_NAMES * len(result.mask))
         self.folder.mkdir(exist_ok=True)
-        grid.save_png(picture, self.folder / f"epoch-{epoch:04}.png")
+        grid.save_png(picture, self.folder / NAME.format(epoch))

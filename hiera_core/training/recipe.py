@@ -18,6 +18,8 @@ from .. import zoo
 from ..errors import UsageError, did_you_mean
 from ..models.masking import MASK_RATIOS, check_mask_ratio
 
+MAX_RATIO, MAX_RANDAUGMENT_OPS = 100, 100  # far beyond what is useful
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -108,13 +110,19 @@ class Recipe:
                 f"optimizer.clip_grad is {clip}", "give a number above 0, or leave it out"
             )
         for name, (low, high) in (("scale", self.augment.scale), ("ratio", self.augment.ratio)):
-            if not 0 < low <= high or (name == "scale" and high > 1):
+            most = 1 if name == "scale" else MAX_RATIO
+            if not 0 < low <= high <= most:
                 raise UsageError(f"augment.{name} is [{low}, {high}]", "give [smallest, largest]")
         if self.schedule.warmup_epochs > self.schedule.epochs:
             raise UsageError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than "
                 f"schedule.epochs {self.schedule.epochs:g}",
                 "set schedule.warmup_epochs too",
+            )
+        if not 0 < self.augment.randaugment_ops <= MAX_RANDAUGMENT_OPS:
+            raise UsageError(
+                f"augment.randaugment_ops is {self.augment.randaugment_ops}",
+                f"give a number from 1 to {MAX_RANDAUGMENT_OPS}, or set augment.randaugment to 0",
             )
         check_mask_ratio(self.mask_ratio)
         if not 0 <= self.ema < 1:
@@ -148,8 +156,8 @@ class Recipe:
             "save_every": self.save_every,
         }
         for name, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{name} is {value}", "give a number above 0")
+            if not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}", "give a number above 0, but not infinity")
 
     def _check_not_negative(self) -> None:
         not_negative = {
@@ -160,6 +168,7 @@ class Recipe:
             "augment.cutmix": self.augment.cutmix,
             "augment.randaugment": self.augment.randaugment,
             "augment.randaugment_std": self.augment.randaugment_std,
+            "schedule.final_lr": self.schedule.final_lr,
         }
         for name, value in not_negative.items():
             if not 0 <= value < float("inf"):
@@ -254,7 +263,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return int(value)
         if isinstance(value, origin or kind):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last from numbers beyond any float
         pass
     raise UsageError(f"{where} is {value!r}", f"expected {_describe_type(kind)}")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import UsageError, did_you_mean
+from ..plain_data import parse_yaml, read_yaml
 from .recipe import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -60,21 +60,29 @@ def parse_setting(text: str) -> tuple[str, Any]:
             f"--set {text} is not a setting", "write key=value, e.g. --set optimizer.lr=1e-3"
         )
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
         raise UsageError(
             f"--set {text}: the value is not valid YAML", "quote it, e.g. --set 'key=\"value\"'"
         ) from error
 
 
-def _load_values(recipe: str | Path) -> dict[str, Any]:
-    """Return the values of a built-in recipe or a file, merged with those that it extends."""
+def _load_values(recipe: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a built-in recipe or a file, merged with those that it extends.
+
+    Args:
+        recipe: Name of a model, or path of a file.
+        extended_by: The files whose `extends` led here, resolved.
+    """
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         return _built_in_values(str(recipe))
+    resolved = Path(os.path.realpath(path))
+    if resolved in extended_by:
+        raise UsageError(f"recipe {str(path)!r} extends itself", "change its `extends`")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         hint = did_you_mean(path.stem, names())
         raise UsageError(f"recipe {str(path)!r} cannot be read ({reason})", hint) from error
@@ -85,7 +93,7 @@ def _load_values(recipe: str | Path) -> dict[str, Any]:
     if "extends" in values:
         base = str(values.pop("extends"))
         parent = path.parent / base if base.endswith((".yaml", ".yml")) else base
-        values = _merge(_load_values(parent), values)
+        values = _merge(_load_values(parent, (*extended_by, resolved)), values)
     return values
 
 
@@ -104,7 +112,7 @@ def _built_in_values(name: str) -> dict[str, Any]:
 
 def _read_built_in(path: Path) -> dict[str, Any]:
     """Read a file of recipes/: values that its models share, and under `models` those of each."""
-    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = read_yaml(path)
     return recipe
 
 

@@ -1,30 +1,112 @@
-"""The folder of a training run: checks before it is used, and export of the trained weights."""
+"""The folder of a training run: its lock, checks before it is used, and export of the weights."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import atomic_file, translate_write_errors
 from ..data.datasets import MediaDataset
 from ..errors import OutputError, UsageError
+from ..lock import exclusive
 from ..weights import files
-from .checkpoint import find_checkpoint, read_meta
+from . import checkpoint, previews
+from .checkpoint_file import whole_tensor
+from .checkpoint_meta import read_meta
 from .distributed import World, unwrap_model
 from .recipe import Recipe
-from .run_log import CURVES_NAME, LOG_NAME
+from .recipe_reader import read_recipe
+from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
 
 if TYPE_CHECKING:
     from .build import RunOptions, TrainingSetup
 
+# Reasons why no folder can have such a name, rather than why it cannot be written just now.
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 RECIPE_NAME = "recipe.yaml"
+WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
 # Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
 CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
 
 
+@contextlib.contextmanager
+def locked(path: Path, world: World) -> Iterator[None]:
+    """Hold the lock of a run's folder within the `with` block, so that no other run writes to it.
+
+    A folder that does not exist is created, and removed at the end if it is still empty.
+
+    Raises:
+        UsageError: The folder cannot be written to, or another run holds its lock.
+    """
+    with contextlib.ExitStack() as stack:
+        with world.main_process_step() as is_main:
+            if is_main:
+                stack.enter_context(_created(path))
+                stack.enter_context(exclusive(path))
+        yield
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[None]:
+    """Create a folder, and those above it. At the end, remove those that are still empty."""
+    folders = (path, *path.absolute().parents)
+    missing = [folder for folder in folders if not os.path.lexists(folder)]
+    existing = next(folder for folder in folders if os.path.lexists(folder))
+    if not (existing.is_dir() and os.access(existing, os.R_OK | os.W_OK | os.X_OK)):
+        raise UsageError(f"{path} cannot be written to", "use another -o")
+    try:
+        _make(path)
+        yield
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it is not empty, or was not created
+                folder.rmdir()
+
+
+def _make(path: Path) -> None:
+    """Create a folder, and those above it, unless they exist.
+
+    Raises:
+        UsageError: No folder can have that name.
+        OutputError: It cannot be created now, e.g. because the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in NAME_ERRORS:
+            raise UsageError(
+                f"{path} cannot be created ({error.strerror})", "use another -o"
+            ) from error
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+def check_apart(path: Path, data: Path, what: str = "the data") -> None:
+    """Check that the folder of a run is not in a folder of data, nor the data in it.
+
+    Otherwise the run's files would become samples or classes, or samples would be replaced.
+
+    Args:
+        path: Folder of the run.
+        data: File or folder of the data. It need not exist.
+        what: What to call the data in a message.
+
+    Raises:
+        UsageError: One is in the other.
+    """
+    run, other = Path(os.path.realpath(path)), Path(os.path.realpath(data))
+    if other.is_relative_to(run) or (run.is_relative_to(other) and other.is_dir()):
+        raise UsageError(
+            f"the run's folder {path} and {what} {data} are the same, or one is in the other",
+            "write the run to another folder with -o",
+        )
+
+
 class RunFolder:
-    """The folder of a run. Nothing in it changes before `claim`.
+    """The folder of a run. It is locked, and nothing in it changes before `claim`.
 
     Args:
         path: The folder.
@@ -48,7 +130,9 @@ class RunFolder:
         self, path: Path, recipe: Recipe, samples: MediaDataset, world: World, options: RunOptions
     ) -> None:
         self.path, self.recipe, self.world = path, recipe, world
-        self.checkpoint = find_checkpoint(options.resume, path) if options.resume else None
+        self.checkpoint = None
+        if options.resume:
+            self.checkpoint = checkpoint.find_checkpoint(options.resume, path)
         self.meta: dict[str, Any] = {}
         if self.checkpoint is not None:
             self.meta = read_meta(self.checkpoint)
@@ -61,14 +145,16 @@ class RunFolder:
         self.resumes_in_place = self.checkpoint is not None and (
             self.checkpoint.resolve().is_relative_to(path.resolve())
         )
-        may_use = self.resumes_in_place or options.overwrite or options.resume == "auto"
-        if (path / RECIPE_NAME).exists() and not may_use:
+        if self.resumes_in_place:
+            return
+        start = Path(os.path.realpath(options.init_from or ""))
+        if options.init_from and start.exists() and start.is_relative_to(path.resolve()):
             raise UsageError(
-                f"{path} already holds a run", "use --resume auto, --overwrite, or another -o"
+                f"{options.init_from}, where the run is to start from, is in its folder {path}",
+                "write the run to another folder with -o",
             )
-        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            raise UsageError(f"{path} cannot be written to", "use another -o")
+        if not options.overwrite:
+            self._check_unused(restarts=options.resume == "auto")
 
     def claim(self) -> None:
         """Prepare the folder for this run. Unless this run resumes in place, remove an earlier one.
@@ -77,20 +163,64 @@ class RunFolder:
             OutputError: The folder cannot be written.
         """
         self.world.barrier()  # all processes have checked the folder before it changes
-        if self.world.is_main_process and not self.resumes_in_place:
-            self._clear()
-        self.world.barrier()
+        with self.world.main_process_step() as is_main, translate_write_errors(self.path):
+            if is_main and not self.resumes_in_place:
+                self._clear()
+
+    def _check_unused(self, restarts: bool) -> None:
+        """Check that a new run may begin in the folder.
+
+        Args:
+            restarts: Whether it may replace a run with this recipe that has saved nothing yet.
+
+        Raises:
+            UsageError: It may not, because the folder holds a run or other files.
+        """
+        if (self.path / RECIPE_NAME).exists():
+            if not restarts:
+                raise UsageError(
+                    f"{self.path} already holds a run",
+                    "use --resume auto, --overwrite, or another -o",
+                )
+            for name in (*MODEL_FILES, CURVES_NAME):
+                if (self.path / name).exists():
+                    raise UsageError(
+                        f"{self.path} holds a trained model ({name}), and no checkpoint to resume "
+                        "from",
+                        "use --overwrite to replace it, or another -o",
+                    )
+            self._check_same_recipe(read_recipe(self.path / RECIPE_NAME).to_dict())
+            if next(events(self.path), START)["event"] != START["event"]:
+                raise UsageError(
+                    f"{self.path / LOG_NAME} is not the log of a run", "use another -o"
+                )
+        elif any(not p.name.startswith(".") for p in self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty, and holds no run", "use another -o, or --overwrite"
+            )
 
     def _clear(self) -> None:
+        """Remove the files of an earlier run, and nothing else, and write the recipe."""
+        checkpoint.remove_all(self.path / checkpoint.FOLDER)
+        for pattern in (f"{previews.FOLDER}/epoch-*.png", f"{TENSORBOARD}/events.out.tfevents.*"):
+            for file in self.path.glob(pattern):
+                file.unlink()
+        for name in (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD):
+            with contextlib.suppress(OSError):  # it does not exist, or holds other files
+                (self.path / name).rmdir()
+        for name in (LOG_NAME, CURVES_NAME, *MODEL_FILES):
+            (self.path / name).unlink(missing_ok=True)
+        if not ((self.path / RECIPE_NAME).is_file() and self._holds_recipe()):
+            with atomic_file(self.path / RECIPE_NAME) as temporary:
+                temporary.write_text(self.recipe.to_yaml())
+
+    def _holds_recipe(self) -> bool:
+        """Return whether recipe.yaml is this run's recipe. Then it stays as it is, because
+        somebody may have written it by hand."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in ("checkpoints", "pictures"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in (LOG_NAME, CURVES_NAME, "model.safetensors", "config.json", "hiera.json"):
-                (self.path / name).unlink(missing_ok=True)
-            (self.path / RECIPE_NAME).write_text(self.recipe.to_yaml())
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error.strerror})") from error
+            return read_recipe(self.path / RECIPE_NAME).to_dict() == self.recipe.to_dict()
+        except UsageError:
+            return False
 
     def _check_same_recipe(self, saved: dict[str, Any]) -> None:
         for key, value in self.recipe.to_dict().items():
@@ -110,13 +240,16 @@ class RunFolder:
         Raises:
             OutputError: A file cannot be written.
         """
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: Any = get_model_state_dict(setup.training.model, options=options)
-        if self.world.is_main_process:
-            keys = ("step", "loss", "val", "unreadable")
-            training = {key: result[key] for key in keys if key in result}
-            files.write_safetensors(self.path / "model.safetensors", state)
-            files.write_json(self.path / "config.json", unwrap_model(setup.training.model).config)
-            files.write_json(self.path / "hiera.json", {**setup.card, "training": training})
+        model = unwrap_model(setup.training.model)
+        state = {}
+        for name, tensor in model.state_dict().items():
+            whole = whole_tensor(tensor)
+            if self.world.is_main_process:
+                state[name] = whole.cpu()
+        with self.world.main_process_step() as is_main:
+            if is_main:
+                keys = ("step", "loss", "val", "unreadable")
+                training = {key: result[key] for key in keys if key in result}
+                files.write_safetensors(self.path / WEIGHTS, state)
+                files.write_json(self.path / CONFIG, model.config)
+                files.write_json(self.path / CARD, {**setup.card, "training": training})

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..atomic import atomic_file
-from ..errors import TrainingError, UsageError
+from ..atomic import atomic_file, translate_write_errors
+from ..errors import UsageError
+from ..plain_data import to_json
 from ..viz import charts
-from .distributed import World
 
 log = logging.getLogger("hiera")
-LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
+LOG_NAME, CURVES_NAME, TENSORBOARD = "log.jsonl", "curves.png", "tensorboard"
+START: dict[str, Any] = {
+    "event": "start",
+    "step": 0,
+}  # what the first event of a log holds, among other facts
 # Values of a step that the terminal shows.
 SHOWN = ("loss", "lr", "grad_norm", "rate", "eta", "memory")
 
@@ -62,26 +64,32 @@ class RunLog:
         if not self.active:
             return
         path = self.folder / LOG_NAME
-        kept = [json.dumps(e) for e in events(self.folder) if e.get("step", 0) <= step]
-        with atomic_file(path) as temporary:  # so that a crash here does not lose events
-            temporary.write_text("".join(f"{line}\n" for line in kept if step))
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._writer = (
-            self._summary_writer(self.folder / "tensorboard") if self.tensorboard else None
-        )
+        kept = [to_json(e) for e in events(self.folder) if e["step"] <= step]
+        with translate_write_errors(path):
+            with atomic_file(path) as temporary:  # so that a crash here does not lose events
+                temporary.write_text("".join(f"{line}\n" for line in kept if step))
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._writer = (
+                self._summary_writer(self.folder / TENSORBOARD) if self.tensorboard else None
+            )
         self._table = (
             _LiveTable(self.steps, self.unit) if self.live and sys.stderr.isatty() else None
         )
 
     def log_event(self, event: str, **values: Any) -> None:
-        """Write an event to the log, and show it on the terminal."""
+        """Write an event to the log, and show it on the terminal.
+
+        Raises:
+            OutputError: The log cannot be written.
+        """
         if not self.active:
             return
-        self._file.write(json.dumps({"event": event, **values}) + "\n")
-        if self._writer:
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
+        with translate_write_errors(self.folder / LOG_NAME):
+            self._file.write(to_json({"event": event, **values}) + "\n")
+            if self._writer:
+                for name, value in values.items():
+                    if isinstance(value, float):
+                        self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
         elif self._table:
@@ -95,9 +103,12 @@ class RunLog:
             return
         if self._table:
             self._table.close()
-        self._file.close()
+        # Each event was written at once, or its error was raised then.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._writer:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
     def draw_curves(self) -> Path | None:
         """Draw the curves of loss and accuracy from the log.
@@ -121,17 +132,16 @@ class RunLog:
 
     def _curves(self) -> dict[str, dict[str, charts.Curve]]:
         """Return the curves in the log: title of a plot -> label of a curve -> points."""
-        steps = [e for e in events(self.folder) if e["event"] == "step"]
-        vals = [e for e in events(self.folder) if e["event"] == "val"]
+        logged = list(events(self.folder))
         plots: dict[str, dict[str, charts.Curve]] = {"loss": {}}
-        if steps:
-            plots["loss"]["training"] = ([e["epoch"] for e in steps], [e["loss"] for e in steps])
-        for name, title, label in (
-            ("loss", "loss", "held out"),
-            ("top1", "accuracy (%)", "top-1, held out"),
-            ("top5", "accuracy (%)", "top-5, held out"),
+        for event, name, title, label in (
+            ("step", "loss", "loss", "training"),
+            ("val", "loss", "loss", "held out"),
+            ("val", "top1", "accuracy (%)", "top-1, held out"),
+            ("val", "top5", "accuracy (%)", "top-5, held out"),
         ):
-            points = [(e["epoch"], e[name]) for e in vals if e.get(name) is not None]
+            pairs = [(e.get("epoch"), e.get(name)) for e in logged if e["event"] == event]
+            points = [(x, y) for x, y in pairs if _is_number(x) and _is_number(y)]
             if points:
                 x, y = zip(*points, strict=True)
                 plots.setdefault(title, {})[label] = (x, y)
@@ -139,13 +149,26 @@ class RunLog:
 
 
 def events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events in the log of a run. A last line that a crash truncated is left out."""
+    """Yield the events in the log of a run, up to a line that is damaged.
+
+    A crash may have truncated the last line, and a log from somebody else may hold anything.
+    """
     path = folder / LOG_NAME
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not (isinstance(event, dict) and isinstance(event.get("event"), str)):
+            return
+        if not isinstance(event.get("step"), int):
+            return
+        yield event
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> str:
@@ -182,63 +205,6 @@ def _format(name: str, value: float, unit: str) -> str:
     if name == "memory":
         return f"{value:.1f} GiB"
     return f"{value:.4g}"
-
-
-class StepStatistics:
-    """Statistics of the steps since the last report.
-
-    They stay on the device until `summary`, because copying them to the CPU waits for the device.
-
-    Args:
-        world: The processes of the run.
-        step: Number of steps before the first one that is added.
-    """
-
-    def __init__(self, world: World, step: int) -> None:
-        self.world, self.step, self.rows = world, step, list[torch.Tensor]()
-        self.start = time.perf_counter()
-
-    def add(self, row: torch.Tensor) -> None:
-        """Add a step of this process: [4] weighted loss, weight, gradient norm, views."""
-        self.rows.append(row)
-
-    def summary(self, scaled: bool) -> dict[str, Any]:
-        """Summarise the steps over all processes.
-
-        Args:
-            scaled: Whether the loss is scaled (fp16). The scaler skips steps with NaN or infinite
-                gradients, so these are not errors.
-
-        Returns:
-            `loss` and `grad_norm`, means over the steps; `rate`, views per second; `seconds`;
-            `views` and `unreadable_views`, counts of views.
-
-        Raises:
-            TrainingError: A loss or gradient is NaN or infinite.
-        """
-        rows = torch.stack(self.rows).double()
-        norms = rows[:, 2].cpu()  # the norm is the same in all processes, so it is not summed
-        rows = self.world.all_reduce(rows).cpu()
-        finite = rows[:, 0].isfinite() & (norms.isfinite() | scaled)
-        if not bool(finite.all()):
-            index = int((~finite).nonzero()[0])
-            what = "gradient" if bool(rows[index, 0].isfinite()) else "loss"
-            raise TrainingError(
-                f"the {what} of step {self.step + index + 1} is no number (NaN or infinite)",
-                "no checkpoint contains it; lower optimizer.lr, set optimizer.clip_grad, or use "
-                "--set precision=fp32 or bf16",
-            )
-        seconds = time.perf_counter() - self.start
-        weight = rows[:, 1].clamp_min(1)
-        views, unreadable = rows[:, 3].sum(), (rows[:, 3] - rows[:, 1]).sum()
-        return {
-            "loss": float((rows[:, 0] / weight).mean()),
-            "grad_norm": float(norms.mean()),
-            "rate": float(views) / seconds,
-            "seconds": seconds,
-            "views": int(views),
-            "unreadable_views": int(unreadable),
-        }
 
 
 class _LiveTable:

@@ -1,8 +1,9 @@
 """Order of the samples: which samples each step sees.
 
 Every random number of a run is a function of the seed and of its purpose (pass, sample, repeat,
-step), never of earlier random numbers. So a run sees the same batches with any number of processes
-and workers, and an interrupted run resumes as if it had never stopped.
+step), never of the numbers of earlier steps. So a run sees the same batches with any number of
+processes and workers, and an interrupted run resumes as if it had never stopped. Only drop path and
+dropout depend on the process and on the forward pass, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from ..errors import UsageError
 from ..models.masking import draw_units
 from .recipe import Recipe
+
+MAX_STEPS = 99_999_999  # the names of checkpoints have eight digits
 
 
 class SampleKey(NamedTuple):
@@ -62,6 +65,13 @@ class StepSampler:
             raise UsageError(
                 f"{self.step_samples // shares} samples in a forward pass cannot be mixed in pairs",
                 "make batch_size / (accumulate x repeats x processes) even",
+            )
+        passes = self.recipe.schedule.epochs / self.recipe.data.repeats
+        if passes * self.steps_per_pass > MAX_STEPS:
+            raise UsageError(
+                f"schedule.epochs {self.recipe.schedule.epochs:g} gives more than {MAX_STEPS:,} "
+                "steps",
+                "give fewer epochs",
             )
         if self.samples < self.step_samples:
             raise UsageError(

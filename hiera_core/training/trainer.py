@@ -14,10 +14,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data.datasets import Splits, open_splits
-from ..errors import TrainingError, UsageError
-from . import optimizer
+from ..errors import CheckpointError, TrainingError, UsageError
+from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoint import CheckpointManager
+from .checkpoint_meta import MEASUREMENTS
 from .dataloader import Batch, Collator, TrainDataset, make_loader
 from .distributed import World, join_processes, unwrap_model, without_gradient_sync
 from .losses import compute_losses
@@ -26,13 +27,12 @@ from .previews import Previews
 from .recipe import Recipe
 from .recipe_reader import read_recipe
 from .run_folder import RunFolder
-from .run_log import LOG_NAME, RunLog, StepStatistics
+from .run_log import LOG_NAME, START, RunLog
 from .sampler import StepSampler, derive_seed
+from .step_statistics import StepStatistics
 from .validate import ema_weights, validate
 
 log = logging.getLogger("hiera")
-# Keys of a checkpoint's meta.json that only resuming needs. The others are measurements.
-RESUME_KEYS = ("recipe", "card", "data", "seen", "unread")
 
 
 class ValidationResult(TypedDict, total=False):
@@ -93,7 +93,8 @@ def train(
 
     Raises:
         UsageError: The recipe or a setting is not usable, the data does not suit the model, or the
-            folder already holds a run or cannot be written to.
+            folder holds a run or other files, is used by another run, cannot be written to, or
+            overlaps with that of the data.
         TrainingError: A loss or gradient is NaN or infinite, too many samples are unreadable, or
             another process has ended.
         CheckpointError, HubError: The weights to start from, or the checkpoint to resume from,
@@ -108,16 +109,38 @@ def train(
             "settings apply only to a recipe given by name or file", "change the Recipe itself"
         )
     if not isinstance(data, Splits):
-        data = open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
-    options = options or RunOptions()
-    if world is not None:
-        return Trainer(recipe, data, Path(folder), world, options).run()
-    with join_processes(device) as world:
-        return Trainer(recipe, data, Path(folder), world, options).run()
+        data = open_data(recipe, data, folder)
+    options, folder = options or RunOptions(), Path(folder)
+    with contextlib.ExitStack() as stack:
+        if world is None:
+            world = stack.enter_context(join_processes(device))
+        stack.enter_context(run_folder.locked(folder, world))
+        return Trainer(recipe, data, folder, world, options).run()
+
+
+def open_data(recipe: Recipe, data: str | Path, folder: str | Path) -> Splits:
+    """Open the data of a run.
+
+    Args:
+        recipe: The recipe, for the data that it holds out.
+        data: See `open_splits`.
+        folder: Folder of the run.
+
+    Raises:
+        UsageError: The data does not exist, is empty or lacks labels, or it is in the folder of
+            the run, or that is in the data.
+    """
+    parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
+    for part in parts or [Path(data)]:
+        run_folder.check_apart(Path(folder), part)
+    if isinstance(recipe.data.val, str):
+        run_folder.check_apart(Path(folder), Path(recipe.data.val), "the held-out data")
+    return open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
 
 
 class Trainer:
-    """One training run, for pre-training or fine-tuning, on one or many processes.
+    """One training run, for pre-training or fine-tuning, on one or many processes. Its folder is
+    locked.
 
     Args:
         recipe, folder, world, options: See `train`.
@@ -133,6 +156,7 @@ class Trainer:
         self.recipe, self.splits, self.world = recipe, splits, world
         self.sampler = StepSampler(len(splits.train), recipe, world.rank, world.size)
         self.run_folder = RunFolder(folder, recipe, splits.train, world, options)
+        self._check_step()
         self.checkpoints = CheckpointManager(folder, world, recipe.keep_checkpoints)
         meta = self.run_folder.meta
         self.setup: TrainingSetup = build_training(
@@ -160,7 +184,7 @@ class Trainer:
         try:
             if not last["step"]:
                 facts = self.setup.facts(self.sampler.steps, self.splits)
-                self.run_log.log_event("start", step=0, **facts)
+                self.run_log.log_event(**START, **facts)
             self._train_from(last)
             if self.world.is_main_process:
                 self.run_log.draw_curves()
@@ -171,23 +195,37 @@ class Trainer:
         result: TrainingResult = last  # type: ignore[assignment]
         return result
 
+    def _check_step(self) -> None:
+        """Check the number of steps that the checkpoint has done.
+
+        Raises:
+            CheckpointError: It is larger than that of the run.
+        """
+        done = self.run_folder.meta.get("step", 0)
+        if done > self.sampler.steps:
+            raise CheckpointError(
+                f"{self.run_folder.checkpoint} has done {done} of {self.sampler.steps} steps",
+                "the checkpoint is damaged; resume from another one",
+            )
+
     def _resume(self) -> dict[str, Any]:
         """Load the checkpoint, if the run resumes, and return its step and measurements."""
         if self.run_folder.checkpoint is None:
             return {"step": 0}
-        meta = self.checkpoints.load(self.run_folder.checkpoint, self.training)
+        meta = self.run_folder.meta
+        self.checkpoints.load(self.run_folder.checkpoint, self.training)
         log.info("resuming after step %d of %d", meta["step"], self.sampler.steps)
         if self.run_folder.resumes_in_place:
             self.checkpoints.forget_after(meta["step"])
-        return {k: v for k, v in meta.items() if k not in RESUME_KEYS}
+        return {key: meta[key] for key in ("step", *MEASUREMENTS) if key in meta}
 
     def _train_from(self, last: dict[str, Any]) -> None:
         """Run the steps after `last["step"]`, and update `last` with each measurement."""
         recipe, step = self.recipe, last["step"]
         steps, steps_per_pass = self.sampler.steps, self.sampler.steps_per_pass
         previews = self._previews()
-        val_steps = max(1, round(recipe.val_every * steps_per_pass))
-        save_steps = max(1, round(recipe.save_every * steps_per_pass))
+        val_steps = self._steps_of(recipe.val_every)
+        save_steps = self._steps_of(recipe.save_every)
         batches = self._batches(step)
         statistics = StepStatistics(self.world, step)
         while step < steps:
@@ -195,18 +233,26 @@ class Trainer:
             step += 1
             is_last = step == steps
             saves = is_last or step % save_steps == 0
+            validates = self.splits.val is not None and (is_last or step % val_steps == 0)
+            draws = previews is not None and (is_last or step % steps_per_pass == 0)
+            if not (saves or validates or draws or step % recipe.log_every == 0):
+                continue
             # A report comes before every save: it raises an error if a value is NaN or infinite.
-            if saves or step % recipe.log_every == 0:
-                last |= self._report(statistics, step)
-                statistics = StepStatistics(self.world, step)
-            if self.splits.val is not None and (is_last or step % val_steps == 0):
+            # And it comes before other work, whose time would else count as that of the steps.
+            last |= self._report(statistics, step)
+            if self.splits.val is not None and validates:
                 last["val"] = validate(self.setup, self.splits.val, recipe, self.world)
                 epoch = step / steps_per_pass
                 self.run_log.log_event("val", step=step, epoch=epoch, **last["val"])
-            if previews is not None and (is_last or step % steps_per_pass == 0):
+            if previews is not None and draws:
                 previews.draw(math.ceil(step / steps_per_pass))
             if saves:
                 self.checkpoints.save(self.training, {**last, **self._resume_values()})
+            statistics = StepStatistics(self.world, step)
+
+    def _steps_of(self, passes: float) -> int:
+        """Return the number of steps in a number of passes over the data, at least 1."""
+        return max(1, round(min(passes * self.sampler.steps_per_pass, self.sampler.steps)))
 
     def _resume_values(self) -> dict[str, Any]:
         """Return the values in a checkpoint's meta.json that only resuming needs."""

@@ -46,31 +46,32 @@ def validate(
     keys = eval_batches(len(samples), batch_size, world.rank, world.size)
     dataset = EvalDataset(samples, setup.transform, setup.masking)
     collate = Collator((3, *setup.size), setup.num_classes)
-    # Sums of the loss, top-1 hits, top-5 hits, samples and unreadable samples.
-    sums = torch.zeros(5, dtype=torch.float64, device=setup.device)
+    # Sums over each batch: loss, top-1 hits, top-5 hits, samples.
+    sums: list[torch.Tensor] = []
+    unreadable = 0
     model.eval()
     with ema_weights(setup.training):
         for loaded in make_loader(dataset, keys, collate, setup.workers, setup.device):
             batch = loaded.to(setup.device)
             losses = compute_losses(model, batch, recipe, setup.precision)
-            for index, values in enumerate((losses.losses, losses.top1, losses.top5)):
-                sums[index] += (values * batch.weight).double().sum()
-            sums[3] += batch.weight.sum()
-            sums[4] += len(batch.bad)
+            values = torch.stack((losses.losses, losses.top1, losses.top5))
+            sums.append(torch.cat((values * batch.weight, batch.weight[None])).sum(1))
+            unreadable += len(batch.bad)
     model.train()
-    loss, top1, top5, count, bad = world.all_reduce(sums).tolist()
-    result: dict[str, Any] = {"loss": loss / max(1, count)}
+    loss, top1, top5, count = world.total(torch.stack(sums)).sum(0).tolist()
+    bad = int(world.total(torch.tensor(unreadable)))
+    if bad > recipe.data.max_bad * len(samples) or not count:
+        raise TrainingError(
+            f"{bad} of {len(samples)} held-out samples are unreadable, more than data.max_bad "
+            f"= {recipe.data.max_bad:g} allows",
+            "repair or remove them; for a classifier, hiera eval lists them",
+        )
+    result: dict[str, Any] = {"loss": loss / count}
     if setup.num_classes:
         result["top1"] = percent(top1, count)
         if has_top5(setup.num_classes):
             result["top5"] = percent(top5, count)
-    if bad > recipe.data.max_bad * len(samples):
-        raise TrainingError(
-            f"{int(bad)} of {len(samples)} held-out samples are unreadable, more than data.max_bad "
-            f"= {recipe.data.max_bad:g} allows",
-            "repair or remove them; for a classifier, hiera eval lists them",
-        )
-    return {**result, "samples": int(count), "bad": int(bad)}
+    return {**result, "samples": int(count), "bad": bad}
 
 
 def eval_batches(

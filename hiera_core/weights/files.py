@@ -16,6 +16,7 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
+from ..plain_data import to_json
 from .integrity import (
     PICKLE_SIGNATURE,
     DamagedFile,
@@ -272,7 +273,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         OutputError: The disk is full, or the folder cannot be written.
     """
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read_safetensors(

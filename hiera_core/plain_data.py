@@ -1,0 +1,81 @@
+"""Plain data as text: strict JSON is written, and YAML is read within limits.
+
+The files may come from somebody else, or not be what they were meant to be: a device, a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 100_000  # after aliases (`*name`) are expanded, which may be exponentially many
+
+
+def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Return a value as JSON. NaN and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It is too large, is not text, or is not valid YAML.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_YAML_BYTES + 1)
+    if len(content) > MAX_YAML_BYTES:
+        raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 20} MiB")
+    return parse_yaml(content.decode("utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ValueError: The text is not valid YAML, or nests or expands too far.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except Exception as error:  # PyYAML raises many types, such as KeyError for `!!bool x`
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    _check_count(value)
+    return value
+
+
+def _check_count(value: Any) -> None:
+    """Check the number of values, those behind an alias counted wherever it stands.
+
+    Raises:
+        ValueError: There are too many, or a value contains itself.
+    """
+    count, remaining = 0, [value]
+    while remaining:
+        item = remaining.pop()
+        count += 1
+        if count > MAX_YAML_VALUES:
+            raise ValueError(f"it holds more than {MAX_YAML_VALUES:,} values")
+        if isinstance(item, dict):
+            remaining += item.values()
+        elif isinstance(item, list | tuple | set):
+            remaining += item
+
+
+def _with_nulls(value: Any) -> Any:
+    """Replace numbers that are not finite by None, also in lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

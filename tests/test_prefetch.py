@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,3 +110,36 @@ def test_closing_the_results_stops_the_source(pool: ThreadPoolExecutor) -> None:
     before = drawn
     time.sleep(0.1)
     assert drawn == before
+
+
+def test_slow_items_are_not_lost(pool: ThreadPoolExecutor) -> None:
+    """Items take about as long as the patience, and threads switch all the time. A result that
+    arrives at the very moment when the wait ends is a result."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    draw = random.Random(0)
+    seconds = [draw.uniform(0.004, 0.006) for _ in range(1000)]
+
+    def work(number: int) -> int:
+        time.sleep(seconds[number])
+        return number
+
+    try:
+        results = prefetch_map(work, range(1000), pool=pool, limit=4, patience=0.005)
+        assert [r for r in results if r is not None] == list(range(1000))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_timeout_that_the_function_raises_is_its_error(pool: ThreadPoolExecutor) -> None:
+    def fail(number: int) -> int:
+        raise TimeoutError("the server does not answer")
+
+    with pytest.raises(TimeoutError, match="the server"):
+        list(prefetch_map(fail, range(3), pool=pool, limit=2, patience=0.001))
+
+
+def test_a_huge_limit_costs_nothing(pool: ThreadPoolExecutor) -> None:
+    """A limit or a cost is a number to subtract, and not a number of permits to take one by one."""
+    results = prefetch_map(lambda n: n, range(3), pool=pool, limit=10**18, cost=lambda n: 10**17)
+    assert list(results) == [0, 1, 2]

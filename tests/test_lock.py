@@ -1,0 +1,85 @@
+"""Tests of locks: one process at a time writes to an output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hiera_core import lock
+from hiera_core.errors import UsageError
+from hiera_core.lock import exclusive, exclusive_folder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hiera_core.lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[bytes]:
+    """Start a process that holds the lock of a path."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "output"
+    if kind == "folder":
+        path.mkdir()
+    process = hold(path)
+    with pytest.raises(UsageError, match=f"another process is writing.*process {process.pid}"):
+        with exclusive(path):
+            pytest.fail("the lock is held twice")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with exclusive(path):  # its lock file is still there, and holds nothing
+        with pytest.raises(UsageError, match=f"process {os.getpid()}"), exclusive(path):
+            pytest.fail("the lock is held twice")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["output"] * (kind == "folder")
+
+
+def test_a_folder_is_made_and_removed_if_it_stays_empty(tmp_path: Path) -> None:
+    with exclusive_folder(tmp_path / "a/b"):
+        assert (tmp_path / "a/b").is_dir()
+    assert not (tmp_path / "a/b").exists()
+    with exclusive_folder(tmp_path / "a/b"):
+        (tmp_path / "a/b/result").touch()
+    assert [p.name for p in (tmp_path / "a/b").iterdir()] == ["result"]
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(lock.OutputError, match="No space left"), exclusive(tmp_path / "x"):
+            pass
+    with exclusive(tmp_path / "x"):
+        pass
+
+
+def test_locks_that_the_system_does_not_offer_are_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    with exclusive(tmp_path / "x"):
+        pass
+    monkeypatch.setattr(lock, "fcntl", None)
+    with exclusive(tmp_path / "x"):
+        pass

@@ -91,6 +91,17 @@ def parse_device(text: str) -> str:
     return text
 
 
+def parse_name(text: str) -> str:
+    """Return the name of a model or of weights.
+
+    Raises:
+        BadParameter: The text is empty. As a path, it would be this folder.
+    """
+    if not text:
+        raise typer.BadParameter("the name is empty")
+    return text
+
+
 def parse_path(text: str) -> Path:
     """Return the path of an option.
 
@@ -196,6 +207,8 @@ def model_option(default: str) -> OptionInfo:
     return typer.Option(
         "--model",
         "-m",
+        parser=parse_name,
+        metavar="MODEL",
         help="Name from `hiera models`, hub repository, folder, file or URL. NAME.CHECKPOINT "
         "chooses one of the checkpoints of a model. Write ./NAME for a folder that is named like a "
         "model. With --checkpoint alone, the model is the one that the checkpoint was saved from.",
@@ -211,6 +224,8 @@ CheckpointOpt = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
+        parser=parse_name,
+        metavar="WEIGHTS",
         help="Weights to load in place of the model's own: a checkpoint name, another name from "
         "`hiera models`, file, folder (./NAME if it is named like a model), URL or hub repository, "
         "with parameters named as in hiera-transformer, timm or transformers.",

@@ -124,12 +124,16 @@ class ResultStream:
                 temporary.write_text(json.dumps(self.facts), encoding="utf-8")
 
     def __enter__(self) -> ResultStream:
-        stream: IO[str] = sys.stdout
-        if self.partial is not None:
-            stream = self._open(self.partial)
-        self.stream = stream
-        self.writer = WRITERS[self.format](stream, self.topk, self.details)
+        self.stream: IO[str] = sys.stdout
         self._progress = contextlib.ExitStack()
+        try:
+            with self._write_errors():
+                if self.partial is not None:
+                    self.stream = self._open(self.partial)
+                self.writer = WRITERS[self.format](self.stream, self.topk, self.details)
+        except BaseException as error:
+            self._close(error)
+            raise
         self._advance = self._progress.enter_context(progress_counter(self._shows_progress()))
         return self
 
@@ -138,6 +142,14 @@ class ResultStream:
     ) -> None:
         with contextlib.suppress(OSError):  # the terminal may be closed
             self._progress.close()
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        """Write what is still held back, and give the file its final name.
+
+        Args:
+            error: The error that ends the stream early. No error of this method replaces it.
+        """
         try:
             with self._write_errors():
                 if error is None:
@@ -145,15 +157,16 @@ class ResultStream:
                 self.stream.flush()
                 if self.partial is not None:
                     os.fsync(self.stream.fileno())
-        except (OutputError, ReaderGone):
-            if error is None:  # otherwise it would replace the first error
+        except (OutputError, ReaderGone) as failure:
+            if error is None:
+                error = failure
                 raise
         finally:
             if self.partial is not None:
                 with contextlib.suppress(OSError):  # closing flushes again
-                    self.stream.close()
-        if self.partial is not None:
-            self._finish(self.partial, error)
+                    if self.stream is not sys.stdout:
+                        self.stream.close()
+                self._finish(self.partial, error)
 
     def _finish(self, partial: Path, error: BaseException | None) -> None:
         """Rename the file if it is complete, and remove it if it holds nothing."""
@@ -161,8 +174,8 @@ class ResultStream:
         if error is None and self.complete:
             with self._write_errors():
                 partial.replace(self.path)
+                unfinished.remove(self._facts_path)
                 sync_folder(self.path.parent)
-            unfinished.remove(self._facts_path)
         elif self.ok or self.failed or self._continues:
             if error is not None and not isinstance(error, UsageError):
                 count = self.ok + self.failed
@@ -281,10 +294,9 @@ class ResultStream:
         return sys.stderr.isatty() and not prints_results and not self.quiet
 
     def _open(self, path: Path) -> IO[str]:
-        with self._write_errors():
-            if self._continues:
-                remove_incomplete_line(path)
-            return open_text(path, "a" if self._continues else "w")
+        if self._continues:
+            remove_incomplete_line(path)
+        return open_text(path, "a" if self._continues else "w")
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:

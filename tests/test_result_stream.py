@@ -27,6 +27,14 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def stable(text: str) -> list[Any]:
+    """Return records without the last digits, which depend on how inputs fall into batches."""
+    records = [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        record["topk"] = [(guess["id"], round(guess["prob"], 4)) for guess in record["topk"]]
+    return records
+
+
 @pytest.fixture
 def interrupted(
     hiera: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,8 +73,7 @@ def test_resume_completes_the_file(
     path = interrupted()
     code, _, _ = hiera("predict", *DIGITS, *NANO, "-o", path, "--resume")
     assert code == 0 and names_in(tmp_path) == ["out.jsonl"]
-    _, whole, _ = hiera("predict", *DIGITS, *NANO)
-    assert path.read_text() == whole
+    assert stable(path.read_text()) == stable(hiera("predict", *DIGITS, *NANO)[1])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,8 @@ def test_a_system_call_that_fails_is_one_line(
             assert code == 5 and len(lines) == 1 and "cannot be written" in lines[0], err
             if not path.exists():
                 assert hiera("predict", *DIGITS, *NANO, "-o", path, "--resume")[0] == 0
-        assert path.read_text() == whole and names_in(path.parent) == ["out.jsonl"]
+        assert stable(path.read_text()) == stable(whole)
+        assert names_in(path.parent) == ["out.jsonl"]
     else:
         pytest.fail("there is no end to these calls")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from .. import options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
 from ..output_formats import Format, format_table, print_text, resolve_format, write_rows
-from ..outputs import claim_file, write_text
+from ..outputs import claim_file, target_of, write_text
 
 if TYPE_CHECKING:
     from hiera_core.benchmarking.machine import Header
@@ -220,10 +219,10 @@ def _check_different(paths: Sequence[Path]) -> None:
     Raises:
         UsageError: Two of them do.
     """
-    resolved = [os.path.realpath(path) for path in paths]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise UsageError(f"{path!r} is given for two outputs", "name different files")
+    targets = [target_of(path).resolve() for path in paths]
+    for path in targets:
+        if targets.count(path) > 1:
+            raise UsageError(f"{str(path)!r} is given for two outputs", "name different files")
 
 
 def _model_names(models: list[str], all_models: bool) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,7 @@ from hiera_core.plain_data import to_json
 from .. import load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
-from ..output_formats import Format, resolve_format, write_rows
+from ..output_formats import Format, print_text, resolve_format, write_rows
 
 if TYPE_CHECKING:
     from hiera_core.conversion.converter import Conversion
@@ -52,6 +51,7 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
+            parser=options.parse_name,
             help="What to convert: name from `hiera models` (NAME.CHECKPOINT chooses one of its "
             "checkpoints), hub repository, folder (./NAME if it is named like a model), URL or "
             "file, with parameters named as in hiera-transformer, timm or transformers.",
@@ -154,7 +154,7 @@ def convert(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    sys.stdout.write(render(conversion, resolve_format(format, None)))
+    print_text(render(conversion, resolve_format(format, None)))
     return OK
 
 

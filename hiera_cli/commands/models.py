@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from hiera_core import zoo
 from hiera_core.weights import names
 
 from .. import options
-from ..output_formats import Format, resolve_format, write_rows
+from ..output_formats import Format, print_text, resolve_format, write_rows
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
 LICENCE_LINE = (
@@ -47,9 +46,9 @@ def models(
     if format is Format.table:
         for entry, row in zip(entries, rows, strict=True):
             row["params"] = f"{entry.params / 1e6:.1f}M"
-    sys.stdout.write(write_rows(rows, COLUMNS, format))
+    print_text(write_rows(rows, COLUMNS, format))
     if format is Format.table:
-        print(LICENCE_LINE)
+        print_text(f"{LICENCE_LINE}\n")
 
 
 def _row(entry: zoo.ModelEntry) -> dict[str, object]:

@@ -34,6 +34,7 @@ def predict(
     labels: Annotated[
         str | None,
         typer.Option(
+            parser=options.parse_name,
             help="File with class names, one per line.",
             metavar="FILE",
             show_default="the names that belong to the model",

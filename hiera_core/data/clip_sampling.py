@@ -18,6 +18,19 @@ from ..records import VideoJson
 from .image_reader import MAX_PIXELS
 
 
+# Largest values. Beyond them, the views of a single video would fill the memory, or positions in
+# it would not be finite numbers.
+MOST = {
+    "clips": 1000,
+    "crops": 100,
+    "stride": 1_000_000,
+    "segments": 1e9,
+    "every": 1e9,
+    "fps": 1e6,
+}
+LEAST_RATE = 1e-6  # smallest number of seconds, or of frames per second
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The parts of a video that the model sees.
@@ -32,7 +45,8 @@ class Sampling:
         fps: Frame rate at which `stride` is counted. None: the model's own.
 
     Raises:
-        UsageError: A value is not a finite number above 0, or both `segments` and `every` are set.
+        UsageError: A value is not a finite number above 0, or is above its limit in `MOST`, or both
+            `segments` and `every` are set.
     """
 
     clips: int | None = None
@@ -48,6 +62,9 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} is {value}", "give a number above 0")
+            if value is not None and not LEAST_RATE <= value <= MOST[name]:
+                hint = f"give a number from {LEAST_RATE:g} to {MOST[name]}"
+                raise UsageError(f"{name} is {value}", hint)
         if self.segments is not None and self.every is not None:
             raise UsageError(
                 "segments are for video models, every is for image models", "choose one"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Collection
@@ -12,6 +14,8 @@ from ..data.media_types import ENDINGS
 from ..errors import InputError, OutputError
 
 MAX_NAME_BYTES = 240  # file systems allow 255
+# Errors that are due to the name of one input. Others, such as a full disk, are due to the folder.
+THIS_INPUT = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
 
 
 def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = ()) -> Path:
@@ -23,15 +27,23 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
         ending, keeps: See `relative_output_path`.
 
     Raises:
-        InputError: The file would replace the input.
+        InputError: The file would replace the input, its path is longer than the system allows, or
+            another result has the name of its folder.
         OutputError: The folder cannot be created.
     """
     path = folder / relative_output_path(name, ending, keeps)
-    if path.exists() and Path(name).exists() and path.samefile(name):
-        raise InputError("the result would replace the input", "write to another folder")
     try:
+        if path.exists() and Path(name).exists() and path.samefile(name):
+            raise InputError("the result would replace the input", "write to another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
     except OSError as error:
+        if error.errno in THIS_INPUT:
+            raise InputError(
+                f"its result cannot be written to {str(path)[:200]!r} ({error.strerror})",
+                "write to a folder with a shorter path, or process it alone",
+            ) from error
         raise OutputError(f"{path.parent} cannot be created ({error.strerror})") from error
     return path
 

@@ -1,0 +1,162 @@
+"""Tests of signals: finished results stay, writes are finished or undone, one line, exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .test_feature_store import make_picture
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals differ")
+
+# A command whose main thread is busy in one of several ways, until it gets a signal.
+BUSY = """
+import sys, time
+from pathlib import Path
+from hiera_cli import app, signals
+from hiera_core.atomic import atomic_destination, atomic_file
+
+dest, what = Path(sys.argv[1]), sys.argv[2]
+signals.GRACE_S, signals.WRITE_GRACE_S = 1.0, 4.0
+
+def work():
+    print("ready", flush=True)
+    if what == "stuck":  # as in a long forward pass, which exceptions do not interrupt
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+    if what == "convert":
+        with atomic_destination(dest, is_folder=True) as folder:
+            (folder / "weights").write_text("half")
+            time.sleep(60)
+    with atomic_file(dest) as temporary:
+        temporary.write_text("half")
+        time.sleep(2.5 if what == "slow" else 60)
+        temporary.write_text("whole")
+
+def run(arguments):
+    try:
+        return work()
+    except BaseException as error:
+        return app.exit_codes.exit_code_of(error)
+
+app.run = run
+app.main()
+"""
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start a Python process that does not ignore signals, as a background job of a shell does."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    return process
+
+
+def start_busy(dest: Path, what: str) -> subprocess.Popen[str]:
+    process = start("-c", BUSY, dest, what)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> list[str]:
+    """Return the lines on stderr of a process that ends."""
+    try:
+        return process.communicate(timeout=30)[1].splitlines()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_slow_write_is_finished(tmp_path: Path, signum: int, code: int, word: str) -> None:
+    process = start_busy(tmp_path / "out", "slow")
+    process.send_signal(signum)
+    lines = end(process)
+    assert process.returncode == code
+    assert lines[0].startswith(f"hiera: {word}: finishing {tmp_path / 'out'} first, for at most")
+    assert lines[1:] == [f"hiera: {word}"]
+    assert (tmp_path / "out").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["time limit", "second signal"])
+def test_an_endless_write_is_undone(tmp_path: Path, again: bool) -> None:
+    (tmp_path / "out").write_text("old")
+    process = start_busy(tmp_path / "out", "endless")
+    process.send_signal(signal.SIGINT)
+    if again:
+        time.sleep(0.8)
+        process.send_signal(signal.SIGINT)
+    lines = end(process)
+    assert process.returncode == 130
+    assert lines[-1] == f"hiera: interrupted; {tmp_path / 'out'} was not written"
+    assert len(lines) == (1 if again else 2)
+    assert (tmp_path / "out").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_conversion_is_undone_at_once(tmp_path: Path) -> None:
+    process = start_busy(tmp_path / "out", "convert")
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == ["hiera: terminated"]
+    assert process.returncode == 143 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
+)
+def test_a_stuck_process_ends(tmp_path: Path, signum: int, code: int, word: str) -> None:
+    process = start_busy(tmp_path / "out", "stuck")
+    process.send_signal(signum)
+    assert end(process) == [f"hiera: {word}"]
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["out.npz", "out"])
+def test_features_are_whole_or_can_be_resumed(tmp_path: Path, signum: int, name: str) -> None:
+    make_picture(tmp_path / "x.png", 0)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/x.png\n" * 100_000)
+    process = start(
+        "-m", "hiera_cli", "features", f"@{tmp_path}/list.txt", "-m", "hiera_nano_32",
+        "-o", tmp_path / name, "-b", "4", "--dtype", "fp32",
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(8):
+        assert process.stdout.readline()
+    process.send_signal(signum)
+    (line,) = end(process)
+    assert process.returncode == (-signum if signum == signal.SIGHUP else 128 + signum)
+    if name == "out":
+        assert line.endswith("out; --resume continues")
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["image-00000.safetensors"]
+    else:
+        assert "out.npz is not written after" in line
+        assert not (tmp_path / name).exists()
+    left = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert left == []

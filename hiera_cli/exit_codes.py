@@ -105,9 +105,12 @@ def report_signal(signum: int, notes: Sequence[str]) -> None:
 
 def print_message(text: str) -> None:
     """Print a message as one line on stderr. Line breaks within it become spaces."""
-    line = " ".join(text.split())
+    line = f"hiera: {' '.join(text.split())}"
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
-        print(f"hiera: {line}", file=sys.stderr, flush=True)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except UnicodeEncodeError:  # a name that is not text, on a stream that takes text only
+            print(ascii(line)[1:-1], file=sys.stderr, flush=True)
 
 
 def _redirect_stdout() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -123,6 +124,13 @@ def test_compare_sets_the_exit_code(
         (["hiera_nano_32", "--export", "out.xls"], 2, "end it in .json"),
         (["hiera_nano_32", "--compare", "none.json"], 2, "holds no measurements"),
         (["hiera_nano_32", "--plot", "none/out.png"], 2, "make it first"),
+        (["hiera_nano_32", "--plot", "out.jpg"], 2, "end it in .png"),
+        (["hiera_nano_32", "--fail-over", "5%"], 2, "add --compare"),
+        (["hiera_nano_32", "--seconds", "0"], 2, "seconds is 0"),
+        (["hiera_nano_32", "--seconds", "nan"], 2, "seconds is nan"),
+        (["hiera_nano_32", "--seconds", "inf"], 2, "seconds is inf"),
+        (["hiera_nano_32", "--compare", "/dev/full"], 2, "holds no measurements"),
+        (["hiera_nano_32", "-o", "out.csv", "--export", "./out.csv"], 2, "given for two outputs"),
         (["--all", "hiera_nano_32"], 2, "give one of them"),
     ],
 )
@@ -179,6 +187,83 @@ def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.Monk
     assert hiera("bench", "--all", "-q")[0] == 0
     assert len(seen) == 10 and all(j.attentions == ("fused", "eager") for (j,) in seen)
     assert {j.model for (j,) in seen} == {m.name for m in zoo.models().values() if m.speed}
+
+
+# Models that fail -------------------------------------------------------------------------------
+
+
+def measure_or_fail(error: BaseException, at: str) -> Callable[..., list[Measurement]]:
+    """Return a stand-in for `runner.measure` that fails for one model."""
+
+    def measure(jobs: Any, *_: Any) -> list[Measurement]:
+        if jobs[0].model == at:
+            raise error
+        return [replace(make_result(), model=jobs[0].model)]
+
+    return measure
+
+
+def test_a_model_that_fails_does_not_lose_the_others(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing = measure_or_fail(DeviceError("hiera_small_224: it crashed"), "hiera_small_224")
+    monkeypatch.setattr(runner, "measure", failing)
+    path = tmp_path / "out.json"
+    code, out, err = hiera("bench", "--all", "-q", "--export", path)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and "Traceback" not in err
+    assert [row["model"] for row in rows] == [m.name for m in zoo.models().values() if m.speed]
+    assert [row["error"] for row in rows if row["error"]] == ["it crashed"]
+    assert len(report.read(path)) == 10
+    _, table, _ = hiera("bench", "--all", "-q", "-f", "table")
+    assert table.count("it crashed") == 1 and len(table.splitlines()) == 11
+
+
+def test_an_interruption_keeps_what_was_measured(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hiera_cli.exit_codes import Interrupted
+
+    monkeypatch.setattr(runner, "measure", measure_or_fail(Interrupted(2), "hiera_small_224"))
+    path = tmp_path / "out.json"
+    for format in ("table", "jsonl", "csv", "json"):
+        code, out, err = hiera(
+            "bench", "--all", "-q", "--export", path, "--overwrite", "-f", format
+        )
+        assert code == 130 and err == "hiera: interrupted\n"
+        assert "hiera_tiny_224" in out
+        assert [m.model for m in report.read(path)] == ["hiera_tiny_224"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_a_worker_that_crashes_while_it_is_measured_loses_its_own_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process of a peer crashes in its second round."""
+    real, rounds = runner.Worker.run, []
+
+    def run(self: runner.Worker, variant: int, seconds: float) -> list[float]:
+        if self.job.implementation == "reference":
+            rounds.append(variant)
+            if len(rounds) == 2:
+                self._process.send_signal(signal.SIGSEGV)
+        return real(self, variant, seconds)
+
+    monkeypatch.setattr(runner.Worker, "run", run)
+    jobs = [NANO, replace(NANO, implementation="reference")]
+    *ours, peer = runner.measure(jobs, SHORT)
+    assert [m.attention for m in ours] == ["fused", "eager"]
+    assert all(m.error is None and m.rounds for m in ours)
+    assert peer.error is not None and "ended with code -11" in peer.error
+    assert not peer.samples_s and peer.ratio is None
+
+
+def test_all_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = measure_or_fail(DeviceError("hiera_nano_32: no"), "hiera_nano_32")
+    monkeypatch.setattr(runner, "measure", failing)
+    with pytest.raises(DeviceError, match="hiera_nano_32: no"):
+        hiera_core.bench("hiera_nano_32")
+    assert hiera_core.bench(["hiera_nano_32", "hiera_tiny_224"]).measurements[0].error == "no"
 
 
 # Workloads --------------------------------------------------------------------------------------

@@ -715,3 +715,33 @@ def test_safetensors_equal_those_of_the_official_writer(
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     checksum = download.sha256_of(tmp_path / "ours")
     assert hashlib.sha256((tmp_path / "ours").read_bytes()).hexdigest() == checksum
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("to", ["hub", "pth"])
+@pytest.mark.parametrize(
+    "dest", ["", ".", "..", "/", "/dev/null", "fifo", "x" * 300, "x" * 250, "a\0b", "none/x"]
+)
+def test_odd_destinations_are_refused(
+    hiera: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dest: str,
+    to: str,
+    overwrite: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    code, out, err = hiera(
+        "convert", "hiera_nano_32", dest, "--to", to, *(["--overwrite"] if overwrite else [])
+    )
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1, err
+    assert "unexpected" not in err and [p.name for p in tmp_path.iterdir()] == ["fifo"]
+
+
+def test_a_difference_of_zero_is_reported() -> None:
+    proof = verify.Proof(reader="timm", inputs=3, max_difference=0.0, agree=0, what="logits")
+    assert proof.to_json() == {
+        "reader": "timm", "inputs": 3, "max_difference": 0.0, "agree": 0, "what": "logits",
+    }  # fmt: skip
+    assert verify.Proof(tensors=5).to_json() == {"tensors": 5}

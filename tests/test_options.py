@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from typer.main import get_command
@@ -44,7 +45,7 @@ NUMBERS = [
 TEXTS = [
     "", " ", "auto", "none", ",", "1,,2", "é", "\U0001f600", "\udcff", "x" * 5000, "a\0b", "%", "=",
 ]  # fmt: skip
-PATHS = [".", "..", "/", "/dev/null", "/dev/full", "file", "folder", "fifo", "dangling", "gone/x",
+PATHS = [".", "..", "/", "/dev/null", "/dev/full", "file", "folder", "dangling", "gone/x",
          "binary", "brackets.yaml", "x" * 300]  # fmt: skip
 VALUES = NUMBERS + TEXTS + PATHS
 QUICK = ["²", "nan", "", "\udcff", "9" * 5000, "/dev/full", "brackets.yaml"]
@@ -68,15 +69,13 @@ def options() -> Iterator[tuple[str, str]]:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a folder with odd files, which no command changes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "file").write_text("some text\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 10)
     (tmp_path / "folder").mkdir()
     (tmp_path / "brackets.yaml").write_text("[" * 30_000)
     (tmp_path / "list.txt").write_text(f"{SAMPLES / 'three.png'} three\n")
     (tmp_path / "dangling").symlink_to("nothing")
-    # A pipe that a process writes to for ever, as /dev/full is one without an end.
-    os.mkfifo(tmp_path / "fifo")
     return tmp_path
 
 

@@ -136,7 +136,9 @@ def test_odd_config_files(hiera: Command, places: Path, text: str) -> None:
     assert "unexpected" not in err
 
 
-def test_config_values_mean_what_they_mean_on_the_command_line(hiera: Command, places: Path) -> None:
+def test_config_values_mean_what_they_mean_on_the_command_line(
+    hiera: Command, places: Path
+) -> None:
     (places / "good.yaml").write_text(
         "model: hiera_nano_32\ntopk: 2\nrecursive: true\nquiet: false\nformat: jsonl\n"
         "batch_size: 4\nworkers: auto\nlabels:\n"

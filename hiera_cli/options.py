@@ -13,8 +13,7 @@ from typer.models import OptionInfo
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
-from hiera_core.plain_data import parse_yaml
-from hiera_core.text_file import read_text
+from hiera_core.plain_data import read_yaml
 
 from .output_formats import Format
 
@@ -26,7 +25,6 @@ MAX_CLIPS, MAX_CROPS = 1000, 100
 MAX_STRIDE = 1_000_000
 MAX_SHARD = 1_000_000
 MAX_SEED = 2**63 - 1  # what PyTorch takes
-CONFIG_BYTES = 64 << 10  # size of the largest file for --config
 
 
 class Device(StrEnum):
@@ -123,11 +121,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    text = read_text(path, "config", CONFIG_BYTES)
     try:
-        values = parse_yaml(text) or {}
-    except ValueError as error:
-        reason = " ".join(str(error).split())
+        values = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise UsageError(f"config {str(path)!r} cannot be read ({reason})") from error
     if not isinstance(values, dict):
         raise UsageError(f"config {str(path)!r} holds no options", "write `option: value` lines")

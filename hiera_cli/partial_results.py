@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hiera_core.errors import UsageError
-from hiera_core.text_file import read_text
 
 from .exit_codes import print_message
 from .output_formats import open_text
@@ -30,10 +29,10 @@ def read_facts(path: Path) -> dict[str, dict[str, Any]]:
         )
         return {}
     try:
-        facts = json.loads(read_text(path, "what to resume"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(values, dict) for values in facts.values()):
             return dict(facts)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is damaged", "--overwrite starts over") from error
     raise UsageError(f"{str(path)!r} is damaged", "--overwrite starts over")
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hiera_core import fingerprint, unfinished
-from hiera_core.atomic import atomic_file, sync_folder
+from hiera_core.atomic import atomic_file, sync_folder, unfinished
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
+from hiera_core.inference import fingerprint
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message

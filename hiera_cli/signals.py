@@ -9,7 +9,7 @@ import threading
 import time
 from types import FrameType
 
-from hiera_core import unfinished
+from hiera_core.atomic import unfinished
 
 from .exit_codes import (
     Interrupted,

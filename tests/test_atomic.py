@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 
-from hiera_core import atomic, unfinished
-from hiera_core.atomic import atomic_destination, atomic_file
+from hiera_core.atomic import (
+    TEMPORARY,
+    atomic_destination,
+    atomic_file,
+    replacing,
+    unfinished,
+)
 from hiera_core.errors import OutputError
 
 
@@ -150,7 +155,7 @@ def test_every_failing_call_leaves_the_old_or_the_new_content(
         assert len({file.read_text() for file in files}) == 1, "a mixture of old and new"
         found = names_in(folder)
         if name == "open":  # a folder that cannot be opened cannot be removed now, but later
-            found = [entry for entry in found if not atomic.TEMPORARY.fullmatch(entry)]
+            found = [entry for entry in found if not TEMPORARY.fullmatch(entry)]
         assert found == ["dest"] + ["dest.data"] * (kind == "files")
         if not reached():
             break
@@ -228,7 +233,7 @@ def test_leftovers_are_removed_only_after_their_process(tmp_path: Path, kind: st
     )
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     (left,) = names_in(tmp_path)
-    assert atomic.TEMPORARY.fullmatch(left)
+    assert TEMPORARY.fullmatch(left)
     long_ago = time.time() - 3600
     os.utime(tmp_path / left, (long_ago, long_ago))
     (tmp_path / ".hiera-0123456789abcde").write_text("not a name of ours")
@@ -236,7 +241,7 @@ def test_leftovers_are_removed_only_after_their_process(tmp_path: Path, kind: st
     assert left in names_in(tmp_path), "its process is still alive"
     process.kill()
     process.communicate()
-    atomic._cleared.clear()  # as another process
+    replacing._cleared.clear()  # as another process
     write(tmp_path / "file")
     assert names_in(tmp_path) == [".hiera-0123456789abcde", "file"]
 
@@ -281,8 +286,7 @@ def test_undoing_removes_temporary_files_and_folders(tmp_path: Path) -> None:
     script = (
         "import os, sys, threading\n"
         "from pathlib import Path\n"
-        "from hiera_core import unfinished\n"
-        "from hiera_core.atomic import atomic_destination, atomic_file\n"
+        "from hiera_core.atomic import atomic_destination, atomic_file, unfinished\n"
         "folder = Path(sys.argv[1])\n"
         "def end():\n"
         "    undone = unfinished.undo_all()\n"

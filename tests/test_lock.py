@@ -39,14 +39,18 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, kin
     if kind == "folder":
         path.mkdir()
     process = hold(path)
-    with pytest.raises(UsageError, match=f"another process is writing.*process {process.pid}"):
-        with exclusive(path):
-            pytest.fail("the lock is held twice")
+    other = f"another process is writing.*process {process.pid}"
+    with pytest.raises(UsageError, match=other), exclusive(path):
+        pytest.fail("the lock is held twice")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    with exclusive(path):  # its lock file is still there, and holds nothing
-        with pytest.raises(UsageError, match=f"process {os.getpid()}"), exclusive(path):
-            pytest.fail("the lock is held twice")
+    # Its lock file is still there, and holds nothing.
+    with (
+        exclusive(path),
+        pytest.raises(UsageError, match=f"process {os.getpid()}"),
+        exclusive(path),
+    ):
+        pytest.fail("the lock is held twice")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["output"] * (kind == "folder")
 
 

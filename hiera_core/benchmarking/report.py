@@ -12,7 +12,6 @@ from typing import Any
 from ..atomic import atomic_file
 from ..errors import UsageError
 from ..plain_data import to_json
-from ..text_file import read_text
 from ..viz import charts
 from .job import OURS
 from .machine import Header
@@ -133,12 +132,13 @@ def read(path: Path) -> list[Measurement]:
         UsageError: The file does not exist, or `export` did not write it.
     """
     try:
-        document: Any = json.loads(read_text(path, "measurements", MAX_READ_BYTES))
+        with path.open("rb") as file:
+            document: Any = json.loads(file.read(MAX_READ_BYTES))
         measurements = [Measurement.from_json(values) for values in document["rows"]]
         if all(sample > 0 for m in measurements for sample in m.samples_s):
             return measurements
         raise ValueError("a sample is not above 0 seconds")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{str(path)!r} holds no measurements", "give a file that --export NAME.json wrote"
         ) from error

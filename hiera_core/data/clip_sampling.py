@@ -17,7 +17,6 @@ from ..errors import UsageError
 from ..records import VideoJson
 from .image_reader import MAX_PIXELS
 
-
 # Largest values. Beyond them, the views of a single video would fill the memory, or positions in
 # it would not be finite numbers.
 MOST = {

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from .. import fingerprint, unfinished
+from ..atomic import unfinished
 from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
-from . import feature_formats
+from . import feature_formats, fingerprint
 
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..device import dtype_name
-from ..fingerprint import plain, text_digest
 from .batching import BatchRunner
+from .fingerprint import plain, text_digest
 
 SAMPLES = 1024  # values of each tensor whose positions count
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
-from ..text_file import read_text
+from ..errors import UsageError, first_line
 
+MAX_LABELS_BYTES = 64 << 20
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
@@ -41,12 +41,31 @@ def read_labels(path: str | Path) -> list[str]:
     """Read class names from a file with one name per line.
 
     Raises:
-        UsageError: The file cannot be read, or is empty.
+        UsageError: The file cannot be read, or is not a text file.
     """
-    names = read_text(Path(path), "labels").splitlines()
-    if not names:
-        raise UsageError(f"labels {str(path)!r} are empty", "write one class name per line")
-    return names
+    try:
+        text = _read_text(Path(path))
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        reason = getattr(error, "strerror", None) or first_line(error)
+        hint = "give a text file with one class name per line"
+        raise UsageError(f"labels {path} cannot be read ({reason})", hint) from error
+    return text.splitlines()
+
+
+def _read_text(path: Path) -> str:
+    """Read a file. Devices can be endless and pipes can wait for ever, so these are refused.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or is not a text file of a usual size.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
+    if path.stat().st_size > MAX_LABELS_BYTES:
+        raise ValueError("it is too large")
+    text = path.read_text(encoding="utf-8")
+    if "\0" in text:
+        raise ValueError("it is not a text file")
+    return text
 
 
 @functools.cache

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..errors import OutputError
+from ..lock import lock_state
 from . import unfinished
-from .errors import OutputError
-from .lock import lock_state
 
 TEMPORARY = re.compile(r"\.hiera-[0-9a-f]{16}")
 # A younger temporary file may belong to a process that has created it, and locks it next.
@@ -43,19 +43,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
     """
-    with unfinished.finish_first():
-        try:
-            permissions = _permissions(path)
-            with _temporary_file(path, permissions) as temporary:
-                yield temporary
-                _sync_file(temporary)
-                if permissions is not None:
-                    temporary.chmod(permissions)
-                with unfinished.renaming():
-                    temporary.replace(path)
-                sync_folder(path.parent)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
+    with unfinished.finish_first(), translate_write_errors(path):
+        permissions = _permissions(path)
+        with _temporary_file(path, permissions) as temporary:
+            yield temporary
+            _sync_file(temporary)
+            if permissions is not None:
+                temporary.chmod(permissions)
+            with unfinished.renaming():
+                temporary.replace(path)
+            sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Convert an OSError within the block, such as a full disk, to an OutputError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager

@@ -65,15 +65,6 @@ def translate_write_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def translate_write_errors(path: Path) -> Iterator[None]:
-    """Convert an OSError within the block, such as a full disk, to an OutputError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
-
-
-@contextlib.contextmanager
 def atomic_destination(dest: Path, *, is_folder: bool) -> Iterator[Path]:
     """Yield a temporary folder to write into.
 

@@ -217,3 +217,19 @@ def test_time_stamps_that_contradict_the_order_are_not_used(tmp_path: Path, form
             for frame in video.read(indices):
                 assert frame.intact
                 assert np.array_equal(frame.pixels, frames[frame.index]), (indices, frame.index)
+
+
+def test_frames_that_depend_on_a_damaged_one_are_damaged(tmp_path: Path) -> None:
+    """What they look like depends on how many threads FFmpeg decodes with."""
+    path = write(tmp_path / "x", "fragmented mp4")  # a key frame at 0, 12, 24, ...
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        start, size = packets[26].pos, packets[26].size
+    content = bytearray(path.read_bytes())
+    content[start + 8 : start + size] = bytes(size - 8)
+    path.write_bytes(content)
+    with Video(path) as video:
+        intact = [frame.intact for frame in video.read(range(FRAMES))]
+    first = intact.index(False)
+    assert 24 < first < 30 and not any(intact[first:36])
+    assert all(intact[:24]) and all(intact[36:])

@@ -49,6 +49,7 @@ class _Shown:
 
     time: float
     frame: Any
+    intact: bool  # False if this frame, or one that it depends on, is damaged
 
 
 class Video:
@@ -145,6 +146,7 @@ class Video:
                 "raise --max-pixels if you trust it",
             )
         self._tick = float(stream.time_base or 1 / 90_000)
+        self._reorders = bool(stream.codec_context.has_b_frames)
 
     def _measure(self) -> None:
         """Get the number of frames and the frame rate."""
@@ -243,6 +245,7 @@ class Video:
     def _decode(self) -> Iterator[_Shown]:
         """Yield the frames of `self._source`. Frames that cannot be decoded are skipped."""
         in_order, last, count = self._timeline.in_order, None, 0
+        intact = True
         for number, packet in enumerate(itertools.chain(self._source, [None])):  # None: flush
             if packet is not None:
                 time = number / self.fps if in_order else self._time(packet)
@@ -251,20 +254,25 @@ class Video:
             try:
                 decoded = self._stream.codec_context.decode(packet)
             except av.FFmpegError:
+                intact = False
                 continue
             for frame in decoded:
+                # What is damaged stays so up to the next key frame. FFmpeg marks the first frame.
+                intact = not frame.is_corrupt and (intact or frame.key_frame)
                 if in_order:
-                    yield _Shown(count / self.fps, frame)
+                    yield _Shown(count / self.fps, frame, intact)
                     count += 1
                     continue
                 if frame.pts is None:  # AVI without time stamps: frames follow one another
                     frame.pts = frame.dts if frame.dts is not None else self._pts_after(last)
                 time = self._time(frame)
-                if last is not None and time < self._time(last):
-                    self._is_disordered = True
+                if last is not None:
+                    self._is_disordered |= time < self._time(last)
+                    if self._lost_between(self._time(last), time) and not frame.key_frame:
+                        intact = False
                 last = frame
                 if time >= self._first_time - self._tolerance:
-                    yield _Shown(time, frame)
+                    yield _Shown(time, frame, intact)
 
     def _packets(self) -> Iterator[Any]:
         """Yield the packets of the stream for as long as they can be read."""
@@ -284,7 +292,15 @@ class Video:
         # The next frame should be shown by now, but it is missing from the file.
         missing = is_over and (self._next is None or self._timeline.constant_rate)
         too_late = start > time + 1.5 * interval
-        return not (shown.frame.is_corrupt or undecoded or missing or too_late)
+        # Frames that depend on the next one (B-frames) are shown before it.
+        doubtful = self._next is not None and self._next.frame.is_corrupt and self._reorders
+        return shown.intact and not (doubtful or undecoded or missing or too_late)
+
+    def _lost_between(self, before: float, after: float) -> bool:
+        """Return whether a packet was read whose time is between those of two frames."""
+        margin = 0.5 / self.fps
+        number = bisect.bisect_right(self._packet_times, before + margin)
+        return number < bisect.bisect_left(self._packet_times, after - margin)
 
     def _usual_interval(self) -> float:
         """Return the median time between recent frames; the declared rate may be wrong."""

@@ -8,6 +8,7 @@ the error's message, "wrong": what differs, or null}.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import resource
@@ -126,11 +127,10 @@ def decode_all(path: Path, video: Video) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def _decode(container: Any, stream: Any) -> Any:
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            continue
+    with contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            with contextlib.suppress(av.FFmpegError):
+                yield from packet.decode()
 
 
 def frame_at(times: np.ndarray, time: float, tolerance: float) -> int:

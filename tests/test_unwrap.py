@@ -52,7 +52,6 @@ def test_wrapped_models_work_everywhere(name: str, group: None) -> None:
     expected, found = (hiera_core.features(PICTURE, model) for model in (classifier, wrapped))
     assert_close(found["embedding"], expected["embedding"])
     assert hiera_core.transform_for(wrapped) == hiera_core.transform_for(classifier)
-    assert hiera_core.evaluate("digits", wrapped).samples > 0 if name == "compiled" else True
 
     autoencoder = hiera_core.mae_hiera_nano_32(pretrained=True).eval()
     x, ids = torch.randn(1, 3, 32, 32), torch.tensor([[0, 5, 9]])
@@ -90,7 +89,11 @@ class Net(nn.Module):
         self.module = hiera_core.hiera_nano_32()
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), Net(), nn.Sequential(nn.Identity())], ids=repr)
+@pytest.mark.parametrize(
+    "model",
+    [nn.Linear(2, 2), Net(), nn.Sequential(nn.Identity())],
+    ids=["linear", "net", "sequential"],
+)
 @pytest.mark.parametrize("call", ["predict", "features", "evaluate", "reconstruct", "transform"])
 def test_other_models_are_named_by_their_type(model: nn.Module, call: str) -> None:
     calls: dict[str, Callable[[], Any]] = {

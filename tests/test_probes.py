@@ -552,6 +552,22 @@ def test_a_forward_replaced_on_a_class_is_called(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == sum(isinstance(m, nn.Linear) for m in model.modules())
 
 
+@pytest.mark.parametrize("owner, name", [(F, "linear"), (F, "gelu"), (nn.Module, "__call__")])
+@torch.no_grad()
+def test_functions_that_were_replaced_are_called(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Profilers count operations this way, and sharding libraries gather weights."""
+    model, x = hiera_core.Hiera(**SMALL).eval(), torch.randn(2, 3, 64, 64)
+    plain, calls = getattr(owner, name), []
+    monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append(a), plain(*a, **k))[1])
+    model(x)
+    kinds = [type(module) for module in model.modules()]
+    expected = {"linear": kinds.count(nn.Linear), "gelu": kinds.count(nn.GELU)}
+    called = [a for a in calls if owner is F or type(a[0]) is nn.Linear]
+    assert len(called) == expected.get(name, kinds.count(nn.Linear))
+
+
 def change_norm(block: Any) -> None:
     class WholeBatch(nn.LayerNorm):
         """A norm over all tokens of an input, which a chunk would change."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
@@ -40,6 +41,9 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 
 ORDINARY_TYPES = (torch.Tensor, nn.Parameter)
 
+# Profilers and sharding libraries replace these.
+PLAIN_LINEAR, PLAIN_GELU, PLAIN_CALL = F.linear, F.gelu, nn.Module.__call__
+
 # Modules whose forward is known, each with that forward. Their output for a window depends on that
 # window alone. A subclass, or a class whose forward has been replaced, is not known.
 KNOWN_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
@@ -56,7 +60,7 @@ def known_forward(cls: ModuleClass) -> ModuleClass:
 
 def is_observed() -> bool:
     """Return whether each operation has to be seen by a tracer, a mode, a functional transform, or
-    forward-mode differentiation; or is changed by autocast or a switch."""
+    forward-mode differentiation; or is changed by autocast, a switch or a replaced function."""
     return bool(
         _get_tracing_state()
         or _len_torch_dispatch_stack()
@@ -65,6 +69,8 @@ def is_observed() -> bool:
         or forward_ad._current_level >= 0
         or _is_any_autocast_enabled()
         or not _get_mkldnn_enabled()
+        or F.linear is not PLAIN_LINEAR
+        or F.gelu is not PLAIN_GELU
     )
 
 
@@ -103,6 +109,7 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or module._compiled_call_impl is not None
+        or nn.Module.__call__ is not PLAIN_CALL
         or nn_module._global_forward_hooks
         or nn_module._global_forward_pre_hooks
         or nn_module._global_backward_hooks

@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from hiera_core.data import toy_datasets
 from hiera_core.errors import CheckpointError, HieraError, OutputError
 from hiera_core.training import checkpoint, checkpoint_file, checkpoint_meta
 from tests.test_trainer import NARROW, digits, losses, recipe_of, run
@@ -25,7 +26,7 @@ from tests.test_trainer import NARROW, digits, losses, recipe_of, run
 RECIPE = """
 extends: hiera_nano_32
 model: {config: {embed_dim: 8, stages: [1, 1, 1]}}
-batch_size: 128
+batch_size: 8
 save_every: 0.5
 schedule: {epochs: 1, warmup_epochs: 0}
 """
@@ -57,6 +58,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 32 digits in two class folders: 4 steps of RECIPE."""
+    source, folder = toy_datasets.Digits(), tmp_path_factory.mktemp("pictures")
+    for i in range(32):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        content = source[i].content()
+        assert isinstance(content, bytes)
+        path.write_bytes(content)
+    return folder
+
+
 @pytest.fixture
 def sent(finished: Path, tmp_path: Path) -> Path:
     """Return a copy of that folder, to change."""
@@ -73,11 +87,11 @@ def resume(folder: Path, where: str = "auto") -> Any:
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "state.pkl", "model.pth", "X.PT"])
 def test_no_pickle_is_read(
-    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]], name: str
+    tmp_path: Path, pictures: Path, hiera: Callable[..., tuple[int, str, str]], name: str
 ) -> None:
     marker, folder, recipe = tmp_path / "marker", tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    train = ("train", recipe, "digits", "-j", "0", "-q")
+    train = ("train", recipe, pictures, "-j", "0", "-q")
     assert hiera(*train, "-o", folder)[0] == 0
     newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
     pickle.loads(pickle.dumps(Gadget(marker)))
@@ -400,6 +414,7 @@ def test_an_interrupt_while_saving_leaves_the_last_checkpoint(
 )
 def test_exit_codes_of_failures_while_saving(
     tmp_path: Path,
+    pictures: Path,
     hiera: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -414,7 +429,7 @@ def test_exit_codes_of_failures_while_saving(
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    train = ("train", recipe, "digits", "-j", "0", "-q", "-o", tmp_path / "run")
+    train = ("train", recipe, pictures, "-j", "0", "-q", "-o", tmp_path / "run")
     with monkeypatch.context() as patch:
         # The second call writes the tensors of the second checkpoint.
         original = checkpoint_file._write
@@ -423,7 +438,7 @@ def test_exit_codes_of_failures_while_saving(
         code, _, err = hiera(*train)
     assert code == expected, err
     assert err.count("hiera:") <= 1 and err.count("\n") <= 1  # typer is silent after an interrupt
-    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step_*")] == ["step_00000006"]
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step_*")] == ["step_00000002"]
     assert hiera(*train, "--resume", "auto")[0] == 0
 
 

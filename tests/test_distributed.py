@@ -128,7 +128,7 @@ def test_ddp_and_fsdp_agree_with_one_process(
     assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_resume_bit_exactly_with_drop_path(tmp_path: Path, parallel: str) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32", save_every=0.5, drop_path=0.3)
     train = ("train", path, "digits", "-q", "-j", "0", "--parallel", parallel, "-o")

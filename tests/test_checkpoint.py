@@ -311,22 +311,16 @@ CALLS = {
 
 
 class FailingCall:
-    """A function of the system that fails at its Nth call that writes below a folder."""
+    """A function of the system that fails at its Nth call."""
 
     def __init__(self, original: Callable[..., Any], number: int, error: BaseException) -> None:
         self.original, self.number, self.error, self.count = original, number, error, 0
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        if self._writes(*arguments):
-            self.count += 1
-            if self.count == self.number:
-                raise self.error
+        self.count += 1
+        if self.count == self.number:
+            raise self.error
         return self.original(*arguments, **options)
-
-    def _writes(self, target: Any, mode: Any = "r", *_: Any) -> bool:
-        if self.original is io.open:
-            return any(letter in str(mode) for letter in "wa+")
-        return self.original is not os.open or bool(mode & os.O_CREAT)
 
 
 def check_failures(

@@ -64,8 +64,8 @@ class RunLog:
         if not self.active:
             return
         path = self.folder / LOG_NAME
-        kept = [to_json(e) for e in events(self.folder) if e["step"] <= step]
         with translate_write_errors(path):
+            kept = [to_json(e) for e in events(self.folder) if e["step"] <= step]
             with atomic_file(path) as temporary:  # so that a crash here does not lose events
                 temporary.write_text("".join(f"{line}\n" for line in kept if step))
             self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -119,7 +119,8 @@ class RunLog:
         Raises:
             OutputError: The file cannot be written.
         """
-        plots = self._curves()
+        with translate_write_errors(self.folder / LOG_NAME):
+            plots = self._curves()
         if not plots["loss"]:
             return None
         path = self.folder / CURVES_NAME

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -414,11 +415,11 @@ def test_exit_codes_of_failures_while_saving(
     kind: str,
     expected: int,
 ) -> None:
-    from hiera_cli.exit_codes import Terminated
+    from hiera_cli.exit_codes import Interrupted
 
     errors = {
-        "interrupt": KeyboardInterrupt(),
-        "terminate": Terminated(),
+        "interrupt": Interrupted(signal.SIGINT),
+        "terminate": Interrupted(signal.SIGTERM),
         "disk": OSError(errno.EIO, "Input/output error"),
     }
     recipe = tmp_path / "recipe.yaml"

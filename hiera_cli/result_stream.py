@@ -112,16 +112,16 @@ class ResultStream:
             UsageError: The results of the interrupted run depend on something else.
             OutputError: The values cannot be written.
         """
-        if self.partial is None or self.is_finished:
+        if not self.is_resumable:
             return
+        assert self.partial is not None
         if what in self.facts:
             hint = "resume with the same options and weights, or --overwrite"
             fingerprint.check_same(self.partial, self.facts[what], facts, hint)
             return
         self.facts[what] = facts
-        if self.format is Format.jsonl:  # the only format that is resumed
-            with atomic_file(self._facts_path) as temporary:
-                temporary.write_text(json.dumps(self.facts), encoding="utf-8")
+        with atomic_file(self._facts_path) as temporary:
+            temporary.write_text(json.dumps(self.facts), encoding="utf-8")
 
     def __enter__(self) -> ResultStream:
         self.stream: IO[str] = sys.stdout
@@ -281,6 +281,11 @@ class ResultStream:
             path = self.path if self.complete else self.partial
             target = f" -> {path}" if path else ""
             print_message(f"{self.ok} ok, {self.failed} failed{target}")
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later --resume may continue this stream."""
+        return self.partial is not None and self.format is Format.jsonl and not self.is_finished
 
     @property
     def _facts_path(self) -> Path:

@@ -145,7 +145,7 @@ def predict(
     )
 
     def note_model(classifier: Classifier) -> None:
-        if output is not None:
+        if out.is_resumable:
             out.depends_on(classifier.kind, model_fingerprint(classifier))
 
     out.depends_on("settings", {"topk": topk, **asdict(sampling)})

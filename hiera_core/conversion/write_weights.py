@@ -13,43 +13,12 @@ from ..errors import UsageError
 from ..models.config import HieraConfig
 from ..weights import files, key_mapping
 from ..weights.download_record import sha256_of
+from ..weights.foreign_config import RESAMPLING, TIMM_ARGUMENTS, TRANSFORMERS_ARGUMENTS
 from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class
 
-# Maps our name of a constructor argument to timm's name.
-TIMM_ARGUMENTS = {
-    "input_size": "img_size",
-    "head_dropout": "drop_rate",
-    **{
-        name: name
-        for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
-        "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
-        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
-    },
-}
-# Maps our name of a constructor argument to its name in the config.json of transformers.
-TRANSFORMERS_ARGUMENTS = {
-    "input_size": "image_size",
-    "in_chans": "num_channels",
-    "embed_dim": "embed_dim",
-    "stages": "depths",
-    "q_pool": "num_query_pool",
-    "q_stride": "query_stride",
-    "mask_unit_size": "masked_unit_size",
-    "mask_unit_attn": "masked_unit_attention",
-    "dim_mul": "embed_dim_multiplier",
-    "patch_kernel": "patch_size",
-    "patch_stride": "patch_stride",
-    "patch_padding": "patch_padding",
-    "mlp_ratio": "mlp_ratio",
-    "drop_path_rate": "drop_path_rate",
-    "decoder_embed_dim": "decoder_hidden_size",
-    "decoder_depth": "decoder_depth",
-    "decoder_num_heads": "decoder_num_heads",
-}
 _KINDS = {1: "signals", 3: "video"}  # by number of input dimensions
-BICUBIC, BILINEAR = 3, 2  # values of PIL.Image.Resampling
 
 
 def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]:
@@ -198,7 +167,7 @@ def _transformers_files(plan: ConversionPlan) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": transform.resize},
-        "resample": BICUBIC if transform.interpolation == "bicubic" else BILINEAR,
+        "resample": RESAMPLING.index(transform.interpolation),
         "do_center_crop": True,
         "crop_size": dict(zip(("height", "width"), transform.size, strict=True)),
         "do_rescale": True,

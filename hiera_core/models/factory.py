@@ -174,6 +174,8 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
     loaded = _read_weights(entry, name, checkpoint)
     if entry is None:
         return from_checkpoint(loaded)
+    if loaded.is_headless and not entry.autoencoder:
+        return from_zoo(entry, loaded, num_classes=0)
     if entry.autoencoder or not loaded.is_autoencoder:
         return from_zoo(entry, loaded)
     for part in ("weight", "bias"):
@@ -214,7 +216,9 @@ def from_zoo(
             resample=resample,
         )
         card = checkpoint.card
-    model.card = {**card_of(entry, None if checkpoint is None else checkpoint.source), **card}
+    # A classifier may begin with the weights of an autoencoder, but it keeps its own name.
+    card = {**card_of(entry, None if checkpoint is None else checkpoint.source), **card}
+    model.card = {**card, "model": entry.name}
     return model
 
 

@@ -119,12 +119,14 @@ def architecture(checkpoint: load.Checkpoint, classifier: bool = False) -> dict[
             f"{checkpoint.source} has no config.json and the shapes of no released model",
             "name its architecture with --model, or keep the config.json it was saved with",
         )
-    if classifier and checkpoint.is_autoencoder:
-        kept = {k: v for k, v in config.items() if not k.startswith("decoder_")}
-        if isinstance(kept.get("stages"), list | tuple):  # if not, building it reports the error
-            kept["q_pool"] = len(kept["stages"]) - 1
-        config = kept
-    return config
+    if checkpoint.is_autoencoder and not classifier:
+        return config
+    kept = {k: v for k, v in config.items() if not k.startswith("decoder_")}
+    if checkpoint.is_autoencoder and isinstance(kept.get("stages"), list | tuple):
+        kept["q_pool"] = len(kept["stages"]) - 1  # without stages, building it reports the error
+    if checkpoint.is_headless:
+        kept["num_classes"] = 0
+    return kept
 
 
 def _config_from_shapes(
@@ -178,8 +180,12 @@ def match(
         arguments["num_classes"] = checkpoint.num_classes
     model = _on_meta(cls, arguments, checkpoint, bool(overrides))
     target: HieraConfig = model._config  # type: ignore[assignment]
-    likely = [(checkpoint.config or config).get("input_size"), target.input_size]
-    made_for = pos_embed.input_size_of(checkpoint.state, likely, target.patch_stride)
+    known = (checkpoint.config or config).get("input_size")
+    if overrides and "input_size" in overrides:
+        made_for = _size_before_resampling(checkpoint, known, target)
+    else:
+        likely = [known, target.input_size]
+        made_for = pos_embed.input_size_of(checkpoint.state, likely, target.patch_stride)
     state = pos_embed.resample(checkpoint.state, made_for or target.input_size, target, resample)
     expected = {key: value.shape for key, value in model.state_dict().items()}
     fitted = load.fit(
@@ -189,6 +195,31 @@ def match(
         strict=strict,
     )
     return model, fitted, arguments
+
+
+def _size_before_resampling(
+    checkpoint: load.Checkpoint, known: Any, target: HieraConfig
+) -> tuple[int, ...] | None:
+    """Return the input size that weights were made for, if the user asks for another one.
+
+    Raises:
+        CheckpointError: The embedding fits the size that the user asks for, and a square, too, and
+            nothing says which of them the weights were made for.
+    """
+    state, stride = checkpoint.state, target.patch_stride
+    made_for = pos_embed.input_size_of(state, [known], stride)
+    fits_target = pos_embed.input_size_of(state, [target.input_size], stride) == target.input_size
+    if made_for is None or not fits_target or made_for in (known, target.input_size):
+        return target.input_size if made_for is None and fits_target else made_for
+    if list(made_for) == list(known or ()):
+        return made_for
+    sizes = ("x".join(map(str, size)) for size in (made_for, target.input_size))
+    raise CheckpointError(
+        "{} does not say whether its position embedding is for {} or {} pixels".format(
+            checkpoint.source, *sizes
+        ),
+        "keep the config.json that it was saved with, or write one with its input_size beside it",
+    )
 
 
 def build(

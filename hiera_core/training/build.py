@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -15,7 +15,7 @@ from ..data.transforms import ImageTransform, VideoTransform, transform_for
 from ..device import DTYPES, is_out_of_memory
 from ..errors import DeviceError, UsageError, check_choice
 from ..models import factory
-from ..models.hiera import HieraEncoder
+from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.masking import check_mask_ratio
 from ..version import __version__
@@ -206,7 +206,11 @@ def _build_model(
     if init_from is not None:
         loaded = load.read_weights(init_from)
     try:
-        model = factory.from_zoo(entry, loaded, **config)
+        if loaded is not None and loaded.is_headless and isinstance(config.get("num_classes"), int):
+            model = factory.from_zoo(entry, loaded, **{**config, "num_classes": 0})
+            cast(Hiera, model).reset_classifier(config["num_classes"])
+        else:
+            model = factory.from_zoo(entry, loaded, **config)
     except TypeError as error:  # model.config has an unknown argument
         raise UsageError(f"model.config: {error}") from error
     except (RuntimeError, MemoryError) as error:

@@ -25,6 +25,7 @@ from .names import WEIGHT_NAMES
 
 log = logging.getLogger("hiera")
 
+CONFIG_NAMES = ("config.json", "hiera.json", "preprocessor_config.json")  # as in `FetchedFiles`
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/hiera/"  # the reference's model zoo
 WEIGHTS_URL_VARIABLE = "HIERA_WEIGHTS_URL"  # environment variable with another URL for it
 HINTS = (
@@ -45,6 +46,7 @@ class FetchedFiles:
     weights: Path
     config: Path | None = None  # config.json
     card: Path | None = None  # hiera.json
+    processor: Path | None = None  # preprocessor_config.json, which transformers writes
 
 
 def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> FetchedFiles:
@@ -66,10 +68,10 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
         if not cached:
             log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
     # The weights come last: if they are in the cache, the other files are too, if they exist.
-    config, card = (_hub_file(repo, name, options) for name in ("config.json", "hiera.json"))
+    others = [_hub_file(repo, name, options) for name in CONFIG_NAMES]
     for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
         if weights := _hub_file(repo, name, options):
-            return FetchedFiles(weights, config, card)
+            return FetchedFiles(weights, *others)
     raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", HINTS)
 
 

@@ -24,9 +24,8 @@ from .integrity import (
     check_weights_file,
     is_safetensors,
 )
+from .state_dict import find_state_dict, safe_types
 
-# Keys under which a saved dictionary may hold the weights: the reference's, then common trainers'.
-STATE_KEYS = ("model_state", "state_dict", "model", "state_dict_ema", "model_ema")
 JSON_MAX_BYTES = 64 << 20
 WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of a core
 # Key of the extras, {"config": ..., "card": ...}. A single file holds under this key what a folder
@@ -69,7 +68,7 @@ def read(
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects or code, not only tensors; nothing of it was run",
-            "get it as .safetensors, or from a source that saves plain tensors",
+            _cure_for_objects(error),
         ) from error
     except (MemoryError, CheckpointError):
         raise
@@ -78,6 +77,16 @@ def read(
     except Exception as error:  # readers raise many types on damaged files
         raise DamagedFile(path, f"is truncated or damaged ({first_line(error)})") from error
     return _check_dense(path, tensors), _valid_extras(extras)
+
+
+def _cure_for_objects(error: pickle.UnpicklingError) -> str:
+    """Return what the owner of a file with Python objects can do, with the object's name."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f" (it asks for {found[1]})" if found else ""
+    return (
+        f"get it as .safetensors, or from a source that saves plain tensors{what}; if it is yours: "
+        "torch.save(model.state_dict(), FILE)"
+    )
 
 
 def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -291,18 +300,16 @@ def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
         zipped = not file.read(1).startswith(PICKLE_SIGNATURE)
     # Only torch's zip format can be memory-mapped; the older one is read into memory.
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    with torch.serialization.safe_globals(safe_types()):
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
-    for key in STATE_KEYS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict):
+    state = find_state_dict(loaded)
+    if state is None:
         raise CheckpointError(
             f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors",
             "save a state dict",
         )
-    return {name: value for name, value in loaded.items() if name != EXTRAS}, extras
+    return {name: value for name, value in state.items() if name != EXTRAS}, extras
 
 
 def _valid_extras(extras: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from ..errors import CheckpointError
+from .state_dict import TRANSFORMERS_ENCODER, unwrap_names
 
 Naming = Literal["reference", "timm", "transformers"]
 T = TypeVar("T")
@@ -34,8 +35,6 @@ TRANSFORMERS = (
     ("decoder.decoder_pred.", "decoder_pred."),
 )
 TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
-# DistributedDataParallel and torch.compile wrap a model and prefix the names of its parameters.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _STAGE = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
 
 
@@ -48,7 +47,7 @@ def detect_naming(names: Iterable[str]) -> Naming:
     Raises:
         CheckpointError: These are not the parameters of a Hiera.
     """
-    names = [name.removeprefix("hiera.") for name in names]
+    names = [name.removeprefix(TRANSFORMERS_ENCODER) for name in names]
     if any(name.startswith("encoder.stages.") for name in names):
         return "transformers"
     if any(name.startswith(("head.fc.", "head.norm.")) for name in names):
@@ -60,16 +59,6 @@ def detect_naming(names: Iterable[str]) -> Naming:
         f"this is not a Hiera checkpoint (it holds {found}, ...)",
         "give a file of hiera-transformer, timm or transformers",
     )
-
-
-def strip_wrappers(name: str) -> str:
-    """Remove the prefixes that wrappers put before a parameter's name, in any order and number.
-
-    `module._orig_mod.blocks.0.norm1.weight` -> `blocks.0.norm1.weight`
-    """
-    while name.startswith(WRAPPER_PREFIXES):
-        name = name.partition(".")[2]
-    return name
 
 
 def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
@@ -84,13 +73,15 @@ def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
     Raises:
         CheckpointError: These are not the parameters of a Hiera.
     """
-    state = {strip_wrappers(name): value for name, value in state.items()}
+    state = unwrap_names(state)
     naming = detect_naming(state)
     if naming == "reference":
         return dict(state), naming
     if naming == "timm":
         return {_rename(name, TIMM): value for name, value in state.items()}, naming
-    renamed = _from_transformers({n.removeprefix("hiera."): v for n, v in state.items()})
+    renamed = _from_transformers(
+        {name.removeprefix(TRANSFORMERS_ENCODER): value for name, value in state.items()}
+    )
     return renamed, naming
 
 
@@ -113,7 +104,7 @@ def from_reference(
     # Without head or decoder, this is transformers' HieraModel. Its other classes hold one, under
     # the name `hiera`.
     has_head = any(name.startswith(("head.", "decoder_")) for name in state)
-    prefix = "hiera." if has_head else ""
+    prefix = TRANSFORMERS_ENCODER if has_head else ""
     return {_to_transformers(name, layers, prefix): value for name, value in state.items()}
 
 

@@ -13,7 +13,7 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
-from . import download, files, key_mapping, names
+from . import download, files, foreign_config, key_mapping, names
 from .cache_repair import read_cached
 from .integrity import check_weights_file
 from .local_files import find_local
@@ -54,6 +54,11 @@ class Checkpoint:
     @property
     def is_autoencoder(self) -> bool:
         return "decoder_pos_embed" in self.state
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether these are the weights of an encoder alone, without head and without decoder."""
+        return self.num_classes is None and not self.is_autoencoder
 
 
 def read_weights(name: str | Path, **options: Any) -> Checkpoint:
@@ -234,16 +239,26 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     state, naming = key_mapping.to_reference(raw)
     state = _fold_layer_scale(state)
     files.check_weights(state, source)
+    config, card = _describe(fetched, extras, source)
+    return Checkpoint(source, state, naming, config, card)
+
+
+def _describe(
+    fetched: download.FetchedFiles, extras: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the constructor arguments and the card of a checkpoint.
+
+    What this toolkit wrote comes first: extras in the file, hiera.json, and a config.json with
+    constructor arguments. Then comes what other libraries say in their files.
+    """
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
-    # A file that `hiera convert` wrote has the true class names in its extras. Its id2label may
-    # hold numbers in place of names.
-    if config is not None and "id2label" in config and "classes" not in card and not extras:
-        card = {**card, "classes": _parse_id2label(config["id2label"], source)}
-    if naming != "reference" or config is None or "stages" not in config:
-        # This is another library's config.json, or none. Without extras, shapes identify the model.
-        config = extras.get("config")
-    return Checkpoint(source, state, naming, config, card)
+    if config is None or "stages" in config:  # constructor arguments have `stages`
+        return config or extras.get("config"), card
+    processor = files.read_json(fetched.processor) if fetched.processor else None
+    arguments, facts = foreign_config.read_config(config, processor, source)
+    # The extras hold the true names of classes; id2label may hold numbers in their place.
+    return extras.get("config", arguments), {**facts, **card}
 
 
 def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -261,22 +276,6 @@ def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
                 rows = factor.view(-1, *[1] * (state[name].dim() - 1))
                 state[name] = state[name].float() * rows
     return state
-
-
-def _parse_id2label(id2label: Any, source: str) -> list[str]:
-    """Return class names from transformers' format: {"0": "tench", ...}.
-
-    Raises:
-        CheckpointError: `id2label` has another format.
-    """
-    try:
-        labels = {int(number): str(name) for number, name in id2label.items()}
-    except (AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: id2label in config.json does not map numbers to class names",
-            "fix or remove it",
-        ) from error
-    return [labels.get(number, str(number)) for number in range(len(labels))]
 
 
 def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import names
-from .download import FetchedFiles
+from .download import CONFIG_NAMES, FetchedFiles
 from .integrity import as_unreadable
 
 
@@ -23,7 +23,7 @@ def find_local(path: Path) -> FetchedFiles | None:
             return _find_in_folder(path)
     except OSError as error:
         raise as_unreadable(path, error) from error
-    return FetchedFiles(path, *_find_config_and_card(path)) if path.is_file() else None
+    return FetchedFiles(path, *_find_configs(path)) if path.is_file() else None
 
 
 def _find_in_folder(folder: Path) -> FetchedFiles:
@@ -32,20 +32,18 @@ def _find_in_folder(folder: Path) -> FetchedFiles:
     others = sorted(p for p in folder.iterdir() if p.suffix in names.FILE_ENDINGS)
     for path in usual + (others if len(others) == 1 else []):
         if path.is_file():
-            return FetchedFiles(path, *_find_config_and_card(path))
+            return FetchedFiles(path, *_find_configs(path))
     raise CheckpointError(
         f"{folder} holds no {' or '.join(names.WEIGHT_NAMES)}", "name the file itself"
     )
 
 
-def _find_config_and_card(path: Path) -> tuple[Path | None, Path | None]:
-    """Return the config.json and the hiera.json next to a weights file, if they exist.
+def _find_configs(path: Path) -> list[Path | None]:
+    """Return config.json, hiera.json and preprocessor_config.json next to a weights file.
 
     They belong to the weights only if the file has one of the usual names, such as
     model.safetensors.
     """
-    if path.name not in names.WEIGHT_NAMES:
-        return None, None
-    paths = [path.with_name(name) for name in ("config.json", "hiera.json")]
-    config, card = (p if p.is_file() else None for p in paths)
-    return config, card
+    is_usual = path.name in names.WEIGHT_NAMES
+    paths = [path.with_name(name) for name in CONFIG_NAMES if is_usual]
+    return [p if p.is_file() else None for p in paths]

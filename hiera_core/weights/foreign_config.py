@@ -1,0 +1,256 @@
+"""What the JSON files of timm and transformers say about a checkpoint, in our words: constructor
+arguments, preprocessing and class names."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .. import zoo
+from ..errors import CheckpointError
+
+log = logging.getLogger("hiera")
+
+# Maps our name of a constructor argument to timm's name.
+TIMM_ARGUMENTS = {
+    "input_size": "img_size",
+    "head_dropout": "drop_rate",
+    **{
+        name: name
+        for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
+        "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
+        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
+    },
+}
+# Arguments of timm's models that do not change what a loaded model computes.
+TIMM_IGNORED = {
+    "num_classes", "global_pool", "fix_init", "weight_init", "init_values", "patch_drop_rate",
+    "norm_layer", "device", "dtype",
+}  # fmt: skip
+# Maps our name of a constructor argument to its name in the config.json of transformers. Values
+# that its config.json leaves out are the defaults of its HieraConfig, which are ours, too.
+TRANSFORMERS_ARGUMENTS = {
+    "input_size": "image_size",
+    "in_chans": "num_channels",
+    "embed_dim": "embed_dim",
+    "stages": "depths",
+    "q_pool": "num_query_pool",
+    "q_stride": "query_stride",
+    "mask_unit_size": "masked_unit_size",
+    "mask_unit_attn": "masked_unit_attention",
+    "dim_mul": "embed_dim_multiplier",
+    "patch_kernel": "patch_size",
+    "patch_stride": "patch_stride",
+    "patch_padding": "patch_padding",
+    "mlp_ratio": "mlp_ratio",
+    "drop_path_rate": "drop_path_rate",
+    "decoder_embed_dim": "decoder_hidden_size",
+    "decoder_depth": "decoder_depth",
+    "decoder_num_heads": "decoder_num_heads",
+}
+PAIRS = ("input_size", "q_stride", "mask_unit_size", "patch_kernel", "patch_stride",
+         "patch_padding")  # fmt: skip
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+
+Facts = tuple[dict[str, Any] | None, dict[str, Any]]
+
+
+def read_config(
+    config: Mapping[str, Any], processor: Mapping[str, Any] | None, source: str
+) -> Facts:
+    """Return the constructor arguments and the card that another library's files describe.
+
+    Args:
+        config: config.json.
+        processor: preprocessor_config.json, if there is one.
+        source: The checkpoint, for messages.
+
+    Returns:
+        The constructor arguments, or None if config.json does not describe a Hiera; and the card:
+        `preprocessing` and `classes`, as far as they are known.
+
+    Raises:
+        CheckpointError: A value contradicts another, or this toolkit cannot compute what it asks
+            for.
+    """
+    try:
+        if "architecture" in config:
+            return _timm_arguments(config), _timm_card(config)
+        if config.get("model_type") == "hiera":
+            arguments = _transformers_arguments(config, source)
+            return arguments, _transformers_card(config, processor or {}, source)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: config.json or preprocessor_config.json cannot be understood ({error})",
+            "name the weights file itself to ignore them",
+        ) from error
+    return None, {}
+
+
+# timm ---------------------------------------------------------------------------------------------
+
+
+def _timm_arguments(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return constructor arguments; None if timm's architecture is not in the zoo."""
+    given = dict(config.get("model_args") or {})
+    ours = {theirs: name for name, theirs in TIMM_ARGUMENTS.items()}
+    unknown = sorted(set(given) - set(ours) - TIMM_IGNORED)
+    if unknown:
+        log.warning("config.json: %s not understood, and ignored", ", ".join(unknown))
+    arguments = {ours[name]: value for name, value in given.items() if name in ours}
+    size = _timm_pretrained(config).get("input_size")
+    if isinstance(size, list | tuple) and len(size) == 3:
+        arguments = {"in_chans": size[0], "input_size": size[1:], **arguments}
+    name = str(config["architecture"]).partition(".")[0]
+    if name in zoo.models():
+        return {**zoo.get(name).config, **_with_pairs(arguments)}
+    return None if {"embed_dim", "stages"} - set(arguments) else _with_pairs(arguments)
+
+
+def _timm_pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the pretrained_cfg. Old files have its values at the top level."""
+    found = config.get("pretrained_cfg", config)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _timm_card(config: Mapping[str, Any]) -> dict[str, Any]:
+    pretrained, card = _timm_pretrained(config), dict[str, Any]()
+    preprocessing = {k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained}
+    if "interpolation" in pretrained:
+        preprocessing["interpolation"] = pretrained["interpolation"]
+    size = pretrained.get("input_size")
+    if isinstance(size, list | tuple) and len(size) == 3:
+        preprocessing["size"] = list(size[1:])
+        # timm's rule for the short side, which rounds down.
+        crop = float(pretrained.get("crop_pct") or 1.0)
+        preprocessing["resize"] = math.floor(min(size[1:]) / crop + 1e-6)
+    if preprocessing:
+        card["preprocessing"] = preprocessing
+    names = _timm_class_names(config) or _timm_class_names(pretrained)
+    if names:
+        card["classes"] = names
+    return card
+
+
+def _timm_class_names(config: Mapping[str, Any]) -> list[str] | None:
+    """Return the class names of a config.json: descriptions, such as `tench` for n01440764, where
+    there are any."""
+    names = config.get("label_names")
+    if isinstance(names, Mapping):  # by class index
+        numbered = {int(number): name for number, name in names.items()}
+        names = [
+            numbered.get(number, str(number)) for number in range(max(numbered, default=-1) + 1)
+        ]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    described = config.get("label_descriptions")
+    described = described if isinstance(described, Mapping) else {}
+    return [str(described.get(name, name)) for name in names]
+
+
+# transformers -------------------------------------------------------------------------------------
+
+
+def _transformers_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    for name, supported in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-6)):
+        if config.get(name, supported) != supported:
+            raise CheckpointError(
+                f"{source}: config.json has {name} = {config[name]}, and Hiera has {supported}",
+                "use a checkpoint of the usual architecture",
+            )
+    arguments = {
+        ours: config[theirs]
+        for ours, theirs in TRANSFORMERS_ARGUMENTS.items()
+        if config.get(theirs) is not None
+    }
+    heads = config.get("num_heads")
+    if isinstance(heads, list | tuple) and heads:
+        factor = heads[1] / heads[0] if len(heads) > 1 else 2.0
+        if any(after != before * factor for before, after in itertools.pairwise(heads)):
+            raise CheckpointError(
+                f"{source}: config.json has num_heads = {list(heads)}; the factor from stage to "
+                "stage must be the same",
+                "use a checkpoint of the usual architecture",
+            )
+        arguments |= {"num_heads": heads[0], "head_mul": factor}
+    return _with_pairs(arguments)
+
+
+def _transformers_card(
+    config: Mapping[str, Any], processor: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    card: dict[str, Any] = {}
+    if processor:
+        card["preprocessing"] = _processor_preprocessing(processor)
+    names = _parse_id2label(config["id2label"], source) if "id2label" in config else []
+    # transformers writes LABEL_0, LABEL_1, ... if nobody has given names.
+    if any(name != f"LABEL_{number}" for number, name in enumerate(names)):
+        card["classes"] = names
+    return card
+
+
+def _processor_preprocessing(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing of a preprocessor_config.json, in the form of zoo.yaml."""
+    found: dict[str, Any] = {}
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0], [1.0]
+    if mean is not None and std is not None:
+        # Pixels in 0..255 are multiplied by this factor; ours are divided by 255.
+        factor = (
+            processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+        )
+        scale = 255 * float(factor)
+        if math.isclose(scale, 1.0):
+            scale = 1.0
+        found["mean"] = [float(value) / scale for value in mean]
+        found["std"] = [float(value) / scale for value in std]
+    size, crop = processor.get("size"), processor.get("crop_size")
+    crop = crop if processor.get("do_center_crop", True) else None
+    resized = _processor_size(size)
+    shape = _processor_size(crop) or resized
+    if shape:
+        found["size"] = shape
+        found["resize"] = min(resized or shape)
+    number = processor.get("resample")
+    if isinstance(number, int) and 0 <= number < len(RESAMPLING):
+        found["interpolation"] = RESAMPLING[number]
+    return found
+
+
+def _processor_size(size: Any) -> list[int] | None:
+    """Return [height, width] of 224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
+    if isinstance(size, int):
+        return [size, size]
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return [int(size["shortest_edge"])] * 2
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return [int(size["height"]), int(size["width"])]
+    return [int(value) for value in size] if isinstance(size, list | tuple) else None
+
+
+def _parse_id2label(id2label: Any, source: str) -> list[str]:
+    """Return class names from transformers' format: {"0": "tench", ...}.
+
+    Raises:
+        CheckpointError: `id2label` has another format.
+    """
+    try:
+        labels = {int(number): str(name) for number, name in id2label.items()}
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: id2label in config.json does not map numbers to class names",
+            "fix or remove it",
+        ) from error
+    return [labels.get(number, str(number)) for number in range(len(labels))]
+
+
+def _with_pairs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments in which a single number for both dimensions is written as two."""
+    return {
+        name: [value, value] if name in PAIRS and isinstance(value, int) else value
+        for name, value in arguments.items()
+    }

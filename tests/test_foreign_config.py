@@ -1,0 +1,173 @@
+"""Folders of timm and transformers bring their architecture, size, preprocessing and classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+
+import hiera_core
+from hiera_core.data.transforms import ImageTransform, transform_for
+
+from .conftest import assert_close, draw_weights
+
+Command = Callable[..., tuple[int, str, str]]
+MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.2, 0.25]
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+SIZE = (64, 160)
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an architecture, size, preprocessing and classes of its own."""
+    folder = tmp_path_factory.mktemp("transformers")
+    config = transformers.HieraConfig(
+        embed_dim=16,
+        depths=[1, 2, 1, 1],
+        num_heads=[2, 4, 8, 16],
+        image_size=list(SIZE),
+        mlp_ratio=2.0,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: number for number, name in enumerate(CLASSES)},
+    )
+    model = transformers.HieraForImageClassification(config).eval()
+    draw_weights(model)
+    model.save_pretrained(folder)
+    processor = transformers.BitImageProcessor(
+        size={"shortest_edge": 70},
+        crop_size={"height": SIZE[0], "width": SIZE[1]},
+        resample=2,
+        image_mean=MEAN,
+        image_std=STD,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_of_transformers_is_read_as_it_says(transformers_folder: Path) -> None:
+    ours = hiera_core.create_model(str(transformers_folder)).eval()
+    assert ours.config["input_size"] == SIZE
+    transform = transform_for(ours)
+    expected = ImageTransform(SIZE, 70, tuple(MEAN), tuple(STD), "bilinear")
+    assert transform == expected
+    assert ours.card["classes"] == CLASSES
+    theirs = transformers.HieraForImageClassification.from_pretrained(transformers_folder).eval()
+    x = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_close(ours.forward_logits(x), theirs(x).logits)
+
+
+def test_all_files_of_the_same_weights_give_the_same_probabilities(
+    transformers_folder: Path, tmp_path: Path, pictures: Path, hiera: Command
+) -> None:
+    """transformers' folder, timm's folder, Lightning's and a compiled DDP model's checkpoint."""
+    photo = tmp_path / "photo.png"
+    Image.open(pictures / "chelsea.png").save(photo)
+    model = hiera_core.create_model(str(transformers_folder))
+    state, card = model.state_dict(), model.card
+
+    _write_timm_folder(tmp_path / "timm", model)
+    for name, prefix in (("lightning", "model."), ("ddp", "module._orig_mod.")):
+        folder = tmp_path / name
+        folder.mkdir()
+        wrapped = {prefix + key: tensor for key, tensor in state.items()}
+        torch.save({"state_dict": wrapped, "epoch": 3}, folder / "pytorch_model.bin")
+        (folder / "config.json").write_text(json.dumps(model.config))
+        (folder / "hiera.json").write_text(json.dumps(card))
+
+    folders = [transformers_folder, *(tmp_path / name for name in ("timm", "lightning", "ddp"))]
+    results = []
+    for folder in folders:
+        code, out, err = hiera("predict", photo, "-m", folder, "-f", "jsonl", "--dtype", "fp32")
+        assert code == 0, err
+        results.append({top["label"]: top["prob"] for top in json.loads(out)["topk"]})
+    assert set(results[0]) == set(CLASSES)
+    for found in results[1:]:
+        assert found == pytest.approx(results[0], abs=1e-5)
+
+
+def _write_timm_folder(folder: Path, model: Any) -> None:
+    """Write the weights in the folder that timm's own `save_for_hf` writes."""
+    from timm.models import save_for_hf
+
+    config = model.config
+    arguments = {
+        "img_size": config["input_size"],
+        **{
+            name: config[name]
+            for name in ("embed_dim", "num_heads", "stages", "head_mul", "mlp_ratio")
+        },
+    }
+    theirs = timm.create_model("hiera_base_224", num_classes=len(CLASSES), **arguments)
+    names = {"norm.": "head.norm.", "head.projection.": "head.fc."}
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        for ours, other in names.items():
+            if name.startswith(ours):
+                name = other + name.removeprefix(ours)
+        renamed[name] = tensor
+    theirs.load_state_dict(renamed)
+    theirs.pretrained_cfg.update(
+        mean=tuple(MEAN),
+        std=tuple(STD),
+        input_size=(3, *config["input_size"]),
+        interpolation="bilinear",
+        crop_pct=64 / 70,
+    )
+    folder.mkdir()
+    save_for_hf(theirs, folder, {"label_names": CLASSES}, model_args=arguments)
+
+
+def test_what_transformers_computes_otherwise_is_refused(
+    transformers_folder: Path, tmp_path: Path, hiera: Command
+) -> None:
+    changes = {
+        "hidden_act": ("relu", "hidden_act = relu"),
+        "layer_norm_eps": (1e-5, "layer_norm_eps = 1e-05"),
+        "num_heads": ([2, 4, 4, 16], "num_heads = [2, 4, 4, 16]"),
+        "depths": (None, ""),  # then it has the default's depths, which the weights do not fit
+        "id2label": ([1], "id2label"),
+        "image_size": ("big", "config.json"),
+    }
+    for name, (value, reason) in changes.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").symlink_to(transformers_folder / "model.safetensors")
+        config = json.loads((transformers_folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+        code, _, err = hiera("predict", "x.jpg", "-m", folder)
+        assert code == 3 and err.count("\n") == 1 and reason in err, (name, err)
+
+
+def test_an_embedding_that_fits_two_sizes_is_refused(tmp_path: Path) -> None:
+    model = draw_weights(hiera_core.create_model("hiera_tiny_224", input_size=(256, 256)))
+    path = tmp_path / "square.pth"
+    torch.save(model.state_dict(), path)
+    with pytest.raises(hiera_core.errors.CheckpointError, match="256x256 or 128x512"):
+        hiera_core.create_model("hiera_tiny_224", checkpoint=path, input_size=(128, 512))
+    wide = hiera_core.create_model("hiera_tiny_224", checkpoint=path, input_size=(128, 384))
+    assert wide.config["input_size"] == (128, 384)
+    same = hiera_core.create_model("hiera_tiny_224", checkpoint=path, input_size=(256, 256))
+    assert torch.equal(same.pos_embed, model.pos_embed)
+    model.save_pretrained(tmp_path / "folder")  # its config.json says what it was made for
+    from_folder = hiera_core.create_model(str(tmp_path / "folder"), input_size=(128, 512))
+    assert not torch.equal(from_folder.pos_embed, model.pos_embed)
+
+
+def test_conversions_carry_the_preprocessing_on(
+    transformers_folder: Path, tmp_path: Path, hiera: Command
+) -> None:
+    code, _, err = hiera("convert", transformers_folder, tmp_path / "hub", "--to", "hub")
+    assert code == 0, err
+    card = json.loads((tmp_path / "hub" / "hiera.json").read_text())
+    assert card["preprocessing"]["mean"] == MEAN and card["classes"] == CLASSES
+    assert transform_for(hiera_core.create_model(str(tmp_path / "hub"))) == transform_for(
+        hiera_core.create_model(str(transformers_folder))
+    )

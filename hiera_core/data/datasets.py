@@ -5,9 +5,7 @@ A data set is a sequence of sources (see sources.py) with class indices. Nothing
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
 import re
 import tarfile
@@ -19,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, did_you_mean
+from ..zoo import labels as class_labels
 from . import toy_datasets
+from .list_files import as_class_number, read_list
 from .media_types import ENDINGS
 from .sources import Source
 
@@ -29,10 +29,6 @@ BUILT_IN: dict[str, Any] = {
 }
 BUILT_IN_VAL = 0.2  # share of a built-in data set that is held out for validation
 SPLIT_SEED = 0
-HEADERS = (  # usual names of a list's first and second column
-    {"path", "paths", "file", "filename", "file_name", "image", "image_path", "video", "name"},
-    {"label", "labels", "class", "class_name", "category", "target", "id"},
-)
 WNID = re.compile(r"n\d{8}")
 # Sizes of the validation sets. Fewer and fewer videos of Kinetics can still be downloaded.
 IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)
@@ -191,8 +187,9 @@ def remap_labels(
     """Return the same samples, with their labels mapped to the class indices of a model.
 
     Classes are matched by name. Labels stay as they are if the data or the model has no class
-    names. Class names that are WordNet IDs are numbered in sorted order, as the classes of
-    ImageNet-1k are. Class names that are numbers are used as class indices.
+    names. WordNet IDs (`n01440764`) are those of ImageNet-1k, or of a part of it, if the model has
+    its classes; for another model, as many of them as it has classes are numbered in sorted order.
+    Class names that are numbers are used as class indices.
 
     Args:
         samples: The data.
@@ -214,13 +211,15 @@ def remap_labels(
             )
         return replace(samples, classes=classes)
     numbers = {_normalised(name): i for i, name in enumerate(classes)}
-    unknown = [name for name in names if _normalised(name) not in numbers]
+    found = [numbers.get(_normalised(name)) for name in names]
+    if None in found and all(WNID.fullmatch(name) for name in names):
+        found = _from_wordnet(names, classes)
+    numeric = [as_class_number(name) for name in names]
+    if None in found and all(number is not None and number < num_classes for number in numeric):
+        found = numeric
+    unknown = [name for name, number in zip(names, found, strict=True) if number is None]
     if not unknown:
-        new_labels = np.array([numbers[_normalised(name)] for name in names], np.int64)
-    elif len(names) == num_classes and all(WNID.fullmatch(name) for name in names):
-        new_labels = np.arange(num_classes)
-    elif all(name.isdigit() and int(name) < num_classes for name in names):
-        new_labels = np.array([int(name) for name in names], np.int64)
+        new_labels = np.array(found, np.int64)
     else:
         raise UsageError(
             f"the model knows no class {unknown[0]!r}"
@@ -229,6 +228,15 @@ def remap_labels(
             or "name the folders or labels like the classes of the model",
         )
     return replace(samples, labels=new_labels[samples.labels], classes=classes)
+
+
+def _from_wordnet(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """Return the class indices of WordNet IDs; None for those that the model does not know."""
+    if len(classes) == 1000 and classes[0].startswith("tench"):  # in any spelling of ImageNet's
+        wnids = class_labels.class_names("imagenet1k_wnids")
+        known = {wnid: i for i, wnid in enumerate(wnids)}
+        return [known.get(name) for name in names]
+    return list(range(len(names))) if len(names) == len(classes) else [None] * len(names)
 
 
 def benchmark_of(samples: MediaDataset) -> str | None:
@@ -317,49 +325,11 @@ def _media(folder: Path) -> Iterable[str]:
 
 
 def _from_list(path: Path, labelled: bool) -> MediaDataset:
-    """Read `path label` lines, separated by comma, tab or space.
-
-    Paths are relative to the folder of the list.
-    """
-    paths, words = [], []
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for line, row in enumerate(_split_lines(file, path.suffix), start=1):
-                if not row or not row[0] or (line == 1 and _is_header(row, path.parent)):
-                    continue
-                if labelled and len(row) < 2:
-                    raise UsageError(f"{path}: line {line} has no label", "write `path label`")
-                paths.append(str(path.parent / row[0]))
-                words.append(row[1] if len(row) > 1 else "")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+    listed = read_list(path, labelled)
+    sources = _Files([str(file.path) for file in listed])
     if not labelled:
-        return MediaDataset(_Files(paths))
-    return MediaDataset(_Files(paths), *_number_labels(words))
-
-
-def _split_lines(file: Iterable[str], ending: str) -> Iterable[list[str]]:
-    """Yield the cells of each line.
-
-    The first line decides how lines are split: at commas, if it has any and the file is a .csv or
-    the line has no spaces; else at the last tab, if it has any; else at the last space.
-    """
-    lines = iter(file)
-    first = next(lines, "")
-    everything = itertools.chain([first], lines)
-    if "," in first and (ending == ".csv" or not re.search(r"\s", first.strip())):
-        rows: Iterable[list[str]] = csv.reader(everything, skipinitialspace=True)
-    else:  # at the last separator only, because paths may hold spaces
-        separator = "\t" if "\t" in first else None
-        rows = (line.strip("\r\n").rsplit(separator, 1) for line in everything)
-    yield from ([cell.strip() for cell in row] for row in rows)
-
-
-def _is_header(row: list[str], folder: Path) -> bool:
-    """Return whether the first line of a list names its columns, and not a file."""
-    words = [cell.lower() for cell in row[:2]]
-    is_names = words[0] in HEADERS[0] and (len(words) < 2 or words[1] in HEADERS[1])
-    return is_names and not (folder / row[0]).exists()
+        return MediaDataset(sources)
+    return MediaDataset(sources, *_number_labels([file.label for file in listed]))
 
 
 def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
@@ -398,11 +368,12 @@ def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
     If all labels are numbers, these are the class indices, and there are no names. Otherwise
     classes are numbered in alphabetical order.
     """
-    if all(word.isdigit() for word in words):
-        return np.array([int(word) for word in words], np.int64), None
+    numbers = [as_class_number(word) for word in words]
+    if None not in numbers:
+        return np.array(numbers, np.int64), None
     classes = sorted(set(words))
-    numbers = {name: i for i, name in enumerate(classes)}
-    return np.array([numbers[word] for word in words], np.int64), classes
+    indices = {name: i for i, name in enumerate(classes)}
+    return np.array([indices[word] for word in words], np.int64), classes
 
 
 def _expand_braces(text: str) -> list[str]:

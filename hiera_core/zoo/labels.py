@@ -1,6 +1,7 @@
 """Class names of ImageNet-1k and Kinetics-400, and of files with one name per line.
 
-class_names.json holds the names as torchvision's weights list them (`meta["categories"]`).
+class_names.json holds the names as torchvision's weights list them (`meta["categories"]`), and the
+WordNet IDs of ImageNet-1k, which are in the order of its classes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
 def class_names(classes: str) -> tuple[str, ...]:
-    """Return the class names of `imagenet1k` or `kinetics400`, in the order of class indices."""
+    """Return the names of `imagenet1k`, `imagenet1k_wnids` or `kinetics400`, in the order of class
+    indices."""
     return _label_sets()[classes]
 
 

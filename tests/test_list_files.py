@@ -1,0 +1,134 @@
+"""Lists are read in any spelling that spreadsheets, pandas, Kaggle and shells write."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiera_core.data import datasets
+from hiera_core.data.list_files import as_class_number, read_list
+from hiera_core.errors import UsageError
+from hiera_core.zoo import labels
+
+FILES = ("a b/0.png", "a b/1.png", "dog/2.JPG", "dog/it's 3, really.png", "x;y/4.png")
+LABELS = ("cat", "a dog", "bird, small", "10", "3.0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lists")
+    for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@st.composite
+def spellings(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, str]]]:
+    """Draw a CSV file, and the files and labels that it holds."""
+    pairs = draw(
+        st.lists(st.tuples(st.sampled_from(FILES), st.sampled_from(LABELS)), min_size=2, max_size=6)
+    )
+    path_word = draw(st.sampled_from(("path", "image_id", "Filename", "img", "which one")))
+    label_word = draw(st.sampled_from(("label", "class", "Target", "category_id")))
+    columns = {path_word: [path for path, _ in pairs], label_word: [label for _, label in pairs]}
+    order = draw(st.permutations([path_word, label_word]))
+    if draw(st.booleans()):
+        columns["Unnamed: 0"] = [str(i) for i in range(len(pairs))]
+        order = ["Unnamed: 0", *order]
+    if draw(st.booleans()):
+        columns["width"] = [str(draw(st.integers(1, 999))) for _ in pairs]
+        order = [*order, "width"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(
+        text,
+        delimiter=draw(st.sampled_from((",", ";", "\t", "|"))),
+        lineterminator=draw(st.sampled_from(("\n", "\r\n"))),
+        quoting=draw(st.sampled_from((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))),
+    )
+    writer.writerow(
+        ["" if name == "Unnamed: 0" and draw(st.booleans()) else name for name in order]
+    )
+    writer.writerows(zip(*(columns[name] for name in order), strict=True))
+    encoding = draw(st.sampled_from(("utf-8", "utf-8-sig", "utf-16")))
+    return text.getvalue().encode(encoding), pairs
+
+
+@given(spellings())
+@settings(deadline=None, max_examples=300)
+def test_tables_in_any_spelling(
+    folder: Path, spelling: tuple[bytes, list[tuple[str, str]]]
+) -> None:
+    content, expected = spelling
+    path = folder / "list.csv"
+    path.write_bytes(content)
+    listed = read_list(path)
+    assert [(str(f.path.relative_to(folder)), f.label) for f in listed] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("0,0.png,cat\n1,1.png,dog\n2,2.png,cat\n", ["cat", "dog", "cat"]),  # an index, no header
+        ("cat,0.png\ndog,1.png\n", ["cat", "dog"]),
+        ("0.png,3.0\n1.png,0.0\n", ["3.0", "0.0"]),
+        ("image_id,label\n0,3\n1,1\n", ["3", "1"]),  # Kaggle's names have no extension
+        ("id,breed\n0,pug\n1,collie\n", ["pug", "collie"]),
+        ("train/0.png cat\ntrain/1.png dog\n", ["cat", "dog"]),
+        ("0.png\tbig cat\n1.png\tdog\n", ["big cat", "dog"]),
+        (".\\0.png,cat\n.\\1.png,dog\n", ["cat", "dog"]),
+        ("train\\0.png,cat\ntrain\\1.png,dog\n", ["cat", "dog"]),
+    ],
+)
+def test_lists_of_the_wild(tmp_path: Path, text: str, labels: list[str]) -> None:
+    (tmp_path / "train").mkdir()
+    for i in range(3):
+        (tmp_path / f"train/{i}.png").touch()
+        if "train" not in text and "id," not in text and "image_id" not in text:
+            (tmp_path / f"{i}.png").touch()
+    for ending in (".csv", ".txt"):
+        path = tmp_path / f"list{ending}"
+        path.write_text(text)
+        listed = read_list(path)
+        assert [file.label for file in listed] == labels
+        assert all(file.path.is_file() for file in listed), listed
+
+
+def test_doubtful_lines_are_quoted(folder: Path) -> None:
+    path = folder / "doubt.csv"
+    path.write_text("a b/0.png,cat\na b/1.png,\n")
+    with pytest.raises(UsageError, match=r"line 2 \('a b/1.png', ''\) has no label"):
+        read_list(path)
+    path.write_bytes(b"\x89PNG\r\n\0\0\0")
+    with pytest.raises(UsageError, match="not a text file"):
+        read_list(path)
+    path.write_bytes("a,b\n".encode("utf-16")[:-1])
+    with pytest.raises(UsageError, match="not a text file"):
+        read_list(path)
+
+
+def test_class_numbers() -> None:
+    texts = ["3", "3.0", "003", "3.5", "-1", "²", "٣", "1e3", "9" * 30, "", "three"]
+    assert [as_class_number(text) for text in texts] == [3, 3, 3, *[None] * 8]
+
+
+def test_wordnet_folders_are_classes_of_imagenet() -> None:
+    """A part of ImageNet, such as Imagenette, has fewer classes than the model."""
+    classes = labels.class_names("imagenet1k")
+    samples = datasets.MediaDataset(
+        [None, None, None],  # type: ignore[list-item]
+        np.array([0, 1, 1]),
+        ["n01440764", "n02102040"],
+    )
+    found = datasets.remap_labels(samples, classes, 1000)
+    assert found.labels is not None and found.labels.tolist() == [0, 217, 217]
+    assert classes[217] == "English springer"
+    unknown = datasets.MediaDataset(samples.sources, samples.labels, ["n01440764", "n99999999"])
+    with pytest.raises(UsageError, match="knows no class 'n99999999'"):
+        datasets.remap_labels(unknown, classes, 1000)

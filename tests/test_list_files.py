@@ -132,3 +132,46 @@ def test_wordnet_folders_are_classes_of_imagenet() -> None:
     unknown = datasets.MediaDataset(samples.sources, samples.labels, ["n01440764", "n99999999"])
     with pytest.raises(UsageError, match="knows no class 'n99999999'"):
         datasets.remap_labels(unknown, classes, 1000)
+
+
+NAMES = ["cat", "dog, small", "it's a bird"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat\ndog, small\nit's a bird\n",
+        "\ufeffcat\r\ndog, small\r\n\r\nit's a bird",
+        "0 cat\n1 dog, small\n2 it's a bird\n",
+        "1: cat\n2: dog, small\n3: it's a bird",
+        "2\tit's a bird\n0\tcat\n1\tdog, small\n",
+        'id,name\n0,cat\n1,"dog, small"\n2,it\'s a bird\n',
+        "n00000001 cat\nn00000002 dog, small\nn00000003 it's a bird\n",
+        '["cat", "dog, small", "it\'s a bird"]',
+        '{"0": "cat", "2": "it\'s a bird", "1": "dog, small"}',
+        '{"0": ["n1", "cat"], "1": ["n2", "dog, small"], "2": ["n3", "it\'s a bird"]}',
+        '{"dog, small": 1, "cat": 0, "it\'s a bird": 2}',
+        "{0: 'cat',\n 1: 'dog, small',\n 2: \"it's a bird\"}",
+    ],
+)
+def test_files_of_class_names_in_any_spelling(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(text, encoding="utf-8")
+    assert labels.read_labels(path) == NAMES
+
+
+@pytest.mark.parametrize(
+    "text", ['{"0": "a", "2": "b"}', "[" * 20000, "{}", "", "[1, 2]", "{0: f()}"]
+)
+def test_files_of_class_names_that_cannot_be_understood(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"names\.txt"):
+        labels.read_labels(path)
+
+
+def test_names_that_are_plain_numbers_stay(tmp_path: Path) -> None:
+    (tmp_path / "years.txt").write_text("1999\n2003\n")
+    assert labels.read_labels(tmp_path / "years.txt") == ["1999", "2003"]
+    (tmp_path / "sizes.txt").write_text("10 mm\n20 mm\n")
+    assert labels.read_labels(tmp_path / "sizes.txt") == ["10 mm", "20 mm"]

@@ -173,6 +173,10 @@ def test_class_names_from_a_file(hiera: Command, small_folder: Path, mixed: Path
     _, out, _ = hiera("predict", mixed / "0.png", "-m", small_folder, "--labels", names)
     guess = json.loads(out)["topk"][0]
     assert guess["label"] == f"kind {guess['id']}"
+    (mixed.parent / "few.txt").write_text("cat\ndog\n")
+    few = ("--labels", mixed.parent / "few.txt")
+    code, _, err = hiera("predict", mixed / "0.png", "-m", small_folder, *few)
+    assert code == 2 and "there are 2 class names" in err and "10 classes" in err
     code, _, err = hiera("predict", mixed / "0.png", "-m", small_folder, "--labels", "gone.txt")
     assert code == 2 and "gone.txt" in err
 

@@ -101,6 +101,7 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
     ) -> None:
         super().__init__(_check_classifier(model), **options)
         self.class_names = class_names or factory.class_names_of(self.model)
+        self._check_class_names()
         # The model returns logits, because the softmax is taken in fp32: in 16 bits, many of 1000
         # probabilities would be equal.
         self._logits = self.compiled(self.model.forward_logits)
@@ -115,6 +116,19 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
             DeviceError: There is not enough memory for a single view.
         """
         return torch.stack(self.run(views))
+
+    def _check_class_names(self) -> None:
+        """Check that every class has a name. A list of other classes would give wrong answers.
+
+        Raises:
+            UsageError: There are more or fewer names than classes.
+        """
+        names, count = self.class_names, int(self.model.config["num_classes"])
+        if names is not None and len(names) != count:
+            raise UsageError(
+                f"there are {len(names)} class names, and {self.name} has {count} classes",
+                "give one name for each class, in the order of the classes",
+            )
 
     def compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         probabilities: torch.Tensor = self._logits(x.to(self.dtype)).float().softmax(-1).cpu()

@@ -6,14 +6,19 @@ WordNet IDs of ImageNet-1k, which are in the order of its classes.
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError, first_line
 
 MAX_LABELS_BYTES = 64 << 20
+NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `3,cat`
+WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
@@ -40,18 +45,25 @@ def for_classes(num_classes: int, known: Sequence[str] | None = None) -> Sequenc
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Read class names from a file with one name per line.
+    """Read class names from a file, in the order of class indices.
+
+    The file has one name per line, which a class number or a WordNet ID may precede, with or
+    without a header; or it is a JSON or Python list of names, or a dictionary that maps numbers to
+    names or names to numbers.
 
     Raises:
-        UsageError: The file cannot be read, or is not a text file.
+        UsageError: The file cannot be read, is empty, or its numbers are not those of classes.
     """
     try:
         text = _read_text(Path(path))
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        names = _from_literal(text) if text.lstrip()[:1] in ("{", "[") else _from_lines(text)
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         hint = "give a text file with one class name per line"
         raise UsageError(f"labels {path} cannot be read ({reason})", hint) from error
-    return text.splitlines()
+    if not names:
+        raise UsageError(f"labels {path} are empty", "write one class name per line")
+    return names
 
 
 def _read_text(path: Path) -> str:
@@ -64,10 +76,64 @@ def _read_text(path: Path) -> str:
         raise ValueError("it is not a regular file")
     if path.stat().st_size > MAX_LABELS_BYTES:
         raise ValueError("it is too large")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if "\0" in text:
         raise ValueError("it is not a text file")
     return text
+
+
+def _from_literal(text: str) -> list[str]:
+    """Return the names of a list, or of a dictionary that gives each name or number its class."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = ast.literal_eval(text.strip())
+    if isinstance(value, dict):
+        by_name = all(isinstance(v, int) for v in value.values())  # torchvision's class_to_idx
+        pairs = ((v, k) for k, v in value.items()) if by_name else value.items()
+        return _in_order([(int(number), name) for number, name in pairs])
+    return [_name_of(item) for item in value]
+
+
+def _from_lines(text: str) -> list[str]:
+    """Return the names of lines, without numbers, WordNet IDs, quotes and a header."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for pattern in (NUMBERED, WITH_WNID):
+        for body in (lines, lines[1:]):  # the first line may be a header
+            matches = [pattern.fullmatch(line) for line in body]
+            if len(body) > 1 and all(matches):
+                pairs = [(match[1], _unquoted(match[2])) for match in matches if match]
+                if pattern is WITH_WNID:
+                    return [name for _, name in pairs]
+                numbers = sorted(int(number) for number, _ in pairs)
+                if numbers == list(range(numbers[0], numbers[0] + len(pairs))) and numbers[0] < 2:
+                    return _in_order([(int(n) - numbers[0], name) for n, name in pairs])
+    return [_unquoted(line) for line in lines]
+
+
+def _in_order(pairs: Sequence[tuple[int, Any]]) -> list[str]:
+    """Return names in the order of their numbers, which must be 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: They are not.
+    """
+    ordered = sorted(pairs, key=lambda pair: pair[0])
+    if [number for number, _ in ordered] != list(range(len(ordered))):
+        raise ValueError("the class numbers are not 0, 1, 2 and so on")
+    return [_name_of(name) for _, name in ordered]
+
+
+def _name_of(item: Any) -> str:
+    """Return the name of an entry: text, or a pair of a WordNet ID and a name, as in Keras."""
+    if isinstance(item, list | tuple) and item:
+        item = item[-1]
+    if not isinstance(item, str):
+        raise TypeError(f"{item!r} is not a class name")
+    return item
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 @functools.cache

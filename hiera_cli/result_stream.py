@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from hiera_core.atomic import atomic_file, sync_folder, unfinished
+from hiera_core.data.folders import describe
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inference import fingerprint
@@ -68,6 +70,7 @@ class ResultStream:
         self.facts: dict[str, dict[str, Any]] = {}  # what the results depend on
         self.ok = self.failed = 0
         self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
+        self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
         self.is_finished = False  # True if there is nothing to resume, because the file is complete
         if resume and (path is None or self.format is not Format.jsonl):
@@ -277,10 +280,14 @@ class ResultStream:
 
     def print_summary(self) -> None:
         """Print `n ok, m failed`, if anything failed or there was more than one input."""
-        if self.failed or (self.ok > 1 and not self.quiet):
+        if self.failed or ((self.ok > 1 or self.passed_over) and not self.quiet):
             path = self.path if self.complete else self.partial
             target = f" -> {path}" if path else ""
-            print_message(f"{self.ok} ok, {self.failed} failed{target}")
+            print_message(f"{self.ok} ok, {self.failed} failed{self._passed_over()}{target}")
+
+    def _passed_over(self) -> str:
+        """`, passed over: 3 .txt, 1 hidden`, if files in folders were left out."""
+        return f", passed over: {describe(self.passed_over)}" if self.passed_over else ""
 
     @property
     def is_resumable(self) -> bool:

@@ -284,7 +284,7 @@ def _run(
         record.result, record.thumbnails = None, []
 
     if inputs:
-        expanded = sources.expand(inputs, recursive=recursive)
+        expanded = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     else:
         expanded = iter([toy_datasets.sample(extractor.kinds[0])])
     return out.write_all(extractor(expanded), save, stop=on_error is OnError.stop)

@@ -143,7 +143,7 @@ def mae(
         ]
         record.result = None
 
-    records = pipeline(sources.expand(inputs, recursive=recursive))
+    records = pipeline(sources.expand(inputs, recursive=recursive, passed_over=out.passed_over))
     code = out.write_all(records, save, stop=on_error is OnError.stop)
     if out.ok and not quiet:
         print_message(SCALED)

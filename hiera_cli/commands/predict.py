@@ -114,7 +114,9 @@ def predict(
         context.with_resource(claim_folder(save_images, overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)
     if out.is_finished:
-        return out.check_finished(sources.expand(inputs, recursive=recursive))
+        return out.check_finished(
+            sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
+        )
     class_names = None if labels is None else read_labels(labels)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
@@ -155,5 +157,7 @@ def predict(
         if save_images is not None and record.thumbnails:
             annotate.save_annotated(record, save_images)
 
-    records = predictor(out.skip_done(sources.expand(inputs, recursive=recursive)))
+    records = predictor(
+        out.skip_done(sources.expand(inputs, recursive=recursive, passed_over=out.passed_over))
+    )
     return out.write_all(records, save_image, stop=on_error is OnError.stop)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import UsageError, did_you_mean
 from ..zoo import labels as class_labels
-from . import toy_datasets
+from . import folders, toy_datasets
 from .list_files import as_class_number, read_list
 from .media_types import ENDINGS
 from .sources import Source
@@ -299,7 +299,10 @@ class _Subset(Sequence[Source]):
 def _from_folder(folder: Path, labelled: bool) -> MediaDataset:
     if not labelled:
         return MediaDataset(_Files(list(_media(folder))))
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    here = folder.resolve()
+    inner = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."]
+    # A link to a folder that this one lies in is no class.
+    classes = sorted(p.name for p in inner if not here.is_relative_to(p.resolve()))
     paths: list[str] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
@@ -314,14 +317,11 @@ def _from_folder(folder: Path, labelled: bool) -> MediaDataset:
 
 
 def _media(folder: Path) -> Iterable[str]:
-    """Yield the images and videos in a folder and in the folders within it, in name order.
+    """Return the images and videos in a folder and in the folders within it, in name order.
 
-    Hidden files and folders are left out.
+    Links are followed. Hidden files and folders are left out.
     """
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in ENDINGS and not hidden:
-            yield str(path)
+    return map(str, sorted(folders.find_files(folder, recursive=True)))
 
 
 def _from_list(path: Path, labelled: bool) -> MediaDataset:

@@ -11,11 +11,12 @@ from ..records import Kind
 # Files in a folder are inputs if they have these extensions. A file that the user names is always
 # tried.
 PICTURE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .mpo "
-    ".ico .qoi".split()
+    ".jpg .jpeg .jpe .jfif .jif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm "
+    ".avif .avifs .heic .heif .hif .mpo .ico .qoi".split()
 )
 VIDEO_ENDINGS = frozenset(
-    ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split()
+    ".mp4 .mkv .webm .mov .qt .avi .divx .m4v .mpg .mpeg .m1v .m2v .vob .ts .mts .m2ts .m2t .wmv "
+    ".asf .flv .f4v .3gp .3g2 .ogv .ogm .mxf .dv .nut .ivf .h264 .264 .hevc .265".split()
 )
 ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
 SIGNATURE_BYTES = 200  # how many bytes of a file `sniff_kind` needs

@@ -13,12 +13,14 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError, UsageError
+from . import folders
 from .media_types import (
     ENDINGS,
     SIGNATURE_BYTES,
@@ -95,6 +97,7 @@ def expand(
     *,
     recursive: bool = False,
     endings: frozenset[str] = ENDINGS,
+    passed_over: Counter[str] | None = None,
     stdin: BinaryIO | None = None,
 ) -> Iterator[Source]:
     """Yield the sources that the inputs name, one by one.
@@ -107,8 +110,10 @@ def expand(
             by newlines or NUL.
         recursive: Also look into the folders within a folder.
         endings: Extensions of the files in a folder that are inputs.
+        passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
         stdin: Stream to read in place of standard input.
     """
+    options = _FolderOptions(recursive, endings, passed_over)
     for text in inputs:
         if text == STDIN:
             yield from _from_stream(stdin or sys.stdin.buffer)
@@ -117,7 +122,7 @@ def expand(
         elif text.startswith(URLS):
             yield Source(text, url=text)
         else:
-            yield from _from_path(text, recursive, endings)
+            yield from _from_path(text, options)
 
 
 def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
@@ -137,7 +142,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
         if not _exists(text) and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
         if _is_folder(text):
-            first = next(_from_path(text, recursive, ENDINGS))
+            first = next(_from_path(text, _FolderOptions(recursive)))
             if first.error is not None and Path(first.name) == Path(text):
                 raise UsageError(f"{text}: {first.error.message}", first.error.hint)
 
@@ -151,10 +156,19 @@ def names_one(text: str) -> bool:
 # Files, folders and globs -------------------------------------------------------------------------
 
 
-def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
+@dataclass(frozen=True)
+class _FolderOptions:
+    """Which files of a folder are inputs; see `expand`."""
+
+    recursive: bool = False
+    endings: frozenset[str] = ENDINGS
+    passed_over: Counter[str] | None = None
+
+
+def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
     path = Path(text)
     if _is_folder(path):
-        yield from _from_folder(path, recursive, endings)
+        yield from _from_folder(path, options)
     elif not _exists(path) and glob.has_magic(text):
         matches = [Path(p) for p in _glob(text)]
         files = [p for p in matches if not _is_folder(p)]
@@ -162,40 +176,45 @@ def _from_path(text: str, recursive: bool, endings: frozenset[str]) -> Iterator[
             yield Source(str(file), path=file)
         # A pattern such as `holidays-*` that matches only folders means the files in them.
         for folder in [] if files else matches:
-            yield from _from_folder(folder, recursive, endings)
+            yield from _from_folder(folder, options)
     else:
         yield Source(text, path=path)
 
 
-def _from_folder(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
+def _from_folder(folder: Path, options: _FolderOptions) -> Iterator[Source]:
     """Yield the inputs in a folder, or a source with an error if it holds none."""
-    is_empty = True
-    for source in _walk(folder, recursive, endings):
+    unreadable: list[Source] = []
+
+    def note(path: Path, error: OSError) -> None:
+        unreadable.append(Source(str(path), error=as_input_error(error)))
+
+    is_empty, passed_over = True, Counter[str]()
+    files = folders.find_files(
+        folder,
+        recursive=options.recursive,
+        endings=options.endings,
+        passed_over=passed_over,
+        on_error=note,
+    )
+    for path in files:
+        yield from _drain(unreadable)
         is_empty = False
-        yield source
+        yield Source(str(path), path=path)
+    is_empty &= not unreadable
+    yield from _drain(unreadable)
+    if options.passed_over is not None:
+        options.passed_over.update(passed_over)
     if is_empty:
-        hint = "" if recursive else "--recursive looks into folders within it"
+        hint = "" if options.recursive else "--recursive looks into folders within it"
+        if passed_over:
+            hint = f"it holds {folders.describe(passed_over)}{'; ' if hint else ''}{hint}"
         yield Source(str(folder), error=InputError("the folder holds no pictures or videos", hint))
 
 
-def _walk(folder: Path, recursive: bool, endings: frozenset[str]) -> Iterator[Source]:
-    """Yield the files of a folder in name order, then those of its folders, one after another.
-
-    Hidden files and folders are left out, and links to folders are not followed.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            visible = [e for e in entries if not e.name.startswith(".")]
-    except OSError as error:
-        yield Source(str(folder), error=as_input_error(error))
-        return
-    visible.sort(key=lambda e: e.name)
-    for entry in visible:
-        if Path(entry.name).suffix.lower() in endings and not _is_folder(entry.path):
-            yield Source(str(folder / entry.name), path=folder / entry.name)
-    for entry in visible if recursive else []:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, recursive, endings)
+def _drain(sources: list[Source]) -> Iterator[Source]:
+    """Yield the sources, and remove them from the list."""
+    while sources:
+        yield sources.pop(0)
 
 
 def _glob(pattern: str) -> list[str]:

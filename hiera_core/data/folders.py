@@ -1,0 +1,91 @@
+"""Find the images and videos in a folder, and count the files that are passed over."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .media_types import ENDINGS
+
+HIDDEN = "hidden"
+# What `passed_over` counts instead of an extension.
+NO_EXTENSION = "without extension"
+
+
+def find_files(
+    folder: Path,
+    *,
+    recursive: bool,
+    endings: frozenset[str] = ENDINGS,
+    passed_over: Counter[str] | None = None,
+    on_error: Callable[[Path, OSError], None] | None = None,
+) -> Iterator[Path]:
+    """Yield the files of a folder with these extensions, in name order, then those of its folders,
+    one after another.
+
+    Links are followed, to files and to folders. A folder that lies within itself by a link is
+    entered once. Hidden files and folders are left out.
+
+    Args:
+        folder: The folder.
+        recursive: Also look into the folders within it.
+        endings: Extensions of the files, in lower case.
+        passed_over: Counts the files that are left out, by extension; hidden ones under `hidden`.
+        on_error: Called with a folder that cannot be read. Otherwise its error is raised.
+    """
+    yield from _walk(folder, recursive, endings, passed_over, on_error, ())
+
+
+def describe(passed_over: Counter[str]) -> str:
+    """`3 .txt, 1 hidden`: the counts, largest first."""
+    counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {ending}" for ending, count in counts)
+
+
+def _walk(
+    folder: Path,
+    recursive: bool,
+    endings: frozenset[str],
+    passed_over: Counter[str] | None,
+    on_error: Callable[[Path, OSError], None] | None,
+    outer: tuple[tuple[int, int], ...],
+) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        status = folder.stat()
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(folder, error)
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in outer:  # a link to a folder that this one lies in
+        return
+    folders = []
+    for entry in found:
+        if _is_folder(entry):
+            if not entry.name.startswith("."):
+                folders.append(entry.name)
+        elif entry.name.startswith("."):
+            _count(passed_over, HIDDEN)
+        elif (ending := Path(entry.name).suffix.lower()) in endings:
+            yield folder / entry.name
+        else:
+            _count(passed_over, ending or NO_EXTENSION)
+    for name in folders if recursive else ():
+        yield from _walk(folder / name, recursive, endings, passed_over, on_error, (*outer, here))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, or to itself
+        return False
+
+
+def _count(passed_over: Counter[str] | None, key: str) -> None:
+    if passed_over is not None:
+        passed_over[key] += 1

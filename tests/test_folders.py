@@ -1,0 +1,74 @@
+"""Every file of a folder is an input or is counted; links are followed, and loops are noticed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hiera_core.data import datasets, folders
+
+Command = Callable[..., tuple[int, str, str]]
+
+KINDS = (
+    "photo.png", "photo.JPG", "photo.jpeg", "phone.HEIC", "canon.cr2", "scan.tiff", "old.tga",
+    "vector.svg", "page.pdf", "notes.txt", "labels.csv", "data.json", "README", "archive.zip",
+    "shard.tar", "film.mts", "film.mp4", "film.mpeg.part", "clip.webm", "song.mp3", "song.wav",
+    "model.pth", "weights.safetensors", ".hidden.png", ".DS_Store", "Thumbs.db", "with.dots.png",
+    "no ending.", "UPPER.PNG", "empty.png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_every_file_is_accounted_for(
+    recursive: bool, tmp_path: Path, pictures: Path, hiera: Command
+) -> None:
+    photo = (pictures / "rocket.png").read_bytes()
+    for folder in (tmp_path, tmp_path / "inner"):
+        folder.mkdir(exist_ok=True)
+        for name in KINDS:
+            (folder / name).write_bytes(photo if name[0] != "e" else b"")
+    options = ["-r"] if recursive else []
+    code, out, err = hiera("predict", tmp_path, "-m", "hiera_nano_32", *options, "-f", "jsonl")
+    assert code == 1  # the empty one
+    records = [json.loads(line) for line in out.splitlines()]
+    assert len({record["input"] for record in records}) == len(records)
+    summary = next(line for line in err.splitlines() if "passed over" in line)
+    passed_over = summary.partition("passed over: ")[2].split(", ")
+    counted = sum(int(entry.split()[0]) for entry in passed_over)
+    seen = len(KINDS) * (2 if recursive else 1)
+    assert (
+        len(records) + counted
+        == seen
+        == sum(
+            path.is_file() for path in (tmp_path.rglob("*") if recursive else tmp_path.iterdir())
+        )
+    )
+    assert f"{2 if recursive else 1} .svg" in passed_over and "hidden" in summary
+    assert any(record["input"].endswith("phone.HEIC") for record in records)
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "real" / "cat").mkdir(parents=True)
+    for name in ("real/cat/a.png", "real/b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "real" / "cat", target_is_directory=True)
+    (tmp_path / "data" / "c.png").symlink_to(tmp_path / "real" / "b.png")
+    (tmp_path / "data" / "self").symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "data" / "loop").symlink_to("loop")
+    (tmp_path / "data" / "gone.png").symlink_to("nowhere")
+    found = [
+        str(p.relative_to(tmp_path)) for p in folders.find_files(tmp_path / "data", recursive=True)
+    ]
+    assert found == ["data/c.png", "data/gone.png", "data/dog/a.png"]
+    samples = datasets.open_dataset(tmp_path / "data", labelled=False)
+    assert len(samples) == 3  # MAE training sees the files behind links, too
+    assert datasets.open_dataset(tmp_path / "data").classes == ["dog"]
+
+
+def test_counts_are_sorted() -> None:
+    assert folders.describe(Counter({".a": 1, ".c": 3, ".b": 3})) == "3 .b, 3 .c, 1 .a"

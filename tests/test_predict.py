@@ -533,9 +533,8 @@ def test_version_and_completion() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (Image.new("RGB", (8, 8)), {}, "an input is of type Image"),
-        (b"path", {}, "an input is of type bytes"),
-        ([np.zeros((8, 8, 3))], {}, "an input is of type ndarray"),
+        (7, {}, "an input is of type int"),
+        ([{"path": "x.png"}], {}, "an input is of type dict"),
         ("", {}, "an input is an empty string"),
         ("x.png", {"topk": -1}, "topk is -1"),
         ("x.png", {"batch_size": 0}, "batch_size is 0"),

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
+from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform
 from .video_reader import Video, check_damage
 
@@ -70,16 +71,25 @@ class ClipViews(Sequence[np.ndarray]):
 
 
 def read_segments(
-    source: Path | bytes, sampling: Sampling, transform: ImageTransform | VideoTransform
+    source: Path | bytes | np.ndarray,
+    sampling: Sampling,
+    transform: ImageTransform | VideoTransform,
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
-    A video model gets clips, an image model single frames, `sampling.every` seconds apart.
+    A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
+    in memory that has as many frames as the model takes is the model's clip.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
-    video = Video(source, sampling.max_pixels)
+    video: Video | FrameArray
+    if isinstance(source, np.ndarray):
+        video = FrameArray(source)
+        if isinstance(transform, VideoTransform) and video.frames == transform.frames:
+            transform = replace(transform, stride=1, fps=video.fps)
+    else:
+        video = Video(source, sampling.max_pixels)
     notes = video.notes
     if not video.declares_length:
         notes += ("its format declares no length, so truncation cannot be detected",)
@@ -92,7 +102,7 @@ def read_segments(
 
 
 def _clips(
-    video: Video, sampling: Sampling, transform: VideoTransform, report: VideoReport
+    video: Video | FrameArray, sampling: Sampling, transform: VideoTransform, report: VideoReport
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
@@ -116,7 +126,11 @@ def _clips(
 
 
 def _crop_frames(
-    video: Video, wanted: list[int], crops: int, size: tuple[int, int], report: VideoReport
+    video: Video | FrameArray,
+    wanted: list[int],
+    crops: int,
+    size: tuple[int, int],
+    report: VideoReport,
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Decode frames and resize the part of them that the crops need.
 
@@ -139,7 +153,7 @@ def _crop_frames(
 
 
 def _single_frames(
-    video: Video, seconds: float, transform: ImageTransform, report: VideoReport
+    video: Video | FrameArray, seconds: float, transform: ImageTransform, report: VideoReport
 ) -> Iterator[DecodedSegment]:
     with video:
         wanted = [first for first, _ in segment_bounds(video.frames, video.fps, seconds)]

@@ -46,7 +46,7 @@ def open_image(
             if count := _count_frames(image):
                 notes.append(f"first of {count} frames")
             image.load()
-            return to_rgb(_apply_orientation(image, notes), notes), notes
+            return to_upright_rgb(image, notes), notes
     except InputError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -57,6 +57,11 @@ def open_image(
         ) from error
     except Exception as error:  # Pillow raises a dozen types on damaged files
         raise InputError(REASONS.get(type(error).__name__) or first_line(error), DAMAGED) from error
+
+
+def to_upright_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Apply an image's EXIF orientation, and convert it to RGB; see `to_rgb`."""
+    return to_rgb(_apply_orientation(image, notes), notes)
 
 
 def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:

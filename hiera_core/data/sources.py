@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, UsageError
 from . import folders
@@ -31,13 +31,16 @@ from .media_types import (
 )
 from .url_content import fetch_content
 
+if TYPE_CHECKING:
+    import numpy as np
+
 STDIN = "-"
 URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input: its name, and one of `path`, `data`, `url` or `error`.
+    """One input: its name, and one of `path`, `data`, `url`, `pixels` or `error`.
 
     Args:
         name: The input as the user named it.
@@ -45,6 +48,7 @@ class Source:
         data: The content itself.
         url: A URL, fetched when `content` is called.
         span: Offset and size in bytes within `path`, for a member of a tar file.
+        pixels: An image, uint8 [height, width, 3], or a clip, uint8 [frames, height, width, 3].
         error: Why this input cannot be read, if that is known already. `content` raises it.
     """
 
@@ -53,10 +57,12 @@ class Source:
     data: bytes | None = None
     url: str | None = None
     span: tuple[int, int] | None = None
+    pixels: np.ndarray | None = None
     error: InputError | None = None
 
-    def content(self) -> Path | bytes:
-        """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker.
+    def content(self) -> Path | bytes | np.ndarray:
+        """Return the path to read, the bytes or the pixels. A URL is fetched now, so call it in a
+        worker.
 
         Raises:
             InputError: The file does not exist, or the URL cannot be fetched.
@@ -67,6 +73,8 @@ class Source:
             return fetch_content(self.url)
         if self.data is not None:
             return self.data
+        if self.pixels is not None:
+            return self.pixels
         assert self.path is not None
         if self.span is None:
             return _check_regular_file(self.path)
@@ -78,6 +86,8 @@ class Source:
 
         Nothing is fetched for this.
         """
+        if self.pixels is not None:
+            return self.pixels.ndim == 4
         kind = None
         with contextlib.suppress(OSError):
             if self.data is not None:
@@ -99,6 +109,7 @@ def expand(
     endings: frozenset[str] = ENDINGS,
     passed_over: Counter[str] | None = None,
     stdin: BinaryIO | None = None,
+    literally: bool = False,
 ) -> Iterator[Source]:
     """Yield the sources that the inputs name, one by one.
 
@@ -112,10 +123,13 @@ def expand(
         endings: Extensions of the files in a folder that are inputs.
         passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
         stdin: Stream to read in place of standard input.
+        literally: Take every input for a file or folder, whatever characters are in its name.
     """
     options = _FolderOptions(recursive, endings, passed_over)
     for text in inputs:
-        if text == STDIN:
+        if literally:
+            yield from _from_file_or_folder(text, options)
+        elif text == STDIN:
             yield from _from_stream(stdin or sys.stdin.buffer)
         elif _is_list(text):
             yield from _from_list(text)
@@ -125,7 +139,7 @@ def expand(
             yield from _from_path(text, options)
 
 
-def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
+def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool = True) -> None:
     """Check lists, folders and globs, so that a mistake is reported before weights are loaded.
 
     Raises:
@@ -135,13 +149,13 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
-        if text == STDIN or text.startswith(URLS):
+        if expand and (text == STDIN or text.startswith(URLS)):
             continue
-        if _is_list(text) and not _is_file(text[1:]):
+        if expand and _is_list(text) and not _is_file(text[1:]):
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
-        if not _exists(text) and glob.has_magic(text) and not _glob(text):
+        if expand and not _exists(text) and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
-        if _is_folder(text):
+        if is_folder(text):
             first = next(_from_path(text, _FolderOptions(recursive)))
             if first.error is not None and Path(first.name) == Path(text):
                 raise UsageError(f"{text}: {first.error.message}", first.error.hint)
@@ -149,7 +163,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False) -> None:
 
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
-    many = text == STDIN or _is_list(text) or _is_folder(text)
+    many = text == STDIN or _is_list(text) or is_folder(text)
     return not many and (_exists(text) or text.startswith(URLS) or not glob.has_magic(text))
 
 
@@ -167,11 +181,11 @@ class _FolderOptions:
 
 def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
     path = Path(text)
-    if _is_folder(path):
+    if is_folder(path):
         yield from _from_folder(path, options)
     elif not _exists(path) and glob.has_magic(text):
         matches = [Path(p) for p in _glob(text)]
-        files = [p for p in matches if not _is_folder(p)]
+        files = [p for p in matches if not is_folder(p)]
         for file in files:
             yield Source(str(file), path=file)
         # A pattern such as `holidays-*` that matches only folders means the files in them.
@@ -179,6 +193,18 @@ def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
             yield from _from_folder(folder, options)
     else:
         yield Source(text, path=path)
+
+
+def _from_file_or_folder(text: str, options: _FolderOptions) -> Iterator[Source]:
+    if is_folder(text):
+        yield from _from_folder(Path(text), options)
+        return
+    is_expression = text == STDIN or text.startswith((*URLS, "@")) or glob.has_magic(text)
+    if is_expression and not _exists(text):
+        hint = "expand=True reads globs, URLs, lists and standard input"
+        yield Source(text, error=InputError("no such file or directory", hint))
+        return
+    yield Source(text, path=Path(text))
 
 
 def _from_folder(folder: Path, options: _FolderOptions) -> Iterator[Source]:
@@ -239,7 +265,8 @@ def _is_file(path: str | Path) -> bool:
     return False
 
 
-def _is_folder(path: str | Path) -> bool:
+def is_folder(path: str | Path) -> bool:
+    """Return whether there is a folder at a path that the system allows."""
     with contextlib.suppress(OSError, ValueError):
         return Path(path).is_dir()
     return False

@@ -13,6 +13,7 @@ import torch
 from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
+from ..data.memory import InMemory, MediaInput
 from ..data.sources import Source
 from ..errors import InputError, UsageError
 from ..models import factory
@@ -33,27 +34,42 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]: ...
 
 
 @overload
-def features(
-    source: Iterable[str | Path],
+def features(  # type: ignore[overload-overlap]
+    source: InMemory,
     model: str | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    expand: bool = False,
+    **options: Unpack[PipelineOptions],
+) -> Features: ...
+
+
+@overload
+def features(
+    source: Iterable[MediaInput],
+    model: str | torch.nn.Module | None = None,
+    *,
+    stages: int | Sequence[int] | None = (),
+    pool: bool = True,
+    expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> list[Features]: ...
 
 
 def features(
-    source: str | Path | Iterable[str | Path],
+    source: MediaInput | Iterable[MediaInput],
     model: str | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]:
     """Return the features of images and videos with one call.
@@ -61,21 +77,21 @@ def features(
     >>> hiera_core.features("photo.jpg")["embedding"]
 
     Args:
-        source: An image or video, a folder, glob or URL, or several of them.
+        source, expand: See `predict`.
         model, options: See `FeatureExtractor` and `PipelineOptions`.
         stages, pool: See `FeatureSelection`.
 
     Returns:
-        A dictionary of float32 tensors for a single file or URL, else a list of them in the order
-        of the inputs.
+        A dictionary of float32 tensors for a single image or video, else a list of them in the
+        order of the inputs.
 
     Raises:
         InputError: An input cannot be read.
-        UsageError: A folder is empty or a glob matches nothing; see also `FeatureExtractor`.
+        UsageError: A folder is empty, or an input is of another type; see also `FeatureExtractor`.
     """
     chosen = (stages,) if isinstance(stages, int) else stages
     selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
-    found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source)
+    found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source, expand)
     records = found if isinstance(found, list) else [found]
     for record in records:
         if record.error is not None:

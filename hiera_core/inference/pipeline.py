@@ -11,21 +11,22 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeGuard, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data import sources
+from ..data import memory, sources
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
 from ..data.image_reader import open_image
 from ..data.media_types import kind_of
+from ..data.memory import MediaInput
 from ..data.sources import Source
 from ..errors import HieraError, InputError, UsageError, check_positive
 from ..records import Kind, Record
@@ -242,13 +243,19 @@ class Pipeline(Generic[R]):
         record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
         try:
             content = source.content()
-            kind = kind_of(content, source.name)
+            if isinstance(content, np.ndarray):
+                kind: Kind = "video" if content.ndim == 4 else "image"
+            else:
+                kind = kind_of(content, source.name)
             record.kind = kind
             runner = self.runner(kind)
             record.model = runner.name
             if kind == "video":
                 return self._open_video(record, content, runner)
-            image, record.notes = open_image(content, self.sampling.max_pixels)
+            if isinstance(content, np.ndarray):
+                image = Image.fromarray(content)
+            else:
+                image, record.notes = open_image(content, self.sampling.max_pixels)
             self.on_image_decoded(record, image)
             return DecodedInput(record, runner.transform.crop(image))
         except InputError as error:
@@ -258,7 +265,9 @@ class Pipeline(Generic[R]):
         except Exception as error:  # resizing can fail too (memory); the other inputs continue
             return DecodedInput(record.fail(InputError(str(error) or type(error).__name__)))
 
-    def _open_video(self, record: Record, content: Path | bytes, runner: R) -> DecodedInput:
+    def _open_video(
+        self, record: Record, content: Path | bytes | np.ndarray, runner: R
+    ) -> DecodedInput:
         """Open a video and decode its first segment; the others follow while the model works."""
         report, segments = read_segments(content, self.sampling, runner.transform)
         segments = _with_input_errors(segments)
@@ -342,30 +351,41 @@ def single_view_sampling(sampling: Sampling | None) -> Sampling:
 
 
 def run_pipeline(
-    pipeline: Pipeline[Any], source: str | Path | Iterable[str | Path]
+    pipeline: Pipeline[Any], source: MediaInput | Iterable[MediaInput], expand: bool = False
 ) -> Record | list[Record]:
-    """Return a record for a single file or URL, else a list of records.
+    """Return a record for a single image or video, else a list of records.
+
+    Args:
+        pipeline: What to compute.
+        source: See `MediaInput`; a folder stands for the images and videos in it.
+        expand: Read texts as the command line does: globs, URLs, `@list.txt` and `-`.
 
     Raises:
-        UsageError: An input is not a path or URL, a folder is empty, or a glob matches nothing; and
+        UsageError: An input is of another type, a folder is empty, or a glob matches nothing; and
             see the pipeline.
     """
-    single = isinstance(source, str | Path)
-    given: list[Any] = list(source) if _is_list_like(source) else [source]
+    single = memory.is_single(source)
+    if not single and not isinstance(source, Iterable):
+        memory.as_pixels(source)  # raises an error about its type
+    given: list[Any] = [source] if single else list(cast("Iterable[MediaInput]", source))
     for item in given:
-        if not isinstance(item, str | Path):
-            hint = "give a path, URL, folder or glob, or save the picture to a file"
-            raise UsageError(f"an input is of type {type(item).__name__}", hint)
-    names = list(map(str, given))
-    sources.check_inputs(names)
-    records = list(pipeline(sources.expand(names)))
-    return records[0] if single and sources.names_one(names[0]) else records
+        if isinstance(item, str | Path):
+            sources.check_inputs([str(item)], expand=expand)
+    records = list(pipeline(_as_sources(given, expand)))
+    names_one = single and not (isinstance(source, str | Path) and _names_several(source, expand))
+    return records[0] if names_one else records
 
 
-def _is_list_like(source: object) -> TypeGuard[Iterable[object]]:
-    """Return whether this is an iterable of inputs; a path, bytes, arrays and tensors are not."""
-    single = str | Path | bytes | bytearray | np.ndarray | torch.Tensor
-    return isinstance(source, Iterable) and not isinstance(source, single)
+def _as_sources(given: Sequence[Any], expand: bool) -> Iterator[Source]:
+    for index, item in enumerate(given):
+        if isinstance(item, str | Path):
+            yield from sources.expand([str(item)], literally=not expand)
+        else:
+            yield memory.as_source(item, index)
+
+
+def _names_several(source: str | Path, expand: bool) -> bool:
+    return not sources.names_one(str(source)) if expand else sources.is_folder(source)
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:

@@ -13,6 +13,7 @@ from PIL import Image
 from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
+from ..data.memory import InMemory, MediaInput
 from ..errors import InputError, UsageError, check_positive
 from ..models import factory
 from ..models.hiera import Hiera
@@ -42,21 +43,37 @@ class PredictorOptions(PipelineOptions, total=False):
 def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path,
     model: str | torch.nn.Module | None = None,
+    *,
+    expand: bool = False,
     **options: Unpack[PredictorOptions],
 ) -> RecordJson | list[RecordJson]: ...
 
 
 @overload
-def predict(
-    source: Iterable[str | Path],
+def predict(  # type: ignore[overload-overlap]
+    source: InMemory,
     model: str | torch.nn.Module | None = None,
+    *,
+    expand: bool = False,
+    **options: Unpack[PredictorOptions],
+) -> RecordJson: ...
+
+
+@overload
+def predict(
+    source: Iterable[MediaInput],
+    model: str | torch.nn.Module | None = None,
+    *,
+    expand: bool = False,
     **options: Unpack[PredictorOptions],
 ) -> list[RecordJson]: ...
 
 
 def predict(
-    source: str | Path | Iterable[str | Path],
+    source: MediaInput | Iterable[MediaInput],
     model: str | torch.nn.Module | None = None,
+    *,
+    expand: bool = False,
     **options: Unpack[PredictorOptions],
 ) -> RecordJson | list[RecordJson]:
     """Classify images and videos with one call.
@@ -64,18 +81,20 @@ def predict(
     >>> hiera_core.predict("photo.jpg")["topk"][0]["label"]
 
     Args:
-        source: An image or video, a folder, glob or URL, or several of them.
+        source: An image or video: a path, bytes, an open file, a PIL image, an array or a tensor
+            (see `memory.as_pixels`); a folder; or several of them.
         model, options: See `Predictor` and `PredictorOptions`.
+        expand: Read texts as the command line does: globs, URLs, `@list.txt` and `-`.
 
     Returns:
-        A record (a dictionary with input, status, topk, ...) for a single file or URL, else a list
-        of records in the order of the inputs. An input that cannot be read has the status "error"
-        and an `error` entry.
+        A record (a dictionary with input, status, topk, ...) for a single image or video, else a
+        list of records in the order of the inputs. An input that cannot be read has the status
+        "error" and an `error` entry.
 
     Raises:
-        UsageError: A folder is empty or a glob matches nothing; see also `Predictor`.
+        UsageError: A folder is empty, or an input is of another type; see also `Predictor`.
     """
-    records = run_pipeline(Predictor(model, **options), source)
+    records = run_pipeline(Predictor(model, **options), source, expand)
     return [r.to_json() for r in records] if isinstance(records, list) else records.to_json()
 
 

@@ -1,0 +1,171 @@
+"""Images and clips in memory: PIL images, arrays, tensors, bytes and open files as sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import InputError, UsageError, first_line
+from .image_reader import to_upright_rgb
+from .sources import Source
+from .video_reader import DecodedFrame
+
+# What the functions of the library take for one image or video.
+InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]
+MediaInput: TypeAlias = str | Path | InMemory
+SINGLE = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
+CHANNELS = (1, 3, 4)  # grey, RGB, RGB with alpha
+MAX_FILE_BYTES = 512 << 20
+FRAME_RATE = 30.0  # of a clip in memory, which has no rate of its own
+
+
+def is_single(source: object) -> bool:
+    """Return whether this is one input, not several."""
+    return isinstance(source, SINGLE) or hasattr(source, "read")
+
+
+def as_source(item: Any, index: int) -> Source:
+    """Return the source of an image or video in memory. It is named by its type and its position
+    among the inputs: `ndarray 3`.
+
+    If it cannot be read, the source has an error.
+
+    Raises:
+        UsageError: It is of another type; see `MediaInput`.
+    """
+    name = f"{type(item).__name__} {index}"
+    try:
+        if isinstance(item, bytes | bytearray | memoryview):
+            return Source(name, data=bytes(item))
+        if hasattr(item, "read"):
+            return Source(str(getattr(item, "name", name)), data=_read(item))
+        return Source(name, pixels=as_pixels(item))
+    except InputError as error:
+        return Source(name, error=error)
+    except UsageError:
+        raise
+    except Exception as error:  # a PIL image is decoded now, which raises many types
+        return Source(name, error=InputError(first_line(error), "the image is damaged"))
+
+
+def as_pixels(item: Any) -> np.ndarray:
+    """Return the pixels of an image, [height, width, 3], or of a clip, [frames, height, width, 3],
+    as uint8 RGB.
+
+    Args:
+        item: A PIL image; a NumPy array [height, width], [height, width, channels] or
+            [frames, height, width, channels]; or a tensor of these forms or [channels, height,
+            width], [frames, channels, height, width]. Channels are grey, RGB, or RGB with alpha.
+            Values are uint8 in 0..255, or floats in 0..1.
+
+    Raises:
+        InputError: The shape or the values are others.
+        UsageError: It is of another type.
+    """
+    if isinstance(item, Image.Image):
+        return np.array(to_upright_rgb(item, [])).copy()
+    if isinstance(item, torch.Tensor):
+        tensor = _channels_last(item.detach().cpu())
+        # NumPy has no bfloat16.
+        array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    elif isinstance(item, np.ndarray):
+        array = item
+    else:
+        raise UsageError(
+            f"an input is of type {type(item).__name__}",
+            "give a path, bytes, an open file, a PIL image, an array or a tensor",
+        )
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim not in (3, 4) or array.shape[-1] not in CHANNELS or 0 in array.shape:
+        raise InputError(
+            f"an array of shape {tuple(item.shape)} is no image or clip",
+            "arrays are [height, width, channels], tensors [channels, height, width], and clips "
+            "[frames, height, width, channels]",
+        )
+    pixels = _as_uint8(array)
+    if pixels.shape[-1] == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if pixels.shape[-1] == 4:
+        frames = pixels.reshape(-1, *pixels.shape[-3:])
+        opaque = [np.array(to_upright_rgb(Image.fromarray(frame, "RGBA"), [])) for frame in frames]
+        return np.stack(opaque).reshape(*pixels.shape[:-1], 3)
+    return np.ascontiguousarray(pixels)
+
+
+class FrameArray:
+    """A clip in memory, with the interface of `Video`.
+
+    Args:
+        pixels: uint8 [frames, height, width, 3].
+        fps: Frame rate.
+    """
+
+    def __init__(self, pixels: np.ndarray, fps: float = FRAME_RATE) -> None:
+        self.pixels, self.fps, self.frames = pixels, fps, len(pixels)
+        self.duration, self.declares_length = self.frames / fps, True
+        self.notes: tuple[str, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, indices: Sequence[int]) -> Iterator[DecodedFrame]:
+        """Yield frames by index."""
+        for index in indices:
+            yield DecodedFrame(index, self.pixels[index], True)
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """[c, h, w] -> [h, w, c], and [t, c, h, w] -> [t, h, w, c]. Tensors that end with channels stay
+    as they are."""
+    if tensor.dim() not in (3, 4) or tensor.shape[-3] not in CHANNELS:
+        return tensor
+    is_clip_with_channels_last = tensor.dim() == 4 and tensor.shape[-1] in CHANNELS
+    return tensor if is_clip_with_channels_last else tensor.movedim(-3, -1)
+
+
+def _as_uint8(array: np.ndarray) -> np.ndarray:
+    """Return pixels in 0..255.
+
+    Raises:
+        InputError: Values are outside the range of their type: see `as_pixels`.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    low, high = float(array.min()), float(array.max())  # NaN if any value is
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating) and low >= -1e-3 and high <= 1 + 1e-3:
+        scaled = np.rint(np.clip(array.astype(np.float32), 0, 1) * 255)
+        return scaled.astype(np.uint8)
+    raise InputError(
+        f"{array.dtype} pixels lie in {low:g}..{high:g}",
+        "give uint8 in 0..255, or floats in 0..1 that are not normalised",
+    )
+
+
+def _read(file: Any) -> bytes:
+    """Read an open file.
+
+    Raises:
+        InputError: It cannot be read, is a text file, or is too large.
+    """
+    try:
+        content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise InputError(str(error).lower() or type(error).__name__, "open it again") from error
+    if not isinstance(content, bytes):
+        raise InputError("a text file", "open it with mode 'rb'")
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"larger than {MAX_FILE_BYTES >> 20} MiB", "give its path")
+    return content

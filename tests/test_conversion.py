@@ -745,3 +745,34 @@ def test_a_difference_of_zero_is_reported() -> None:
         "reader": "timm", "inputs": 3, "max_difference": 0.0, "agree": 0, "what": "logits",
     }  # fmt: skip
     assert verify.Proof(tensors=5).to_json() == {"tensors": 5}
+
+
+@pytest.mark.parametrize("name", ["hiera_nano_32", "hiera_nano_8x32", "hiera_tiny_224"])
+def test_exported_programs_have_at_most_8_dimensions(
+    name: str, tmp_path: Path, hiera: Command
+) -> None:
+    """TensorRT and CUDA runtimes stop there. All tensors of the graph are looked at."""
+    import onnx
+
+    options = [] if "nano" in name else ["--checkpoint", _random_weights(name, tmp_path)]
+    source = options[1] if options else name
+    code, _, err = hiera("convert", source, tmp_path / "m.onnx", "--to", "onnx")
+    assert code == 0, err
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "m.onnx"))
+    shaped = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    ranks = [len(value.type.tensor_type.shape.dim) for value in shaped]
+    ranks += [len(tensor.dims) for tensor in model.graph.initializer]
+    permutes = [
+        len(attribute.ints)
+        for node in model.graph.node
+        if node.op_type == "Transpose"
+        for attribute in node.attribute
+    ]
+    assert len(ranks) > 50 and permutes
+    assert max(ranks + permutes) <= 8
+
+
+def _random_weights(name: str, folder: Path) -> Path:
+    model = draw_weights(hiera_core.create_model(name))
+    torch.save(model.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,13 +17,14 @@ from PIL import Image
 from torch import nn
 
 from .. import zoo
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..models.unwrap import unwrap_model
 from .clip_sampling import crop_offsets
 
 # Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
 # is.
 MAX_WHOLE_RESIZE = 4
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
 
 
 def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
@@ -39,9 +40,29 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
     model = unwrap_model(model)
     size = tuple(model.config["input_size"])
     saved = getattr(model, "card", {}).get("preprocessing")
+    transform: ImageTransform | VideoTransform
     if model.input_kind() == "video":
-        return VideoTransform.from_preprocessing(saved, size)
-    return ImageTransform.from_preprocessing(saved, size)
+        transform = VideoTransform.from_preprocessing(saved, size)
+    else:
+        transform = ImageTransform.from_preprocessing(saved, size)
+    if model.config["in_chans"] != 1:
+        return transform
+    mean, std = (sum(values) / len(values) for values in (transform.mean, transform.std))
+    return replace(transform, grey=True, mean=(mean,), std=(std,))
+
+
+def check_channels(model: nn.Module) -> None:
+    """Check that the channels of a model can be had from an image: three, or one, which is grey.
+
+    Raises:
+        UsageError: The model takes another number of channels.
+    """
+    count = unwrap_model(model).config["in_chans"]
+    if count not in (1, 3):
+        raise UsageError(
+            f"the model takes {count} channels, and images have 3 (RGB) or 1 (grey)",
+            "use it from Python, with tensors of your own",
+        )
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class ImageTransform:
         resize: Short side before the crop, in pixels.
         mean, std: Statistics of the channels, for pixels in [0, 1].
         interpolation: `bicubic` or `bilinear`, both with antialiasing.
+        grey: Whether the model takes one channel, of grey values.
     """
 
     size: tuple[int, int]
@@ -60,6 +82,7 @@ class ImageTransform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    grey: bool = False
 
     default_model: ClassVar[str] = zoo.DEFAULT_IMAGE_MODEL
 
@@ -112,14 +135,13 @@ class ImageTransform:
         return np.array(image.resize((width, height), resampling, box=box))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [b, height, width, 3] -> float32 [b, 3, height, width], on the same device."""
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        x = pixels.to(torch.float32).div(255).sub(mean).div(std)
+        """uint8 [b, height, width, 3] -> float32 [b, c, height, width], on the same device. c is 3,
+        or 1 with `grey`."""
+        x = normalise_channels(pixels.to(torch.float32), self.mean, self.std, self.grey)
         return x.permute(0, 3, 1, 2)
 
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the inverse of the normalisation, in [0, 1]. [b, 3, height, width]"""
+        """Return the inverse of the normalisation, in [0, 1]. [b, c, y, x] -> [b, 3, y, x]"""
         return denormalise_channels(x, self.mean, self.std)
 
 
@@ -133,6 +155,7 @@ class VideoTransform:
         stride: Distance between the frames of a clip, in frames at `fps`.
         fps: Frame rate at which `stride` is counted.
         mean, std: Statistics of the channels, for pixels in [0, 1].
+        grey: See `ImageTransform`.
     """
 
     size: tuple[int, int]
@@ -141,6 +164,7 @@ class VideoTransform:
     fps: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    grey: bool = False
 
     default_model: ClassVar[str] = zoo.DEFAULT_VIDEO_MODEL
 
@@ -170,13 +194,13 @@ class VideoTransform:
         return cls((height, width), frames, stride, fps, mean, std)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 [b, t, height, width, 3] in 0..255 -> [b, 3, t, height, width], same device."""
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        return pixels.div(255).sub(mean).div(std).permute(0, 4, 1, 2, 3)
+        """float32 [b, t, height, width, 3] in 0..255 -> [b, c, t, height, width], same device. c is
+        3, or 1 with `grey`."""
+        x = normalise_channels(pixels, self.mean, self.std, self.grey)
+        return x.permute(0, 4, 1, 2, 3)
 
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the inverse of the normalisation, in [0, 1]. [b, 3, t, height, width]"""
+        """Return the inverse of the normalisation, in [0, 1]. [b, c, t, y, x] -> [b, 3, t, y, x]"""
         return denormalise_channels(x, self.mean, self.std)
 
 
@@ -240,10 +264,22 @@ def scaled_size(height: int, width: int, short: int) -> tuple[int, int]:
 def denormalise_channels(
     x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """Undo the normalisation of channels. [b, c, ...] -> [b, c, ...]"""
+    """Undo the normalisation of channels. [b, c, ...] -> [b, 3, ...]; grey is repeated."""
     shape = (-1, *[1] * (x.dim() - 2))
     centre, scale = (torch.tensor(v, device=x.device).view(shape) for v in (mean, std))
-    return x * scale + centre
+    pixels = x * scale + centre
+    return pixels.expand(-1, 3, *pixels.shape[2:]) if x.shape[1] == 1 else pixels
+
+
+def normalise_channels(
+    pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], grey: bool = False
+) -> torch.Tensor:
+    """Normalise pixels in 0..255. float32 [..., 3] -> [..., 3], or [..., 1] with `grey`."""
+    if grey:
+        weights = torch.tensor(GREY_WEIGHTS, device=pixels.device)
+        pixels = (pixels * weights).sum(-1, True)
+    centre, scale = (torch.tensor(v, device=pixels.device) for v in (mean, std))
+    return pixels.div(255).sub(centre).div(scale)
 
 
 def _resized_image_size(width: int, height: int, short: int) -> tuple[int, int]:

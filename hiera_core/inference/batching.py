@@ -10,7 +10,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from ..data.transforms import transform_for
+from ..data.transforms import check_channels, transform_for
 from ..device import (
     compile_for_inference,
     is_out_of_memory,
@@ -71,6 +71,7 @@ class BatchRunner(Generic[M, Result]):
         compile: bool = False,
     ) -> None:
         self.kind: Kind = model.input_kind()
+        check_channels(model)
         self.transform: Any = transform_for(model)
         self.model: M = _place(model, device, dtype, borrowed)
         weight = next(self.model.parameters())

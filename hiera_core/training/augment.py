@@ -27,6 +27,7 @@ class Augment:
         size: Height and width that the model takes, in pixels.
         mean, std: Statistics of the channels, for pixels in [0, 1].
         interpolation: `bicubic` or `bilinear`, both with antialiasing.
+        grey: Whether the model takes one channel, of grey values.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Augment:
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str = "bicubic",
+        grey: bool = False,
     ) -> None:
-        self.settings, self.fill = settings, [round(255 * m) for m in mean]
+        self.settings, self.fill = settings, [round(255 * m) for m in mean] * (3 if grey else 1)
         self.interpolation = InterpolationMode(interpolation)
         self.crop_and_flip = v2.Compose(
             [
@@ -49,6 +51,7 @@ class Augment:
         )
         self.normalise_and_erase = v2.Compose(
             [
+                *([v2.Grayscale()] if grey else []),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(mean), list(std)),
                 # Erased pixels become Gaussian noise, as in timm's mode "pixel".
@@ -59,7 +62,8 @@ class Augment:
     def __call__(self, pixels: np.ndarray) -> torch.Tensor:
         """Augment an image or a clip.
 
-        uint8 [y, x, 3] -> float32 [3, height, width]; [t, y, x, 3] -> [3, t, height, width]
+        uint8 [y, x, 3] -> float32 [c, height, width]; [t, y, x, 3] -> [c, t, height, width].
+        c is 3, or 1 with `grey`.
         """
         tensor = torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3)
         is_video = tensor.dim() == 4

@@ -11,7 +11,7 @@ import torch
 
 from .. import zoo
 from ..data.datasets import MediaDataset, Splits
-from ..data.transforms import ImageTransform, VideoTransform, transform_for
+from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory
 from ..errors import DeviceError, UsageError, check_choice
 from ..models import factory
@@ -90,6 +90,11 @@ class TrainingSetup:
         return size
 
     @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Shape of a view: channels, (frames,) height, width."""
+        return (1 if self.transform.grey else 3, *self.size)
+
+    @property
     def clip(self) -> VideoTransform | None:
         """The preprocessing of a video model; None for an image model."""
         return self.transform if isinstance(self.transform, VideoTransform) else None
@@ -152,6 +157,7 @@ def build_training(
         check_mask_ratio(recipe.mask_ratio, windows)
         masking = MaskSampler(windows, recipe.mask_ratio)
     model.card = card
+    check_channels(model)
     transform = transform_for(model)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"
     precision = recipe.precision
@@ -162,7 +168,12 @@ def build_training(
         card=card,
         transform=transform,
         augment=Augment(
-            recipe.augment, transform.size, transform.mean, transform.std, interpolation
+            recipe.augment,
+            transform.size,
+            transform.mean,
+            transform.std,
+            interpolation,
+            transform.grey,
         ),
         masking=masking,
         num_classes=None if masking else config["num_classes"],

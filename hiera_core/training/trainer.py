@@ -277,7 +277,7 @@ class Trainer:
         dataset = TrainDataset(
             self.splits.train, setup.augment, self.recipe, setup.clip, setup.masking
         )
-        collate = Collator((3, *setup.size), setup.num_classes, self.recipe)
+        collate = Collator(setup.view_shape, setup.num_classes, self.recipe)
         keys = self.sampler.batches(step)
         return iter(make_loader(dataset, keys, collate, setup.workers, setup.device))
 

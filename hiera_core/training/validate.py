@@ -45,7 +45,7 @@ def validate(
     batch_size = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
     keys = eval_batches(len(samples), batch_size, world.rank, world.size)
     dataset = EvalDataset(samples, setup.transform, setup.masking)
-    collate = Collator((3, *setup.size), setup.num_classes)
+    collate = Collator(setup.view_shape, setup.num_classes)
     # Sums over each batch: loss, top-1 hits, top-5 hits, samples.
     sums: list[torch.Tensor] = []
     unreadable = 0

@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .inference.reconstruct import Reconstructor as Reconstructor
     from .inference.reconstruct import reconstruct as reconstruct
     from .models.attention import MaskUnitAttention as MaskUnitAttention
+    from .models.attention_maps import AttentionMaps as AttentionMaps
+    from .models.attention_maps import attention_maps as attention_maps
     from .models.factory import ModelFunction
     from .models.factory import create_model as create_model
     from .models.factory import list_models as list_models
@@ -93,6 +95,7 @@ _PUBLIC = {
     "models.hiera": ("Hiera", "HieraBlock"),
     "models.mae": ("MaskedAutoencoderHiera",),
     "models.attention": ("MaskUnitAttention",),
+    "models.attention_maps": ("AttentionMaps", "attention_maps"),
     "models.layers": ("Head", "PatchEmbed"),
     "models.token_layout": ("TokenLayout",),
     "models.feature_backbone": ("FeatureBackbone",),

@@ -58,18 +58,21 @@ class MaskUnitAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, tokens, dim] -> [b, tokens / q_stride, dim_out], both window-major."""
-        batch, tokens, _ = x.shape
-        window = self.q_stride * self.window_size if self.use_mask_unit_attn else tokens
+        attend = fused_attention if self.implementation == "fused" else eager_attention
+        out = attend(*self.queries_keys_values(x), self.scale)
+        # (b w) h t d -> b (w t) (h d)
+        out = out.transpose(1, 2).reshape(x.shape[0], -1, self.dim_out)
+        return cpu.linear(self.proj, out)
+
+    def queries_keys_values(
+        self, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[b, tokens, dim] -> three of [(b w), h, t, d]; the queries are pooled."""
+        window = self.q_stride * self.window_size if self.use_mask_unit_attn else x.shape[1]
         # b (w t) c -> (b w) t 3 h d -> 3 (b w) h t d
         qkv = cpu.linear(self.qkv, x).view(-1, window, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.q_stride > 1:
-            q = self._pool_queries(q)
-        attend = fused_attention if self.implementation == "fused" else eager_attention
-        x = attend(q, k, v, self.scale)
-        # (b w) h t d -> b (w t) (h d)
-        x = x.transpose(1, 2).reshape(batch, -1, self.dim_out)
-        return cpu.linear(self.proj, x)
+        return (self._pool_queries(q) if self.q_stride > 1 else q), k, v
 
     def _pool_queries(self, q: torch.Tensor) -> torch.Tensor:
         """(b w) h (v s t) d -> (b w) h (v t) d, where a global window holds v mask units."""

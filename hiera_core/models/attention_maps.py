@@ -1,0 +1,95 @@
+"""Attention weights of a block, in the order of the grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UsageError
+from .attention import MaskUnitAttention
+from .hiera import HieraEncoder
+from .unwrap import unwrap_model
+
+MAX_BYTES = 2 << 30  # largest attention matrix
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention weights of a block.
+
+    Attributes:
+        weights: [b, heads, queries, keys] in row-major grid order. The weights of a query add up to
+            1. In a block that attends within mask units, they are 0 outside the query's unit.
+        query_grid, key_grid: Grids of the queries and keys, e.g. (14, 14) and (28, 28) in a block
+            that pools.
+    """
+
+    weights: torch.Tensor
+    query_grid: tuple[int, ...]
+    key_grid: tuple[int, ...]
+
+
+@torch.no_grad()
+def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> AttentionMaps:
+    """Return the attention weights of a block.
+
+    >>> hiera_core.attention_maps(model, x, block=24).weights.mean((1, 2))  # seen from everywhere
+
+    Args:
+        model: A Hiera; it may be compiled, or wrapped by DDP or PEFT.
+        x: [b, chans, *size], normalised as in the model's preprocessing.
+        block: Number of the block, counted from 1; or from the end, if it is negative.
+
+    Raises:
+        UsageError: There is no such block, the input does not fit the model, or the weights would
+            need more than 2 GiB.
+    """
+    encoder = unwrap_model(model)
+    assert isinstance(encoder, HieraEncoder)
+    index = _index(block, len(encoder.blocks))
+    attention: MaskUnitAttention = encoder.blocks[index].attn
+    stage = encoder.block_specs[index].stage
+    pools = min(stage, encoder.q_pool)
+    layout, key_pools = encoder.layout, pools - (attention.q_stride > 1)
+    query_grid, key_grid = layout.grid_after(pools), layout.grid_after(key_pools)
+    queries, keys = math.prod(query_grid), math.prod(key_grid)
+    if 4 * len(x) * attention.heads * queries * keys > MAX_BYTES:
+        raise UsageError(
+            f"the attention of block {index + 1} has {queries} x {keys} weights for each of its "
+            f"{attention.heads} heads, more than 2 GiB in all",
+            "choose a later block, or fewer inputs at a time",
+        )
+    weights = _weights(attention, _input_of(encoder, attention, x))
+    weights = weights.unflatten(0, (len(x), -1)).transpose(1, 2)  # b h w q k
+    # With one global window, all tokens are in it, window by window.
+    shape = (weights.shape[2], -1)
+    query_cells = layout.cell_of_token(pools, x.device).reshape(*shape, 1)
+    key_cells = layout.cell_of_token(key_pools, x.device).reshape(shape[0], 1, -1)
+    full = weights.new_zeros(len(x), attention.heads, queries, keys)
+    full[:, :, query_cells, key_cells] = weights
+    return AttentionMaps(full, query_grid, key_grid)
+
+
+def _index(block: int, count: int) -> int:
+    if block == 0 or not -count <= block <= count:
+        raise UsageError(f"there is no block {block}", f"choose among 1 to {count}")
+    return block - 1 if block > 0 else count + block
+
+
+def _input_of(encoder: HieraEncoder, attention: MaskUnitAttention, x: torch.Tensor) -> torch.Tensor:
+    """Run the encoder, and return what its attention layer gets."""
+    seen: list[torch.Tensor] = []
+    hook = attention.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        encoder.encode(x.to(next(encoder.parameters()).dtype))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _weights(attention: MaskUnitAttention, tokens: torch.Tensor) -> torch.Tensor:
+    """[b, (w t), c] -> [(b w), h, queries, keys], float32"""
+    q, k, _ = attention.queries_keys_values(tokens)
+    return ((q.float() * attention.scale) @ k.float().transpose(-2, -1)).softmax(-1)

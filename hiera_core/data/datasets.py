@@ -18,9 +18,8 @@ import numpy as np
 
 from ..errors import UsageError, did_you_mean
 from ..zoo import labels as class_labels
-from . import folders, toy_datasets
+from . import folders, tar_files, toy_datasets
 from .list_files import as_class_number, read_list
-from .media_types import ENDINGS
 from .sources import Source
 
 BUILT_IN: dict[str, Any] = {
@@ -164,7 +163,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
     elif path.is_dir():
         found = _from_folder(path, labelled)
     elif path.suffix == ".tar":
-        found = _from_shards([Path(name) for name in _expand_braces(text)], labelled)
+        found = _from_shards([Path(name) for name in tar_files.expand_braces(text)], labelled)
     elif path.is_file():
         found = _from_list(path, labelled)
     elif text in BUILT_IN:
@@ -339,24 +338,17 @@ def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
     """
     members, words = [], []
     for shard in shards:
-        media: dict[str, tuple[Path, str, int, int]] = {}
-        labels: dict[str, str] = {}
         try:
-            with tarfile.open(shard, "r:") as archive:
-                for entry in archive:
-                    key, _, ending = entry.name.rpartition("/")[2].partition(".")
-                    key = f"{entry.name.rpartition('/')[0]}/{key}"
-                    if f".{ending.rpartition('.')[2].lower()}" in ENDINGS:
-                        media[key] = (shard, entry.name, entry.offset_data, entry.size)
-                    elif ending == "cls" and (content := archive.extractfile(entry)):
-                        labels[key] = content.read().decode("utf-8", "replace").strip()
+            found = list(tar_files.read_members(shard))
+            labels = tar_files.read_labels(shard) if labelled else {}
         except (OSError, tarfile.TarError) as error:
             raise UsageError(f"{shard} cannot be read ({error})", "get it again") from error
-        unlabelled = [name for name in media if labelled and name not in labels]
+        found = list({member.key: member for member in found}.values())
+        unlabelled = [member for member in found if labelled and member.key not in labels]
         if unlabelled:
-            raise UsageError(f"{shard}: {media[unlabelled[0]][1]} has no label", "add a .cls file")
-        members += list(media.values())
-        words += [labels.get(key, "") for key in media]
+            raise UsageError(f"{shard}: {unlabelled[0].name} has no label", "add a .cls file")
+        members += [(shard, member.name, member.offset, member.size) for member in found]
+        words += [labels.get(member.key, "") for member in found]
     if not labelled:
         return MediaDataset(_Members(members))
     return MediaDataset(_Members(members), *_number_labels(words))
@@ -374,16 +366,6 @@ def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
     classes = sorted(set(words))
     indices = {name: i for i, name in enumerate(classes)}
     return np.array([indices[word] for word in words], np.int64), classes
-
-
-def _expand_braces(text: str) -> list[str]:
-    """`a-{00..12}.tar` -> a-00.tar, a-01.tar, ..."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if not match:
-        return [text]
-    first, last = match.groups()
-    numbers = range(int(first), int(last) + 1)
-    return [text[: match.start()] + f"{n:0{len(first)}}" + text[match.end() :] for n in numbers]
 
 
 def _normalised(name: str) -> str:

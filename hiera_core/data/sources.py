@@ -13,14 +13,15 @@ import os
 import re
 import stat
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..errors import InputError, UsageError
-from . import folders
+from ..errors import InputError, UsageError, first_line
+from . import folders, tar_files
 from .media_types import (
     ENDINGS,
     SIGNATURE_BYTES,
@@ -116,9 +117,9 @@ def expand(
     This never raises: whatever cannot be read becomes a source with an error.
 
     Args:
-        inputs: Files, folders, globs (`**` matches any number of folders), http(s) URLs,
-            `@list.txt`, and `-` for standard input, which is an image or video, or paths separated
-            by newlines or NUL.
+        inputs: Files, folders, globs (`**` matches any number of folders), http(s) URLs, tar files
+            (`00000.tar`, `shard-{000..009}.tar`), `@list.txt`, and `-` for standard input, which is
+            an image or video, or paths separated by newlines or NUL.
         recursive: Also look into the folders within a folder.
         endings: Extensions of the files in a folder that are inputs.
         passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
@@ -161,9 +162,14 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
                 raise UsageError(f"{text}: {first.error.message}", first.error.hint)
 
 
+def is_tar(text: str | Path) -> bool:
+    """Return whether a name is that of a tar file, or a pattern of several."""
+    return Path(text).suffix.lower() == ".tar" and not is_folder(text)
+
+
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
-    many = text == STDIN or _is_list(text) or is_folder(text)
+    many = text == STDIN or _is_list(text) or is_folder(text) or is_tar(text)
     return not many and (_exists(text) or text.startswith(URLS) or not glob.has_magic(text))
 
 
@@ -181,7 +187,10 @@ class _FolderOptions:
 
 def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
     path = Path(text)
-    if is_folder(path):
+    if is_tar(text):
+        for shard in [text] if _exists(text) else tar_files.expand_braces(text):
+            yield from _from_tar(shard, options)
+    elif is_folder(path):
         yield from _from_folder(path, options)
     elif not _exists(path) and glob.has_magic(text):
         matches = [Path(p) for p in _glob(text)]
@@ -195,7 +204,30 @@ def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
         yield Source(text, path=path)
 
 
+def _from_tar(text: str, options: _FolderOptions) -> Iterator[Source]:
+    """Yield the images and videos in a tar file. If it cannot be read, an error ends them."""
+    path, is_empty = Path(text), True
+    try:
+        for member in tar_files.read_members(_check_regular_file(path), options.passed_over):
+            is_empty = False
+            span = (member.offset, member.size)
+            yield Source(f"{text}/{member.name}", path=path, span=span)
+    except InputError as error:
+        yield Source(text, error=error)
+    except (OSError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        yield Source(
+            text, error=InputError(reason.lower(), "the tar file is damaged or compressed")
+        )
+    else:
+        if is_empty:
+            yield Source(text, error=InputError("the tar file holds no pictures or videos"))
+
+
 def _from_file_or_folder(text: str, options: _FolderOptions) -> Iterator[Source]:
+    if is_tar(text) and _exists(text):
+        yield from _from_tar(text, options)
+        return
     if is_folder(text):
         yield from _from_folder(Path(text), options)
         return

@@ -385,7 +385,9 @@ def _as_sources(given: Sequence[Any], expand: bool) -> Iterator[Source]:
 
 
 def _names_several(source: str | Path, expand: bool) -> bool:
-    return not sources.names_one(str(source)) if expand else sources.is_folder(source)
+    if expand:
+        return not sources.names_one(str(source))
+    return sources.is_folder(source) or sources.is_tar(source)
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:

@@ -22,14 +22,12 @@ def test_weights_times_values_are_the_output_of_every_block(name: str) -> None:
     for number, block in enumerate(model.blocks, start=1):
         maps = hiera_core.attention_maps(model, x, number)
         seen: list[torch.Tensor] = []
-        hooks = [
-            block.attn.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
-            block.attn.register_forward_hook(lambda module, args, out: seen.append(out)),
-        ]
+        hook = block.attn.register_forward_hook(
+            lambda module, args, out, seen=seen: seen.extend((args[0], out))
+        )
         with torch.no_grad():
             model(x)
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
         tokens, output = seen
         attention, spec = block.attn, model.block_specs[number - 1]
         pools = min(spec.stage, model.q_pool)

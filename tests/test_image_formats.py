@@ -222,3 +222,23 @@ def test_jpeg_2000_is_refused() -> None:
         Image.new("L", (8, 8)).save(file, "JPEG2000", **options)
         with pytest.raises(InputError, match="JPEG 2000 is not supported; convert it to PNG"):
             open_image(file.getvalue())
+
+
+def test_photos_of_phones_are_read_with_pillow_heif(tmp_path: Path, pictures: Path) -> None:
+    """Without it, the error names it, and a folder counts the file among its inputs."""
+    import pillow_heif
+
+    with Image.open(pictures / "rocket.png") as picture:
+        expected = np.array(picture.convert("RGB"))
+    pillow_heif.from_pillow(Image.fromarray(expected)).save(tmp_path / "IMG_0001.HEIC", quality=95)
+    image, _ = open_image(tmp_path / "IMG_0001.HEIC")
+    assert image.size == expected.shape[1::-1]
+    assert np.abs(np.array(image).astype(int) - expected).mean() < 4
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from hiera_cli.app import run\n"
+        f"sys.exit(run(['predict', {str(tmp_path)!r}, '-m', 'hiera_nano_32', '-f', 'jsonl']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout.count("\n") == 1
+    assert "HEIC needs pillow-heif; pip install 'hiera-toolkit[heif]'" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,7 @@ from hiera_core.errors import InputError, UsageError
 from .conftest import assert_close, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
+CLIP = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples" / "moving_right.mp4"
 # A narrow and shallow Hiera for videos.
 SMALL_VIDEO = {
     "embed_dim": 16,
@@ -509,3 +511,48 @@ def test_damaged_frames_are_counted(tmp_path: Path) -> None:
                 assert report.used == frame_count == len(segment.views.frames)  # type: ignore[attr-defined]
             assert report.damaged <= 0.1 * report.used
     assert noticed >= 12, noticed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["2024-01-01T12:30:00.mp4", "concat:a|b.mp4", "-i.mp4", "100%d.mp4", "[1] *?.mp4", "file:x.mp4",
+     "tab\tand\nline.mp4", "\x1b[31m.mp4", "@list.mp4"],
+)  # fmt: skip
+def test_names_that_mean_something_to_ffmpeg(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its relative name, in its folder and from a list."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CLIP, tmp_path / name)
+    (record,) = hiera_core.predict([Path(name)], "hiera_nano_8x32")
+    assert record["status"] == "ok", record["error"]
+    (record,) = hiera_core.predict(tmp_path, "hiera_nano_8x32")
+    assert record["status"] == "ok"
+
+
+@pytest.mark.parametrize("start", [0.5, 4.0, 7.3])
+def test_edit_lists_decide_what_is_shown(start: float, tmp_path: Path) -> None:
+    """`ffmpeg -ss START -i long.mp4 -c copy` stores all frames since a key frame, and an edit list
+    that hides those before START."""
+    write_video(tmp_path / "long.mp4", 300, gop=250)
+    with (
+        av.open(str(tmp_path / "long.mp4")) as source,
+        av.open(str(tmp_path / "cut.mp4"), "w") as cut,
+    ):
+        stream = source.streams.video[0]
+        copy = cut.add_stream_from_template(stream)
+        offset = int(start / stream.time_base)
+        source.seek(offset, stream=stream, backward=True)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= offset
+                packet.dts -= offset
+                packet.stream = copy
+                cut.mux(packet)
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with Video(tmp_path / "cut.mp4") as video:
+        assert abs(video.duration - (10 - start)) < 0.05
+        assert video.frames == len(expected)
+        for frame, pixels in zip(video.read(range(video.frames)), expected, strict=True):
+            assert frame.intact and np.array_equal(frame.pixels, pixels)

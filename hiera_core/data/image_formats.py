@@ -9,7 +9,9 @@ the reader is replaced by one that allocates nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 import struct
 from collections.abc import Callable
 from typing import IO, Any
@@ -34,7 +36,11 @@ FORMATS = [
     "AVIF",
     "ICO",
     "QOI",
+    "HEIF",  # photos of phones; the reader is pillow-heif's, if that is installed
 ]
+HEIF_SIGNATURE = re.compile(
+    rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|msf1)", re.DOTALL
+)
 JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
@@ -71,6 +77,8 @@ def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageF
         return image
     if prefix.startswith(JPEG_2000_SIGNATURES):
         raise InputError("JPEG 2000 is not supported", "convert it to PNG or TIFF")
+    if HEIF_SIGNATURE.match(prefix) and "HEIF" not in Image.OPEN:
+        raise InputError("HEIC needs pillow-heif", "pip install 'hiera-toolkit[heif]'")
     raise InputError("not a picture in a supported format", "the file is damaged, or not an image")
 
 
@@ -78,6 +86,10 @@ def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageF
 def _formats() -> list[str]:
     """Return those of FORMATS that this Pillow was built with."""
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -124,7 +124,10 @@ class Video:
     # Opening ----------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        file: Any = io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)
+        file: Any = (
+            # Absolute, because FFmpeg takes `a:b.mp4` for a protocol named `a`.
+            io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file.absolute())
+        )
         self._container = av.open(file, options=OPTIONS, metadata_errors="replace")
         streams = [s for s in self._container.streams.video if not _is_cover_art(s)]
         self._stream: Any = streams[0] if streams else None

@@ -230,7 +230,7 @@ def test_timm_loads_the_encoder_of_an_autoencoder(
 RUN_PROGRAM = """
 import json, sys, torch
 program = torch.export.load(sys.argv[1], extra_files=(extra := {"labels": ""})).module()
-batch = torch.load(sys.argv[2])
+batch = torch.load(sys.argv[2], weights_only=True)
 torch.save([program(batch[:n]) for n in (1, 3, 8)], sys.argv[2])
 assert not [name for name in sys.modules if name.startswith("hiera")]
 print(json.loads(extra["labels"])[0])
@@ -271,7 +271,7 @@ def test_programs_of_the_bundled_models(name: str, tmp_path: Path, hiera: Comman
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == model.card["classes"][0]
-    for logits in torch.load(tmp_path / "batch"):
+    for logits in torch.load(tmp_path / "batch", weights_only=True):
         assert_close(logits, expected[: len(logits)], 1e-5)
 
 

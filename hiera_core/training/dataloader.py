@@ -244,8 +244,9 @@ def _prepare_worker(worker: int) -> None:
     When the main process ends, the worker's thread that shares tensors with it loses its
     connection, and would print a traceback through `sys.excepthook`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.excepthook = _print_unless_disconnected
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from torchvision import transforms
 model, folder = sys.argv[1:]
 net = getattr(hiera, model)()
-net.load_state_dict(torch.load(folder + "/weights.pth")["model_state"])
+net.load_state_dict(torch.load(folder + "/weights.pth", weights_only=True)["model_state"])
 net.eval()
 prepare = transforms.Compose([
     transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),

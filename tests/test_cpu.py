@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hiera_core
+from hiera_core.device import compile_for_inference
 from hiera_core.models import cpu
 from hiera_core.models.attention import eager_attention, fused_attention
 from hiera_core.models.cpu import Linear, matmul_attention
@@ -243,3 +245,15 @@ def test_gradients_in_bf16_match_those_in_fp32() -> None:
         grads.append([t.grad.float() for t in (q, k, v) if t.grad is not None])
     for exact, half in zip(*grads, strict=True):
         assert_close(half, exact, 3e-2)
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@torch.inference_mode()
+def test_a_block_that_widens_without_pooling_compiles() -> None:
+    """Autoencoders have one. The compiler's fusion of sums expects weights that it packed itself."""
+    torch.compiler.reset()
+    block = draw_weights(hiera_core.HieraBlock(8, 16, 1)).eval()
+    x = torch.randn(2, 16, 8)
+    assert_close(compile_for_inference(block, torch.device("cpu"))(x), block(x))

@@ -477,7 +477,10 @@ class HieraBlock(nn.Module):
 
         It is widened from the normalised input, as in the released models.
         """
-        if self.dim != self.dim_out:
+        if self.dim != self.dim_out and self.attn.q_stride == 1:
+            # The compiler fails if it sees a sum whose first term is the kernel of `cpu.linear`.
+            x = self.proj(x_norm)
+        elif self.dim != self.dim_out:
             x = cpu.linear(self.proj, x_norm)
         if self.attn.q_stride > 1:
             x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)

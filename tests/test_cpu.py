@@ -252,7 +252,7 @@ def test_gradients_in_bf16_match_those_in_fp32() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @torch.inference_mode()
 def test_a_block_that_widens_without_pooling_compiles() -> None:
-    """Autoencoders have one. The compiler's fusion of sums expects weights that it packed itself."""
+    """Autoencoders have one. The compiler's fusion of sums expects weights that it has packed."""
     torch.compiler.reset()
     block = draw_weights(hiera_core.HieraBlock(8, 16, 1)).eval()
     x = torch.randn(2, 16, 8)

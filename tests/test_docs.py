@@ -32,7 +32,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "SECURITY.md", ROOT / ".github/CONTRIBUTING.md"]
-WITHOUT_OUTPUT = {"architecture", "benchmarks", "coming-from", "index", "troubleshooting"}
+WITHOUT_OUTPUT = {
+    "reliability",
+    "architecture",
+    "benchmarks",
+    "coming-from",
+    "index",
+    "troubleshooting",
+}
 
 FENCE = re.compile(
     r"^(?P<skip><!-- not run -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hiera_core
-from hiera_core import atomic
+from hiera_core.atomic import replacing
 from hiera_core.errors import CheckpointError, HubError, OutputError, UsageError
 from hiera_core.weights import files, key_mapping, load
 
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(replacing.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         hiera_core.Hiera(**SMALL).save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []

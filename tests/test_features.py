@@ -375,3 +375,26 @@ def test_bad_options_are_refused(hiera: Command, tmp_path: Path) -> None:
         assert code == expected and message in err, err
     code, _, err = hiera("features", SAMPLES / "moving_right.mp4", "-m", "hiera_nano_32")
     assert code == 1 and "takes pictures" in err
+
+
+def test_attention_is_saved_and_drawn(tmp_path: Path, hiera: Command) -> None:
+    """In grid order, for a windowed and a global block, of an image and a video."""
+    cases = (
+        ("cat.jpg", "hiera_nano_32", 1, [1, 256, 256]),
+        ("cat.jpg", "hiera_nano_32", 4, [4, 16, 64]),
+        ("moving_right.mp4", "hiera_nano_8x32", 5, [4, 16, 16]),
+    )
+    for number, (name, model, block, shape) in enumerate(cases):
+        file, folder = tmp_path / f"{number}.safetensors", tmp_path / str(number)
+        options = ("-m", model, "--attention", block, "-o", file, "--visualize", folder)
+        code, out, err = hiera("features", SAMPLES / name, *options, "-f", "jsonl")
+        assert code == 0, err
+        record = json.loads(out)
+        assert record["features"]["attention"]["shape"] == shape
+        tensors, _ = feature_formats.read(file)
+        assert_close(tensors["attention"].sum(-1), torch.ones(1, *shape[:-1]))
+        assert "embedding" in tensors
+        with Image.open(record["picture"]) as picture:
+            assert picture.width > 160 * (1 + shape[0])
+    code, _, err = hiera("features", SAMPLES / "cat.jpg", "-m", "hiera_nano_32", "--attention", 9)
+    assert code == 2 and "choose among 1 to 5" in err

@@ -87,6 +87,16 @@ def features(
             show_default="mean, or none with --stages or --return-intermediates",
         ),
     ] = None,
+    attention: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Also return the attention weights of this block, [heads, queries, keys] in the "
+            "order of the grid. With --visualize, they are drawn over the input.",
+            metavar="BLOCK",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -217,7 +227,7 @@ def features(
     feature_formats.check_format(output.suffix.lower()[1:] if output and is_file else shard_format)
     extractor = FeatureExtractor(
         load_model.load_model("encoder", model, checkpoint, random_init),
-        selection=FeatureSelection(selected, pooled),
+        selection=FeatureSelection(selected, pooled, attention),
         visualize=visualize is not None,
         sampling=Sampling(clips=clips, crops=crops, stride=stride, fps=fps, max_pixels=max_pixels),
         workers=threads,
@@ -233,6 +243,7 @@ def features(
         "pool": pooled,
         "views": [clips, crops, stride, fps],
         "max pixels": max_pixels,
+        "attention": attention,
     }
     store = FeatureStore(
         output,

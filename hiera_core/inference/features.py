@@ -17,9 +17,11 @@ from ..data.memory import InMemory, MediaInput
 from ..data.sources import Source
 from ..errors import InputError, UsageError
 from ..models import factory
+from ..models.attention_maps import attention_grids, attention_maps
 from ..models.hiera import HieraEncoder
 from ..models.unwrap import unwrap_model
 from ..records import Kind, Record
+from ..viz.attention_overlay import draw_attention
 from ..viz.feature_maps import draw_feature_maps
 from .batching import BatchOptions, BatchRunner
 from .pipeline import Pipeline, PipelineOptions, run_pipeline, single_view_sampling
@@ -108,10 +110,12 @@ class FeatureSelection:
         stages: Stages whose maps are returned, counted from 1. (): the model's embedding (if
             `pool`) or the map of the last stage (otherwise). None: all stages.
         pool: Average the maps over space and time.
+        attention: Also return the attention weights of this block, counted from 1.
     """
 
     stages: tuple[int, ...] | None = ()
     pool: bool = True
+    attention: int | None = None
 
     def stages_of(self, depth: int, name: str) -> tuple[int, ...]:
         """Return the selected stages of the model `name`, which has `depth` stages.
@@ -133,7 +137,7 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
 
     A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
     `keep_maps` it also holds maps to draw, `map1`, ...: of the selected stages, or of all if none
-    is selected.
+    is selected. `attention` [heads, queries, keys] is in the order of the grid.
 
     Args:
         model: A built model.
@@ -154,6 +158,8 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
         self.selection = selection
         self.stages = selection.stages_of(len(self.model.stage_ends), self.name)
         self.keep_maps = keep_maps
+        if selection.attention is not None:
+            attention_grids(self.model, selection.attention)  # raises an error about the block
         self._features = self.compiled(self._forward)
 
     def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -172,6 +178,11 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
         if self.keep_maps:
             drawn = self.stages or range(1, len(maps) + 1)
             found |= {f"map{stage}": maps[stage - 1].float().cpu() for stage in drawn}
+        if self.selection.attention is not None:
+            # One by one, because the weights of a batch can be large.
+            block = self.selection.attention
+            each = [attention_maps(self.model, one[None], block).weights.cpu() for one in x]
+            found["attention"] = torch.cat(each)
         return [{name: values[i] for name, values in found.items()} for i in range(len(x))]
 
     def cell_size(self, stage: int) -> tuple[int, ...]:
@@ -194,8 +205,8 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         workers, device, dtype, batch_size, compile: See `PipelineOptions`.
 
     Raises:
-        UsageError: The model or stage is unknown, or the sampling asks for maps of several views,
-            for segments or for single frames.
+        UsageError: The model, stage or block is unknown, or the sampling asks for maps or attention
+            of several views, for segments or for single frames.
         CheckpointError, HubError: See `read_checkpoint`.
         DeviceError: The device does not exist.
     """
@@ -220,7 +231,8 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     ) -> None:
         self.selection, self.visualize = selection or FeatureSelection(), visualize
         sampling = single_view_sampling(sampling)
-        if not self.selection.pool and sampling.views != (1, 1):
+        is_spatial = not self.selection.pool or self.selection.attention is not None
+        if is_spatial and sampling.views != (1, 1):
             raise UsageError(
                 "maps of several views show different parts and cannot be averaged",
                 "use one clip and one crop, or pooled features",
@@ -270,7 +282,10 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
             record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))
             return
         runner = self.runner(record.kind)
-        if self.visualize:
+        if self.visualize and "attention" in found:
+            grid = attention_grids(runner.model, self.selection.attention or -1)[1]
+            record.thumbnails = [draw_attention(found["attention"], grid, frames)]
+        elif self.visualize:
             maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
             record.thumbnails = [draw_feature_maps(maps, frames, runner.kind)]
         record.result = {n: v for n, v in found.items() if not n.startswith("map")}

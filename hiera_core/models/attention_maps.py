@@ -50,10 +50,8 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     assert isinstance(encoder, HieraEncoder)
     index = _index(block, len(encoder.blocks))
     attention: MaskUnitAttention = encoder.blocks[index].attn
-    stage = encoder.block_specs[index].stage
-    pools = min(stage, encoder.q_pool)
-    layout, key_pools = encoder.layout, pools - (attention.q_stride > 1)
-    query_grid, key_grid = layout.grid_after(pools), layout.grid_after(key_pools)
+    layout, (pools, key_pools) = encoder.layout, _pools(encoder, index)
+    query_grid, key_grid = attention_grids(encoder, block)
     queries, keys = math.prod(query_grid), math.prod(key_grid)
     if 4 * len(x) * attention.heads * queries * keys > MAX_BYTES:
         raise UsageError(
@@ -70,6 +68,22 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     full = weights.new_zeros(len(x), attention.heads, queries, keys)
     full[:, :, query_cells, key_cells] = weights
     return AttentionMaps(full, query_grid, key_grid)
+
+
+def attention_grids(model: HieraEncoder, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the grids of a block's queries and keys; see `AttentionMaps`.
+
+    Raises:
+        UsageError: There is no such block.
+    """
+    pools, key_pools = _pools(model, _index(block, len(model.blocks)))
+    return model.layout.grid_after(pools), model.layout.grid_after(key_pools)
+
+
+def _pools(model: HieraEncoder, index: int) -> tuple[int, int]:
+    """Return how many pools a block's queries and keys have been through."""
+    pools = min(model.block_specs[index].stage, model.q_pool)
+    return pools, pools - (model.blocks[index].attn.q_stride > 1)
 
 
 def _index(block: int, count: int) -> int:

@@ -15,9 +15,10 @@ import torch
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.data import toy_datasets, video_writer
+from hiera_core.data import toy_datasets
 from hiera_core.data.clip_reader import read_segments
 from hiera_core.data.clip_sampling import Sampling
+from hiera_core.data.video_files import video_writer
 from hiera_core.inference.predict import Classifier
 
 ASSETS = zoo.ASSETS

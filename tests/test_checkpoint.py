@@ -21,7 +21,7 @@ import torch
 
 from hiera_core.data import toy_datasets
 from hiera_core.errors import CheckpointError, HieraError, OutputError
-from hiera_core.training import checkpoint, checkpoint_file, checkpoint_meta
+from hiera_core.training.checkpoints import checkpoint, checkpoint_file, checkpoint_meta
 from tests.test_trainer import NARROW, digits, losses, recipe_of, run
 
 RECIPE = """

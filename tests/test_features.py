@@ -142,7 +142,7 @@ def test_maps_keep_the_left_half_of_a_picture_left(name: str, tmp_path: Path) ->
     frames = np.stack([image] * 8)
     if "8x" in name:
         file = tmp_path / "x.mp4"
-        file.write_bytes(hiera_core.data.video_writer.encode(frames, 4))
+        file.write_bytes(hiera_core.data.video_files.video_writer.encode(frames, 4))
     else:
         file = tmp_path / "x.png"
         Image.fromarray(image).save(file)

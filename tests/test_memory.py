@@ -18,7 +18,7 @@ from PIL import Image
 
 import hiera_core
 from hiera_core.data.memory import as_pixels
-from hiera_core.data.video_reader import Video
+from hiera_core.data.video_files.video_reader import Video
 from hiera_core.errors import InputError
 
 SAMPLES = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples"

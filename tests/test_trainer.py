@@ -18,7 +18,8 @@ import torch
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.data import datasets, toy_datasets, video_writer
+from hiera_core.data import datasets, toy_datasets
+from hiera_core.data.video_files import video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
 from hiera_core.training import (
     build,

@@ -22,7 +22,7 @@ import hiera_core
 from hiera_core.data.clip_reader import read_segments
 from hiera_core.data.clip_sampling import Sampling, clip_indices, crop_offsets
 from hiera_core.data.transforms import VideoTransform, scaled_size
-from hiera_core.data.video_reader import Video
+from hiera_core.data.video_files.video_reader import Video
 from hiera_core.errors import InputError, UsageError
 
 from .conftest import assert_close, draw_weights

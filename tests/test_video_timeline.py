@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from hiera_core.data.video_reader import Video
+from hiera_core.data.video_files.video_reader import Video
 from hiera_core.errors import InputError
 
 from .test_video_reader import all_frames, picture, write_video

@@ -13,7 +13,7 @@ from PIL import Image
 from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform
-from .video_reader import Video, check_damage
+from .video_files.video_reader import Video, check_damage
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import InputError, UsageError, first_line
 from .image_reader import to_upright_rgb
 from .sources import Source
-from .video_reader import DecodedFrame
+from .video_files.video_reader import DecodedFrame
 
 # What the functions of the library take for one image or video.
 InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]

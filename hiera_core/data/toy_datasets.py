@@ -21,7 +21,7 @@ from .. import zoo
 from ..errors import UsageError
 from ..records import Kind
 from .sources import Source
-from .video_writer import encode
+from .video_files.video_writer import encode
 
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")

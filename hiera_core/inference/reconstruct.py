@@ -20,10 +20,10 @@ from PIL import Image
 
 from .. import zoo
 from ..atomic import atomic_file
-from ..data import video_writer
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.transforms import transform_for
+from ..data.video_files import video_writer
 from ..errors import InputError, UsageError
 from ..models import factory
 from ..models.config import AutoencoderConfig

@@ -22,7 +22,7 @@ from ..version import __version__
 from ..weights import load
 from . import optimizer
 from .augment import Augment
-from .checkpoint import TrainingState
+from .checkpoints.checkpoint import TrainingState
 from .distributed import Parallel, World, unwrap_model
 from .recipe import Recipe
 from .sampler import MaskSampler, derive_seed

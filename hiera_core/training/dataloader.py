@@ -21,7 +21,7 @@ from ..data.datasets import MediaDataset
 from ..data.image_reader import open_image
 from ..data.media_types import kind_of
 from ..data.transforms import ImageTransform, VideoTransform
-from ..data.video_reader import Video, check_damage
+from ..data.video_files.video_reader import Video, check_damage
 from ..errors import HieraError, InputError
 from ..records import Kind
 from .augment import Augment, mix

@@ -14,9 +14,10 @@ from ..data.datasets import MediaDataset
 from ..errors import OutputError, UsageError
 from ..lock import exclusive
 from ..weights import files
-from . import checkpoint, previews
-from .checkpoint_file import whole_tensor
-from .checkpoint_meta import read_meta
+from . import previews
+from .checkpoints import checkpoint
+from .checkpoints.checkpoint_file import whole_tensor
+from .checkpoints.checkpoint_meta import read_meta
 from .distributed import World, unwrap_model
 from .recipe import Recipe
 from .recipe_reader import read_recipe

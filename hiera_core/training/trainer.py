@@ -17,8 +17,8 @@ from ..data.datasets import Splits, open_splits
 from ..errors import CheckpointError, TrainingError, UsageError
 from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
-from .checkpoint import CheckpointManager
-from .checkpoint_meta import MEASUREMENTS
+from .checkpoints.checkpoint import CheckpointManager
+from .checkpoints.checkpoint_meta import MEASUREMENTS
 from .dataloader import Batch, Collator, TrainDataset, make_loader
 from .distributed import World, join_processes, unwrap_model, without_gradient_sync
 from .losses import compute_losses

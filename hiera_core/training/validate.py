@@ -14,7 +14,7 @@ from ..data.datasets import MediaDataset
 from ..errors import TrainingError
 from ..inference.evaluate import has_top5, percent
 from .build import TrainingSetup
-from .checkpoint import TrainingState
+from .checkpoints.checkpoint import TrainingState
 from .dataloader import Collator, EvalDataset, make_loader
 from .distributed import World, reshard, unwrap_model
 from .losses import compute_losses

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from hiera_core.data import toy_datasets, video_writer
+from hiera_core.data import toy_datasets
 from hiera_core.data.datasets import open_eval_data
+from hiera_core.data.video_files import video_writer
 from hiera_core.weights import files
 from hiera_core.zoo import ASSETS, get
 

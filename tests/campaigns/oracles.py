@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from hiera_core.data.image_reader import open_image
 from hiera_core.data.media_types import kind_of
-from hiera_core.data.video_reader import OPTIONS, Video
+from hiera_core.data.video_files.video_reader import OPTIONS, Video
 from hiera_core.errors import InputError
 
 MEMORY_LIMIT = 6 * 2**30  # bytes of address space, so that a mistake does not stop the machine

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ..errors import InputError
+from ...errors import InputError
 
 MAX_RATE = 1000  # frames per second; a higher declared rate is an error in the file
 FALLBACK_RATE = 30.0

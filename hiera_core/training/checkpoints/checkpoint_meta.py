@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from ..weights import files
+from ...errors import CheckpointError
+from ...weights import files
 
 META, STATE = "meta.json", "state.safetensors"
 FORMAT = 1  # increases when older versions could not read a checkpoint

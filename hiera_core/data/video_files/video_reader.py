@@ -20,8 +20,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ..errors import InputError
-from .image_reader import MAX_PIXELS
+from ...errors import InputError
+from ..image_reader import MAX_PIXELS
 from .video_timeline import read_timeline
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,

@@ -21,13 +21,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..atomic import atomic_file, translate_write_errors
-from ..errors import CheckpointError, UsageError, first_line
-from ..weights import files
+from ...atomic import atomic_file, translate_write_errors
+from ...errors import CheckpointError, UsageError, first_line
+from ...weights import files
+from ..distributed import World, unwrap_model
+from ..optimizer import initialise_state
 from . import checkpoint_file
 from .checkpoint_meta import FORMAT, META, STATE, TORCH_METADATA, read_meta
-from .distributed import World, unwrap_model
-from .optimizer import initialise_state
 
 log = logging.getLogger("hiera")
 STEP, UNFINISHED = f"step_{'[0-9]' * 8}", ".unfinished"  # names of folders, as a pattern

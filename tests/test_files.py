@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import functools
 import importlib
@@ -20,6 +21,7 @@ import tarfile
 import webbrowser
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from safetensors.torch import save_file
 
 import hiera_core
 from hiera_core.errors import CheckpointError
-from hiera_core.weights import files
+from hiera_core.weights import files, state_dict
 from hiera_core.weights.integrity import DamagedFile, check_weights_file
 
 from .conftest import SMALL, draw_weights
@@ -185,6 +187,58 @@ def test_no_module_reads_pickles_without_a_list_of_allowed_types() -> None:
         assert not re.search(r"pickle\.loads?\(|allow_pickle\s*=\s*True|unsafe_load", text), path
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, (path, call)
+
+
+def _text(text: str) -> bytes:
+    return pickle.BINUNICODE + struct.pack("<I", len(text)) + text.encode()
+
+
+# By kind, a value in a pickle, which NumPy would read as a pointer that leads nowhere, and as the
+# size of an array of 3 GB.
+NUMPY_VALUES = {
+    "pointer": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    + (_text("O8") + b"\x89\x88\x87R" + b"(K\x03" + _text("|"))
+    + (b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" + b"c_codecs\nencode\n")
+    + (_text("A" * 8) + _text("latin1") + b"\x86R\x86R"),
+    "size": b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x8a\x06"
+    + ((3 * 10**9).to_bytes(6, "little") + b"\x85" + _text("b") + b"\x87R"),
+}
+
+
+@pytest.mark.parametrize("kind", NUMPY_VALUES)
+def test_numpy_objects_in_a_checkpoint_are_not_built(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        content = b"\x80\x02}" + _text("a") + NUMPY_VALUES[kind] + b"s."
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    with pytest.raises(CheckpointError, match="'a' is a NumPyValue, not a tensor"):
+        files.read(path)
+
+
+def test_no_type_that_pickles_may_name_is_numpys() -> None:
+    for allowed in state_dict.safe_types():
+        found = allowed[0] if isinstance(allowed, tuple) else allowed
+        assert not found.__module__.startswith("numpy"), allowed
+
+
+def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=0.1)}, path)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(files.read_tensors, [path] * 200):
+            assert found["a"].tolist() == [1, 1]
+
+
+def test_types_that_the_program_allows_stay_allowed(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        before = set(torch.serialization.get_safe_globals())
+        torch.save({"a": torch.ones(2)}, tmp_path / "b.pth")
+        files.read(tmp_path / "b.pth")
+        assert set(torch.serialization.get_safe_globals()) == before
+        assert torch.load(tmp_path / "a.pth", weights_only=True)["args"].lr == 0.1
 
 
 # Damage -----------------------------------------------------------------------------------------

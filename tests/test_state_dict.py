@@ -71,6 +71,14 @@ def test_the_model_is_preferred_to_its_average_and_to_other_networks() -> None:
     assert state_dict.unwrap_names(averaged) == {anchor: 1}
 
 
+def test_dictionaries_that_contain_themselves_are_searched_once(
+    weights: dict[str, torch.Tensor],
+) -> None:
+    loaded: dict[str, Any] = {"model": weights}
+    loaded |= {str(number): loaded for number in range(300)}
+    assert state_dict.find_state_dict(loaded) == weights
+
+
 FILES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "plain": lambda w: w,
     "reference": lambda w: {"model_state": w, "epoch": 3},

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -31,6 +32,7 @@ WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of
 # Key of the extras, {"config": ..., "card": ...}. A single file holds under this key what a folder
 # holds in config.json and hiera.json. Other libraries ignore it.
 EXTRAS = "hiera"
+_ALLOWING = threading.Lock()
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -296,11 +298,24 @@ def _read_safetensors(
         return tensors, json.loads((file.metadata() or {}).get(EXTRAS, "{}"))
 
 
+@contextlib.contextmanager
+def _allowing(allowed: Collection[Any]) -> Iterator[None]:
+    """Let torch read these types from pickles within the block.
+
+    torch has one list for the whole process. So only one thread at a time is in the block, and what
+    the program allowed before stays allowed afterwards.
+    """
+    with _ALLOWING:
+        before = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([t for t in allowed if t not in before]):
+            yield
+
+
 def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
         zipped = not file.read(1).startswith(PICKLE_SIGNATURE)
     # Only torch's zip format can be memory-mapped; the older one is read into memory.
-    with torch.serialization.safe_globals(safe_types()):
+    with _allowing(safe_types()):
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
     state = find_state_dict(loaded)

@@ -38,14 +38,25 @@ COPIES = ("ema", "avg", "average", "teacher", "target", "momentum")
 MAX_DEPTH = 5  # of nested dictionaries
 
 
+class NumPyValue:
+    """Stands for a NumPy object in a pickle. It takes what the pickle gives it, and keeps nothing.
+
+    NumPy's own functions trust what they are given: a few bytes of a file could make them follow a
+    pointer, or allocate any amount of memory. No weights are lost, because those are tensors.
+    """
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
 def safe_types() -> list[Any]:
     """Return types that trainers save beside the weights, and that do nothing but hold values.
 
     They are for `torch.serialization.safe_globals`; a pair is a type and the name that stands in
-    the file. Paths become pure paths, because a path of another system cannot be built.
+    the file. Paths become pure paths, because a path of another system cannot be built. NumPy's
+    objects become a `NumPyValue`.
     """
-    from numpy._core import multiarray
-
     found: list[Any] = [
         argparse.Namespace,
         types.SimpleNamespace,
@@ -53,15 +64,11 @@ def safe_types() -> list[Any]:
         datetime.date,
         datetime.datetime,
         datetime.timedelta,
-        np.dtype,
-        np.ndarray,
-        *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since NumPy 2
-        found += [
-            (multiarray.scalar, f"{module}.scalar"),
-            (multiarray._reconstruct, f"{module}._reconstruct"),
-        ]
+    numpy_names = ["dtype", "ndarray", *(f"dtypes.{name}" for name in np.dtypes.__all__)]
+    for module in ("core.multiarray", "_core.multiarray"):  # before and since NumPy 2
+        numpy_names += [f"{module}.scalar", f"{module}._reconstruct"]
+    found += [(NumPyValue, f"numpy.{name}") for name in numpy_names]
     for module in ("pathlib", "pathlib._local"):  # before and since Python 3.13
         for pure in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
             for name in (pure.__name__, pure.__name__.removeprefix("Pure")):
@@ -78,7 +85,7 @@ def find_state_dict(loaded: Any) -> Mapping[Any, Any] | None:
     """
     if not isinstance(loaded, Mapping):
         return None
-    found = list(_dictionaries(loaded, ()))
+    found = list(_dictionaries(loaded, (), set()))
     holding = [(path, state) for path, state in found if _has_anchor(state)]
     if holding:
         path, state = min(holding, key=lambda item: _rank(item[0]))
@@ -116,13 +123,19 @@ def unwrap_names(state: Mapping[str, T]) -> dict[str, T]:
     return kept
 
 
-def _dictionaries(value: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[Any]:
-    """Yield (keys, dictionary) of a dictionary and all dictionaries in it, outer ones first."""
+def _dictionaries(
+    value: Mapping[Any, Any], path: tuple[Any, ...], visited: set[int]
+) -> Iterator[tuple[tuple[Any, ...], Mapping[Any, Any]]]:
+    """Yield (keys, dictionary) of a dictionary and all dictionaries in it, outer ones first.
+
+    `visited` holds the ids of those that were yielded: a dictionary may contain itself.
+    """
+    visited.add(id(value))
     yield path, value
     if len(path) < MAX_DEPTH:
         for key, item in value.items():
-            if isinstance(item, Mapping):
-                yield from _dictionaries(item, (*path, key))
+            if isinstance(item, Mapping) and id(item) not in visited:
+                yield from _dictionaries(item, (*path, key), visited)
 
 
 def _has_anchor(state: Mapping[Any, Any]) -> bool:

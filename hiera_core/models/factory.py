@@ -179,6 +179,10 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
     if entry.autoencoder or not loaded.is_autoencoder:
         return from_zoo(entry, loaded)
     for part in ("weight", "bias"):
+        if f"encoder_norm.{part}" not in loaded.state:
+            raise CheckpointError(
+                f"{loaded.source} has a decoder, but no encoder_norm.{part}", "use another file"
+            )
         loaded.state[f"norm.{part}"] = loaded.state[f"encoder_norm.{part}"]
     return from_zoo(entry, loaded, num_classes=0)
 

@@ -35,7 +35,8 @@ TRANSFORMERS = (
     ("decoder.decoder_pred.", "decoder_pred."),
 )
 TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
-_STAGE = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
+_STAGE = re.compile(r"encoder\.stages\.(\d{1,4})\.layers\.(\d{1,4})\.(.+)")
+_DECODER_BLOCK = re.compile(r"(decoder_blocks\.\d{1,4}\.)(.+)")
 
 
 def detect_naming(names: Iterable[str]) -> Naming:
@@ -142,9 +143,8 @@ def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
             name = f"blocks.{block}.{_rename(match[3], TRANSFORMERS_BLOCK)}"
         else:
             name = _rename(name, TRANSFORMERS)
-            if name.startswith("decoder_blocks."):
-                kind, number, rest = name.split(".", 2)
-                name = f"{kind}.{number}.{_rename(rest, TRANSFORMERS_BLOCK)}"
+            if match := _DECODER_BLOCK.match(name):
+                name = match[1] + _rename(match[2], TRANSFORMERS_BLOCK)
         renamed[name] = value
     if "decoder_pos_embed" in renamed:  # an autoencoder's last norm has another name
         renamed = {_rename(name, (("norm.", "encoder_norm."),)): v for name, v in renamed.items()}

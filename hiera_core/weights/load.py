@@ -17,6 +17,7 @@ from . import download, files, foreign_config, key_mapping, names
 from .cache_repair import read_cached
 from .integrity import check_weights_file
 from .local_files import find_local
+from .shapes import check_shapes
 
 log = logging.getLogger("hiera")
 
@@ -140,7 +141,7 @@ def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
     """Return the model in the zoo whose weights have these shapes, or None."""
     if PATCH_WEIGHT not in state:
         return None
-    pattern = re.compile(r"blocks\.(\d+)\.attn\.proj\.bias")
+    pattern = re.compile(r"blocks\.(\d{1,4})\.attn\.proj\.bias")
     matches = ((pattern.fullmatch(name), t) for name, t in state.items())
     dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]
     kernel = tuple(state[PATCH_WEIGHT].shape[2:])
@@ -237,6 +238,7 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     """Read the files of a checkpoint, and check its weights."""
     raw, extras = files.read(fetched.weights)
     state, naming = key_mapping.to_reference(raw)
+    check_shapes(state, source)
     state = _fold_layer_scale(state)
     files.check_weights(state, source)
     config, card = _describe(fetched, extras, source)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,11 @@ except ImportError:  # Windows: outputs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".lock"  # lock of a folder, in it
-# What flock reports on file systems without locks. Outputs there are not locked.
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+# What flock reports if another process holds the lock. Any other error, such as that of a file
+# system without locks, says nothing about other processes. Outputs there are not locked.
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+NO_LOCK_FILES = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # what open reports on links and the like
+BEGINNING = "process "  # of the contents of a lock file
 
 
 @contextlib.contextmanager
@@ -36,7 +40,8 @@ def exclusive(output: Path, *, beside: bool = False) -> Iterator[None]:
         beside: The lock of a folder is beside it, too, because the folder itself is replaced.
 
     Raises:
-        UsageError: Another process holds the lock. The message says which.
+        UsageError: Another process holds the lock. The message says which. Or a file that is not a
+            lock file has its name.
         OutputError: The lock file cannot be created.
     """
     inside = output.is_dir() and not beside
@@ -44,6 +49,8 @@ def exclusive(output: Path, *, beside: bool = False) -> Iterator[None]:
     try:
         handle = _acquire(path)
     except OSError as error:
+        if error.errno in NO_LOCK_FILES:
+            raise _not_a_lock(path) from error
         raise OutputError(f"{output} cannot be written ({error.strerror or error})") from error
     if handle is None:
         raise UsageError(
@@ -98,15 +105,27 @@ def lock_state(handle: int) -> str:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return "unknown" if error.errno in UNSUPPORTED else "held"
+        return "held" if error.errno in HELD else "unknown"
     return "ours"
 
 
 def _acquire(path: Path) -> int | None:
-    """Create, open and lock a lock file. Return its handle, or None if the lock is held."""
+    """Create, open and lock a lock file. Return its handle, or None if the lock is held.
+
+    A folder that somebody has sent may hold a link, or another file, of this name. It is refused,
+    because a lock file is overwritten.
+
+    Raises:
+        UsageError: The file is not a lock file.
+    """
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, name, 0)
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        handle = os.open(path, flags, 0o666)
         try:
+            if not _may_be_lock(handle):
+                raise _not_a_lock(path)
             if not try_lock(handle):
                 os.close(handle)
                 return None
@@ -114,7 +133,7 @@ def _acquire(path: Path) -> int | None:
             # file that has no name, and does not keep others out.
             if _is_file_at(path, handle):
                 os.truncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                os.write(handle, f"{BEGINNING}{os.getpid()} on {socket.gethostname()}".encode())
                 return handle
         except BaseException:  # a full disk, or an interruption: the lock ends with the handle
             with contextlib.suppress(OSError):
@@ -123,10 +142,24 @@ def _acquire(path: Path) -> int | None:
         os.close(handle)
 
 
+def _may_be_lock(handle: int) -> bool:
+    """Return whether an open file is one that `_acquire` has written, or is about to write."""
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        return False
+    beginning = os.read(handle, len(BEGINNING))
+    os.lseek(handle, 0, os.SEEK_SET)
+    return BEGINNING.encode().startswith(beginning)  # a full disk may have cut it
+
+
+def _not_a_lock(path: Path) -> UsageError:
+    return UsageError(f"{str(path)!r} is not a lock file", "remove it, or write elsewhere")
+
+
 def _is_file_at(path: Path, handle: int) -> bool:
     """Return whether the open file is the one that the path names."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -87,3 +88,40 @@ def test_locks_that_the_system_does_not_offer_are_not_needed(
     monkeypatch.setattr(lock, "fcntl", None)
     with exclusive(tmp_path / "x"):
         pass
+
+
+def test_an_error_that_does_not_say_held_is_no_lock_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = (errno.EWOULDBLOCK, errno.EACCES)
+    for number in (errno.EIO, errno.EINTR, errno.ENOLCK, errno.EBADF, *held):
+
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number))  # noqa: B023
+
+        monkeypatch.setattr(lock.fcntl, "flock", fail)
+        assert lock.lock_state(0) == ("held" if number in held else "unknown")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "file", "folder", "pipe"])
+def test_a_file_that_is_no_lock_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
+    """A folder that somebody has sent may hold anything under the name of the lock."""
+    (tmp_path / "sent").mkdir()
+    precious, path = tmp_path / "precious", tmp_path / "sent/.lock"
+    precious.write_text("precious")
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "new")
+    elif kind == "hard link":
+        path.hardlink_to(precious)
+    elif kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(UsageError, match="is not a lock file"), exclusive(tmp_path / "sent"):
+        pytest.fail("it is locked")
+    assert precious.read_text() == "precious" and not (tmp_path / "new").exists()
+    assert os.path.lexists(path) and (kind != "file" or path.read_text() == "precious")

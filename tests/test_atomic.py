@@ -266,6 +266,90 @@ def test_what_a_killed_process_was_replacing_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "model/weights").read_text() == "precious"
 
 
+def left_behind(folder: Path, **old_and_new: dict[str, str]) -> Path:
+    """Create a stale temporary folder with the given files in its folders `old` and `new`."""
+    stage = folder / f".hiera-{'0' * 16}"
+    for name, files in old_and_new.items():
+        (stage / name).mkdir(parents=True)
+        for file, text in files.items():
+            (stage / name / file).write_text(text)
+    os.utime(stage, (1, 1))
+    return stage
+
+
+def test_a_group_of_files_that_was_half_replaced_is_completed(tmp_path: Path) -> None:
+    """Both files were moved away, and only one of the new ones was in place."""
+    left_behind(tmp_path, old={"m.data": "old", "m": "old"}, new={"m": "new"})
+    (tmp_path / "m.data").write_text("new")
+    write(tmp_path / "file")
+    assert names_in(tmp_path) == ["file", "m", "m.data"]
+    assert (tmp_path / "m").read_text() == (tmp_path / "m.data").read_text() == "new"
+
+
+def test_a_group_of_files_that_was_moved_away_comes_back(tmp_path: Path) -> None:
+    left_behind(tmp_path, old={"m.data": "old"}, new={"m": "new", "m.data": "new"})
+    (tmp_path / "m").write_text("old")
+    write(tmp_path / "file")
+    assert names_in(tmp_path) == ["file", "m", "m.data"]
+    assert (tmp_path / "m").read_text() == (tmp_path / "m.data").read_text() == "old"
+
+
+@pytest.mark.parametrize("link", ["old", "new", "stage", "none"])
+def test_a_forged_leftover_neither_takes_nor_replaces_files(tmp_path: Path, link: str) -> None:
+    """Somebody has sent a folder with what looks like a leftover in it."""
+    home, sent = tmp_path / "home", tmp_path / "sent"
+    home.mkdir()
+    sent.mkdir()
+    for name in ("thesis", "results"):
+        (home / name).write_text("precious")
+    (sent / "results").write_text("precious")
+    stage = sent / f".hiera-{'0' * 16}"
+    if link == "stage":
+        (tmp_path / "other/old").mkdir(parents=True)
+        (tmp_path / "other/old/thesis").write_text("precious")
+        stage.symlink_to(tmp_path / "other")
+        os.utime(stage, (1, 1), follow_symlinks=False)
+    elif link == "none":
+        left_behind(sent, old={"results": "forged", "x": ""})
+    else:
+        left_behind(sent, **({"new": {}} if link == "old" else {"old": {"thesis": "", "y": ""}}))
+        (stage / link).symlink_to(home)
+        os.utime(stage, (1, 1))
+    write(sent / "file")
+    assert names_in(home) == ["results", "thesis"]
+    assert (sent / "results").read_text() == (home / "thesis").read_text() == "precious"
+    assert link != "stage" or (tmp_path / "other/old/thesis").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interruption_between_renames_brings_the_old_files_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, when: str
+) -> None:
+    for name in ("dest", "dest.data"):
+        (tmp_path / name).write_text("old")
+    real, calls = os.rename, 0
+
+    def rename(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls != number:
+            return real(*arguments)
+        if when == "after":
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", rename)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic_destination(tmp_path / "dest", is_folder=False) as stage,
+    ):
+        for name in ("dest", "dest.data"):
+            (stage / name).write_text("new")
+    assert names_in(tmp_path) == ["dest", "dest.data"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"old"}
+
+
 # Writes in progress -------------------------------------------------------------------------------
 
 
@@ -302,3 +386,37 @@ def test_undoing_removes_temporary_files_and_folders(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "a b\n", "")
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("patience", [0.0, 10.0])
+def test_undoing_keeps_the_only_copy_of_a_file(tmp_path: Path, patience: float) -> None:
+    """In time, or while a rename does not end, as on a network that has stopped to answer."""
+    script = (
+        "import os, sys, threading\n"
+        "from pathlib import Path\n"
+        "from hiera_core.atomic import unfinished\n"
+        "stage, patience = Path(sys.argv[1]), float(sys.argv[2])\n"
+        "def end():\n"
+        "    unfinished.undo_all(patience)\n"
+        "    os._exit(3)\n"
+        "with unfinished.temporary(stage, stage.parent / 'model'):\n"
+        "    thread = threading.Thread(target=end)\n"
+        "    if patience:\n"
+        "        thread.start()\n"
+        "        thread.join()\n"
+        "    with unfinished.renaming():\n"
+        "        thread.start()\n"
+        "        thread.join()\n"
+    )
+    stage = left_behind(tmp_path, old={"model": "precious"} if patience else {}, new={"x": "new"})
+    subprocess.run([sys.executable, "-c", script, str(stage), str(patience)], timeout=60)
+    assert stage.exists()
+
+
+def test_a_write_is_being_finished_before_it_has_a_file(tmp_path: Path) -> None:
+    """For example while features are put together, which can take longer than a signal waits."""
+    with unfinished.finish_first(tmp_path / "shard"):
+        assert unfinished.being_finished() == [tmp_path / "shard"]
+        with atomic_file(tmp_path / "shard"):
+            assert unfinished.being_finished() == [tmp_path / "shard"]
+    assert unfinished.being_finished() == []

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +21,11 @@ from pathlib import Path
 from ..errors import OutputError
 from ..lock import lock_state
 from . import unfinished
+from .unfinished import NEW, OLD
 
 TEMPORARY = re.compile(r"\.hiera-[0-9a-f]{16}")
 # A younger temporary file may belong to a process that has created it, and locks it next.
 STALE_S = 60.0
-NEW, OLD = "new", "old"  # what a temporary folder holds: the new files, and those they replace
 # What fsync and open report on a system that cannot sync a folder.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES,
                errno.EPERM, errno.EISDIR)  # fmt: skip
@@ -43,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
     """
-    with unfinished.finish_first(), translate_write_errors(path):
+    with unfinished.finish_first(path), translate_write_errors(path):
         permissions = _permissions(path)
         with _temporary_file(path, permissions) as temporary:
             yield temporary
@@ -91,7 +92,7 @@ def atomic_destination(dest: Path, *, is_folder: bool) -> Iterator[Path]:
             if is_folder:
                 sync_folder(content)
                 moves = [(content, dest)]
-            with unfinished.finish_first(), unfinished.renaming():
+            with unfinished.finish_first(dest), unfinished.renaming():
                 _replace_all(moves, stage / OLD)
             sync_folder(dest.parent)
     except OSError as error:
@@ -167,7 +168,7 @@ def _removed_at_the_end(temporary: Path, handle: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if not _holds_only_copy(temporary):
+        if not unfinished.holds_only_copy(temporary):
             unfinished.remove(temporary)
         if handle is not None:
             with contextlib.suppress(OSError):
@@ -195,32 +196,47 @@ def _clear_stale(folder: Path) -> None:
 def _remove_if_stale(path: Path) -> None:
     """Remove a temporary file or folder if nobody holds its lock. Where there are no locks, nothing
     says whether it is in use, so it is kept."""
-    if time.time() - path.lstat().st_mtime < STALE_S:
+    found = path.lstat()
+    if time.time() - found.st_mtime < STALE_S or not _is_ours(path):
         return
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some file systems lock writers only
-    handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    is_folder = stat.S_ISDIR(found.st_mode)
+    flags = os.O_RDONLY if is_folder else os.O_RDWR  # some file systems lock writers only
+    handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         if lock_state(handle) == "ours":
-            _restore(path)
-            unfinished.remove(path)
+            if is_folder:
+                _restore(path)
+            if not unfinished.holds_only_copy(path):
+                unfinished.remove(path)
     finally:
         os.close(handle)
 
 
+def _is_ours(path: Path) -> bool:
+    """Return whether this user owns a file or folder. Links and devices are not ours."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    is_plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
+    return is_plain and (sys.platform == "win32" or found.st_uid == os.geteuid())
+
+
 def _restore(stage: Path) -> None:
-    """Move back what `_replace_all` was replacing when its process was killed."""
-    if _holds_only_copy(stage):
-        for path in (stage / OLD).iterdir():
-            path.replace(stage.parent / path.name)
+    """Finish or undo what `_replace_all` was doing when its process was killed.
 
-
-def _holds_only_copy(stage: Path) -> bool:
-    """Return whether a temporary folder holds a file that it was to replace, and nothing is in its
-    place."""
-    old = stage / OLD
-    return old.is_dir() and not all(
-        os.path.lexists(stage.parent / path.name) for path in old.iterdir()
-    )
+    Only names that are missing are filled, because a folder that somebody has sent may hold a
+    folder that only looks like a temporary one. If a new file is in place already, the missing ones
+    come from the new files, too, so that they belong together.
+    """
+    names = unfinished.missing(stage)
+    if not names or not _is_ours(stage / OLD):
+        return
+    new = {path.name for path in (stage / NEW).iterdir()} if _is_ours(stage / NEW) else set()
+    is_replaced = not new.issuperset(path.name for path in (stage / OLD).iterdir())
+    for name in names:
+        source = NEW if is_replaced and name in new else OLD
+        (stage / source / name).rename(stage.parent / name)
 
 
 # Replacing ----------------------------------------------------------------------------------------
@@ -243,25 +259,26 @@ def _replace_all(moves: Sequence[tuple[Path, Path]], old: Path) -> None:
             source.chmod(permissions)
         source.replace(target)
         return
-    saved: list[tuple[Path, Path]] = []
-    created: list[Path] = []
+    begun: list[tuple[Path, Path]] = []
+
+    def rename(source: Path, target: Path) -> None:
+        begun.append((source, target))
+        source.rename(target)
+
     try:
         for source, target in moves:
             if os.path.lexists(target):
                 if target.is_dir() == source.is_dir():
                     source.chmod(stat.S_IMODE(target.stat().st_mode))
                 old.mkdir(exist_ok=True)
-                target.rename(old / target.name)
-                saved.append((old / target.name, target))
+                rename(target, old / target.name)
         for source, target in moves:
-            source.rename(target)
-            created.append(target)
-    except OSError:
-        for target in created:
-            unfinished.remove(target)
-        for source, target in saved:
-            with contextlib.suppress(OSError):  # then it stays where it is, see `_holds_only_copy`
-                source.rename(target)
+            rename(source, target)
+    except BaseException:  # also an interruption, which in a library is not deferred
+        for source, target in reversed(begun):
+            if not os.path.lexists(source):
+                with contextlib.suppress(OSError):  # then it stays, see `holds_only_copy`
+                    target.rename(source)
         raise
 
 

@@ -8,36 +8,41 @@ thread, runs no cleaning up of the main thread.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+NEW, OLD = "new", "old"  # what a temporary folder holds: the new files, and those they replace
 # Maps every temporary file or folder to the file or folder that it will become.
 _temporaries: dict[Path, Path] = {}
 # Held while temporaries are renamed, so that no other thread undoes half of it.
 _renaming = threading.RLock()
-_deferring = 0  # number of blocks of `finish_first` that the main thread is in
+_finishing: list[Path] = []  # what the blocks of `finish_first` write that the main thread is in
 _deferred: BaseException | None = None
 
 
 @contextlib.contextmanager
-def finish_first() -> Iterator[None]:
+def finish_first(final: Path) -> Iterator[None]:
     """Within the block, `raise_or_defer` in the main thread does not interrupt. Its exception is
     raised at the end of the block.
 
     In other threads this does nothing, because signals do not interrupt them.
+
+    Args:
+        final: The file or folder that the block writes.
     """
-    global _deferring, _deferred
+    global _deferred
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _deferring += 1
+    _finishing.append(final)
     try:
         yield
     finally:
-        _deferring -= 1
-        if _deferring == 0 and _deferred is not None:
+        _finishing.pop()
+        if not _finishing and _deferred is not None:
             error, _deferred = _deferred, None
             raise error
 
@@ -48,7 +53,7 @@ def raise_or_defer(error: BaseException) -> None:
     This is for signal handlers, which run in the main thread.
     """
     global _deferred
-    if not _deferring:
+    if not _finishing:
         raise error
     _deferred = error
 
@@ -72,7 +77,7 @@ def renaming() -> Iterator[None]:
 
 def being_finished() -> list[Path]:
     """Return the files that the main thread finishes before a signal interrupts it."""
-    return list(_temporaries.values()) if _deferring else []
+    return list(dict.fromkeys(_finishing))
 
 
 def undo_all(patience: float = 10.0) -> list[Path]:
@@ -84,11 +89,30 @@ def undo_all(patience: float = 10.0) -> list[Path]:
     Returns:
         The files and folders that are not written now.
     """
-    _renaming.acquire(timeout=patience)  # it is not released: nothing is renamed from now on
-    undone = dict(_temporaries)
-    for path in undone:
-        remove(path)
-    return sorted(set(undone.values()))
+    # The lock is not released: nothing is renamed from now on. If renames have not ended in time,
+    # nothing is removed either, because a temporary folder may hold the only copy of a file. The
+    # next process that writes there restores it.
+    if _renaming.acquire(timeout=patience):
+        for path in list(_temporaries):
+            if not holds_only_copy(path):
+                remove(path)
+    return sorted(set(_temporaries.values()))
+
+
+def holds_only_copy(temporary: Path) -> bool:
+    """Return whether a temporary folder holds a file that it was to replace, and nothing is in its
+    place."""
+    return bool(missing(temporary))
+
+
+def missing(temporary: Path) -> list[str]:
+    """Return the names of files that a temporary folder was to replace, and that are gone from
+    their place. Its folder `old` holds them."""
+    old = temporary / OLD
+    if old.is_symlink() or not old.is_dir():
+        return []
+    names = sorted(path.name for path in old.iterdir())
+    return [name for name in names if not os.path.lexists(temporary.parent / name)]
 
 
 def remove(path: Path) -> None:

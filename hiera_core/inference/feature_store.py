@@ -191,7 +191,7 @@ class FeatureStore:
         """
         shard = self._open[kind]
         rows = shard.rows
-        with unfinished.finish_first():
+        with unfinished.finish_first(shard.path):
             arrays = {n: np.stack([row.values[n] for row in rows]) for n in rows[0].values}
             metadata = {
                 "inputs": [row.name for row in rows],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,6 +90,97 @@ def test_inputs_of_one_name_keep_a_row_each(hiera: Command, inputs: Path, tmp_pa
     files = [json.loads(line)["file"] for line in out.splitlines()]
     assert code == 0 and rows(tmp_path / "out")[str(twice[0])] == 3
     assert len({(file["name"], file["row"]) for file in files}) == 4
+
+
+def test_inputs_of_one_name_are_told_apart_if_one_failed(
+    hiera: Command, inputs: Path, tmp_path: Path
+) -> None:
+    """A tar file has two members of one name, and the first of them is damaged at first."""
+
+    def pack(*contents: bytes) -> None:
+        with tarfile.open(tmp_path / "t.tar", "w") as file:
+            for content in contents:
+                member = tarfile.TarInfo("x.png")
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+
+    first, second = ((inputs / f"0{n}.png").read_bytes() for n in (0, 1))
+    run = ["features", tmp_path / "t.tar", *NANO, "-o", tmp_path / "out", "--resume"]
+    pack(b"damaged", second)
+    assert hiera(*run)[0] == 1
+    for expected in ([b"damaged", second], [first, second], [first, second]):
+        pack(*expected)
+        code, out, _ = hiera(*run)
+        assert code == (1 if b"damaged" in expected else 0)
+        for record, number in zip(map(json.loads, out.splitlines()), (0, 1), strict=True):
+            if expected[number] == b"damaged":
+                assert record["status"] == "error"
+                continue
+            arrays, _ = feature_formats.read(record["file"]["name"])
+            alone = hiera_core.features(inputs / f"0{number}.png", "hiera_nano_32", dtype="fp32")[
+                "embedding"
+            ]
+            found = arrays["embedding"][record["file"]["row"]]
+            assert torch.allclose(found, alone, atol=1e-4)
+    assert sum(rows(tmp_path / "out").values()) == 2
+
+
+@pytest.mark.parametrize("name", ["image-00007.npz", "video-12345.parquet", "image-00000.npz"])
+def test_overwrite_keeps_files_that_only_have_the_name_of_a_shard(
+    hiera: Command, inputs: Path, tmp_path: Path, name: str
+) -> None:
+    run = ["features", inputs, *NANO, "-o", tmp_path / "out"]
+    assert hiera(*run, "--save-as", "safetensors")[0] == 0
+    path = tmp_path / "out" / name
+    np.savez(path, scan=np.ones(3)) if name.endswith(".npz") else path.write_text("mine")
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    code, _, err = hiera(*run, "--overwrite")
+    assert code == 2 and str(path) in err and len(err.splitlines()) == 1
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": None},
+        {"kind": "audio"},
+        {"model": None},
+        {"inputs": [["a"]]},
+        {"inputs": "a"},
+        {"indices": ["x"]},
+        {"indices": [None]},
+        {"indices": [0, 1]},
+        {"indices": [True]},
+        {"occurrences": [-1]},
+        {"occurrences": 3},
+        {"shapes": 3},
+        {"shapes": {}},
+        {"shapes": {"embedding": ["x"]}},
+        {"shapes": {"embedding": None}},
+        {"settings": []},
+    ],
+)
+def test_damaged_metadata_are_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    metadata = {
+        "inputs": ["a"], "indices": [0], "kind": "image", "model": "m",
+        "shapes": {"embedding": [2]}, "settings": {},
+    }  # fmt: skip
+    arrays = {"embedding": np.zeros((1, 2), np.float32)}
+    path = tmp_path / "image-00000.safetensors"
+    feature_formats.write(path, arrays, metadata)
+    assert FeatureStore(tmp_path, resume=True).find("a", 0) is not None
+    changed = {key: value for key, value in {**metadata, **change}.items() if value is not None}
+    feature_formats.write(path, arrays, changed)
+    with pytest.raises(UsageError, match="features"):
+        FeatureStore(tmp_path, resume=True)
+
+
+def test_compressed_metadata_are_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "image-00000.npz"
+    np.savez_compressed(path, metadata=np.array(" " * 10_000_000))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UsageError, match="ValueError"):
+        FeatureStore(tmp_path, "npz", resume=True)
 
 
 @pytest.mark.parametrize("save_as", ["npz", "parquet"])

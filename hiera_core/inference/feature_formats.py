@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,21 +36,61 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read the metadata of a file: `inputs`, `indices`, `kind`, `model`, `shapes`, `settings`.
+    """Read the metadata of a file: `inputs`, `indices`, `occurrences`, `kind`, `model`, `shapes`
+    and `settings`.
 
     Raises:
-        UsageError: The file is damaged, or not a file of features.
+        UsageError: The file is damaged, or not a file of features, or its format needs a package
+            that is not installed.
     """
+    check_format(path.suffix.lower().removeprefix("."))
     try:
         metadata = FORMATS[path.suffix.lower()].metadata(path)
-        is_consistent = len(metadata["inputs"]) == len(metadata["indices"])
-        if is_consistent and metadata["shapes"] and isinstance(metadata["settings"], dict):
-            return metadata
+        # Files of earlier versions do not tell inputs of one name apart.
+        metadata.setdefault("occurrences", _occurrences(metadata["inputs"]))
+        is_usable = _is_usable(metadata)
     except Exception as error:  # readers raise many types on damaged files
         raise UsageError(
             f"{path} is damaged, or not a file of features ({type(error).__name__})", "remove it"
         ) from error
-    raise UsageError(f"{path} holds no features", "remove it")
+    if not is_usable:
+        raise UsageError(f"{path} holds no features", "remove it")
+    return metadata
+
+
+def _occurrences(names: list[str]) -> list[int]:
+    """Return for each name how often it comes before."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for name in names:
+        numbers.append(seen[name])
+        seen[name] += 1
+    return numbers
+
+
+def _is_usable(metadata: Metadata) -> bool:
+    """Return whether all values have the right types."""
+    shapes, count = metadata["shapes"], len(metadata["inputs"])
+    return (
+        isinstance(metadata["inputs"], list)
+        and all(isinstance(name, str) for name in metadata["inputs"])
+        and all(_are_counts(metadata[key], count) for key in ("indices", "occurrences"))
+        and metadata["kind"] in ("image", "video")
+        and isinstance(metadata["model"], str)
+        and isinstance(shapes, dict)
+        and bool(shapes)
+        and all(_are_counts(shape, len(shape)) for shape in shapes.values())
+        and isinstance(metadata["settings"], dict)
+    )
+
+
+def _are_counts(values: object, length: int) -> bool:
+    """Return whether values are a list of whole numbers of that length, none of them negative."""
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(type(value) is int and value >= 0 for value in values)
+    )
 
 
 def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
@@ -115,6 +157,10 @@ def _read_npz(path: Path) -> Arrays:
 
 
 def _npz_metadata(path: Path) -> Metadata:
+    with zipfile.ZipFile(path) as archive:
+        # NumPy does not compress it. A file that does may be a bomb.
+        if archive.getinfo("metadata.npy").file_size > path.stat().st_size:
+            raise ValueError("the metadata are larger than the file")
     with path.open("rb") as opened, np.load(opened) as file:
         metadata: Metadata = json.loads(str(file["metadata"]))
     return metadata

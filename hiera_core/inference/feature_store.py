@@ -8,7 +8,7 @@ see `feature_formats`.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class _Row:
 
     name: str
     index: int
+    occurrence: int  # number of earlier inputs of this name in the run
     values: feature_formats.Arrays
 
 
@@ -64,7 +65,8 @@ class FeatureStore:
 
     Raises:
         UsageError: The format needs a package that is not installed. When resuming: the folder has
-            other settings or another format, or a shard cannot be read.
+            other settings or another format, or a shard cannot be read. When overwriting: a file
+            has the name of a shard, and is none.
     """
 
     def __init__(
@@ -86,12 +88,16 @@ class FeatureStore:
         self._open: dict[Kind, _Shard] = {}
         self._models: dict[Kind, dict[str, Any]] = {}
         self._next_numbers: dict[str, int] = {}  # of shards, by kind
-        # What an earlier run wrote: for each kind, a shard and what it depends on; for each name of
-        # an input, its rows in the order of the inputs.
+        self._counts: Counter[str] = Counter()  # inputs so far, by name
+        self._occurrences: dict[int, int] = {}  # by index, of inputs whose name was there before
+        # What an earlier run wrote: for each kind, a shard and what it depends on; for each name
+        # and occurrence of an input, its row.
         self._earlier: dict[Kind, tuple[Path, dict[str, Any]]] = {}
-        self._done: dict[str, deque[dict[str, Any]]] = {}
+        self._done: dict[tuple[str, int], dict[str, Any]] = {}
         if resume:
             self._read_shards()
+        if self._removes_shards:
+            self._check_removable()
 
     def __enter__(self) -> FeatureStore:
         if self._removes_shards:
@@ -153,20 +159,29 @@ class FeatureStore:
         if shard is None:
             shard = self._open[kind] = _Shard(self._next_path(kind), record.model)
         record.extra["file"] = {"name": str(shard.path), "row": len(shard.rows)}
-        shard.rows.append(_Row(record.input, record.index, values))
+        occurrence = self._occurrences.pop(record.index, 0)
+        shard.rows.append(_Row(record.input, record.index, occurrence, values))
         shard.size += size
 
-    def find(self, name: str) -> dict[str, Any] | None:
+    def find(self, name: str, index: int) -> dict[str, Any] | None:
         """Return what an earlier run wrote for an input: `kind`, `model`, `shapes` and `file`.
 
-        Inputs are known by their names, so it does not matter if others were added or removed. If
-        several inputs have one name, each call returns the next of them.
+        This is called for every input, in their order. Inputs are known by their names, so it does
+        not matter if others were added or removed. Inputs that share a name are told apart by
+        their order, also if some of them failed.
+
+        Args:
+            name: Name of the input.
+            index: Its position among the inputs.
 
         Returns:
             A dictionary, or None if the input is not finished.
         """
-        rows = self._done.get(name)
-        return rows.popleft() if rows else None
+        occurrence = self._counts[name]
+        self._counts[name] += 1
+        if occurrence:
+            self._occurrences[index] = occurrence
+        return self._done.pop((name, occurrence), None)
 
     def stop(self) -> str:
         """End early: a single file will not be written. Return what to tell the user."""
@@ -196,6 +211,7 @@ class FeatureStore:
             metadata = {
                 "inputs": [row.name for row in rows],
                 "indices": [row.index for row in rows],
+                "occurrences": [row.occurrence for row in rows],
                 "kind": kind,
                 "model": shard.model,
                 "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
@@ -218,13 +234,22 @@ class FeatureStore:
             if path.suffix in feature_formats.FORMATS and SHARD_NAME.fullmatch(path.stem):
                 yield path
 
+    def _check_removable(self) -> None:
+        """Check that the files with names of shards are shards, or empty.
+
+        Raises:
+            UsageError: One of them is another file.
+        """
+        for path in self._shards():
+            if not (path.is_file() and path.stat().st_size == 0):
+                feature_formats.read_metadata(path)
+
     def _read_shards(self) -> None:
         """Read which inputs the shards of an earlier run contain.
 
         Raises:
             UsageError: A shard was made with other settings, or cannot be read.
         """
-        rows: list[tuple[int, str, dict[str, Any]]] = []
         for path in self._shards():
             match = SHARD_NAME.fullmatch(path.stem)
             assert match is not None
@@ -238,8 +263,6 @@ class FeatureStore:
             fingerprint.check_same(path, metadata["settings"], self.settings, RESUME_HINT)
             self._earlier[kind] = path, metadata["settings"]
             known = {key: metadata[key] for key in ("kind", "model", "shapes")}
-            inputs = zip(metadata["indices"], metadata["inputs"], strict=True)
-            for row, (index, name) in enumerate(inputs):
-                rows.append((index, name, {**known, "file": {"name": str(path), "row": row}}))
-        for _, name, found in sorted(rows, key=lambda row: row[0]):
-            self._done.setdefault(name, deque()).append(found)
+            inputs = zip(metadata["inputs"], metadata["occurrences"], strict=True)
+            for row, key in enumerate(inputs):
+                self._done[key] = {**known, "file": {"name": str(path), "row": row}}

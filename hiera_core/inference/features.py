@@ -237,9 +237,9 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
                 "maps of several views show different parts and cannot be averaged",
                 "use one clip and one crop, or pooled features",
             )
-        # This function returns what an earlier run wrote for an input, given the input's name; see
-        # `FeatureStore.find`.
-        self.find_done: Callable[[str], dict[str, Any] | None] = lambda name: None
+        # This function returns what an earlier run wrote for an input, given the input's name and
+        # index; see `FeatureStore.find`.
+        self.find_done: Callable[[str, int], dict[str, Any] | None] = lambda name, index: None
         super().__init__(
             model,
             sampling=sampling,
@@ -251,7 +251,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         )
 
     def finished_record(self, source: Source, index: int) -> Record | None:
-        done = self.find_done(source.name)
+        done = self.find_done(source.name, index)
         if done is None:
             return None
         record = Record(source.name, index, done["model"], done["kind"])

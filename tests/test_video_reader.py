@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
 import shutil
@@ -454,6 +455,39 @@ def test_large_frames_are_refused_by_their_header(
 ) -> None:
     code, _, err = hiera("predict", clip, "-m", small_video_folder, "--max-pixels", "1000")
     assert code == 1 and "128x96 pixels are more than 1000" in err
+
+
+@pytest.mark.parametrize("container", ["avi", "matroska", "mpegts"])
+@pytest.mark.parametrize("side", [128, 3072])
+def test_frames_that_grow_within_a_stream_are_refused(container: str, side: int) -> None:
+    """The header tells the size of the first frame only. Those that are much larger are not
+    decoded at all, and count as damaged."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream: Any = output.add_stream("libx264", rate=10, options={"tune": "zerolatency"})
+        stream.width = stream.height = 64
+        packets = [p for i in range(60) for p in stream.encode(noise(64))]
+        large: Any = av.CodecContext.create("libx264", "w")
+        large.width = large.height = side
+        large.pix_fmt, large.time_base, large.framerate = "yuv420p", Fraction(1, 10), Fraction(10)
+        large.options = {"tune": "zerolatency", "preset": "ultrafast"}
+        packets += large.encode(noise(side))
+        for number, packet in enumerate(packets):
+            packet.stream, packet.time_base = stream, Fraction(1, 10)
+            packet.pts = packet.dts = number
+            output.mux(packet)
+    with Video(file.getvalue(), max_pixels=10_000) as video:
+        assert (video.width, video.frames) == (64, 61)
+        if side == 128:
+            with pytest.raises(InputError, match="128x128 pixels are more than 10000"):
+                list(video.read(range(61)))
+        else:
+            assert [frame.intact for frame in video.read(range(50, 61))] == [True] * 10 + [False]
+
+
+def noise(side: int) -> av.VideoFrame:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "fast.mp4", "x.mkv"])

@@ -28,6 +28,7 @@ from .video_timeline import read_timeline
 # concat) would read other files and URLs.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v,mxf,dv,nut"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+ROUNDING_PIXELS = 1 << 23  # more than any rounding of the sides, at most 65,535, to blocks adds
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
@@ -57,7 +58,8 @@ class Video:
 
     Args:
         source: A path, or the bytes of the file.
-        max_pixels: A video with more pixels per frame is refused, before any frame is decoded.
+        max_pixels: A video with more pixels per frame is refused, before any frame is decoded; or
+            at the first larger frame, if the size changes within the stream.
 
     Attributes:
         frames: Number of frames, counted unless the header lists them all. Frames that are missing
@@ -72,12 +74,12 @@ class Video:
     """
 
     def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
-        self._file = source
+        self._file, self._max_pixels = source, max_pixels
         with _as_input_errors():
             self._open()
         try:
             with _as_input_errors():
-                self._check(max_pixels)
+                self._check()
                 self._measure()
         except BaseException:
             self.close()
@@ -134,8 +136,11 @@ class Video:
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
             self._stream.thread_type = "AUTO"
+            # A decoder rounds sizes up before it compares them, so `_decode` checks more exactly.
+            limit = min(self._max_pixels + ROUNDING_PIXELS, 2**31 - 1)
+            self._stream.codec_context.options = {"max_pixels": str(limit)}
 
-    def _check(self, max_pixels: int) -> None:
+    def _check(self) -> None:
         """Check that the video can be decoded, and set its size and its time base."""
         stream = self._stream
         if stream is None:
@@ -143,13 +148,16 @@ class Video:
         if stream.codec_context is None:
             raise InputError("unknown video codec", "convert the video, to H.264 for example")
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
-        if self.width * self.height > max_pixels:
-            raise InputError(
-                f"{self.width}x{self.height} pixels are more than {max_pixels}",
-                "raise --max-pixels if you trust it",
-            )
+        self._check_size(self.width, self.height)
         self._tick = float(stream.time_base or 1 / 90_000)
         self._reorders = bool(stream.codec_context.has_b_frames)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            raise InputError(
+                f"{width}x{height} pixels are more than {self._max_pixels}",
+                "raise --max-pixels if you trust it",
+            )
 
     def _measure(self) -> None:
         """Get the number of frames and the frame rate."""
@@ -260,6 +268,7 @@ class Video:
                 intact = False
                 continue
             for frame in decoded:
+                self._check_size(frame.width, frame.height)
                 # What is damaged stays so up to the next key frame. FFmpeg marks the first frame.
                 intact = not frame.is_corrupt and (intact or frame.key_frame)
                 if in_order:

@@ -113,6 +113,66 @@ def test_doubtful_lines_are_quoted(folder: Path) -> None:
         read_list(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("filename,x,y,label\na.jpg,10,20,cat\nb.jpg,30,40,dog\n", ["cat", "dog"]),
+        ("file,target,class\na.jpg,10,cat\nb.jpg,30,dog\n", ["cat", "dog"]),
+        ("file,y\na.jpg,cat\nb.jpg,dog\n", ["cat", "dog"]),
+        ("mask,image,label\nm.png,a.jpg,cat\nn.png,b.jpg,dog\n", ["cat", "dog"]),
+        ("image,thumbnail,label\na.jpg,m.png,cat\nb.jpg,n.png,dog\n", ["cat", "dog"]),
+        ("a.jpg,cat,\nb.jpg,dog,\n", ["cat", "dog"]),
+    ],
+)
+def test_headers_decide_between_columns(tmp_path: Path, text: str, labels: list[str]) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    listed = read_list(tmp_path / "list.csv")
+    assert [(f.path.name, f.label) for f in listed] == list(
+        zip(("a.jpg", "b.jpg"), labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,caption,tag\na.jpg,hello,cat\n", "'caption' and 'tag' .* labels: line 2 .*'hello'"),
+        ("file,x,y\na.jpg,1,2\n", "'x' and 'y' may both hold the labels"),
+        ("a.jpg,cat,3\nb.jpg,dog,4\n", "number 2 and number 3 .* labels: line 1 "),
+        ("mask,cut,label\na.png,a.jpg,cat\n", "'mask' and 'cut' may both hold the files: line 2"),
+        ("a.jpg,cat\nsub, dir.jpg,dog\n", "number 1 and number 2 may both hold the files"),
+    ],
+)
+def test_nothing_is_guessed_between_columns(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UsageError, match=rf"list\.csv: columns {message}"):
+        read_list(tmp_path / "list.csv")
+    if "labels" in message:
+        assert read_list(tmp_path / "list.csv", labelled=False)[0].path.name == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "first", ["a.jpg," + "x" * 200_000, 'a.jpg,"' + "x\n" * 100_000, "a.jpg" + ",x" * 2000]
+)
+def test_endless_lines_are_refused(tmp_path: Path, first: str) -> None:
+    (tmp_path / "list.csv").write_text(first + "\nb.jpg,y\n")
+    with pytest.raises(UsageError, match=r"list\.csv: line \d+ (cannot be read|has 2001 cells)"):
+        read_list(tmp_path / "list.csv")
+
+
+def test_lists_may_begin_with_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("\n" * 100_000 + "a.jpg;cat\nb.jpg;dog\n")
+    assert [file.label for file in read_list(tmp_path / "list.csv")] == ["cat", "dog"]
+
+
+def test_class_numbers_are_bounded(tmp_path: Path) -> None:
+    """A model has a weight for each class, and memory for a billion of them is not there."""
+    (tmp_path / "list.csv").write_text("a.jpg,99999\nb.jpg,1\n")
+    assert datasets.open_dataset(tmp_path / "list.csv").num_classes == 100_000
+    (tmp_path / "list.csv").write_text("a.jpg,100000\nb.jpg,1\n")
+    with pytest.raises(UsageError, match="100000 is no class number"):
+        datasets.open_dataset(tmp_path / "list.csv")
+
+
 def test_class_numbers() -> None:
     texts = ["3", "3.0", "003", "3.5", "-1", "²", "٣", "1e3", "9" * 30, "", "three"]
     assert [as_class_number(text) for text in texts] == [3, 3, 3, *[None] * 8]

@@ -28,6 +28,7 @@ BUILT_IN: dict[str, Any] = {
 }
 BUILT_IN_VAL = 0.2  # share of a built-in data set that is held out for validation
 SPLIT_SEED = 0
+MAX_CLASSES = 100_000  # a model has a weight for each; or ten for each sample, if that is more
 WNID = re.compile(r"n\d{8}")
 # Sizes of the validation sets. Fewer and fewer videos of Kinetics can still be downloaded.
 IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)
@@ -101,7 +102,7 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
 
     Raises:
-        UsageError: The data does not exist, is empty, or lacks labels.
+        UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     folder = Path(data)
     if isinstance(val, str) and _as_number(val) is not None:
@@ -139,7 +140,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
     See `open_splits` for what `data` may be.
 
     Raises:
-        UsageError: The data does not exist, is empty, or lacks labels.
+        UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
@@ -155,7 +156,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         data, labelled: See `open_splits`.
 
     Raises:
-        UsageError: The data does not exist, is empty, or lacks labels.
+        UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     path, text = Path(data), str(data)
     if path.is_dir() and any(path.glob("*.tar")):
@@ -359,9 +360,15 @@ def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
 
     If all labels are numbers, these are the class indices, and there are no names. Otherwise
     classes are numbered in alphabetical order.
+
+    Raises:
+        UsageError: A number is too large for a class index.
     """
     numbers = [as_class_number(word) for word in words]
     if None not in numbers:
+        largest = max(numbers, key=lambda number: number or 0, default=0) or 0
+        if largest >= max(MAX_CLASSES, 10 * len(words)):
+            raise UsageError(f"label {largest} is no class number", "number classes from 0 on")
         return np.array(numbers, np.int64), None
     classes = sorted(set(words))
     indices = {name: i for i, name in enumerate(classes)}

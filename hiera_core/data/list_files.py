@@ -2,7 +2,7 @@
 
 The rules, in order: what splits a line into cells; which row is a header; which column holds the
 files, and which the labels; and where the files are. Files that exist decide more than names of
-columns do.
+columns do. Where two columns could be the one that is looked for, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ PATH_HEADERS = frozenset(
     "img_path image_name image_id image_file imageid id_code name video videos video_path "
     "video_id video_name clip youtube_id".split()
 )
-LABEL_HEADERS = frozenset(
-    "label labels class classes class_name class_id classid classname category category_id "
-    "category_name target targets breed diagnosis species id y".split()
+# A list may have several of these: those in the first row are preferred, then those in the second.
+RANKED_LABEL_HEADERS = tuple(
+    frozenset(words.split())
+    for words in (
+        "label labels",
+        "class classes class_name class_id classid classname category category_id category_name",
+        "target targets breed diagnosis species",
+        "y",  # but not beside an `x`: then it is a coordinate
+    )
 )
+LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed: 0", "index", "idx", "#", "no", "row"))
 SEPARATORS = ",;\t|"
 PROBED_ROWS = 20  # rows in which files are looked for
-MAX_BYTES = 1 << 30
+PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
+MAX_BYTES = 256 << 20
+MAX_COLUMNS = 1000
 BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -63,8 +72,20 @@ def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
         labelled: Whether every file must have a label.
 
     Raises:
-        UsageError: The list cannot be read, or a line has no label. The message quotes the line.
+        UsageError: The list cannot be read, a line has no label, or several columns may hold the
+            files or the labels. The message quotes the line.
     """
+    try:
+        return _read_rows(path, labelled)
+    except _ListError as error:
+        raise UsageError(f"{path}: {error.message}", error.hint) from error
+
+
+class _ListError(UsageError):
+    """A list cannot be read. The message does not name it yet."""
+
+
+def _read_rows(path: Path, labelled: bool) -> list[ListedFile]:
     rows = list(_split_rows(_read_text(path), path.suffix.lower()))
     if not rows:
         return []
@@ -72,7 +93,7 @@ def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
     body = rows[1:] if _is_header(rows, folder) else rows
     header = rows[0].cells if len(body) < len(rows) else ()
     file_column = _find_file_column(body[:PROBED_ROWS], header, folder)
-    label_column = _find_label_column(body, header, file_column)
+    label_column = _find_label_column(body, header, file_column) if labelled else None
     finder = _FileFinder(folder, [_cell(row, file_column) for row in body[:PROBED_ROWS]])
     listed = []
     for row in body:
@@ -80,7 +101,7 @@ def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
         if not name:
             continue
         if labelled and not label:
-            raise UsageError(f"{path}: {_quote_missing(row)} has no label", "write `path label`")
+            raise _ListError(f"{_quote_missing(row)} has no label", "write `path label`")
         listed.append(ListedFile(finder.find(name), label))
     return listed
 
@@ -134,8 +155,9 @@ def _split_rows(text: str, ending: str) -> Iterator[Row]:
     by the separator that splits the first rows alike. Otherwise the last tab, or the last space,
     ends the path, because paths may hold spaces.
     """
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = _find_separator(text)
+    lines = _first_lines(text)
+    first = next(iter(lines), "")
+    separator = _find_separator(lines)
     spaced = re.search(r"\s", first.replace("\t", "").strip()) is not None
     if separator and separator != "\t" and (ending == ".csv" or not spaced):
         rows: Iterable[Sequence[str]] = _csv_rows(text, separator)
@@ -143,8 +165,13 @@ def _split_rows(text: str, ending: str) -> Iterator[Row]:
         rows = _csv_rows(text, "\t")
     else:
         separator = "\t" if "\t" in first else None
-        rows = (line.strip("\r\n").rsplit(separator, 1) for line in io.StringIO(text, newline=None))
+        lines_of_text = io.StringIO(text, newline=None)
+        rows = (line.strip("\r\n").rsplit(separator, 1) for line in lines_of_text)
     for number, cells in enumerate(rows, start=1):
+        if not any(cells):  # lists may have many empty lines
+            continue
+        if len(cells) > MAX_COLUMNS:
+            raise _ListError(f"line {number} has {len(cells)} cells", "give lines of `path,label`")
         stripped = tuple(cell.strip() for cell in cells)
         if any(stripped):
             yield Row(number, stripped)
@@ -155,14 +182,22 @@ def _csv_rows(text: str, separator: str) -> Iterator[list[str]]:
     try:
         yield from reader
     except csv.Error as error:  # a cell of more than 128 KiB: a quote that is never closed
-        raise UsageError(
+        raise _ListError(
             f"line {reader.line_num} cannot be read ({error})", "check its quotes"
         ) from error
 
 
-def _find_separator(text: str) -> str | None:
+def _first_lines(text: str) -> list[str]:
+    """Return the first lines that are not empty."""
+    start = text.lstrip()[:PROBED_CHARACTERS]
+    lines = [line for line in start.splitlines() if line.strip()]
+    if len(start) == PROBED_CHARACTERS and len(lines) > 1:
+        lines.pop()  # it may be cut
+    return lines[:PROBED_ROWS]
+
+
+def _find_separator(lines: Sequence[str]) -> str | None:
     """Return what separates cells: what splits the first lines into the same number of cells."""
-    lines = [line for line in text.splitlines()[: PROBED_ROWS * 2] if line.strip()][:PROBED_ROWS]
     counts = {
         separator: {len(next(csv.reader([line], delimiter=separator), [])) for line in lines}
         for separator in SEPARATORS
@@ -204,30 +239,55 @@ def _may_be_file(cell: str, folder: Path) -> bool:
 
 
 def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) -> int:
-    """Return the column that holds files: the one with the most of them, else the one whose header
-    says so, else the first."""
+    """Return the column that holds files. If several or none do, the header says which; without a
+    header, it is the first one that does not count the rows.
+
+    Raises:
+        _ListError: Several hold files, and the header does not say which to take.
+    """
     width = max((len(row.cells) for row in body), default=1)
     counts = [sum(_may_be_file(_cell(row, i), folder) for row in body) for i in range(width)]
-    if max(counts, default=0):
-        return counts.index(max(counts))
-    named = [i for i, word in enumerate(header) if word.lower() in PATH_HEADERS]
-    named += [i for i, word in enumerate(header) if word.lower() == "id"]  # Kaggle's `id,label`
-    if named:
-        return named[0]
+    holding = [i for i, count in enumerate(counts) if count and 2 * count >= max(counts)]
+    if len(holding) == 1:
+        return holding[0]
+    words = [word.lower() for word in header]
+    named = [i for i, word in enumerate(words) if word in PATH_HEADERS]
+    named += [i for i, word in enumerate(words) if word == "id"]  # Kaggle's `id,label`
+    for i in named:
+        if i in holding or not holding:
+            return i
+    if holding:
+        second = (row for row in body if _cell(row, holding[1]))
+        raise _doubt("files", holding, header, next(second))
     return 1 if width > 2 and _is_index(body, header, 0) else 0
 
 
 def _find_label_column(body: Sequence[Row], header: Sequence[str], file_column: int) -> int | None:
-    """Return the column that holds labels: the one whose header says so, else the first one beside
-    the files that is not an index."""
+    """Return the column that holds labels: the one whose header says so, else the only one beside
+    the files that is not empty and is not an index. None if there is no other column.
+
+    Raises:
+        _ListError: There are several.
+    """
     words = [word.lower() for word in header]
-    for i, word in enumerate(words):
-        if i != file_column and word in LABEL_HEADERS - {"id"}:
-            return i
+    for ranked in RANKED_LABEL_HEADERS:
+        for i, word in enumerate(words):
+            if i != file_column and word in ranked and not (word == "y" and "x" in words):
+                return i
     width = max((len(row.cells) for row in body), default=1)
-    others = [i for i in (*range(file_column + 1, width), *range(file_column)) if i != file_column]
+    others = [i for i in range(width) if i != file_column and any(_cell(row, i) for row in body)]
     plain = [i for i in others if not (len(others) > 1 and _is_index(body, header, i))]
+    if len(plain) > 1:
+        both = (row for row in body if _cell(row, plain[0]) and _cell(row, plain[1]))
+        raise _doubt("labels", plain, header, next(both, body[0]))
     return next(iter(plain or others), None)
+
+
+def _doubt(what: str, columns: Sequence[int], header: Sequence[str], row: Row) -> _ListError:
+    """Return the error that several columns may hold the files, or the labels."""
+    first, second = (repr(header[i]) if i < len(header) else f"number {i + 1}" for i in columns[:2])
+    message = f"columns {first} and {second} may both hold the {what}: {row}"
+    return _ListError(message, "name the columns in a header: `path,label`")
 
 
 def _is_index(body: Sequence[Row], header: Sequence[str], column: int) -> bool:

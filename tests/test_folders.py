@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,32 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     samples = datasets.open_dataset(tmp_path / "data", labelled=False)
     assert len(samples) == 3  # MAE training sees the files behind links, too
     assert datasets.open_dataset(tmp_path / "data").classes == ["dog"]
+
+
+def test_folders_that_many_links_lead_to_are_entered_once(tmp_path: Path) -> None:
+    """Each of these folders is linked from the one before by two names: 2 ** 16 paths to a file."""
+    for number in range(16):
+        (tmp_path / f"d{number}").mkdir()
+    for number in range(15):
+        for name in "ab":
+            (tmp_path / f"d{number}" / name).symlink_to(f"../d{number + 1}")
+    (tmp_path / "d15" / "x.png").touch()
+    found = list(folders.find_files(tmp_path / "d0", recursive=True))
+    assert found == [tmp_path / "d0" / Path(*"a" * 15) / "x.png"]
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
+    """Without a call for each level, of which Python allows a thousand."""
+    deep = tmp_path / Path(*"x" * 150)
+    deep.mkdir(parents=True)
+    (deep / "x.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found = list(folders.find_files(tmp_path, recursive=True))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [deep / "x.png"]
 
 
 def test_counts_are_sorted() -> None:

@@ -184,6 +184,22 @@ def test_large_downloads_go_to_a_file_that_goes_with_them(
         Source("x", url=f"{hub.url}/x.mp4").content()
 
 
+def test_members_of_tar_files_are_kept_like_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(5000)
+    (tmp_path / "x.tar").write_bytes(b"header" + content)
+    member = Source("x", path=tmp_path / "x.tar", span=(6, 5000))
+    assert member.content() == content
+    monkeypatch.setattr(url_content, "IN_MEMORY_BYTES", 1000)
+    path = member.content()
+    assert isinstance(path, Path) and path.read_bytes() == content
+    with pytest.raises(InputError, match="ends within this file"):
+        Source("x", path=tmp_path / "x.tar", span=(6, 5001)).content()
+    with pytest.raises(InputError, match="larger than 512 MiB"):
+        Source("x", path=tmp_path / "x.tar", span=(6, 513 << 20)).content()
+
+
 def test_a_download_that_is_cut_is_an_error(hub: Hub) -> None:
     hub.plain["/x.jpg"], hub.cut = b"bytes of a picture", 5
     with pytest.raises(InputError, match="5 of 18 bytes arrived"):

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import hiera_core
+from hiera_core.data import datasets
+from hiera_core.data.sources import expand
 from hiera_core.data.tar_files import expand_braces
+from hiera_core.errors import InputError, UsageError
 
 Command = Callable[..., tuple[int, str, str]]
 SAMPLES = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples"
@@ -65,7 +68,72 @@ def test_damaged_and_missing_tar_files_are_errors_of_their_own(
     assert status.count("ok") == 1 and status[-1] == "ok" and len(status) >= 5
 
 
+def test_hidden_members_are_no_inputs(tmp_path: Path, hiera: Command) -> None:
+    """macOS adds `._x.png` to every file `x.png` of an archive."""
+    names = ("._three.png", "./__MACOSX/._five.png", ".thumbs/eight.png", "./three.png")
+    with tarfile.open(tmp_path / "mac.tar", "w") as archive:
+        for name in names:
+            archive.add(SAMPLES / "three.png", name)
+        for name in ("._three.cls", "three.cls"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 1
+            archive.addfile(entry, io.BytesIO(b"3"))
+    code, out, err = hiera("predict", tmp_path / "mac.tar", "-m", "hiera_nano_32", "-f", "jsonl")
+    assert code == 0 and len(out.splitlines()) == 1 and "4 hidden" in err
+    samples = datasets.open_dataset(tmp_path / "mac.tar", labelled=False)
+    assert [source.name.rpartition("/")[2] for source in samples.sources] == ["three.png"]
+
+
+def test_sparse_members_are_refused_by_name(tmp_path: Path, hiera: Command) -> None:
+    """Their holes are left out of the tar file, so they cannot be read in place."""
+    sparse = tarfile.TarInfo("sparse.png")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"00000001000\0" + b"00000001000\0"  # one block of data, at offset 512
+    header[483:495] = b"00000002000\0"  # the size with the hole
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(SAMPLES / "three.png", "three.png")
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(512) + whole)
+    code, out, _ = hiera("predict", tmp_path / "a.tar", "-m", "hiera_nano_32", "-f", "jsonl")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [record["status"] for record in records] == ["error", "ok"]
+    assert "sparse" in records[0]["error"]["message"]
+    with pytest.raises(UsageError, match=r"sparse\.png is stored as a sparse file"):
+        datasets.open_dataset(tmp_path / "a.tar", labelled=False)
+
+
+def test_labels_that_are_links_to_nothing_are_missing(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(SAMPLES / "three.png", "three.png")
+        entry = tarfile.TarInfo("three.cls")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "three.cls"
+        archive.addfile(entry)
+    with pytest.raises(UsageError, match="has no label"):
+        datasets.open_dataset(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("a-{0..99999999}.tar", "stands for more than 100000 files"),
+        ("{0..999}/{0..999}.tar", "stands for more than 100000 files"),
+        ("a-{9..0}.tar", "counts down"),
+    ],
+)
+def test_braces_that_stand_for_too_many_files(pattern: str, message: str, hiera: Command) -> None:
+    code, _, err = hiera("predict", pattern, "-m", "hiera_nano_32")
+    assert code == 2 and message in err and err.count("\n") == 1
+    with pytest.raises(UsageError, match=message):
+        datasets.open_dataset(pattern)
+    (source,) = expand([pattern])
+    with pytest.raises(InputError, match=message):
+        source.content()
+
+
 def test_braces() -> None:
     assert expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_braces("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
     assert expand_braces("a{b}.tar") == ["a{b}.tar"]
+    assert expand_braces("{0..0}" * 2000 + ".tar") == ["0" * 2000 + ".tar"]

@@ -344,6 +344,8 @@ def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
             labels = tar_files.read_labels(shard) if labelled else {}
         except (OSError, tarfile.TarError) as error:
             raise UsageError(f"{shard} cannot be read ({error})", "get it again") from error
+        if sparse := [member.name for member in found if member.is_sparse]:
+            raise UsageError(f"{shard}: {sparse[0]} {tar_files.SPARSE}", tar_files.SPARSE_HINT)
         found = list({member.key: member for member in found}.values())
         unlabelled = [member for member in found if labelled and member.key not in labels]
         if unlabelled:

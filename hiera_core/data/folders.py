@@ -25,8 +25,8 @@ def find_files(
     """Yield the files of a folder with these extensions, in name order, then those of its folders,
     one after another.
 
-    Links are followed, to files and to folders. A folder that lies within itself by a link is
-    entered once. Hidden files and folders are left out.
+    Links are followed, to files and to folders. A folder that several links lead to, or that lies
+    within itself by a link, is entered once. Hidden files and folders are left out.
 
     Args:
         folder: The folder.
@@ -35,48 +35,42 @@ def find_files(
         passed_over: Counts the files that are left out, by extension; hidden ones under `hidden`.
         on_error: Called with a folder that cannot be read. Otherwise its error is raised.
     """
-    yield from _walk(folder, recursive, endings, passed_over, on_error, ())
+    entered: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+            status = folder.stat()
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(folder, error)
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in entered:
+            continue
+        entered.add(here)
+        inner = []
+        for entry in found:
+            if _is_folder(entry):
+                if not entry.name.startswith("."):
+                    inner.append(folder / entry.name)
+            elif entry.name.startswith("."):
+                _count(passed_over, HIDDEN)
+            elif (ending := Path(entry.name).suffix.lower()) in endings:
+                yield folder / entry.name
+            else:
+                _count(passed_over, ending or NO_EXTENSION)
+        if recursive:
+            waiting += reversed(inner)
 
 
 def describe(passed_over: Counter[str]) -> str:
     """`3 .txt, 1 hidden`: the counts, largest first."""
     counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {ending}" for ending, count in counts)
-
-
-def _walk(
-    folder: Path,
-    recursive: bool,
-    endings: frozenset[str],
-    passed_over: Counter[str] | None,
-    on_error: Callable[[Path, OSError], None] | None,
-    outer: tuple[tuple[int, int], ...],
-) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        status = folder.stat()
-    except OSError as error:
-        if on_error is None:
-            raise
-        on_error(folder, error)
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in outer:  # a link to a folder that this one lies in
-        return
-    folders = []
-    for entry in found:
-        if _is_folder(entry):
-            if not entry.name.startswith("."):
-                folders.append(entry.name)
-        elif entry.name.startswith("."):
-            _count(passed_over, HIDDEN)
-        elif (ending := Path(entry.name).suffix.lower()) in endings:
-            yield folder / entry.name
-        else:
-            _count(passed_over, ending or NO_EXTENSION)
-    for name in folders if recursive else ():
-        yield from _walk(folder / name, recursive, endings, passed_over, on_error, (*outer, here))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -30,12 +30,13 @@ from .media_types import (
     ending_of,
     sniff_kind,
 )
-from .url_content import fetch_content
+from .url_content import fetch_content, keep_content
 
 if TYPE_CHECKING:
     import numpy as np
 
 STDIN = "-"
+MAX_MEMBER_BYTES = 512 << 20  # of a tar file
 URLS = ("http://", "https://")
 
 
@@ -144,8 +145,9 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
     """Check lists, folders and globs, so that a mistake is reported before weights are loaded.
 
     Raises:
-        UsageError: A list is missing, a folder is empty, a glob matches nothing, or an input is "".
-            A single file that is missing is not an error here: later, that input alone fails.
+        UsageError: A list is missing, a folder is empty, a glob matches nothing, a pattern of tar
+            files stands for too many, or an input is "". A single file that is missing is not an
+            error here: later, that input alone fails.
     """
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
@@ -156,6 +158,8 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
         if expand and not _exists(text) and glob.has_magic(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
+        if expand and is_tar(text) and not _exists(text):
+            tar_files.expand_braces(text)
         if is_folder(text):
             first = next(_from_path(text, _FolderOptions(recursive)))
             if first.error is not None and Path(first.name) == Path(text):
@@ -188,7 +192,12 @@ class _FolderOptions:
 def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
     path = Path(text)
     if is_tar(text):
-        for shard in [text] if _exists(text) else tar_files.expand_braces(text):
+        try:
+            shards = [text] if _exists(text) else tar_files.expand_braces(text)
+        except UsageError as error:
+            yield Source(text, error=InputError(error.message, error.hint))
+            return
+        for shard in shards:
             yield from _from_tar(shard, options)
     elif is_folder(path):
         yield from _from_folder(path, options)
@@ -209,9 +218,12 @@ def _from_tar(text: str, options: _FolderOptions) -> Iterator[Source]:
     path, is_empty = Path(text), True
     try:
         for member in tar_files.read_members(_check_regular_file(path), options.passed_over):
-            is_empty = False
-            span = (member.offset, member.size)
-            yield Source(f"{text}/{member.name}", path=path, span=span)
+            is_empty, name = False, f"{text}/{member.name}"
+            if member.is_sparse:
+                error = InputError(tar_files.SPARSE, tar_files.SPARSE_HINT)
+                yield Source(name, error=error)
+                continue
+            yield Source(name, path=path, span=(member.offset, member.size))
     except InputError as error:
         yield Source(text, error=error)
     except (OSError, tarfile.TarError) as error:
@@ -400,18 +412,27 @@ def _check_regular_file(path: Path) -> Path:
     return path
 
 
-def _read_span(path: Path, offset: int, size: int) -> bytes:
-    """Read `size` bytes of a file, starting at `offset`.
+def _read_span(path: Path, offset: int, size: int) -> Path | bytes:
+    """Return `size` bytes of a file, starting at `offset`; see `keep_content`.
 
     Raises:
-        InputError: The file cannot be read, or is shorter.
+        InputError: The file cannot be read, or is shorter; or the span is too large.
     """
+    if size > MAX_MEMBER_BYTES:
+        raise InputError(
+            f"larger than {MAX_MEMBER_BYTES >> 20} MiB", "extract it and give its path"
+        )
+    return keep_content(_blocks(path, offset, size))
+
+
+def _blocks(path: Path, offset: int, size: int) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            content = file.read(size)
+            while size and (block := file.read(min(size, 1 << 20))):
+                size -= len(block)
+                yield block
     except OSError as error:
         raise as_input_error(error) from error
-    if len(content) < size:
+    if size:
         raise InputError(f"{path} ends within this file", "the archive is truncated; get it again")
-    return content

@@ -1,7 +1,7 @@
 """Fetch an input by its URL: a small one into memory, a large one into a temporary file.
 
 Many workers fetch at once, and a video stays open until its turn. So memory holds at most
-`IN_MEMORY_BYTES` of each.
+`IN_MEMORY_BYTES` of each. Members of tar files are kept in the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +40,21 @@ def fetch_content(url: str) -> Path | bytes:
             return _collect(response)
     except FetchError as error:
         raise InputError(f"cannot be fetched ({error.reason})", "check the address") from error
+
+
+def keep_content(chunks: Iterable[bytes]) -> Path | bytes:
+    """Return content that arrives in pieces, or the path of a temporary file; see `fetch_content`.
+
+    Raises:
+        InputError: It cannot be stored.
+    """
+    try:
+        with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as spool:
+            for chunk in chunks:
+                spool.write(chunk)
+            size = spool.tell()
+            spool.seek(0)
+            return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
     except OSError as error:
         hint = "free some space, or set TMPDIR to another folder"
         raise InputError(f"cannot be stored ({error.strerror or error})", hint) from error
@@ -47,18 +63,20 @@ def fetch_content(url: str) -> Path | bytes:
 def _collect(response: Response) -> Path | bytes:
     """Return the content of a response; see `fetch_content`."""
     too_large = InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")
-    if (response.length or 0) > MAX_DOWNLOAD_BYTES:
-        raise too_large
-    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as spool:
+
+    def chunks() -> Iterator[bytes]:
+        size = 0
         for chunk in response.chunks():
-            spool.write(chunk)
-            if spool.tell() > MAX_DOWNLOAD_BYTES:
+            size += len(chunk)
+            if size > MAX_DOWNLOAD_BYTES:
                 raise too_large
-        size = spool.tell()
+            yield chunk
         if response.length not in (None, size):
             raise FetchError(f"{size} of {response.length} bytes arrived")
-        spool.seek(0)
-        return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
+
+    if (response.length or 0) > MAX_DOWNLOAD_BYTES:
+        raise too_large
+    return keep_content(chunks())
 
 
 class _TemporaryPath(type(Path())):  # type: ignore[misc]  # the class for this system

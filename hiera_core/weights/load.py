@@ -255,12 +255,12 @@ def _describe(
     """
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
-    if config is None or "stages" in config:  # constructor arguments have `stages`
-        return config or extras.get("config"), card
+    own = config if config is not None and "stages" in config else None  # constructor arguments
+    if own is not None or extras or config is None:
+        return own or extras.get("config"), card
     processor = files.read_json(fetched.processor) if fetched.processor else None
     arguments, facts = foreign_config.read_config(config, processor, source)
-    # The extras hold the true names of classes; id2label may hold numbers in their place.
-    return extras.get("config", arguments), {**facts, **card}
+    return arguments, {**facts, **card}
 
 
 def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

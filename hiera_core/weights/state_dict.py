@@ -3,6 +3,9 @@
 Trainers put the state dict into dictionaries, beside the state of the optimizer, and wrappers (DDP,
 FSDP, torch.compile, Lightning, averages of weights) put prefixes before the names of parameters.
 The patch embedding, which every Hiera has once, shows where the weights are.
+
+torch and numpy are imported inside the functions that need them, because `hiera --help` reaches
+this module through the names of formats.
 """
 
 from __future__ import annotations
@@ -15,9 +18,6 @@ import pathlib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
-
-import numpy as np
-import torch
 
 log = logging.getLogger("hiera")
 T = TypeVar("T")
@@ -57,6 +57,8 @@ def safe_types() -> list[Any]:
     the file. Paths become pure paths, because a path of another system cannot be built. NumPy's
     objects become a `NumPyValue`.
     """
+    import numpy as np
+
     found: list[Any] = [
         argparse.Namespace,
         types.SimpleNamespace,
@@ -139,6 +141,8 @@ def _dictionaries(
 
 
 def _has_anchor(state: Mapping[Any, Any]) -> bool:
+    import torch
+
     return any(
         isinstance(value, torch.Tensor) and _without_wrapper_parts(str(name)).endswith(ANCHORS)
         for name, value in state.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -102,6 +103,11 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+def printable(name: str) -> str:
+    """Return a name without control characters, which could drive a terminal: `\\x1b[31m.png`."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], name)
+
+
 class TableWriter:
     """Text for a terminal: the name of each input, and its results below it."""
 
@@ -112,7 +118,8 @@ class TableWriter:
     def write(self, record: Record) -> None:
         notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
         failed = "  error" if record.error else ""
-        print(f"{self.bold}{record.input}{self.plain}{failed}{notes}", file=self.stream)
+        name = printable(record.input)
+        print(f"{self.bold}{name}{self.plain}{failed}{notes}", file=self.stream)
         for prediction in record.topk:
             label = prediction.label if prediction.label is not None else "class"
             print(f"  {prediction.prob:6.1%}  {label} ({prediction.id})", file=self.stream)

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from hiera_core.atomic import atomic_file, sync_folder, unfinished
 from hiera_core.data.folders import describe
+from hiera_core.data.media_types import ENDINGS
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inference import fingerprint
@@ -62,6 +63,10 @@ class ResultStream:
         self.path, self.quiet = path, quiet
         if path is not None:
             target_of(path)  # a folder or device has no extension that decides the format
+            if path.suffix.lower() in ENDINGS:  # it may be one of the inputs
+                raise UsageError(
+                    f"output {str(path)!r} is named like an image or video", "choose another name"
+                )
         self.format = resolve_format(format, path)
         self.topk, self.details = topk, details
         self.overwrite, self.resume = overwrite, resume

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hiera_core.atomic import (
     TEMPORARY,
@@ -23,6 +24,7 @@ from hiera_core.atomic import (
     unfinished,
 )
 from hiera_core.errors import OutputError
+from hiera_core.weights import files as weight_files
 
 
 def mode_of(path: Path) -> int:
@@ -420,3 +422,13 @@ def test_a_write_is_being_finished_before_it_has_a_file(tmp_path: Path) -> None:
         with atomic_file(tmp_path / "shard"):
             assert unfinished.being_finished() == [tmp_path / "shard"]
     assert unfinished.being_finished() == []
+
+
+def test_every_format_is_written_with_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    """The writer of safetensors makes its files private."""
+    (tmp_path / "plain").touch()
+    weight_files.write_safetensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    weight_files.write_pickle(tmp_path / "a.pth", {"x": torch.ones(2)})
+    weight_files.write_json(tmp_path / "a.json", {})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,3 +321,15 @@ def test_a_link_stands_for_the_file_that_it_names(
     assert code == 2 and "exists" in err
     assert hiera("predict", DIGITS[0], *NANO, "-o", "out.jsonl", "--overwrite")[0] == 0
     assert Path("out.jsonl").is_symlink() and json.loads(Path("out.jsonl").read_text())
+
+
+def test_names_cannot_drive_the_terminal_and_images_are_no_outputs(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    picture = tmp_path / "\x1b[31mred\nline.png"
+    shutil.copy(SAMPLES / "three.png", picture)
+    code, out, _ = hiera("predict", picture, "-m", "hiera_nano_32", "-f", "table")
+    assert code == 0 and "\x1b" not in out and "\\x1b[31mred\\nline.png" in out.splitlines()[0]
+    code, _, err = hiera("predict", picture, "-f", "table", "-o", picture, "--overwrite")
+    assert code == 2 and "named like an image" in err
+    assert picture.read_bytes() == (SAMPLES / "three.png").read_bytes()

@@ -160,3 +160,23 @@ def test_features_are_whole_or_can_be_resumed(tmp_path: Path, signum: int, name:
         assert not (tmp_path / name).exists()
     left = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_signal_while_python_imports_is_one_line(number: signal.Signals, words: str) -> None:
+    """The handlers of the entry point are there before the modules of the command line."""
+    program = (
+        "import builtins, os, signal, sys\n"
+        "from hiera_cli.__main__ import main\n"
+        "original = builtins.__import__\n"
+        "def stopping(name, *rest, **more):\n"
+        "    if name == 'app':\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    return original(name, *rest, **more)\n"
+        "builtins.__import__ = stopping\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 128 + number and done.stderr == f"hiera: {words}\n"

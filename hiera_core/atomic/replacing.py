@@ -46,11 +46,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with unfinished.finish_first(path), translate_write_errors(path):
         permissions = _permissions(path)
-        with _temporary_file(path, permissions) as temporary:
+        with _temporary_file(path, permissions) as (temporary, created_with):
             yield temporary
             _sync_file(temporary)
-            if permissions is not None:
-                temporary.chmod(permissions)
+            # Some writers, such as that of safetensors, make the file private.
+            temporary.chmod(created_with if permissions is None else permissions)
             with unfinished.renaming():
                 temporary.replace(path)
             sync_folder(path.parent)
@@ -127,8 +127,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_file(path: Path, permissions: int | None) -> Iterator[Path]:
-    """Create an empty file beside `path`, and remove it at the end unless it was renamed.
+def _temporary_file(path: Path, permissions: int | None) -> Iterator[tuple[Path, int]]:
+    """Create an empty file beside `path`, and remove it at the end unless it was renamed. Yield its
+    path, and the permissions that it was created with.
 
     The system applies the umask. A file that will be private is private from the beginning.
     """
@@ -136,8 +137,9 @@ def _temporary_file(path: Path, permissions: int | None) -> Iterator[Path]:
     mode = 0o666 if permissions is None else permissions | 0o600
     with unfinished.temporary(temporary, path):
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        created_with = stat.S_IMODE(os.fstat(handle).st_mode)
         with _removed_at_the_end(temporary, handle):
-            yield temporary
+            yield temporary, created_with
 
 
 @contextlib.contextmanager

@@ -288,13 +288,13 @@ def save_reconstruction(
         pictures = [frames.transpose(0, 1) for frames in pictures]  # c t y x -> t c y x
     shown = [to_uint8(picture) for picture in pictures]
     path = output_path(folder, record.input, ".png")
-    if record.kind == "image":
+    movie = None if record.kind == "image" else output_path(folder, record.input, ".mp4")
+    if movie is None:
         single = reconstruction_only
         picture = Image.fromarray(shown[0]) if single else captioned_grid([shown], columns=names)
         save_png(picture, path)
         return [path]
     save_png(captioned_grid([list(frames) for frames in shown], rows=names), path)
-    movie = output_path(folder, record.input, ".mp4")
     with atomic_file(movie) as temporary:
         temporary.write_bytes(video_writer.encode(side_by_side(shown), runner.frame_rate))
     return [movie, path]

@@ -18,6 +18,7 @@ from ..records import Kind
 from ..version import __version__
 from .job import Mode, RunLength
 
+MAX_SECONDS = 3600  # of a measurement
 # A CPU can be a hundred times slower than a GPU, so it does fewer runs of the same models.
 LENGTHS = {
     "cpu": RunLength(seconds=3, runs=10, max_seconds=12, min_runs=3),
@@ -67,12 +68,14 @@ def settings(
         seconds: Seconds of each measurement, or None for the default of the device.
 
     Raises:
-        UsageError: `seconds` is not a finite number above 0; see also `select_device` and
+        UsageError: `seconds` is not above 0, or is more than an hour; see also `select_device` and
             `select_dtype`.
         DeviceError: See `select_device`.
     """
     if seconds is not None and not 0 < seconds < math.inf:
         raise UsageError(f"seconds is {seconds}", "give a number above 0")
+    if seconds is not None and seconds > MAX_SECONDS:
+        raise UsageError(f"seconds is {seconds:g}", f"give at most {MAX_SECONDS}")
     chosen_device = select_device(device)
     kind = chosen_device.type
     if dtype == "auto" and kind == "cuda" and mode != "infer":

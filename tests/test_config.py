@@ -63,6 +63,33 @@ def test_the_decoder_is_checked_too(name: str) -> None:
         hiera_core.MaskedAutoencoderHiera(**{**SMALL, "q_pool": 2, name: -1})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": (10_000_000, 1, 1, 1)},
+        {"stages": (1,) * 1000},
+        {"embed_dim": 48_000},
+        {"num_classes": 10**9},
+        {"in_chans": 10**6},
+        {"input_size": (1 << 20, 1 << 20)},
+        {"patch_kernel": (10**9, 10**9)},
+        {"dim_mul": 1e300},
+        {"dim_mul": 900.0},
+        {"head_mul": 1e300},
+        {"mlp_ratio": 1e9},
+    ],
+    ids=repr,
+)
+def test_sizes_are_bounded(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="at most"):
+        hiera_core.Hiera(**{**SMALL, **change})
+
+
+def test_the_size_of_the_decoder_is_bounded() -> None:
+    with pytest.raises(ConfigError, match=r"decoder_depth is 10000000; give .* at most 1000"):
+        hiera_core.MaskedAutoencoderHiera(**{**SMALL, "q_pool": 2, "decoder_depth": 10_000_000})
+
+
 def test_norms_are_known_by_name_or_given_as_a_class() -> None:
     with pytest.raises(ConfigError, match="unknown norm_layer 'LayerNrom'; did you mean LayerNorm"):
         hiera_core.Hiera(**SMALL, norm_layer="LayerNrom")

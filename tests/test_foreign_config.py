@@ -15,6 +15,8 @@ from PIL import Image
 
 import hiera_core
 from hiera_core.data.transforms import ImageTransform, transform_for
+from hiera_core.errors import CheckpointError
+from hiera_core.weights.foreign_config import read_config
 
 from .conftest import assert_close, draw_weights
 
@@ -171,3 +173,51 @@ def test_conversions_carry_the_preprocessing_on(
     assert transform_for(hiera_core.create_model(str(tmp_path / "hub"))) == transform_for(
         hiera_core.create_model(str(transformers_folder))
     )
+
+
+TIMM = {"architecture": "hiera_tiny_224"}
+
+
+@pytest.mark.parametrize(
+    ("config", "processor"),
+    [
+        ({"model_type": "hiera", "num_heads": [0, 0, 0, 0]}, {}),
+        ({"model_type": "hiera"}, {"image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0}),
+        ({**TIMM, "pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 1e-320}}, {}),
+        ({**TIMM, "label_names": {"5000000": "x"}}, {}),
+        ({"model_type": "hiera", "id2label": {"5000000": "x"}}, {}),
+        ({**TIMM, "model_args": {"norm_layer": "rmsnorm"}}, {}),
+    ],
+    ids=["heads", "rescale", "crop_pct", "label_names", "id2label", "norm"],
+)
+def test_odd_values_are_refused(config: dict[str, Any], processor: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"SOURCE: .*config\.json"):
+        read_config(config, processor, "SOURCE")
+
+
+def test_gaps_between_class_numbers_are_filled() -> None:
+    for config in (
+        {**TIMM, "label_names": {"1": "a", "3": "b"}},
+        {"model_type": "hiera", "id2label": {"1": "a", "3": "b"}},
+    ):
+        assert read_config(config, None, "x")[1]["classes"] == ["0", "a", "2", "b"]
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "message"),
+    [
+        ({**TIMM, "pretrained_cfg": {"crop_mode": "squash"}}, {}, "crop_mode = squash"),
+        ({"model_type": "hiera"}, {"do_resize": False}, "do_resize = false"),
+        ({"model_type": "hiera"}, {"size": {"height": 64, "width": 96}}, "aspect ratio"),
+        ({"model_type": "hiera"}, {"size": {"shortest_edge": 64}}, ""),
+        ({**TIMM, "pretrained_cfg": {"crop_mode": "center"}}, {}, ""),
+    ],
+)
+def test_other_preprocessing_is_reported(
+    config: dict[str, Any],
+    processor: dict[str, Any],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    read_config(config, processor, "x")
+    assert message in caplog.text and bool(message) == bool(caplog.text)

@@ -24,6 +24,7 @@ from .clip_sampling import crop_offsets
 # Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
 # is.
 MAX_WHOLE_RESIZE = 4
+MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
 
 
@@ -106,10 +107,12 @@ class ImageTransform:
             resize, size = int(known["resize"]), tuple(map(int, known["size"]))
             if len(size) != 2 or min(resize, *size) < 1:
                 raise ValueError(f"size {size}, resize {resize}")
+            if resize > MAX_RESIZE * min(size):
+                raise ValueError(f"resize {resize} is more than {MAX_RESIZE} times {min(size)}")
             mean, std = _channel_statistics(known)
             interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
+            raise CheckpointError(f"preprocessing is not usable ({error})") from error
         if (height, width) != size:  # keep the ratio of resize to crop (256 to 224)
             resize = round(min(height, width) * resize / min(size))
         return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
@@ -190,7 +193,7 @@ class VideoTransform:
             if stride < 1 or not 0 < fps < math.inf:
                 raise ValueError(f"stride {stride}, fps {fps}")
         except (TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"preprocessing in hiera.json is not usable ({error})") from error
+            raise CheckpointError(f"preprocessing is not usable ({error})") from error
         return cls((height, width), frames, stride, fps, mean, std)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -210,10 +213,11 @@ def _channel_statistics(
     """Return the mean and the standard deviation of the three channels.
 
     Raises:
-        TypeError, ValueError: They are not three finite numbers each.
+        TypeError, ValueError: They are not three finite numbers each, with deviations above 0.
     """
     mean, std = (tuple(map(float, preprocessing[name])) for name in ("mean", "std"))
-    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))):
+    numbers = (*mean, *std)
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, numbers)) or min(std) <= 0:
         raise ValueError(f"mean {mean}, std {std}")
     return mean, std
 

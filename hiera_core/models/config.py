@@ -14,17 +14,24 @@ from torch import nn
 from ..errors import ConfigError, did_you_mean
 from .token_layout import TokenLayout
 
-# Least value of each argument that is a number of something.
+# Least and largest value of each argument that is a number of something. A config.json of a few
+# bytes could otherwise take any amount of time and memory. Real models are far below the limits.
 COUNTS = {
-    "in_chans": 1,
-    "embed_dim": 1,
-    "num_heads": 1,
-    "num_classes": 0,
-    "q_pool": 0,
-    "decoder_embed_dim": 1,
-    "decoder_depth": 0,
-    "decoder_num_heads": 1,
+    "in_chans": (1, 1 << 14),
+    "embed_dim": (1, 1 << 14),
+    "num_heads": (1, 1 << 14),
+    "num_classes": (0, 1_000_000),
+    "q_pool": (0, 100),
+    "decoder_embed_dim": (1, 1 << 14),
+    "decoder_depth": (0, 1000),
+    "decoder_num_heads": (1, 1 << 14),
 }
+MAX_SIZE = 1 << 24  # of one dimension
+MAX_TOKENS = 1 << 22
+MAX_STAGES = 100
+MAX_BLOCKS = 1000
+MAX_FACTOR = 1000.0
+MAX_CHANNELS = 1 << 20  # of any stage or MLP
 COUNTS_BY_DIMENSION = {
     "input_size": 1,
     "stages": 0,
@@ -193,14 +200,18 @@ class HieraConfig:
 
     def _check_numbers(self) -> None:
         """Check the type and the range of each number, before any of them is used."""
-        for name, least in COUNTS.items():
+        for name, (least, most) in COUNTS.items():
             value = getattr(self, name, least)  # the decoder's are those of an autoencoder
             if not _is_int(value, least):
                 raise ConfigError(f"{name} is {value!r}", f"give an integer of at least {least}")
+            if value > most:
+                raise ConfigError(f"{name} is {value}", f"give an integer of at most {most}")
         for name, least in COUNTS_BY_DIMENSION.items():
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(_is_int(n, least) for n in value):
                 raise ConfigError(f"{name} is {value!r}", f"give integers of at least {least}")
+            if max(value, default=0) > MAX_SIZE:
+                raise ConfigError(f"{name} is {value}", f"give integers of at most {MAX_SIZE}")
         for name in FRACTIONS:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < 1):
@@ -209,6 +220,13 @@ class HieraConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ConfigError(f"{name} is {value!r}", "give a number above 0")
+            if value > MAX_FACTOR:
+                raise ConfigError(f"{name} is {value}", f"give at most {MAX_FACTOR:.0f}")
+        if len(self.stages) > MAX_STAGES or sum(self.stages) > MAX_BLOCKS:
+            raise ConfigError(
+                f"there are {len(self.stages)} stages with {sum(self.stages)} blocks",
+                f"use at most {MAX_STAGES} stages and {MAX_BLOCKS} blocks",
+            )
 
     def _check_norm(self) -> None:
         """Check that a norm given by its name can be built."""
@@ -259,6 +277,12 @@ class HieraConfig:
                     "choose patch_padding so that tokens = size / stride",
                 )
 
+        if math.prod(self.tokens) > MAX_TOKENS:
+            raise ConfigError(
+                f"input_size {self.input_size} has {math.prod(self.tokens)} tokens",
+                f"use at most {MAX_TOKENS}",
+            )
+
     def _check_stages(self) -> None:
         stages = len(self.stages)
         if min(self.stages, default=0) < 1:
@@ -286,6 +310,12 @@ class HieraConfig:
                     f"stage {spec.stage} has {spec.heads} heads, {spec.dim_out} channels and an "
                     f"MLP of {int(spec.dim_out * self.mlp_ratio)}",
                     "use a larger dim_mul, head_mul or mlp_ratio",
+                )
+            if max(spec.dim_out, int(spec.dim_out * self.mlp_ratio)) > MAX_CHANNELS:
+                raise ConfigError(
+                    f"stage {spec.stage} has {spec.dim_out} channels and an MLP of "
+                    f"{int(spec.dim_out * self.mlp_ratio)}",
+                    f"use at most {MAX_CHANNELS}: a smaller embed_dim, dim_mul or mlp_ratio",
                 )
             if spec.dim_out % spec.heads:
                 raise ConfigError(

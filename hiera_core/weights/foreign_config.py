@@ -25,7 +25,8 @@ TIMM_ARGUMENTS = {
         "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
     },
 }
-# Arguments of timm's models that do not change what a loaded model computes.
+# Arguments of timm's models that do not change what a loaded model computes; norm_layer would, and
+# is checked.
 TIMM_IGNORED = {
     "num_classes", "global_pool", "fix_init", "weight_init", "init_values", "patch_drop_rate",
     "norm_layer", "device", "dtype",
@@ -53,6 +54,7 @@ TRANSFORMERS_ARGUMENTS = {
 }
 PAIRS = ("input_size", "q_stride", "mask_unit_size", "patch_kernel", "patch_stride",
          "patch_padding")  # fmt: skip
+MAX_CLASSES = 100_000  # a few bytes can name any class number
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 Facts = tuple[dict[str, Any] | None, dict[str, Any]]
@@ -78,11 +80,11 @@ def read_config(
     """
     try:
         if "architecture" in config:
-            return _timm_arguments(config), _timm_card(config)
+            return _timm_arguments(config, source), _timm_card(config)
         if config.get("model_type") == "hiera":
             arguments = _transformers_arguments(config, source)
             return arguments, _transformers_card(config, processor or {}, source)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{source}: config.json or preprocessor_config.json cannot be understood ({error})",
             "name the weights file itself to ignore them",
@@ -93,9 +95,12 @@ def read_config(
 # timm ---------------------------------------------------------------------------------------------
 
 
-def _timm_arguments(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _timm_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """Return constructor arguments; None if timm's architecture is not in the zoo."""
     given = dict(config.get("model_args") or {})
+    norm = given.get("norm_layer") or "LayerNorm"
+    if str(norm).lower() != "layernorm":
+        raise _unsupported(source, "norm_layer", norm, "LayerNorm")
     ours = {theirs: name for name, theirs in TIMM_ARGUMENTS.items()}
     unknown = sorted(set(given) - set(ours) - TIMM_IGNORED)
     if unknown:
@@ -119,6 +124,8 @@ def _timm_pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _timm_card(config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained, card = _timm_pretrained(config), dict[str, Any]()
     preprocessing = {k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained}
+    if (mode := pretrained.get("crop_mode") or "center") != "center":
+        log.warning("config.json: crop_mode = %s is not supported; the centre is cropped", mode)
     if "interpolation" in pretrained:
         preprocessing["interpolation"] = pretrained["interpolation"]
     size = pretrained.get("input_size")
@@ -140,10 +147,7 @@ def _timm_class_names(config: Mapping[str, Any]) -> list[str] | None:
     there are any."""
     names = config.get("label_names")
     if isinstance(names, Mapping):  # by class index
-        numbered = {int(number): name for number, name in names.items()}
-        names = [
-            numbered.get(number, str(number)) for number in range(max(numbered, default=-1) + 1)
-        ]
+        names = _in_order(names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     described = config.get("label_descriptions")
@@ -157,10 +161,7 @@ def _timm_class_names(config: Mapping[str, Any]) -> list[str] | None:
 def _transformers_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name, supported in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-6)):
         if config.get(name, supported) != supported:
-            raise CheckpointError(
-                f"{source}: config.json has {name} = {config[name]}, and Hiera has {supported}",
-                "use a checkpoint of the usual architecture",
-            )
+            raise _unsupported(source, name, config[name], supported)
     arguments = {
         ours: config[theirs]
         for ours, theirs in TRANSFORMERS_ARGUMENTS.items()
@@ -209,6 +210,14 @@ def _processor_preprocessing(processor: Mapping[str, Any]) -> dict[str, Any]:
         found["mean"] = [float(value) / scale for value in mean]
         found["std"] = [float(value) / scale for value in std]
     size, crop = processor.get("size"), processor.get("crop_size")
+    if not processor.get("do_resize", True):
+        log.warning("preprocessor_config.json: do_resize = false is ignored; images are resized")
+    elif isinstance(size, list | tuple) or (isinstance(size, Mapping) and "height" in size):
+        log.warning(
+            "preprocessor_config.json: size = %s would change the aspect ratio; "
+            "images keep theirs, and their centre is cropped",
+            size,
+        )
     crop = crop if processor.get("do_center_crop", True) else None
     resized = _processor_size(size)
     shape = _processor_size(crop) or resized
@@ -239,13 +248,32 @@ def _parse_id2label(id2label: Any, source: str) -> list[str]:
         CheckpointError: `id2label` has another format.
     """
     try:
-        labels = {int(number): str(name) for number, name in id2label.items()}
+        return [str(name) for name in _in_order(id2label)]
     except (AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{source}: id2label in config.json does not map numbers to class names",
             "fix or remove it",
         ) from error
-    return [labels.get(number, str(number)) for number in range(len(labels))]
+
+
+def _unsupported(source: str, name: str, value: Any, supported: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: config.json has {name} = {value}, and Hiera has {supported}",
+        "use a checkpoint of the usual architecture",
+    )
+
+
+def _in_order(numbered: Mapping[Any, Any]) -> list[Any]:
+    """Return class names by their numbers. A number that has no name is its own name.
+
+    Raises:
+        ValueError: A key is no number, or too large.
+    """
+    names = {int(number): name for number, name in numbered.items()}
+    count = max(names, default=-1) + 1
+    if count > MAX_CLASSES:
+        raise ValueError(f"class number {count - 1} is above {MAX_CLASSES - 1}")
+    return [names.get(number, str(number)) for number in range(count)]
 
 
 def _with_pairs(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -271,8 +273,15 @@ def test_an_interrupted_download_continues(server: Server, caches: Path, pth: by
 @pytest.mark.parametrize("ranges", ["honour", "ignore", "unconditional", "shifted"])
 @pytest.mark.parametrize(
     "versions",
-    [("one", "two"), (None, None), ("W/x", "W/x"), ("date one", "date two"), ("same", "same")],
-    ids=["etags", "none", "weak-etags", "dates", "same-etag"],
+    [
+        ("one", "two"),
+        (None, None),
+        ("W/x", "W/x"),
+        ("date one", "date two"),
+        ("date one", "date one"),
+        ("same", "same"),
+    ],
+    ids=["etags", "none", "weak-etags", "dates", "same-date", "same-etag"],
 )
 def test_a_partial_file_is_never_continued_with_another_version(
     server: Server, caches: Path, pth: bytes, ranges: str, versions: tuple[str | None, str | None]
@@ -467,8 +476,6 @@ def test_a_slow_drip_ends(
 
 
 def test_a_drip_within_the_header_ends(impatient: None) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -523,6 +530,31 @@ def test_a_public_server_cannot_redirect_into_the_private_network(
         ):
             pass
         assert len(private.log) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has more addresses than 127.0.0.1")
+def test_a_public_server_cannot_redirect_to_its_own_name_at_a_private_address(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that has a public address first, and a private one when the redirect is followed."""
+    resolve = socket.getaddrinfo
+    with serve("127.0.0.2") as private:
+        private.files["/secret"] = b"secret"
+        first, second = (urllib.parse.urlsplit(s.url).port for s in (server, private))
+
+        def resolve_name(host: str, port: Any, *rest: Any, **options: Any) -> Any:
+            host = "127.0.0.2" if port == second else "127.0.0.1"
+            return resolve(host, port, *rest, **options)
+
+        server.behaviour.location = f"http://name.example:{second}/secret"
+        monkeypatch.setattr(socket, "getaddrinfo", resolve_name)
+        monkeypatch.setattr(fetch, "is_public_address", lambda address: address == "127.0.0.1")
+        with (
+            pytest.raises(fetch.FetchError, match=r"private address 127\.0\.0\.2"),
+            fetch.open_url(f"http://name.example:{first}/a"),
+        ):
+            pass
+        assert private.log == []
 
 
 @pytest.mark.parametrize(

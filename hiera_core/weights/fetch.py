@@ -4,7 +4,8 @@ A server can keep a connection open for ever by sending a byte now and then, in 
 thread watches each transfer, and closes its socket when too little arrives.
 
 A redirect must lead to an http(s) URL. A public server cannot redirect to an address in the user's
-own network, whose services often trust whoever can reach them. The user may name a local server.
+own network, whose services often trust whoever can reach them; a redirect to the same name, which
+then has another address, is no exception. The user may name a local server.
 """
 
 from __future__ import annotations
@@ -204,11 +205,14 @@ class _Watch:
         self._socket = connected
         if self._reason:
             raise FetchError(self._reason)
+        if urllib.request.getproxies():  # the address of a proxy says nothing about the host
+            return
         # The name of a host can resolve to another address now than when the redirect was checked.
-        # The address of a proxy says nothing about the host.
         peer = str(connected.getpeername()[0])
-        if self.public_only and not urllib.request.getproxies() and not is_public_address(peer):
+        is_public = is_public_address(peer)
+        if self.public_only and not is_public:
             raise FetchError(f"it redirects to the private address {peer}")
+        self.public_only = self.public_only or is_public
 
     def _run(self) -> None:
         start, before = time.monotonic(), 0

@@ -1,10 +1,10 @@
 """Download a file from a URL, and continue where an earlier attempt stopped.
 
 A partial file can only be continued with bytes of the same version. So NAME.partial.json beside it
-holds the URL, the size, and what tells versions apart: the ETag, or else the date of the last
-change. The server is asked for the rest on the condition that the version is still this one
-(If-Range), and its answer is checked too, because some servers ignore the condition. In every case
-of doubt the download starts over.
+holds the URL, the size, and what tells versions apart: a strong ETag. A date of the last change
+does not, because two versions can have the same. The server is asked for the rest on the condition
+that the version is still this one (If-Range), and its answer is checked too, because some servers
+ignore the condition. In every case of doubt the download starts over.
 """
 
 from __future__ import annotations
@@ -33,19 +33,12 @@ class Version:
     Args:
         url: The URL.
         etag: Its ETag, if it is a strong one: equal ETags mean equal bytes.
-        modified: Date of its last change.
         size: Size in bytes.
     """
 
     url: str
     etag: str | None = None
-    modified: str | None = None
     size: int | None = None
-
-    @property
-    def validator(self) -> str | None:
-        """What tells this version from others; None if the server says nothing about it."""
-        return self.etag or self.modified
 
 
 class BrokenOff(FetchError):
@@ -92,7 +85,7 @@ def _transfer(
     offset = partial.stat().st_size if started else 0
     headers = {}
     if started is not None:
-        headers = {"Range": f"bytes={offset}-", "If-Range": str(started.validator)}
+        headers = {"Range": f"bytes={offset}-", "If-Range": str(started.etag)}
     try:
         with open_url(url, headers) as response:
             version = _version_of(url, response)
@@ -134,7 +127,7 @@ def _append(response: Response, partial: Path, offset: int, version: Version) ->
 def _continues(response: Response, version: Version, started: Version, offset: int) -> bool:
     """Return whether a 206 response continues the version `started` at `offset`."""
     match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-    if match is None or version.validator != started.validator:
+    if match is None or version.etag != started.etag:
         return False
     start, end, size = map(int, match.groups())
     whole = start == offset and end == size - 1 and size == started.size
@@ -149,8 +142,7 @@ def _started_version(url: str, partial: Path) -> Version | None:
         offset = partial.stat().st_size
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    texts = all(isinstance(text, str | None) for text in (version.etag, version.modified))
-    if version.url != url or not texts or not version.validator or type(version.size) is not int:
+    if version.url != url or not isinstance(version.etag, str) or type(version.size) is not int:
         return None
     return version if 0 < offset < version.size else None
 
@@ -158,9 +150,7 @@ def _started_version(url: str, partial: Path) -> Version | None:
 def _version_of(url: str, response: Response) -> Version:
     etag = response.headers.get("ETag")
     strong = etag is not None and etag.startswith('"')  # W/"..." says only that it looks alike
-    return Version(
-        url, etag if strong else None, response.headers.get("Last-Modified"), response.length
-    )
+    return Version(url, etag if strong else None, response.length)
 
 
 def _description(partial: Path) -> Path:

@@ -415,6 +415,23 @@ def test_a_file_of_the_user_is_never_removed(tmp_path: Path) -> None:
     assert path.read_bytes() == SIGN_IN
 
 
+def test_links_in_the_cache_to_files_of_the_user_are_removed_alone(
+    server: Server, caches: Path, pth: bytes
+) -> None:
+    mine, folder = caches / "mine.pth", caches / "torch" / "checkpoints"
+    mine.write_bytes(SIGN_IN)
+    folder.mkdir(parents=True)
+    (folder / "a.pth").symlink_to(mine)
+    server.files["/a.pth"] = pth
+    assert load.read_checkpoint(f"{server.url}/a.pth").num_classes == 10
+    assert mine.read_bytes() == SIGN_IN and not (folder / "a.pth").is_symlink()
+    snapshot = caches / "hf" / "models--me--small" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to(mine)
+    download.drop_from_cache(snapshot / "model.safetensors", unless_newer=time.time() + 1)
+    assert mine.read_bytes() == SIGN_IN and not any(snapshot.iterdir())
+
+
 def test_a_copied_cache_is_verified_once(server: Server, caches: Path, pth: bytes) -> None:
     """Another time stamp leads to one comparison of checksums, which the record remembers."""
     server.files["/a.pth"] = pth

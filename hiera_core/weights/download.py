@@ -156,7 +156,8 @@ def drop_from_cache(path: Path, unless_newer: float) -> None:
     """Remove a damaged file from the hub's or torch.hub's cache, with the record of its download.
 
     Args:
-        path: The file. In the hub's cache, it is a link to a blob, which is removed too.
+        path: The file. In the hub's cache, it is a link to a blob, which is removed too. If a link
+            leads out of the cache, what it leads to stays.
         unless_newer: Time (as of `time.time`) when reading began. Another process may have
             replaced the file since then; the new file stays.
     """
@@ -164,7 +165,7 @@ def drop_from_cache(path: Path, unless_newer: float) -> None:
         content = path.resolve()
         if content.stat().st_ctime > unless_newer:
             return
-        for file in (content, _blob_of(path), path, download_record.record_path(path)):
+        for file in (*_cached_parts(path), download_record.record_path(path)):
             file.unlink(missing_ok=True)
     except FileNotFoundError:
         return  # another process has removed it
@@ -311,7 +312,7 @@ def _verify_blob(path: Path, repo: str) -> None:
     blob = _blob_of(path)
     if len(blob.name) != 64 or sha256_of(blob) == blob.name:
         return
-    for file in (path.resolve(), blob, path):
+    for file in _cached_parts(path):
         file.unlink(missing_ok=True)
     raise HubError(f"{repo}: {path.name} arrived damaged (SHA-256 differs)", "try again")
 
@@ -323,6 +324,18 @@ def _blob_of(path: Path) -> Path:
     hashes.
     """
     return path.parent / path.readlink() if path.is_symlink() else path
+
+
+def _cached_parts(path: Path) -> list[Path]:
+    """Return a file in the hub's or torch.hub's cache, and what it is a link to within the cache.
+
+    A user may have put a link to a file of their own into the cache.
+    """
+    # The hub's: CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE.
+    cache = path.parents[3] if path.parents[1].name == "snapshots" else path.parent
+    linked = {Path(os.path.normpath(file)) for file in (path.resolve(), _blob_of(path))}
+    caches = (cache, cache.resolve())
+    return [*(file for file in linked if any(map(file.is_relative_to, caches))), path]
 
 
 def _licence(released: bool) -> str:

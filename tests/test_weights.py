@@ -328,6 +328,9 @@ def test_bad_content_is_refused(tmp_path: Path, hiera: Command, content: str) ->
         ({"id2label": {"x": "a"}}, "id2label"),
         ({"preprocessing": {"interpolation": "magic"}}, "preprocessing"),
         ({"preprocessing": {"resize": "big"}}, "preprocessing"),
+        ({"preprocessing": [1]}, "preprocessing"),
+        ({"classes": 5}, "classes"),
+        ({"classes": [1, 2]}, "classes"),
     ],
 )
 def test_bad_configurations_are_refused(
@@ -335,7 +338,7 @@ def test_bad_configurations_are_refused(
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(small_folder / "model.safetensors")
     config = json.loads((small_folder / "config.json").read_text())
-    if "preprocessing" in change:
+    if {"preprocessing", "classes"} & set(change):
         files.write_json(tmp_path / "hiera.json", change)
         change = {}
     files.write_json(tmp_path / "config.json", {**config, **change})

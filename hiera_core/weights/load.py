@@ -255,12 +255,27 @@ def _describe(
     """
     config = files.read_json(fetched.config) if fetched.config else None
     card = {**extras.get("card", {}), **(files.read_json(fetched.card) if fetched.card else {})}
+    _check_card(card, source)
     own = config if config is not None and "stages" in config else None  # constructor arguments
     if own is not None or extras or config is None:
         return own or extras.get("config"), card
     processor = files.read_json(fetched.processor) if fetched.processor else None
     arguments, facts = foreign_config.read_config(config, processor, source)
     return arguments, {**facts, **card}
+
+
+def _check_card(card: Mapping[str, Any], source: str) -> None:
+    """Check the parts of a card that are looked into.
+
+    Raises:
+        CheckpointError: The preprocessing is no dictionary, or the classes are no list of names.
+    """
+    classes = card.get("classes")
+    is_names = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
+    if not isinstance(card.get("preprocessing"), dict | None):
+        raise CheckpointError(f"{source}: preprocessing in its card is no dictionary", "fix it")
+    if classes is not None and not is_names:
+        raise CheckpointError(f"{source}: classes in its card is no list of names", "fix it")
 
 
 def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,10 +2,8 @@
 
 Trainers put the state dict into dictionaries, beside the state of the optimizer, and wrappers (DDP,
 FSDP, torch.compile, Lightning, averages of weights) put prefixes before the names of parameters.
-The patch embedding, which every Hiera has once, shows where the weights are.
-
-torch and numpy are imported inside the functions that need them, because `hiera --help` reaches
-this module through the names of formats.
+The patch embedding, which every Hiera has once, shows where the weights are. Importing this module
+does not import torch.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import torch
 from hiera_core.data import toy_datasets
 from hiera_core.errors import CheckpointError, HieraError, OutputError
 from hiera_core.training.checkpoints import checkpoint, checkpoint_file, checkpoint_meta
+from hiera_core.weights.download_record import sha256_of
 from tests.test_trainer import NARROW, digits, losses, recipe_of, run
 
 RECIPE = """
@@ -236,7 +237,7 @@ def test_tensors_that_do_not_fit_are_refused(sent: Path) -> None:
     }
     for message, changed in others.items():
         safetensors.torch.save_file(changed, path)
-        sha256 = checkpoint_file.sha256_of(path)
+        sha256 = sha256_of(path)
         (folder / "meta.json").write_text(json.dumps({**meta, "sha256": sha256}))
         with pytest.raises(CheckpointError, match=message):
             resume(sent)
@@ -257,7 +258,7 @@ def test_the_file_of_tensors_is_one_of_safetensors(tmp_path: Path) -> None:
         "exact": torch.randn(2).double(),
     }
     path = tmp_path / "x.safetensors"
-    assert checkpoint_file.write_tensors(path, tensors) == checkpoint_file.sha256_of(path)
+    assert checkpoint_file.write_tensors(path, tensors) == sha256_of(path)
     found = safetensors.torch.load_file(path)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
@@ -357,7 +358,7 @@ def check_failures(
                     return number // step
         for path in folder.glob("checkpoints/step_????????"):
             meta = checkpoint.read_meta(path)
-            assert checkpoint_file.sha256_of(path / "state.safetensors") == meta["sha256"]
+            assert sha256_of(path / "state.safetensors") == meta["sha256"]
         if (folder / "model.safetensors").exists():
             assert (folder / "model.safetensors").read_bytes() == expected
         run(recipe, folder, splits, resume="auto")
@@ -459,3 +460,14 @@ def test_incomplete_checkpoints_are_removed_at_the_next_save(sent: Path) -> None
     resume(sent)
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["latest", "step_00000004", "step_00000008"]
+
+
+def test_a_link_among_the_checkpoints_is_removed_and_its_target_kept(tmp_path: Path) -> None:
+    target = tmp_path / "other/step_00000004"
+    target.mkdir(parents=True)
+    (target / "meta.json").write_text("precious")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_00000004").symlink_to(target)
+    checkpoint.remove_all(tmp_path / "checkpoints")
+    assert (target / "meta.json").exists()
+    assert list((tmp_path / "checkpoints").iterdir()) == []

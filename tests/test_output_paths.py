@@ -30,3 +30,16 @@ def test_a_folder_that_cannot_be_made_ends_the_run(
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(OutputError, match="No space left"):
         output_path(tmp_path, "a/x.jpg", ".png")
+
+
+def test_a_folder_that_is_a_link_fails_its_own_input(tmp_path: Path) -> None:
+    """A folder of results that somebody has sent may hold links to other folders."""
+    (tmp_path / "out/a").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "out/a/photos").symlink_to(tmp_path / "home")
+    for name in ("a/photos/x.jpg", "a/photos/2026/x.jpg"):
+        with pytest.raises(InputError, match="photos is a link"):
+            output_path(tmp_path / "out", name, ".png")
+    assert list((tmp_path / "home").iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "out")  # the folder of all results may be one
+    assert output_path(tmp_path / "link", "a/x.jpg", ".png").parent == tmp_path / "link/a"

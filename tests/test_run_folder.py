@@ -14,7 +14,7 @@ import pytest
 from hiera_core.data import toy_datasets
 from hiera_core.errors import UsageError
 from hiera_core.lock import exclusive
-from hiera_core.training import build, run_folder, trainer
+from hiera_core.training import build, checkpoint, run_folder, trainer
 from tests.test_trainer import CPU, recipe_of, run
 
 Command = Callable[..., tuple[int, str, str]]
@@ -55,7 +55,10 @@ def test_a_run_that_has_saved_nothing_restarts(tmp_path: Path) -> None:
     run(SHORT, folder)
     expected = contents(folder)["model.safetensors"]
     shutil.rmtree(folder / "checkpoints")
-    (folder / "model.safetensors").unlink()
+    for name in ("model.safetensors", "config.json", "hiera.json", "curves.png"):
+        (folder / name).unlink(missing_ok=True)
+    first, *_ = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text(f"{first}\n")
     with pytest.raises(UsageError, match="begun with seed = 0, not 7"):
         run(recipe_of("hiera_nano_32", schedule__epochs=1, seed=7), folder, resume="auto")
     (folder / "recipe.yaml").write_text("half a rec")
@@ -64,6 +67,59 @@ def test_a_run_that_has_saved_nothing_restarts(tmp_path: Path) -> None:
     (folder / "recipe.yaml").write_text(SHORT.to_yaml())
     run(SHORT, folder, resume="auto")
     assert contents(folder)["model.safetensors"] == expected
+
+
+@pytest.mark.parametrize("left", ["tensors", "log", "log of another program"])
+def test_a_run_that_has_lost_its_checkpoint_is_kept(tmp_path: Path, left: str) -> None:
+    folder = tmp_path / "run"
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=3)
+    run(recipe, folder)
+    for name in ("model.safetensors", "config.json", "hiera.json", "curves.png"):
+        (folder / name).unlink(missing_ok=True)
+    if left == "tensors":
+        for path in (folder / "checkpoints").glob("*/meta.json"):
+            path.unlink()
+        (folder / "log.jsonl").unlink()
+    else:
+        shutil.rmtree(folder / "checkpoints")
+    if left == "log of another program":
+        lines = ('{"event": "start", "step": 0}', '{"event": "step", "step": 90000}')
+        (folder / "log.jsonl").write_text("\n".join(lines))
+    before = contents(folder)
+    with pytest.raises(UsageError, match=str(folder)):
+        run(recipe, folder, resume="auto")
+    assert contents(folder) == before
+
+
+def test_a_run_that_was_killed_in_its_first_save_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log holds the step of the checkpoint already."""
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for save_every in (0.01, 1.0):
+        recipe = recipe_of("hiera_nano_32", schedule__epochs=1, log_every=1, save_every=save_every)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(checkpoint.CheckpointManager, "save", fail)
+            run(recipe, tmp_path / f"{save_every}")
+        assert run(recipe, tmp_path / f"{save_every}", resume="auto")["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "tensorboard"])
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
+    folder, mine = tmp_path / "run", tmp_path / "mine/checkpoints/step_00000004"
+    folder.mkdir()
+    mine.mkdir(parents=True)
+    (mine / "meta.json").write_text("precious")
+    (folder / "recipe.yaml").write_text(SHORT.to_yaml())
+    (folder / name).symlink_to(tmp_path / "mine/checkpoints")
+    before = contents(tmp_path / "mine")
+    for options in ({"overwrite": True}, {"resume": "auto"}):
+        with pytest.raises(UsageError, match=f"{name} is a link"):
+            run(SHORT, folder, **options)
+    assert contents(tmp_path / "mine") == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "hiera.json", "curves.png", "log.jsonl"])

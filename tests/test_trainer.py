@@ -24,7 +24,6 @@ from hiera_core.errors import CheckpointError, DeviceError, OutputError, Trainin
 from hiera_core.training import (
     build,
     checkpoint,
-    checkpoint_file,
     dataloader,
     distributed,
     optimizer,
@@ -37,6 +36,7 @@ from hiera_core.training import (
     validate,
 )
 from hiera_core.training.augment import Augment, mix
+from hiera_core.weights.download_record import sha256_of
 from tests.conftest import assert_close
 
 CPU = distributed.World(torch.device("cpu"))
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert all(int(p.name.removeprefix("step_")) < step for p in saved)
     for path in saved:  # earlier checkpoints are intact
         meta = checkpoint.read_meta(path)
-        assert checkpoint_file.sha256_of(path / "state.safetensors") == meta["sha256"]
+        assert sha256_of(path / "state.safetensors") == meta["sha256"]
 
 
 def test_unreadable_samples_are_skipped_up_to_a_share(

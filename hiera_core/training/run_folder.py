@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..weights import files
 from . import previews
 from .checkpoints import checkpoint
 from .checkpoints.checkpoint_file import whole_tensor
-from .checkpoints.checkpoint_meta import read_meta
+from .checkpoints.checkpoint_meta import META, read_meta
 from .distributed import World, unwrap_model
 from .recipe import Recipe
 from .recipe_reader import read_recipe
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 RECIPE_NAME = "recipe.yaml"
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
+SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD)
 # Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
 CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
 
@@ -131,6 +133,10 @@ class RunFolder:
         self, path: Path, recipe: Recipe, samples: MediaDataset, world: World, options: RunOptions
     ) -> None:
         self.path, self.recipe, self.world = path, recipe, world
+        for name in SUBFOLDERS:
+            # A run removes old files in them. A link would make it do so elsewhere.
+            if (path / name).is_symlink():
+                raise UsageError(f"{path / name} is a link", "remove it, or use another -o")
         self.checkpoint = None
         if options.resume:
             self.checkpoint = checkpoint.find_checkpoint(options.resume, path)
@@ -190,11 +196,23 @@ class RunFolder:
                         "from",
                         "use --overwrite to replace it, or another -o",
                     )
-            self._check_same_recipe(read_recipe(self.path / RECIPE_NAME).to_dict())
+            if incomplete := sorted((self.path / checkpoint.FOLDER).glob(checkpoint.STEP)):
+                raise UsageError(
+                    f"{incomplete[-1]} is a checkpoint without {META}",
+                    "use --overwrite to replace it, or another -o",
+                )
+            earlier = read_recipe(self.path / RECIPE_NAME)
+            self._check_same_recipe(earlier.to_dict())
             if next(events(self.path), START)["event"] != START["event"]:
                 raise UsageError(
                     f"{self.path / LOG_NAME} is not the log of a run", "use another -o"
                 )
+            for event in events(self.path):
+                if event["event"] == "step" and _is_after_save(event, earlier.save_every):
+                    raise UsageError(
+                        f"{self.path} holds no checkpoint, although its run has saved some",
+                        "use --overwrite to start over, or another -o",
+                    )
         elif any(not p.name.startswith(".") for p in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty, and holds no run", "use another -o, or --overwrite"
@@ -206,7 +224,7 @@ class RunFolder:
         for pattern in (f"{previews.FOLDER}/epoch-*.png", f"{TENSORBOARD}/events.out.tfevents.*"):
             for file in self.path.glob(pattern):
                 file.unlink()
-        for name in (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD):
+        for name in SUBFOLDERS:
             with contextlib.suppress(OSError):  # it does not exist, or holds other files
                 (self.path / name).rmdir()
         for name in (LOG_NAME, CURVES_NAME, *MODEL_FILES):
@@ -254,3 +272,16 @@ class RunFolder:
                 files.write_safetensors(self.path / WEIGHTS, state)
                 files.write_json(self.path / CONFIG, model.config)
                 files.write_json(self.path / CARD, {**setup.card, "training": training})
+
+
+def _is_after_save(event: dict[str, Any], save_every: float) -> bool:
+    """Return whether a run had saved a checkpoint when it logged a step.
+
+    Args:
+        event: The event of the step.
+        save_every: Number of passes over the data between checkpoints.
+    """
+    step, epoch = event["step"], event.get("epoch")
+    if not (isinstance(epoch, int | float) and epoch > 0):
+        return True  # this is not an event of ours
+    return bool(step > math.ceil(save_every * step / epoch))

@@ -35,6 +35,9 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
     try:
         if path.exists() and Path(name).exists() and path.samefile(name):
             raise InputError("the result would replace the input", "write to another folder")
+        for parent in path.relative_to(folder).parents:
+            if (folder / parent).is_symlink() and parent != Path():
+                raise InputError(f"{folder / parent} is a link", "write to another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             path.lstat()

@@ -11,7 +11,6 @@ can resume with another number of processes.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ...atomic import atomic_file, translate_write_errors
+from ...atomic import atomic_file, sync_folder, translate_write_errors
 from ...errors import CheckpointError, UsageError, first_line
 from ...weights import files
+from ...weights.download_record import sha256_of
 from ..distributed import World, unwrap_model
 from ..optimizer import initialise_state
 from . import checkpoint_file
@@ -112,7 +112,7 @@ class CheckpointManager:
         try:
             scaler = _checked_scaler(meta["scaler"], training.scaler)
             with self.world.main_process_step() as is_main:
-                if is_main and checkpoint_file.sha256_of(path / STATE) != meta["sha256"]:
+                if is_main and sha256_of(path / STATE) != meta["sha256"]:
                     raise CheckpointError(f"{path / STATE} is not as it was saved")
             checkpoint_file.read_tensors(path / STATE, training.tensors())
         except (CheckpointError, OSError, ValueError, SafetensorError) as error:
@@ -139,11 +139,11 @@ class CheckpointManager:
 
     def _publish(self, unfinished: Path, final: Path) -> None:
         """Give a complete checkpoint its final name, and remove the oldest checkpoints."""
-        _sync_folder(unfinished)
+        sync_folder(unfinished)
         if final.exists():  # of an earlier attempt at this step
             _remove(final)
         unfinished.rename(final)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         with atomic_file(self.folder / LATEST) as temporary:
             temporary.write_text(f"{final.name}\n")
         for old in self.all()[: -self.keep]:
@@ -215,17 +215,10 @@ def _checked_scaler(saved: dict[str, Any], scaler: torch.amp.GradScaler) -> dict
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint. It is no longer complete from the start, in case this is interrupted."""
+    """Remove a checkpoint. It is no longer complete from the start, in case this is interrupted.
+    What a link points to is kept."""
+    if path.is_symlink():
+        path.unlink()
+        return
     (path / META).unlink(missing_ok=True)
     shutil.rmtree(path)
-
-
-def _sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders, and needs no flush
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

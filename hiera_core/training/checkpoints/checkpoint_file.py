@@ -82,12 +82,6 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
             _copy(file.get_tensor(name), target)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor, gathered from all processes if it is sharded. All of them call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,8 +89,15 @@ def _stdout_errors() -> Iterator[None]:
 
 
 def open_text(path: Path, mode: Literal["r", "w", "a"]) -> IO[str]:
-    """Open a file of results. File names that are not UTF-8 are kept byte for byte."""
-    return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+    """Open a file of results. File names that are not UTF-8 are kept byte for byte. A link is not
+    followed, because somebody else may have made it."""
+    return open(
+        path, mode, encoding="utf-8", errors="surrogateescape", newline="", opener=_open_no_link
+    )
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class Writer(Protocol):

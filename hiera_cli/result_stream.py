@@ -87,7 +87,7 @@ class ResultStream:
 
         Raises:
             UsageError: The file exists, its folder is missing or read-only, another process writes
-                to it, or an interrupted run left results.
+                to it, an interrupted run left results, or NAME.partial is a link or device.
         """
         if self.path is None:
             yield
@@ -103,10 +103,14 @@ class ResultStream:
                     f"an interrupted run left {str(partial)!r}",
                     "--resume continues it, --overwrite starts over",
                 )
+            if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+                raise UsageError(f"{str(partial)!r} is not a regular file", "remove it")
             self.path, self.partial = target, partial
             self._continues = self.resume and partial.exists()
             if self._continues:
                 self.facts = read_facts(self._facts_path)
+            elif self.is_finished:  # the run was killed before it removed them
+                unfinished.remove(self._facts_path)
             yield
 
     def depends_on(self, what: str, facts: dict[str, Any]) -> None:
@@ -127,6 +131,9 @@ class ResultStream:
             hint = "resume with the same options and weights, or --overwrite"
             fingerprint.check_same(self.partial, self.facts[what], facts, hint)
             return
+        if not (self.facts or self._continues):
+            # Results of another model must not stand beside the facts about this one.
+            unfinished.remove(self.partial)
         self.facts[what] = facts
         with atomic_file(self._facts_path) as temporary:
             temporary.write_text(json.dumps(self.facts), encoding="utf-8")
@@ -214,9 +221,13 @@ class ResultStream:
             self.ok += status != "error"
         yield from sources
 
-    def check_finished(self, sources: Iterable[Source]) -> int:
+    def check_finished(self, sources: Iterable[Source], note: str = "") -> int:
         """Say that the file to resume is complete, and return the exit code of the run that wrote
         it.
+
+        Args:
+            sources: The inputs.
+            note: What to add to the message.
 
         Raises:
             UsageError: There are other inputs now.
@@ -227,7 +238,7 @@ class ResultStream:
                 f"{str(self.path)!r} is finished, without {further.name!r}",
                 "give the same inputs, or --overwrite",
             )
-        print_message(f"{self.path} is finished: {self.ok} ok, {self.failed} failed")
+        print_message(f"{self.path} is finished: {self.ok} ok, {self.failed} failed{note}")
         return SOME_FAILED if self.failed else OK
 
     def record(self, record: Record) -> None:

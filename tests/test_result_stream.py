@@ -157,6 +157,55 @@ def test_a_finished_file_says_so(hiera: Command, tmp_path: Path) -> None:
     assert path.read_text() == before and names_in(tmp_path) == ["out.jsonl"]
 
 
+def test_a_file_that_was_finished_when_its_run_was_killed_is_tidied_up(
+    hiera: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.jsonl"
+    run = ["predict", *DIGITS, *NANO, "-o", path, "--resume"]
+    assert hiera(*run)[0] == 0
+    (tmp_path / "out.jsonl.partial.json").write_text("{}")
+    code, _, err = hiera(*run)
+    assert code == 0 and "is finished" in err and names_in(tmp_path) == ["out.jsonl"]
+    assert "; random weights are not compared" in hiera(*run, "--random-init")[2]
+
+
+def test_overwriting_that_is_killed_early_mixes_no_models(
+    hiera: Command, interrupted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed when it has stored its own model, and before its first result."""
+    from hiera_cli.exit_codes import Interrupted
+    from hiera_cli.result_stream import ResultStream
+
+    path = interrupted()
+    partial = path.with_name("out.jsonl.partial")
+    partial.write_text(partial.read_text().replace("hiera_nano_32", "another_model"))
+    run = ["predict", *DIGITS, *NANO, "-o", path]
+
+    def killed(*_: object) -> None:
+        raise Interrupted(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultStream, "__enter__", killed)
+        assert hiera(*run, "--overwrite")[0] == 130
+    assert hiera(*run, "--resume")[0] == 0
+    assert stable(path.read_text()) == stable(hiera("predict", *DIGITS, *NANO)[1])
+
+
+@pytest.mark.parametrize("options", [["--overwrite"], ["--resume"], []])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_partial_file_that_is_a_link_is_refused(
+    hiera: Command, tmp_path: Path, options: list[str], exists: bool
+) -> None:
+    precious = tmp_path / "precious"
+    if exists:
+        precious.write_text("one\nno newline at the end")
+    (tmp_path / "out.jsonl.partial").symlink_to(precious)
+    code, _, err = hiera("predict", *DIGITS, *NANO, "-o", tmp_path / "out.jsonl", *options)
+    assert code == 2 and len(err.splitlines()) == 1 and "out.jsonl.partial" in err
+    assert precious.exists() == exists
+    assert not exists or precious.read_text() == "one\nno newline at the end"
+
+
 def test_no_inputs_leave_no_file(hiera: Command, tmp_path: Path) -> None:
     (tmp_path / "list.txt").touch()
     for ending in ("jsonl", "csv", "json"):

@@ -115,7 +115,8 @@ def predict(
     sources.check_inputs(inputs, recursive=recursive)
     if out.is_finished:
         return out.check_finished(
-            sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
+            sources.expand(inputs, recursive=recursive, passed_over=out.passed_over),
+            note="; random weights are not compared" if random_init else "",
         )
     class_names = None if labels is None else read_labels(labels)
     load_model.check_model_name(model)

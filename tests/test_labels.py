@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hiera_core.errors import UsageError
 from hiera_core.zoo import labels
 
 Command = Callable[..., tuple[int, str, str]]
@@ -41,3 +43,45 @@ def test_labels_that_cannot_be_read(
         path = "x" * 5000 if kind == "long" else kind
     code, _, err = hiera("predict", "x.jpg", "-m", "hiera_nano_32", "--labels", path)
     assert code == 2 and err.count("\n") == 1 and "cannot be read" in err, err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": true, "b": false}', "'a' is not a class number"),
+        ("{0.0: 'a'}", "0.0 is not a class number"),
+        ('["a", true]', "True is not a class name"),
+        ("['a'] * 10", "it is neither JSON nor a list or dictionary in Python"),
+        ("['a', 'b']" + " " * 100 + "# long", "it is not JSON, and is too large"),
+    ],
+)
+def test_literals_that_are_no_names_are_described(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text.endswith("long"):
+        monkeypatch.setattr(labels, "MAX_LITERAL_BYTES", 100)
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(f"cannot be read ({reason}")):
+        labels.read_labels(tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,id\ncat,0\ndog,1\n",
+        "dog;2\ncat;1\n",
+        'class\tnumber\n"cat"\t0\n"dog"\t1\n',
+        "cat: 0\ndog: 1\n",
+    ],
+)
+def test_numbers_may_follow_the_names(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    assert labels.read_labels(tmp_path / "names.txt") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("text", ["type 0\ntype 1\n", "a,5\nb,9\n", "a,0\nb\n"])
+def test_numbers_that_do_not_count_the_classes_are_part_of_the_name(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    assert labels.read_labels(tmp_path / "names.txt") == text.splitlines()

@@ -16,8 +16,10 @@ from typing import Any
 
 from ..errors import UsageError, first_line
 
-MAX_LABELS_BYTES = 64 << 20
+MAX_LABELS_BYTES = 8 << 20
+MAX_LITERAL_BYTES = 1 << 20  # Python needs 250 times as much memory to read a literal
 NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `3,cat`
+NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
 WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
@@ -47,9 +49,9 @@ def for_classes(num_classes: int, known: Sequence[str] | None = None) -> Sequenc
 def read_labels(path: str | Path) -> list[str]:
     """Read class names from a file, in the order of class indices.
 
-    The file has one name per line, which a class number or a WordNet ID may precede, with or
-    without a header; or it is a JSON or Python list of names, or a dictionary that maps numbers to
-    names or names to numbers.
+    The file has one name per line, which a class number or a WordNet ID may precede, or which a
+    number may follow after a comma; with or without a header. Or it is a JSON or Python list of
+    names, or a dictionary that maps numbers to names or names to numbers.
 
     Raises:
         UsageError: The file cannot be read, is empty, or its numbers are not those of classes.
@@ -87,22 +89,44 @@ def _from_literal(text: str) -> list[str]:
     try:
         value = json.loads(text)
     except ValueError:
-        value = ast.literal_eval(text.strip())
+        value = _python_literal(text.strip())
     if isinstance(value, dict):
-        by_name = all(isinstance(v, int) for v in value.values())  # torchvision's class_to_idx
+        by_name = all(_is_int(v) for v in value.values())  # torchvision's class_to_idx
         pairs = ((v, k) for k, v in value.items()) if by_name else value.items()
-        return _in_order([(int(number), name) for number, name in pairs])
+        return _in_order([(_class_number(number), name) for number, name in pairs])
     return [_name_of(item) for item in value]
+
+
+def _python_literal(text: str) -> Any:
+    if len(text) > MAX_LITERAL_BYTES:
+        raise ValueError("it is not JSON, and is too large for a list in Python")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError("it is neither JSON nor a list or dictionary in Python") from None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _class_number(value: object) -> int:
+    if _is_int(value) or (isinstance(value, str) and re.fullmatch(r"\d{1,9}", value)):
+        return int(value)  # type: ignore[call-overload]
+    raise TypeError(f"{value!r:.40} is not a class number")
 
 
 def _from_lines(text: str) -> list[str]:
     """Return the names of lines, without numbers, WordNet IDs, quotes and a header."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for pattern in (NUMBERED, WITH_WNID):
+    for pattern in (NUMBERED, NUMBERED_LAST, WITH_WNID):
         for body in (lines, lines[1:]):  # the first line may be a header
             matches = [pattern.fullmatch(line) for line in body]
             if len(body) > 1 and all(matches):
-                pairs = [(match[1], _unquoted(match[2])) for match in matches if match]
+                pairs = [(match[1], match[2]) for match in matches if match]
+                if pattern is NUMBERED_LAST:
+                    pairs = [(number, name) for name, number in pairs]
+                pairs = [(number, _unquoted(name.strip())) for number, name in pairs]
                 if pattern is WITH_WNID:
                     return [name for _, name in pairs]
                 numbers = sorted(int(number) for number, _ in pairs)
@@ -128,7 +152,7 @@ def _name_of(item: Any) -> str:
     if isinstance(item, list | tuple) and item:
         item = item[-1]
     if not isinstance(item, str):
-        raise TypeError(f"{item!r} is not a class name")
+        raise TypeError(f"{item!r:.40} is not a class name")
     return item
 
 

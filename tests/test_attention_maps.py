@@ -52,3 +52,14 @@ def test_blocks_are_counted_from_1_and_from_the_end() -> None:
     for block in (0, 6, -6):
         with pytest.raises(UsageError, match="choose among 1 to 5"):
             hiera_core.attention_maps(model, x, block)
+
+
+def test_maps_of_a_model_in_training_are_those_of_its_evaluation() -> None:
+    model = draw_weights(hiera_core.Hiera(**SMALL, drop_path_rate=0.9)).eval()
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = hiera_core.attention_maps(model, x).weights
+    model.train()
+    model.blocks[0].eval()  # parts may have modes of their own
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(hiera_core.attention_maps(model, x).weights, expected)
+    assert [module.training for module in model.modules()] == modes

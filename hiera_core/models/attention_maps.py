@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +35,7 @@ class AttentionMaps:
 
 @torch.no_grad()
 def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> AttentionMaps:
-    """Return the attention weights of a block.
+    """Return the attention weights of a block, in evaluation mode.
 
     >>> hiera_core.attention_maps(model, x, block=24).weights.mean((1, 2))  # seen from everywhere
 
@@ -59,7 +61,8 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
             f"{attention.heads} heads, more than 2 GiB in all",
             "choose a later block, or fewer inputs at a time",
         )
-    weights = _weights(attention, _input_of(encoder, attention, x))
+    with _evaluation_mode(encoder):
+        weights = _weights(attention, _input_of(encoder, attention, x))
     weights = weights.unflatten(0, (len(x), -1)).transpose(1, 2)  # b h w q k
     # With one global window, all tokens are in it, window by window.
     shape = (weights.shape[2], -1)
@@ -90,6 +93,18 @@ def _index(block: int, count: int) -> int:
     if block == 0 or not -count <= block <= count:
         raise UsageError(f"there is no block {block}", f"choose among 1 to {count}")
     return block - 1 if block > 0 else count + block
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch off what is random in training, such as stochastic depth, within the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _input_of(encoder: HieraEncoder, attention: MaskUnitAttention, x: torch.Tensor) -> torch.Tensor:

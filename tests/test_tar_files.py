@@ -54,6 +54,11 @@ def test_members_are_inputs_of_every_command(shards: Path, hiera: Command) -> No
     assert isinstance(found, list) and len(found) == 2
 
 
+def test_globs_match_tar_files(shards: Path) -> None:
+    names = [source.name.rpartition("/")[2] for source in expand([f"{shards}/*.tar"])]
+    assert names == ["three.png", "five.png", "eight.png"]
+
+
 def test_damaged_and_missing_tar_files_are_errors_of_their_own(
     shards: Path, hiera: Command
 ) -> None:

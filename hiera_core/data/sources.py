@@ -198,7 +198,9 @@ def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
             yield Source(text, error=InputError(error.message, error.hint))
             return
         for shard in shards:
-            yield from _from_tar(shard, options)
+            is_pattern = not _exists(shard) and glob.has_magic(shard)
+            for file in _glob(shard) if is_pattern else [shard]:
+                yield from _from_tar(file, options)
     elif is_folder(path):
         yield from _from_folder(path, options)
     elif not _exists(path) and glob.has_magic(text):

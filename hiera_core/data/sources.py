@@ -7,6 +7,7 @@ so that every input keeps its position.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import os
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 STDIN = "-"
+# Unlike these, brackets are common in the names of files: `photo[1].jpg`.
+WILDCARD = re.compile(r"[*?]")
 MAX_MEMBER_BYTES = 512 << 20  # of a tar file
 URLS = ("http://", "https://")
 
@@ -62,9 +65,9 @@ class Source:
     pixels: np.ndarray | None = None
     error: InputError | None = None
 
-    def content(self) -> Path | bytes | np.ndarray:
-        """Return the path to read, the bytes or the pixels. A URL is fetched now, so call it in a
-        worker.
+    def content(self) -> Path | bytes:
+        """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker. For
+        pixels in memory, see `pixels`.
 
         Raises:
             InputError: The file does not exist, or the URL cannot be fetched.
@@ -75,8 +78,6 @@ class Source:
             return fetch_content(self.url)
         if self.data is not None:
             return self.data
-        if self.pixels is not None:
-            return self.pixels
         assert self.path is not None
         if self.span is None:
             return _check_regular_file(self.path)
@@ -156,7 +157,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
             continue
         if expand and _is_list(text) and not _is_file(text[1:]):
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
-        if expand and not _exists(text) and glob.has_magic(text) and not _glob(text):
+        if expand and WILDCARD.search(text) and not _exists(text) and not _glob(text):
             raise UsageError(f"nothing matches {text!r}", "check the pattern")
         if expand and is_tar(text) and not _exists(text):
             tar_files.expand_braces(text)
@@ -199,12 +200,16 @@ def _from_path(text: str, options: _FolderOptions) -> Iterator[Source]:
             return
         for shard in shards:
             is_pattern = not _exists(shard) and glob.has_magic(shard)
-            for file in _glob(shard) if is_pattern else [shard]:
-                yield from _from_tar(file, options)
+            for name in _glob(shard) if is_pattern else [shard]:
+                yield from _from_tar(name, options)
     elif is_folder(path):
         yield from _from_folder(path, options)
-    elif not _exists(path) and glob.has_magic(text):
-        matches = [Path(p) for p in _glob(text)]
+    elif (
+        not _exists(path)
+        and glob.has_magic(text)
+        and ((found := _glob(text)) or WILDCARD.search(text))
+    ):
+        matches = [Path(p) for p in found]
         files = [p for p in matches if not is_folder(p)]
         for file in files:
             yield Source(str(file), path=file)
@@ -328,7 +333,7 @@ def _is_list(text: str) -> bool:
 def _from_list(text: str) -> Iterator[Source]:
     try:
         with Path(text[1:]).open("rb") as file:
-            yield from _from_lines(file, b"")
+            yield from _from_lines(file, b"", text)
     except (OSError, ValueError) as error:
         yield Source(text, error=as_input_error(error))
 
@@ -344,7 +349,7 @@ def _from_stream(stream: BinaryIO) -> Iterator[Source]:
     if sniff_kind(start):
         yield Source(STDIN, data=start + stream.read())
     else:
-        yield from _from_lines(stream, start)
+        yield from _from_lines(stream, start, STDIN)
 
 
 def _begins_with_text_line(start: bytes) -> bool:
@@ -356,17 +361,22 @@ def _begins_with_text_line(start: bytes) -> bool:
     return bool(newline) and not re.search(rb"[\0-\x08\x0e-\x1f\x7f\xff]", line) and len(line) > 2
 
 
-def _from_lines(stream: BinaryIO, start: bytes) -> Iterator[Source]:
+def _from_lines(stream: BinaryIO, start: bytes, name: str) -> Iterator[Source]:
     """Yield the paths and URLs of a stream, separated by NUL if the bytes that are
     read first contain one, else by newlines.
 
-    Names keep their bytes (`os.fsdecode`), UTF-8 or not.
+    Names keep their bytes (`os.fsdecode`), UTF-8 or not. A byte order mark is left out.
 
     Args:
         stream: The stream, read up to the end of `start`.
         start: The bytes that have been read from it before.
+        name: The list, for an error about it.
     """
-    rest, separator = start, b""
+    rest, separator = start or _read_available(stream), b""
+    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield Source(name, error=InputError("the list is in UTF-16", "save it as UTF-8"))
+        return
+    rest = rest.removeprefix(codecs.BOM_UTF8)
     while True:
         if not separator and (b"\0" in rest or b"\n" in rest):
             separator = b"\0" if b"\0" in rest else b"\n"

@@ -242,7 +242,7 @@ class Pipeline(Generic[R]):
             return DecodedInput(finished)
         record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
         try:
-            content = source.content()
+            content = source.content() if source.pixels is None else source.pixels
             if isinstance(content, np.ndarray):
                 kind: Kind = "video" if content.ndim == 4 else "image"
             else:

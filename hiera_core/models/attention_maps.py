@@ -51,7 +51,7 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     encoder = unwrap_model(model)
     assert isinstance(encoder, HieraEncoder)
     index = _index(block, len(encoder.blocks))
-    attention: MaskUnitAttention = encoder.blocks[index].attn
+    attention = _attention_of(encoder, index)
     layout, (pools, key_pools) = encoder.layout, _pools(encoder, index)
     query_grid, key_grid = attention_grids(encoder, block)
     queries, keys = math.prod(query_grid), math.prod(key_grid)
@@ -86,7 +86,13 @@ def attention_grids(model: HieraEncoder, block: int) -> tuple[tuple[int, ...], t
 def _pools(model: HieraEncoder, index: int) -> tuple[int, int]:
     """Return how many pools a block's queries and keys have been through."""
     pools = min(model.block_specs[index].stage, model.q_pool)
-    return pools, pools - (model.blocks[index].attn.q_stride > 1)
+    return pools, pools - (_attention_of(model, index).q_stride > 1)
+
+
+def _attention_of(model: HieraEncoder, index: int) -> MaskUnitAttention:
+    attention = model.blocks[index].attn
+    assert isinstance(attention, MaskUnitAttention)
+    return attention
 
 
 def _index(block: int, count: int) -> int:

@@ -376,3 +376,13 @@ def test_files_that_the_system_refuses_are_not_called_damaged(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         files.read(tmp_path / "gone.pth")
     assert not isinstance(caught.value, DamagedFile)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_content_decides_and_not_the_name(tmp_path: Path, old: bool) -> None:
+    weights = {"x": torch.arange(6.0)}
+    torch.save(weights, tmp_path / "a.safetensors", _use_new_zipfile_serialization=not old)
+    assert torch.equal(files.read(tmp_path / "a.safetensors")[0]["x"], weights["x"])
+    files.write_safetensors(tmp_path / "b.safetensors", weights)
+    (tmp_path / "b.safetensors").rename(tmp_path / "b.pth")
+    assert torch.equal(files.read(tmp_path / "b.pth")[0]["x"], weights["x"])

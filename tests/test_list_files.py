@@ -235,3 +235,11 @@ def test_names_that_are_plain_numbers_stay(tmp_path: Path) -> None:
     assert labels.read_labels(tmp_path / "years.txt") == ["1999", "2003"]
     (tmp_path / "sizes.txt").write_text("10 mm\n20 mm\n")
     assert labels.read_labels(tmp_path / "sizes.txt") == ["10 mm", "20 mm"]
+
+
+def test_lists_of_excel_and_of_json(folder: Path) -> None:
+    path = folder / "excel.csv"
+    path.write_text("sep=;\r\npath;label\r\na b/0.png;cat\r\ndog/2.JPG;dog\r\n")
+    assert [file.label for file in read_list(path)] == ["cat", "dog"]
+    with pytest.raises(UsageError, match="is a list in JSON"):
+        read_list(folder / "list.jsonl")

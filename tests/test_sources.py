@@ -273,11 +273,11 @@ def test_urls_that_are_not_valid_are_records(
 def test_lists_of_windows_and_names_with_brackets(tmp_path: Path) -> None:
     """A byte order mark is no part of the first name; a missing `photo[1].jpg` is one error."""
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
-    names = [source.name for source in sources.expand([f"@{tmp_path}/list.txt"])]
+    names = [source.name for source in expand([f"@{tmp_path}/list.txt"])]
     assert names == ["a.png", "b.png"]
     (tmp_path / "wide.txt").write_text("a.png\nb.png\n", encoding="utf-16")
-    (source,) = sources.expand([f"@{tmp_path}/wide.txt"])
+    (source,) = expand([f"@{tmp_path}/wide.txt"])
     assert source.error is not None and "UTF-16" in source.error.message
     missing = [str(tmp_path / "photo[1].jpg"), str(tmp_path / "list.txt")]
-    sources.check_inputs(missing)
-    assert [source.name for source in sources.expand(missing)] == missing
+    check_inputs(missing)
+    assert [source.name for source in expand(missing)] == missing

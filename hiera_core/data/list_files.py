@@ -37,6 +37,7 @@ RANKED_LABEL_HEADERS = tuple(
 LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed: 0", "index", "idx", "#", "no", "row"))
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 SEPARATORS = ",;\t|"
 PROBED_ROWS = 20  # rows in which files are looked for
 PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
@@ -86,7 +87,13 @@ class _ListError(UsageError):
 
 
 def _read_rows(path: Path, labelled: bool) -> list[ListedFile]:
-    rows = list(_split_rows(_read_text(path), path.suffix.lower()))
+    if path.suffix.lower() in JSON_ENDINGS:
+        raise UsageError(
+            f"{path} is a list in JSON", "write a .csv with the columns path and label"
+        )
+    # Excel's first line may say what separates the cells: `sep=;`.
+    text = re.sub(r"\A\ufeff?\"?sep=.\"?\r?\n", "", _read_text(path))
+    rows = list(_split_rows(text, path.suffix.lower()))
     if not rows:
         return []
     folder = path.parent

@@ -314,9 +314,13 @@ def _allowing(allowed: Collection[Any]) -> Iterator[None]:
 def _read_pickle(path: Path) -> tuple[dict[str, Any], Any]:
     with path.open("rb") as file:
         zipped = not file.read(1).startswith(PICKLE_SIGNATURE)
-    # Only torch's zip format can be memory-mapped; the older one is read into memory.
-    with _allowing(safe_types()):
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        file.seek(0)
+        # Only torch's zip format can be memory-mapped; the older one is read into memory. A path
+        # that ends in .safetensors would be read as such, whatever the file holds.
+        mapped = zipped and path.suffix != ".safetensors"
+        with _allowing(safe_types()):
+            source = path if mapped else file
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
     extras = loaded.get(EXTRAS) if isinstance(loaded, dict) else None
     state = find_state_dict(loaded)
     if state is None:

@@ -14,7 +14,8 @@ import pytest
 from hiera_core.data import toy_datasets
 from hiera_core.errors import UsageError
 from hiera_core.lock import exclusive
-from hiera_core.training import build, checkpoint, run_folder, trainer
+from hiera_core.training import build, run_folder, trainer
+from hiera_core.training.checkpoints import checkpoint
 from tests.test_trainer import CPU, recipe_of, run
 
 Command = Callable[..., tuple[int, str, str]]

@@ -23,7 +23,6 @@ from hiera_core.data.video_files import video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
 from hiera_core.training import (
     build,
-    checkpoint,
     dataloader,
     distributed,
     optimizer,
@@ -36,6 +35,7 @@ from hiera_core.training import (
     validate,
 )
 from hiera_core.training.augment import Augment, mix
+from hiera_core.training.checkpoints import checkpoint
 from hiera_core.weights.download_record import sha256_of
 from tests.conftest import assert_close
 

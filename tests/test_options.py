@@ -51,7 +51,7 @@ VALUES = NUMBERS + TEXTS + PATHS
 QUICK = ["²", "nan", "", "\udcff", "9" * 5000, "/dev/full", "brackets.yaml"]
 
 
-LONG = {("--seconds", "1e3")}  # right, and as long as it says
+LONG = {("--seconds", "1e3"), ("--seconds", "1_000")}  # right, and as long as they say
 UPLOADS = {("convert", "--push-to-hub")}  # needs a hub, see test_conversion.py
 
 

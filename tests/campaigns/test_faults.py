@@ -56,11 +56,11 @@ class Job:
 
 
 def file_results(folder: Path) -> dict[str, str]:
-    """Return the digest of every file below a folder, except hidden ones."""
+    """Return the digest of every file below a folder, except unfinished ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file() and not _is_temporary(path, folder)
     }
 
 

@@ -233,3 +233,79 @@ def test_frames_that_depend_on_a_damaged_one_are_damaged(tmp_path: Path) -> None
     first = intact.index(False)
     assert 24 < first < 30 and not any(intact[first:36])
     assert all(intact[:24]) and all(intact[36:])
+
+
+def check_frames(path: Path, expected: list[np.ndarray]) -> None:
+    """Check the number of frames, and the frames in ascending and in falling order."""
+    with Video(path) as video:
+        assert video.frames == len(expected)
+        assert video.duration == pytest.approx(len(expected) / RATE, rel=0.02)
+        for order in (range(0, len(expected), 3), range(len(expected) - 1, 0, -7)):
+            for frame in video.read(list(order)):
+                assert frame.intact, frame.index
+                assert np.array_equal(frame.pixels, expected[frame.index]), frame.index
+
+
+@pytest.mark.parametrize("size", [188, 192])
+@pytest.mark.parametrize(
+    "name", ["h.264 in a transport stream", "open groups in a transport stream"]
+)
+def test_a_piece_of_a_broadcast_begins_far_from_zero(name: str, size: int, tmp_path: Path) -> None:
+    """Receivers write `.ts`, with packets of 188 bytes, and camcorders `.mts`, with 192 bytes. A
+    piece that begins at a key frame is complete."""
+    options = {"mpegts_m2ts_mode": str(int(size == 192)), "output_ts_offset": "5000"}
+    _, codec, _, codec_options = CONTAINERS[name]
+    pieces = []
+    for offset in (0, 40):  # a recording, and the one after it
+        path = tmp_path / f"{offset}.mts"
+        with av.open(str(path), "w", format="mpegts", options=options) as container:
+            stream: Any = container.add_stream(codec, rate=RATE, options=codec_options)
+            stream.width, stream.height = SIZE
+            stream.pix_fmt = "yuv420p"
+            for i in range(offset, offset + 40):
+                frame = av.VideoFrame.from_ndarray(picture(i / RATE, *SIZE), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        pieces.append(path)
+    with av.open(str(pieces[0])) as container:
+        start = container.start_time
+        assert start is not None and start > 4000 * 1_000_000
+    for piece in pieces:
+        assert len(piece.read_bytes()) % size == 0
+        check_frames(piece, all_frames(piece))
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180])
+@pytest.mark.parametrize("start", [0.8, 2.2])
+def test_a_trimmed_video_of_a_phone(start: float, rotation: int, tmp_path: Path) -> None:
+    """A QuickTime file with an edit list that hides its first frames, and a rotation."""
+    if not hasattr(av.video.stream.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write rotation")
+    write_video(tmp_path / "long.mov", FRAMES, RATE, gop=60)
+    path = tmp_path / "cut.mov"
+    with av.open(str(tmp_path / "long.mov")) as source, av.open(str(path), "w") as cut:
+        stream = source.streams.video[0]
+        copy: Any = cut.add_stream_from_template(stream)
+        copy.set_display_rotation(rotation)
+        assert stream.time_base is not None
+        offset = int(start / stream.time_base)
+        source.seek(offset, stream=stream, backward=True)
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                packet.stream = copy
+                cut.mux(packet)
+    stored = all_frames(path)
+    assert len(stored) == FRAMES - round(start * RATE)
+    check_frames(path, [np.rot90(frame, rotation // 90) for frame in stored])
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_videos_of_one_frame(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x", name, frames=1)
+    (expected,) = all_frames(path)
+    with Video(path) as video:
+        assert video.frames == 1
+        assert video.duration > 0
+        (frame,) = video.read([0])
+        assert frame.intact and np.array_equal(frame.pixels, expected)

@@ -13,7 +13,10 @@ from PIL import Image
 from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform
+from .video_files.animation_reader import Animation, open_video
 from .video_files.video_reader import Video, check_damage
+
+AnyVideo = Video | Animation | FrameArray
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ def read_segments(
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
-    video: Video | FrameArray
+    video: AnyVideo
     if isinstance(source, np.ndarray):
         video = FrameArray(source)
         if isinstance(transform, VideoTransform) and video.frames == transform.frames:
             transform = replace(transform, stride=1, fps=video.fps)
     else:
-        video = Video(source, sampling.max_pixels)
+        video = open_video(source, sampling.max_pixels)
     notes = video.notes
     if not video.declares_length:
         notes += ("its format declares no length, so truncation cannot be detected",)
@@ -102,7 +105,7 @@ def read_segments(
 
 
 def _clips(
-    video: Video | FrameArray, sampling: Sampling, transform: VideoTransform, report: VideoReport
+    video: AnyVideo, sampling: Sampling, transform: VideoTransform, report: VideoReport
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
@@ -126,7 +129,7 @@ def _clips(
 
 
 def _crop_frames(
-    video: Video | FrameArray,
+    video: AnyVideo,
     wanted: list[int],
     crops: int,
     size: tuple[int, int],
@@ -153,7 +156,7 @@ def _crop_frames(
 
 
 def _single_frames(
-    video: Video | FrameArray, seconds: float, transform: ImageTransform, report: VideoReport
+    video: AnyVideo, seconds: float, transform: ImageTransform, report: VideoReport
 ) -> Iterator[DecodedSegment]:
     with video:
         wanted = [first for first, _ in segment_bounds(video.frames, video.fps, seconds)]

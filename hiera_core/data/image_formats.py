@@ -46,13 +46,16 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
 
-def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageFile:
+def open_header(
+    file: IO[bytes], name: str, max_pixels: int, *, animated: bool = False
+) -> ImageFile.ImageFile:
     """Return an image of which only the header has been read.
 
     Args:
         file: The file, open at its start.
         name: Its path, or "" if it is in memory.
         max_pixels: An image with more pixels is refused.
+        animated: Whether frames after the first will be read. Each is checked when it is reached.
 
     Raises:
         InputError: The image is too large, or in no supported format.
@@ -69,7 +72,7 @@ def open_header(file: IO[bytes], name: str, max_pixels: int) -> ImageFile.ImageF
             for size in _SIZES_BEFORE_OPENING.get(format, _no_sizes)(file):
                 _check_size(size, max_pixels)
             file.seek(0)
-            image: ImageFile.ImageFile = _READERS.get(format, reader)(file, name)
+            image = _make_reader(format, reader, max_pixels if animated else None)(file, name)
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # not a file of this format after all
         for size in (image.size, _tile_size(image)):
@@ -130,7 +133,37 @@ class _Tiff(Tiff.TiffImageFile):
         super().load_prepare()
 
 
-_READERS: dict[str, Callable[..., ImageFile.ImageFile]] = {"GIF": _StillGif, "TIFF": _Tiff}
+class _AnimatedGif(GifImagePlugin.GifImageFile):
+    """Reader of all frames of a GIF, which checks the area of each before it is allocated."""
+
+    max_pixels = 0
+
+    @property
+    def dispose_extent(self) -> tuple[int, int, int, int] | None:
+        return self._extent
+
+    @dispose_extent.setter
+    def dispose_extent(self, value: tuple[int, int, int, int] | None) -> None:
+        if value is not None:
+            _check_size((value[2], value[3]), self.max_pixels)
+        self._extent = value
+
+
+Reader = Callable[..., ImageFile.ImageFile]
+_READERS: dict[str, Reader] = {"GIF": _StillGif, "TIFF": _Tiff}
+
+
+def _make_reader(format: str, default: Reader, frame_pixels: int | None) -> Reader:
+    """Return the reader of a format.
+
+    Args:
+        format: Pillow's name of the format.
+        default: Pillow's reader.
+        frame_pixels: Limit for each frame of an animation; None to read the first frame only.
+    """
+    if frame_pixels is None or format != "GIF":
+        return _READERS.get(format, default)
+    return type("_BoundedGif", (_AnimatedGif,), {"max_pixels": frame_pixels})
 
 
 def _tile_size(image: ImageFile.ImageFile) -> Size:

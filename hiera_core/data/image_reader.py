@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -40,13 +41,23 @@ def open_image(
         InputError: The file is missing, damaged, truncated, too large, or not an image.
     """
     notes: list[str] = []
+    name = "" if isinstance(source, bytes) else str(source)
+    with (
+        as_input_errors(),
+        open_file(source) as file,
+        open_header(file, name, max_pixels) as image,
+    ):
+        if count := _count_frames(image):
+            notes.append(f"first of {count} frames")
+        image.load()
+        return to_upright_rgb(image, notes), notes
+
+
+@contextlib.contextmanager
+def as_input_errors() -> Iterator[None]:
+    """Convert whatever Pillow and the file system raise within the block to an InputError."""
     try:
-        name = "" if isinstance(source, bytes) else str(source)
-        with _open(source) as file, open_header(file, name, max_pixels) as image:
-            if count := _count_frames(image):
-                notes.append(f"first of {count} frames")
-            image.load()
-            return to_upright_rgb(image, notes), notes
+        yield
     except InputError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -86,7 +97,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(source: str | Path | bytes) -> IO[bytes]:
+def open_file(source: str | Path | bytes) -> IO[bytes]:
     """Open a file or its bytes.
 
     Raises:

@@ -25,9 +25,9 @@ from ..data import memory, sources
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
 from ..data.image_reader import open_image
-from ..data.media_types import kind_of
 from ..data.memory import MediaInput
 from ..data.sources import Source
+from ..data.video_files.animation_reader import kind_for_model
 from ..errors import HieraError, InputError, UsageError, check_positive
 from ..records import Kind, Record
 from .batching import BatchRunner
@@ -211,6 +211,12 @@ class Pipeline(Generic[R]):
         return self._build is not None
 
     @property
+    def _takes_videos(self) -> bool:
+        """Whether animations are taken for videos, not for images."""
+        asks = self.sampling.every is not None or self.sampling.segments is not None
+        return asks or (not self.chooses_by_kind and "video" in self._runners)
+
+    @property
     def kinds(self) -> list[Kind]:
         """Kinds of input for which a model is loaded."""
         return list(self._runners)
@@ -246,7 +252,7 @@ class Pipeline(Generic[R]):
             if isinstance(content, np.ndarray):
                 kind: Kind = "video" if content.ndim == 4 else "image"
             else:
-                kind = kind_of(content, source.name)
+                kind = kind_for_model(content, source.name, takes_videos=self._takes_videos)
             record.kind = kind
             runner = self.runner(kind)
             record.model = runner.name

@@ -19,9 +19,9 @@ from ..data.clip_reader import read_segments
 from ..data.clip_sampling import Sampling, frame_indices
 from ..data.datasets import MediaDataset
 from ..data.image_reader import open_image
-from ..data.media_types import kind_of
 from ..data.transforms import ImageTransform, VideoTransform
-from ..data.video_files.video_reader import Video, check_damage
+from ..data.video_files.animation_reader import kind_for_model, open_video
+from ..data.video_files.video_reader import check_damage
 from ..errors import HieraError, InputError
 from ..records import Kind
 from .augment import Augment, mix
@@ -275,7 +275,7 @@ def read_clips(
         InputError: The video cannot be decoded, or too many frames are damaged.
     """
     short = round(MAX_SHORT_SIDE * max(clip.size))
-    with Video(content) as video:
+    with open_video(content) as video:
         span = clip.frames * clip.stride / clip.fps * video.fps
         starts = [position * max(video.frames - span, 0) for position in positions]
         indices = frame_indices(starts, span, clip.frames, video.frames)
@@ -302,7 +302,7 @@ def _load(
     name = source.name
     try:
         content = source.content()
-        kind = kind_of(content, name)
+        kind = kind_for_model(content, name, takes_videos=expected == "video")
         if kind != expected:
             raise InputError(f"expected {expected}, got {kind}", f"the model takes {expected}s")
         loaded = read(key, content)

@@ -309,3 +309,39 @@ def test_videos_of_one_frame(name: str, tmp_path: Path) -> None:
         assert video.duration > 0
         (frame,) = video.read([0])
         assert frame.intact and np.array_equal(frame.pixels, expected)
+
+
+def test_frames_of_theora_with_one_time_stamp(tmp_path: Path) -> None:
+    """In files of old encoders, FFmpeg gives the first two frames the same time. Each packet is a
+    frame nevertheless."""
+    path = write(tmp_path / "x", "ogg", 60)
+    content = bytearray(path.read_bytes())
+    version = content.index(b"\x80theora") + 7
+    assert content[version : version + 3] == b"\3\2\1"
+    content[version + 2] = 0
+    content[22:26] = bytes(4)  # the checksum of the first page, which holds this header
+    size = 27 + content[26] + sum(content[27 : 27 + content[26]])
+    content[22:26] = struct.pack("<I", ogg_checksum(content[:size]))
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        first, second, *_ = (p.pts for p in container.demux(video=0) if p.size)
+    assert first == second
+    check_frames(path, all_frames(path))
+
+
+def ogg_checksum(content: bytes) -> int:
+    """Return the CRC-32 of a page, with the polynomial 0x04c11db7, unreflected."""
+    value = 0
+    for byte in content:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1) ^ (0x04C11DB7 if value & 1 << 31 else 0)
+    return value & 0xFFFFFFFF
+
+
+def test_frames_that_are_much_nearer_than_usual(tmp_path: Path) -> None:
+    """A recording of a screen that seldom changes."""
+    times = [0.0, 0.033, 0.067, 0.27, 0.54, *(i + 0.54 for i in range(1, 8)), 8.3, 8.34]
+    path = write_video(tmp_path / "x.webm", len(times), RATE, codec="libvpx", times=times)
+    with Video(path) as video:
+        assert video.frames == len(all_frames(path)) == len(times)

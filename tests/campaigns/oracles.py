@@ -114,6 +114,7 @@ def decode_all(path: Path, video: Video) -> tuple[np.ndarray, list[bytes]]:
     with av.open(str(path), options=OPTIONS, metadata_errors="replace") as container:
         cover = av.stream.Disposition.attached_pic
         stream = next(s for s in container.streams.video if not s.disposition & cover)
+        stream.thread_type = "NONE"  # some decoders of FFmpeg give other pixels in several threads
         for frame in itertools.islice(_decode(container, stream), MAX_FRAMES):
             stamps.append(frame.pts)
             pixels = frame.reformat(*size, "rgb24").to_ndarray()

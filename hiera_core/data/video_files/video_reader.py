@@ -32,6 +32,8 @@ ROUNDING_PIXELS = 1 << 23  # more than any rounding of the sides, at most 65,535
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
+# Some files of these have other pixels if FFmpeg decodes them in several threads.
+ONE_THREAD_CODECS = ("vp3", "theora", "vp4")
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -135,7 +137,8 @@ class Video:
         self._stream: Any = streams[0] if streams else None
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
-            self._stream.thread_type = "AUTO"
+            one_thread = self._stream.codec_context.name in ONE_THREAD_CODECS
+            self._stream.thread_type = "NONE" if one_thread else "AUTO"
             # A decoder rounds sizes up before it compares them, so `_decode` checks more exactly.
             limit = min(self._max_pixels + ROUNDING_PIXELS, 2**31 - 1)
             self._stream.codec_context.options = {"max_pixels": str(limit)}

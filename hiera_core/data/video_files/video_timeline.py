@@ -21,7 +21,11 @@ INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
 NO_STAMP_FORMATS = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
 # Formats whose header does not declare a length. A truncated file looks like a shorter video.
 NO_LENGTH_FORMATS = ("mpegts", "ogg", "dv", *NO_STAMP_FORMATS)
-SAME_FRAME = 0.25  # packets nearer than this, in usual intervals, belong to one frame
+# Packets nearer than both of these belong to one frame.
+SAME_FRAME = 0.25  # of the usual interval
+SAME_FRAME_S = 0.01  # at a varying rate, frames can be much nearer than usual
+# Codecs that show every packet as a frame of its own, also where two packets have one time stamp.
+FRAME_PER_PACKET = ("theora",)
 MIN_DISTINCT = 0.4  # if fewer packets have distinct time stamps, these say nothing
 
 
@@ -176,7 +180,8 @@ def _scan(container: Any, stream: Any) -> _Packets:
     reordered = stream.codec_context.has_b_frames
     # AVI has no time stamps for presentation. FFmpeg invents them, in the order of decoding.
     found.ordered = not (reordered and container.format.name == "avi")
-    last_dts = None
+    shows_all = stream.codec_context.name in FRAME_PER_PACKET
+    last_dts = last_stamp = None
     with contextlib.suppress(av.FFmpegError):  # what follows a damaged part is not there
         for packet in container.demux():
             if not packet.size or packet.is_discard:
@@ -192,6 +197,9 @@ def _scan(container: Any, stream: Any) -> _Packets:
                 found.keys.append(stamp)
             if stamp is None or (packet.pts is None and reordered):
                 found.ordered = False
+            if shows_all and stamp == last_stamp:
+                found.ordered = False
+            last_stamp = stamp
             if packet.dts is not None:
                 if last_dts is not None and packet.dts < last_dts:
                     found.ordered = False  # the clock was reset
@@ -206,7 +214,7 @@ def _distinct(times: np.ndarray) -> np.ndarray:
     if not (gaps > 0).any():
         return times
     usual = float(np.median(gaps[gaps > 0]))
-    return times[np.concatenate(([True], gaps > SAME_FRAME * usual))]
+    return times[np.concatenate(([True], gaps > min(SAME_FRAME * usual, SAME_FRAME_S)))]
 
 
 def _average_rate(times: np.ndarray, declared: float) -> float:

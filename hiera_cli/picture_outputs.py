@@ -131,4 +131,5 @@ class PictureOutput:
         with contextlib.suppress(OSError, ValueError):  # it does not exist, or there is a NUL in it
             is_input = path.samefile(self.path)
         if is_input:
-            raise UsageError(f"output {str(self.path)!r} is a file that is an input", "name another")
+            shown = repr(str(self.path))
+            raise UsageError(f"output {shown} is a file that is an input", "name another file")

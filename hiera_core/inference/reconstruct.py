@@ -272,8 +272,8 @@ def save_reconstruction(
     """Write the pictures of a record.
 
     A .png file shows the original, the masked image and the reconstruction side by side; for a
-    video, its frames in three rows. An .mp4 file shows the three videos side by side, at the rate of
-    the predicted frames.
+    video, its frames in three rows. An .mp4 file shows the three videos side by side, at the rate
+    of the predicted frames.
 
     Args:
         record: A record of a `Reconstructor`.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -139,9 +138,10 @@ class OutputNames:
                 self._note_input(source)
                 path = self._path_of(source)
                 form = self._forms.get(path.key, Form())
-                row = (path.stem(form), path.identity, path.rest(form), path.key, path.tail)
+                stem, tail = hash_of(path.stem(form)), hash_of(path.tail)
+                row = (stem, path.identity, path.rest(form), path.key, tail)
                 for column, value in zip(columns, row, strict=True):
-                    column.append(value if isinstance(value, int) else hash_of(value))
+                    column.append(value)
             table = np.array([np.frombuffer(c, np.uint64) for c in columns])
             table = table[:, np.lexsort((table[1], table[0]))]
             self._table = table[:3].copy()
@@ -203,22 +203,22 @@ class OutputNames:
             where, query = split_url(source.url)
             *front, last = safe_parts(where)
             name, ending = split_ending(last)
-            return PathOfInput(tuple(front), (name,), ending + query, hash_of(source.url, exact=True))
+            identity = hash_of(source.url, exact=True)
+            return PathOfInput(tuple(front), (name,), ending + query, identity)
         if source.path is None:
             name, ending = split_ending(safe_parts(source.name)[-1])
             name = STDIN_NAME if source.name == STDIN else name
             return PathOfInput((), (name,), ending, self._identity_without_path(source))
         path = _without_dots(source.path)
-        *folders, last = safe_parts(source.short_name or path)
+        *folders, last = safe_parts(source.short_name or str(path))
         name, ending = split_ending(last)
         if source.short_name:
             # A tar file counts as a folder that is named like it.
             within = 1 if source.span else len(folders) + 1
-            front = list(safe_parts(path)[:-within])
+            front = list(safe_parts(str(path))[:-within])
         else:
             front, folders = folders, []
-        absolute = _absolute(path)
-        where = f"{absolute}\0{source.span}" if source.span else absolute
+        where = f"{_absolute(path)}\0{source.span or ''}"
         return PathOfInput(tuple(front), (*folders, name), ending, hash_of(where, exact=True))
 
     def _identity_without_path(self, source: Source) -> int:
@@ -231,11 +231,10 @@ class OutputNames:
         """Note the path of an input within the folder, if an output file could be there."""
         if source.path is None or source.path.suffix.lower() not in OUTPUT_ENDINGS:
             return
-        parent = self._real_path(os.path.dirname(source.path))
-        folder = self._real_path(os.fspath(self.folder))
-        if parent == folder or parent.startswith(os.path.join(folder, "")):
-            within = os.path.relpath(os.path.join(parent, source.path.name), folder)
-            self._inputs.add(hash_of(within.replace(os.sep, "/")))
+        path = self._real_path(source.path.parent) / source.path.name
+        folder = self._real_path(self.folder)
+        if path.is_relative_to(folder):
+            self._inputs.add(hash_of(path.relative_to(folder).as_posix()))
 
 
 def _has_no_output(source: Source) -> bool:
@@ -277,21 +276,24 @@ def _with_digits(form: Form) -> Form:
     return form._replace(digits=min(form.digits + 8, MAX_DIGITS))
 
 
-def _without_dots(path: Path) -> str:
-    """Return the path as it was named, or, if it has `..`, as an absolute path."""
-    text = os.fspath(path)
-    return _absolute(text) if ".." in text and ".." in path.parts else text
+def _without_dots(path: Path) -> Path:
+    """Return a path without `..`. What these mean depends on links in front of them."""
+    if ".." not in path.parts:
+        return path
+    after = path.parts[::-1].index("..")
+    beginning = path.parts[: len(path.parts) - after]
+    return _real_path(Path(*beginning)).joinpath(*path.parts[len(beginning) :])
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: Path) -> Path:
     try:
-        return os.path.abspath(path)
+        return path.absolute()
     except OSError:  # the working directory is gone
         return path
 
 
-def _real_path(path: str) -> str:
+def _real_path(path: Path) -> Path:
     try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
         return path

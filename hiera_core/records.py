@@ -97,6 +97,7 @@ class Record:
     result: Any = None  # tensors of the task: features or a reconstruction
     extra: dict[str, Any] = field(default_factory=dict)  # further keys of the task, for JSON
     lines: list[str] = field(default_factory=list)  # `extra` as text, for a terminal
+    output_stem: str = ""  # where its output files are, see `OutputNames`
 
     def fail(self, error: HieraError) -> Record:
         """Turn this record into that of a failure, and return it."""

@@ -279,7 +279,12 @@ def _run(
     """Extract the features of all inputs, or of the sample, and return the exit code."""
     from hiera_core.data import toy_datasets
     from hiera_core.viz import grid
-    from hiera_core.viz.output_paths import output_path
+    from hiera_core.viz.output_names import OutputNames
+
+    def listed() -> Iterator[sources.Source]:
+        return sources.expand(inputs or [], recursive=recursive, ahead=True)
+
+    names = None if visualize is None else OutputNames(visualize, listed)
 
     def save(record: Record) -> None:
         if record.result is not None:
@@ -287,8 +292,8 @@ def _run(
                 store.add(record)
             else:
                 _add_values(record)
-            if visualize is not None:
-                path = output_path(visualize, record.input, ".png")
+            if names is not None:
+                path = names.path(record, ".png")
                 grid.save_png(record.thumbnails[0], path)
                 record.extra["picture"] = str(path)
         record.lines = list(_text_lines(record))
@@ -298,6 +303,8 @@ def _run(
         expanded = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     else:
         expanded = iter([toy_datasets.sample(extractor.kinds[0])])
+    if names is not None:
+        expanded = names.assign(expanded)
     return out.write_all(extractor(expanded), save, stop=on_error is OnError.stop)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from hiera_core.records import Record
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
 from ..options import MAX_WORKERS, OnError, auto_or_count
-from ..outputs import claim_folder
+from ..picture_outputs import PictureOutput, parse_output
 from ..result_stream import ResultStream
 
 SCALED = (
@@ -28,13 +27,14 @@ def mae(
     context: typer.Context,
     inputs: options.InputsArg,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
-            parser=options.parse_path,
-            metavar="DIR",
-            help="Folder for the results.",
+            parser=parse_output,
+            metavar="DIR|FILE",
+            help="Folder for the results; or, for a single input, a file: .png, or .mp4 for the "
+            "movie of a video.",
             show_default=False,
         ),
     ],
@@ -82,7 +82,10 @@ def mae(
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
     format: options.PrintFormatOpt = output_formats.Format.auto,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the file, or write into a folder that is not empty."
+        ),
     ] = False,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -110,8 +113,11 @@ def mae(
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
-    context.with_resource(claim_folder(output, overwrite))
+    pictures = PictureOutput(output, inputs, recursive, endings=(".png", ".mp4"))
+    context.with_resource(pictures.claim(overwrite))
     sources.check_inputs(inputs, recursive=recursive)
+    found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
+    found = pictures.assign(found)
     entry = load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import reconstruct
@@ -133,7 +139,8 @@ def mae(
 
     def save(record: Record) -> None:
         runner = pipeline.runner(record.kind)
-        files = reconstruct.save_reconstruction(record, output, runner, reconstruction_only)
+        files = pictures.files(record, reconstruct.FILE_ENDINGS[record.kind])
+        reconstruct.save_reconstruction(record, files, runner, reconstruction_only)
         record.extra["files"] = [str(file) for file in files]
         facts = record.extra["mae"]
         record.lines = [
@@ -143,8 +150,7 @@ def mae(
         ]
         record.result = None
 
-    records = pipeline(sources.expand(inputs, recursive=recursive, passed_over=out.passed_over))
-    code = out.write_all(records, save, stop=on_error is OnError.stop)
+    code = out.write_all(pipeline(found), save, stop=on_error is OnError.stop)
     if out.ok and not quiet:
         print_message(SCALED)
     return code

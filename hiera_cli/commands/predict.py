@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
 from ..options import MAX_WORKERS, OnError, auto_or_count
-from ..outputs import claim_folder
+from ..picture_outputs import PictureOutput, parse_output
 from ..result_stream import ResultStream
 
 
@@ -78,12 +77,12 @@ def predict(
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
     save_images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            parser=options.parse_path,
+            parser=parse_output,
             help="Folder for images that show the results: annotated inputs, and contact sheets of "
-            "videos.",
-            metavar="DIR",
+            "videos. For a single input, it may be a .png file.",
+            metavar="DIR|FILE",
         ),
     ] = None,
     output: options.OutputOpt = None,
@@ -108,22 +107,33 @@ def predict(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
-    out = ResultStream(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
+    pictures = None if save_images is None else PictureOutput(save_images, inputs, recursive)
+    out = ResultStream(
+        output,
+        format,
+        topk=topk,
+        details=("picture",) if pictures else (),
+        overwrite=overwrite,
+        resume=resume,
+        quiet=quiet,
+    )
     context.with_resource(out.claim())
-    if save_images is not None:
-        context.with_resource(claim_folder(save_images, overwrite or resume))
+    if pictures is not None:
+        context.with_resource(pictures.claim(overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)
+    found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
+    if pictures is not None:
+        found = pictures.assign(found)
     if out.is_finished:
-        return out.check_finished(
-            sources.expand(inputs, recursive=recursive, passed_over=out.passed_over),
-            note="; random weights are not compared" if random_init else "",
-        )
+        note = "; random weights are not compared" if random_init else ""
+        return out.check_finished(found, note=note)
     class_names = None if labels is None else read_labels(labels)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
     from hiera_core.inference.predict import Classifier, Predictor
-    from hiera_core.viz import annotate
+    from hiera_core.viz.annotate import draw_record
+    from hiera_core.viz.grid import save_png
 
     sampling = Sampling(
         clips=clips,
@@ -139,7 +149,7 @@ def predict(
         sampling=sampling,
         topk=topk,
         workers=threads,
-        keep_thumbnails=save_images is not None,
+        keep_thumbnails=pictures is not None,
         device=device,
         dtype=dtype,
         batch_size=batch,
@@ -154,11 +164,12 @@ def predict(
     out.depends_on("settings", {"topk": topk, **asdict(sampling)})
     predictor.on_model(note_model)
 
-    def save_image(record: Record) -> None:
-        if save_images is not None and record.thumbnails:
-            annotate.save_annotated(record, save_images)
+    def save_picture(record: Record) -> None:
+        if pictures is not None and record.thumbnails:
+            (path,) = pictures.files(record, (".png",))
+            save_png(draw_record(record), path)
+            record.extra["picture"] = str(path)
+            record.lines = [f"-> {path}"]
 
-    records = predictor(
-        out.skip_done(sources.expand(inputs, recursive=recursive, passed_over=out.passed_over))
-    )
-    return out.write_all(records, save_image, stop=on_error is OnError.stop)
+    records = predictor(out.skip_done(found))
+    return out.write_all(records, save_picture, stop=on_error is OnError.stop)

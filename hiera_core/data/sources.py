@@ -55,6 +55,9 @@ class Source:
         span: Offset and size in bytes within `path`, for a member of a tar file.
         pixels: An image, uint8 [height, width, 3], or a clip, uint8 [frames, height, width, 3].
         error: Why this input cannot be read, if that is known already. `content` raises it.
+        short_name: Its path within the folder or tar file that the user named. If it is empty, the
+            short name is the last part of `name`.
+        output_stem: Where its output files are; see `OutputNames`.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Source:
     span: tuple[int, int] | None = None
     pixels: np.ndarray | None = None
     error: InputError | None = None
+    short_name: str = ""
+    output_stem: str = ""
 
     def content(self) -> Path | bytes:
         """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker. For
@@ -113,6 +118,7 @@ def expand(
     passed_over: Counter[str] | None = None,
     stdin: BinaryIO | None = None,
     literally: bool = False,
+    ahead: bool = False,
 ) -> Iterator[Source]:
     """Yield the sources that the inputs name, one by one.
 
@@ -127,9 +133,13 @@ def expand(
         passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
         stdin: Stream to read in place of standard input.
         literally: Take every input for a file or folder, whatever characters are in its name.
+        ahead: Leave out the inputs that cannot be listed twice at little cost: those of streams
+            (standard input and pipes), and the members of tar files.
     """
     options = _FolderOptions(recursive, endings, passed_over)
     for text in inputs:
+        if ahead and (text == STDIN or is_tar(text) or (_is_list(text) and not _is_file(text[1:]))):
+            continue
         if literally:
             yield from _from_file_or_folder(text, options)
         elif text == STDIN:
@@ -226,11 +236,16 @@ def _from_tar(text: str, options: _FolderOptions) -> Iterator[Source]:
     try:
         for member in tar_files.read_members(_check_regular_file(path), options.passed_over):
             is_empty, name = False, f"{text}/{member.name}"
+            error = None
             if member.is_sparse:
                 error = InputError(tar_files.SPARSE, tar_files.SPARSE_HINT)
-                yield Source(name, error=error)
-                continue
-            yield Source(name, path=path, span=(member.offset, member.size))
+            yield Source(
+                name,
+                path=path,
+                span=(member.offset, member.size),
+                error=error,
+                short_name=f"{path.stem}/{member.name}",
+            )
     except InputError as error:
         yield Source(text, error=error)
     except (OSError, tarfile.TarError) as error:
@@ -276,7 +291,7 @@ def _from_folder(folder: Path, options: _FolderOptions) -> Iterator[Source]:
     for path in files:
         yield from _drain(unreadable)
         is_empty = False
-        yield Source(str(path), path=path)
+        yield Source(str(path), path=path, short_name=str(path.relative_to(folder)))
     is_empty &= not unreadable
     yield from _drain(unreadable)
     if options.passed_over is not None:

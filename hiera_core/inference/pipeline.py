@@ -246,11 +246,12 @@ class Pipeline(Generic[R]):
         source, index, finished = item
         if finished is not None:
             return DecodedInput(finished)
-        record = Record(source.name, index, "", "video" if source.looks_like_video else "image")
+        kind: Kind = "video" if source.looks_like_video else "image"
+        record = Record(source.name, index, "", kind, output_stem=source.output_stem)
         try:
             content = source.content() if source.pixels is None else source.pixels
             if isinstance(content, np.ndarray):
-                kind: Kind = "video" if content.ndim == 4 else "image"
+                kind = "video" if content.ndim == 4 else "image"
             else:
                 kind = kind_for_model(content, source.name, takes_videos=self._takes_videos)
             record.kind = kind

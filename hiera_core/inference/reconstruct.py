@@ -32,12 +32,13 @@ from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_r
 from ..models.unwrap import find_model, unwrap_model
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
-from ..viz.output_paths import output_path
 from .batching import BatchOptions, BatchRunner
 from .pipeline import Pipeline, single_view_sampling
 
 GREY = 0.5  # value of the pixels of masked patches
 PICTURE_NAMES = ("original", "masked", "reconstruction")
+# Extensions of the files that show a reconstruction.
+FILE_ENDINGS: dict[Kind, tuple[str, ...]] = {"image": (".png",), "video": (".mp4", ".png")}
 
 
 @dataclass(frozen=True)
@@ -263,22 +264,25 @@ class Reconstructor(Pipeline[BatchReconstructor]):
 
 
 def save_reconstruction(
-    record: Record, folder: Path, runner: BatchReconstructor, reconstruction_only: bool = False
-) -> list[Path]:
-    """Write the pictures of a record below `folder`, and return their paths.
+    record: Record,
+    files: Sequence[Path],
+    runner: BatchReconstructor,
+    reconstruction_only: bool = False,
+) -> None:
+    """Write the pictures of a record.
 
-    An image becomes a PNG with the original, the masked image and the reconstruction side by side.
-    A video becomes an MP4 of the three, at the rate of the predicted frames, and a PNG with its
-    frames in three rows.
+    A .png file shows the original, the masked image and the reconstruction side by side; for a
+    video, its frames in three rows. An .mp4 file shows the three videos side by side, at the rate
+    of the predicted frames.
 
     Args:
         record: A record of a `Reconstructor`.
-        folder: The folder of all results.
+        files: The files to write.
         runner: The runner that computed the record.
         reconstruction_only: Write the reconstruction alone, at its own size.
 
     Raises:
-        InputError: A file would replace the input.
+        InputError: A file is for videos, and this is an image.
         OutputError: A file cannot be written.
     """
     result: Reconstruction = record.result
@@ -287,17 +291,17 @@ def save_reconstruction(
     if record.kind == "video":
         pictures = [frames.transpose(0, 1) for frames in pictures]  # c t y x -> t c y x
     shown = [to_uint8(picture) for picture in pictures]
-    path = output_path(folder, record.input, ".png")
-    movie = None if record.kind == "image" else output_path(folder, record.input, ".mp4")
-    if movie is None:
-        single = reconstruction_only
-        picture = Image.fromarray(shown[0]) if single else captioned_grid([shown], columns=names)
-        save_png(picture, path)
-        return [path]
-    save_png(captioned_grid([list(frames) for frames in shown], rows=names), path)
-    with atomic_file(movie) as temporary:
-        temporary.write_bytes(video_writer.encode(side_by_side(shown), runner.frame_rate))
-    return [movie, path]
+    for path in files:
+        if path.suffix.lower() == ".mp4":
+            if record.kind == "image":
+                raise InputError(f"an image, and {path} would be a video", "write a .png file")
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(video_writer.encode(side_by_side(shown), runner.frame_rate))
+        elif record.kind == "video":
+            save_png(captioned_grid([list(frames) for frames in shown], rows=names), path)
+        else:
+            alone = Image.fromarray(shown[0]) if reconstruction_only else None
+            save_png(alone or captioned_grid([shown], columns=names), path)
 
 
 def _check_autoencoder(model: torch.nn.Module) -> MaskedAutoencoderHiera:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..atomic import atomic_file
 from ..records import Prediction, Record
-from .grid import GAP, LINE, PAPER, captioned_grid, draw_text
+from .grid import GAP, LINE, PAPER, captioned_grid, draw_text, save_png
 from .output_paths import output_path
 
 LONG_SIDE = 640  # longest side of an annotated image, in pixels
@@ -20,7 +19,6 @@ TILE = 192  # short side of a frame on a contact sheet, in pixels
 MAX_TILES = 60
 COLUMNS = 6
 BAR = (150, 190, 230)  # colour
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,8 @@ def save_annotated(record: Record, folder: Path) -> Path:
         InputError: The file would replace the input.
         OutputError: The file cannot be written.
     """
-    path = output_path(folder, record.input, ".png", FORMATS if record.kind == "image" else ())
-    with atomic_file(path) as temporary:
-        draw_record(record).save(temporary, FORMATS[path.suffix.lower()], quality=90)
+    path = output_path(folder, record, ".png")
+    save_png(draw_record(record), path)
     return path
 
 

@@ -1,40 +1,49 @@
-"""Paths of output files: below one folder, named after the paths of the inputs."""
+"""Paths of output files: below one folder, named after the inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
-from collections.abc import Collection
+import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
 from ..data.media_types import ENDINGS
 from ..errors import InputError, OutputError
+from ..records import Record
 
+OUTPUT_ENDINGS = (".png", ".mp4")
 MAX_NAME_BYTES = 240  # file systems allow 255
+STDIN_NAME, NAMELESS = "stdin", "input"
+NOT_ON_WINDOWS = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+$')
 # Errors that are due to the name of one input. Others, such as a full disk, are due to the folder.
 THIS_INPUT = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
 
 
-def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = ()) -> Path:
-    """Return the path of an input's output file, after creating its folder.
+def output_path(folder: Path, record: Record, ending: str) -> Path:
+    """Return the path of an output file of a record, after creating its folder.
 
     Args:
         folder: The folder of all results.
-        name: Name of the input, as in its record.
-        ending, keeps: See `relative_output_path`.
+        record: The record. If it has no `output_stem`, its file is named after its input alone, and
+            may replace that of another input.
+        ending: One of `OUTPUT_ENDINGS`.
 
     Raises:
         InputError: The file would replace the input, its path is longer than the system allows, or
             another result has the name of its folder.
         OutputError: The folder cannot be created.
     """
-    path = folder / relative_output_path(name, ending, keeps)
+    stem = record.output_stem or split_ending(safe_parts(record.input)[-1])[0]
+    path = folder / f"{stem}{ending}"
     try:
-        if path.exists() and Path(name).exists() and path.samefile(name):
+        if path.exists() and Path(record.input).exists() and path.samefile(record.input):
             raise InputError("the result would replace the input", "write to another folder")
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path} is a folder", "write to another folder")
         for parent in path.relative_to(folder).parents:
             if (folder / parent).is_symlink() and parent != Path():
                 raise InputError(f"{folder / parent} is a link", "write to another folder")
@@ -51,47 +60,62 @@ def output_path(folder: Path, name: str, ending: str, keeps: Collection[str] = (
     return path
 
 
-def relative_output_path(name: str, ending: str, keeps: Collection[str] = ()) -> PurePosixPath:
-    """Return the path of an input's output file, relative to the folder of all results.
+def safe_parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a path or URL, so that joined they are a path within any folder.
 
-    It is the input's own path or URL, without `..`: so the files of a/x.jpg and b/x.jpg differ, and
-    nothing is written outside the folder. Names that already have the extension of an output file
-    are kept, unless the extension of an image or video stands before it. `ending` is appended to
-    all others, after a tilde if they do not have the extension of an image or video: so the files
-    of x.webp, x.webp.png and x differ.
-
-    Args:
-        name: Name of the input, as in its record.
-        ending: Extension of the output file, such as ".png".
-        keeps: Other extensions that an output file may have.
+    There is at least one part. The last one is a file, with its extension; the others are folders,
+    which never have the extension of an output file. So no file is in the place of a folder.
     """
-    if name.startswith(("http://", "https://")):
-        name = _path_of_url(name).replace(":", "_")
-    name = "stdin" if name == "-" else name
     plain = name.replace("\\", "/").replace("\0", "_")
-    parts = ["__" if part == ".." else part for part in PurePosixPath(plain).parts if part != "/"]
-    path = PurePosixPath(*map(_shorten_name, parts))
-    is_media = path.suffix.lower() in ENDINGS
-    if path.suffix.lower() in {ending, *keeps} and PurePosixPath(path.stem).suffix not in ENDINGS:
-        return path
-    tilde = "" if is_media or name == "stdin" else "~"
-    return path.with_name(path.name + tilde + ending)
+    folders, _, last = plain.rstrip("/").rpartition("/")
+    if last in ("", "."):
+        return (*_safe_folders(folders), NAMELESS)
+    return (*_safe_folders(folders), _safe_part(last))
 
 
-def _path_of_url(text: str) -> str:
-    """`https://host/a/x.jpg?v=1` -> `host/a/x.jpg_v=1`"""
+@functools.lru_cache(maxsize=1024)
+def _safe_folders(path: str) -> tuple[str, ...]:
+    parts = (_safe_part(part) for part in path.split("/") if part not in ("", "."))
+    return tuple(f"{p}_" if p.lower().endswith(OUTPUT_ENDINGS) else p for p in parts)
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """Split a file name before the extension of an image or video: `x.jpg` -> `x`, `.jpg`, but
+    `x.v2` -> `x.v2`, ``."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if stem and f".{ending.lower()}" in ENDINGS else (name, "")
+
+
+def split_url(text: str) -> tuple[str, str]:
+    """Return host and path of a URL, decoded, and what follows them: `https://host:80/a%20b.jpg?v=1`
+    -> `host_80/a b.jpg`, `_v=1`."""
     try:
         url = urlparse(text)
     except ValueError:  # it is not valid: fetching it gives the reason
-        return text
-    return f"{url.netloc}{unquote(url.path)}{'_' + url.query if url.query else ''}"
+        return text, ""
+    query = f"_{url.query}".replace("/", "_") if url.query else ""
+    return url.netloc.replace(":", "_") + unquote(url.path, errors="surrogateescape"), query
 
 
-def _shorten_name(name: str) -> str:
+def _safe_part(name: str) -> str:
+    if name == "..":
+        return "__"
+    if len(name) == 2 and name[1] == ":":  # a drive
+        name = f"{name[0]}_"
+    if os.name == "nt":
+        name = NOT_ON_WINDOWS.sub("_", name)
+    if name.startswith(".hiera-"):  # like a temporary file that is not complete
+        name = f"_{name}"
+    return shorten_name(name)
+
+
+def shorten_name(name: str) -> str:
     """Return a name that file systems allow, with space for an extension.
 
     A hash distinguishes long names that begin alike.
     """
+    if len(name) <= MAX_NAME_BYTES // 4:  # a character has at most 4 bytes
+        return name
     raw = os.fsencode(name)
     if len(raw) <= MAX_NAME_BYTES:
         return name

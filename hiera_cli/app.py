@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ import typer
 
 import hiera_core
 
-from . import exit_codes, native_output, signals
+from . import exit_codes, help_text, native_output, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
 from .output_formats import flush_stdout
 
@@ -31,22 +30,22 @@ COMMANDS: dict[str, Callable[..., object]] = {
 }
 
 
-def _help_text(command: Callable[..., object]) -> str:
-    """Return the docstring of a command with each paragraph on one line, because typer keeps the
-    line breaks within a paragraph, which then wraps badly on a narrow terminal."""
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
 app = typer.Typer(
     name="hiera",
+    cls=help_text.Group,
+    epilog=help_text.examples(""),
     help="Command line of Hiera, a hierarchical vision transformer for images and video.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name, help=_help_text(_command))(_command)
+    app.command(
+        _name,
+        cls=help_text.Command,
+        help=help_text.help_text(_command),
+        epilog=help_text.examples(_name),
+    )(_command)
 
 
 def _print_version(requested: bool) -> None:

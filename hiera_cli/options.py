@@ -77,6 +77,17 @@ def parse_number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
+def parse_seed(text: object) -> int:
+    """Return a seed.
+
+    Raises:
+        BadParameter: The text is not a number from 0 to `MAX_SEED`.
+    """
+    if re.fullmatch(r"[0-9]{1,19}", str(text)) and int(str(text)) <= MAX_SEED:
+        return int(str(text))
+    raise typer.BadParameter(f"{str(text)[:80]!r} is not a number from 0 to {MAX_SEED}")
+
+
 def parse_device(text: str) -> str:
     """Check the name of a device.
 
@@ -242,15 +253,17 @@ DeviceOpt = Annotated[
     str,
     typer.Option(
         parser=parse_device,
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Device that runs the model. auto: cuda, else mps, else cpu.",
+        metavar="DEVICE",
+        help="Device that runs the model: cpu, cuda, cuda:N or mps. auto: cuda, else mps, else "
+        "cpu.",
     ),
 ]
 DtypeOpt = Annotated[
     Dtype,
     typer.Option(
-        help="Data type of weights and activations. auto: fp16 on CUDA, bf16 on a CPU with "
-        "native bf16, else fp32."
+        metavar="DTYPE",
+        help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA, bf16 "
+        "on a CPU with native bf16, else fp32.",
     ),
 ]
 BatchSizeOpt = Annotated[
@@ -295,14 +308,19 @@ FormatOpt = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Format of the results. auto: the extension of --output decides; without --output, "
-        "table on a terminal, else jsonl.",
+        metavar="FORMAT",
+        help="Format of the results: table, json, jsonl or csv. auto: the extension of --output "
+        "decides; without --output, table on a terminal, else jsonl.",
     ),
 ]
 PrintFormatOpt = Annotated[
     Format,
     typer.Option(
-        "--format", "-f", help="Format of what is printed. auto: table on a terminal, else jsonl."
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="Format of what is printed: table, json, jsonl or csv. auto: table on a terminal, "
+        "else jsonl.",
     ),
 ]
 OverwriteOpt = Annotated[

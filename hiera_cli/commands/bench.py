@@ -143,8 +143,9 @@ def bench(
     dtype: Annotated[
         options.Dtype,
         typer.Option(
-            help="Data type of weights and activations. auto: fp16 on CUDA (bf16 with --mode "
-            "grad or train), bf16 on a CPU with native bf16, else fp32."
+            metavar="DTYPE",
+            help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA "
+            "(bf16 with --mode grad or train), bf16 on a CPU with native bf16, else fp32.",
         ),
     ] = options.Dtype.auto,
     quiet: options.QuietOpt = False,

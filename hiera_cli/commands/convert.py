@@ -71,6 +71,7 @@ def convert(
         Target,
         typer.Option(
             "--to",
+            metavar="FORMAT",
             help="Format of DEST. hub: safetensors and config.json, for hiera-transformer and this "
             "package. pth: the older format of hiera-transformer. timm, transformers: a folder "
             "that these libraries load. onnx, pt2: a program that computes logits from normalised "
@@ -90,15 +91,18 @@ def convert(
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Data type of the weights. auto: that of the source, but fp32 for onnx and pt2."
+            metavar="DTYPE",
+            help="Data type of the weights: fp32, bf16 or fp16. auto: that of the source, but fp32 "
+            "for onnx and pt2.",
         ),
     ] = Dtype.auto,
     resample: Annotated[
         Resample,
         typer.Option(
+            metavar="METHOD",
             help="How position embeddings are resized for another --size. absolute-window: tile "
             "the part that repeats in every window, and interpolate the rest. bicubic: interpolate "
-            "all of it."
+            "all of it.",
         ),
     ] = Resample.absolute_window,
     verify: Annotated[

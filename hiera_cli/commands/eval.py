@@ -64,8 +64,9 @@ def evaluate(
         typer.Option(
             "--format",
             "-f",
-            help="Format of the results. json holds everything; csv and jsonl hold one row per "
-            "class. auto: the extension of --output decides; without --output, table on a "
+            metavar="FORMAT",
+            help="Format of the results: table, json, jsonl or csv. json holds everything; csv and "
+            "jsonl hold one row per class. auto: the extension of --output decides; without --output, table on a "
             "terminal, else json.",
         ),
     ] = Format.auto,

@@ -113,7 +113,9 @@ def features(
     save_as: Annotated[
         SaveAs | None,
         typer.Option(
-            help="File format in the folder of --output.", show_default=SaveAs.safetensors.value
+            metavar="FORMAT",
+            help="File format in the folder of --output: safetensors, npz or parquet.",
+            show_default=SaveAs.safetensors.value,
         ),
     ] = None,
     shard_size: Annotated[
@@ -162,8 +164,9 @@ def features(
         typer.Option(
             "--format",
             "-f",
-            help="Format of what is printed. auto: table on a terminal or without inputs, else "
-            "jsonl.",
+            metavar="FORMAT",
+            help="Format of what is printed: table, json, jsonl or csv. auto: table on a terminal "
+            "or without inputs, else jsonl.",
         ),
     ] = output_formats.Format.auto,
     overwrite: Annotated[
@@ -203,6 +206,8 @@ def features(
     if not inputs:  # show the sample
         model = SAMPLE_MODEL if model is None and checkpoint is None else model
         format = output_formats.Format.table if format is output_formats.Format.auto else format
+        if not quiet:
+            print_message(f"no inputs: the features of a sample, by {model or checkpoint}")
     pooled = selected == () if pool is None else pool is Pool.mean
     out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)
     is_file = _is_feature_file(output, save_as)

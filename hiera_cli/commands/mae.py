@@ -56,7 +56,9 @@ def mae(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=options.MAX_SEED, help="Seed of the mask. All inputs get the same mask."
+            parser=options.parse_seed,
+            metavar="N",
+            help="Seed of the mask. All inputs get the same mask.",
         ),
     ] = 0,
     raw: Annotated[

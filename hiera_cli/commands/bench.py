@@ -19,12 +19,20 @@ from hiera_core.errors import DeviceError, UsageError
 from .. import options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, format_table, print_text, resolve_format, write_rows
+from ..output_formats import Format, print_text, resolve_format, write_rows
 from ..outputs import claim_file, target_of, write_text
+from ..text_tables import fit_table, stderr_width, stdout_width, wrap_line
 
 if TYPE_CHECKING:
     from hiera_core.benchmarking.machine import Header
     from hiera_core.benchmarking.measurement import Measurement
+
+
+# Columns that a narrow terminal does not show, the first to go first.
+OPTIONAL = [
+    "runs", "params", "GMACs", "MiB", "util.", "A100 (paper)", "p90 ms", "p99 ms", "dtype",
+    "p50 ms",
+]  # fmt: skip
 
 
 class Mode(StrEnum):
@@ -188,9 +196,13 @@ def bench(
         jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
     )
     measurements: list[Measurement] = []
+    begun: list[str] = []  # models, the last of which may not be finished
+    files = [path for path in (output, *exports) if path is not None]
     try:
         with _progress_line(not quiet) as progress:
-            for measurement in measure_models(names, sizes, template, peer_names, length, progress):
+            for measurement in measure_models(
+                names, sizes, template, peer_names, length, progress, begun.append
+            ):
                 measurements.append(measurement)
                 if output is None and format is Format.jsonl:
                     print_text(render([measurement], header, format))
@@ -198,9 +210,13 @@ def bench(
                     write_text(render(measurements, header, format), output)
                 for path in exports:
                     report.export(path, header, measurements)
+    except BaseException as error:
+        for note in _how_to_go_on(names, begun, measurements, files):
+            error.add_note(note)
+        raise
     finally:  # an interruption does not lose what has been measured
         if output is None and format is not Format.jsonl and measurements:
-            print_text(render(measurements, header, format))
+            print_text(render(measurements, header, format, stdout_width()))
     if plot is not None:
         report.plot(plot, header, measurements)
     for note in report.notes(measurements):
@@ -252,12 +268,14 @@ def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def render(measurements: list[Measurement], header: Header, format: Format) -> str:
-    """Return measurements as text in a format."""
+def render(
+    measurements: list[Measurement], header: Header, format: Format, width: int | None = None
+) -> str:
+    """Return measurements as text in a format. A table is at most `width` characters wide."""
     from hiera_core.benchmarking import report
 
     if format is Format.table:
-        return _table(measurements)
+        return _table(measurements, width)
     if format is Format.json:
         return report.as_json(header, measurements)
     if format is Format.csv:
@@ -265,19 +283,43 @@ def render(measurements: list[Measurement], header: Header, format: Format) -> s
     return write_rows([m.to_json() for m in measurements], [], format)
 
 
-def _table(measurements: Sequence[Measurement]) -> str:
+def _table(measurements: Sequence[Measurement], width: int | None) -> str:
     """Return the measurements as a table. The error of a failed one is at the end of its line,
-    where it does not widen a column."""
+    where it does not widen a column, or below the table if the width is limited."""
     from hiera_core.benchmarking import report
 
     names, rows = report.cells(measurements)
     position = names.index("inputs/s")
+    errors = []
     for measurement, row in zip(measurements, rows, strict=True):
         failed = measurement.error is not None
-        row.append(row[position] if failed else "")
+        error = row[position] if failed else ""
         if failed:
             row[position] = "-"
-    return format_table([*names, ""], rows)
+        if width is None:
+            row.append(error)
+        elif failed:
+            errors.append(f"{measurement.model} {measurement.label}: {measurement.error}")
+    headers = [*names, ""] if width is None else names
+    lines = [part for error in errors for part in wrap_line(error, width, 4)]
+    return fit_table(headers, rows, width, OPTIONAL) + "".join(f"{line}\n" for line in lines)
+
+
+def _how_to_go_on(
+    names: Sequence[str],
+    begun: Sequence[str],
+    measurements: Sequence[Measurement],
+    files: Sequence[Path],
+) -> list[str]:
+    """Return what to say about a benchmark that ends early: where its rows are, and how to measure
+    the other models."""
+    if not measurements:
+        return []
+    count = len(measurements)
+    rows = "1 row is" if count == 1 else f"{count} rows are"
+    kept = [f"{rows} in {' and '.join(map(str, files))}"] if files else []
+    missing = " ".join(names[max(0, len(begun) - 1) :])
+    return [*kept, f"to go on: hiera bench {missing}, with the same options and another file"]
 
 
 def _print_comparison(
@@ -287,10 +329,19 @@ def _print_comparison(
     from hiera_core.benchmarking import compare
 
     changes = compare.compare(old, new, tolerance)
-    for change in changes:
-        print(change.line(), file=sys.stderr)
-    slower = sum(change.verdict == "slower" for change in changes)
-    print_message(f"{slower} of {len(changes)} rows slower by more than {tolerance:.0%}")
+    compared = [change for change in changes if change.change is not None]
+    if compared:
+        names, rows = compare.cells(compared)
+        optional = [name for name in compare.OPTIONAL if name in names]
+        print(fit_table(names, rows, stderr_width(), optional), end="", file=sys.stderr)
+    slower = sum(change.verdict == "slower" for change in compared)
+    message = f"{slower} of {len(compared)} rows slower by more than {tolerance:.0%}"
+    counts = [
+        f"{number} only measured {when}"
+        for verdict, when in (("new", "now"), ("gone", "earlier"))
+        if (number := sum(change.verdict == verdict for change in changes))
+    ]
+    print_message("; ".join([message, *([f"not compared: {', '.join(counts)}"] if counts else [])]))
     return slower
 
 

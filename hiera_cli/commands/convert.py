@@ -16,6 +16,7 @@ from .. import load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
 from ..output_formats import Format, print_text, resolve_format, write_rows
+from ..text_tables import stdout_width, wrap_line
 
 if TYPE_CHECKING:
     from hiera_core.conversion.converter import Conversion
@@ -158,12 +159,13 @@ def convert(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    print_text(render(conversion, resolve_format(format, None)))
+    print_text(render(conversion, resolve_format(format, None), stdout_width()))
     return OK
 
 
-def render(conversion: Conversion, format: Format) -> str:
-    """Return what was written, and how it was verified, as text in a format."""
+def render(conversion: Conversion, format: Format, width: int | None = None) -> str:
+    """Return what was written, and how it was verified, as text in a format. Lines of text are
+    broken at `width` characters."""
     values = conversion.to_json()
     if format is Format.json:
         return to_json(values, indent=2) + "\n"
@@ -182,7 +184,7 @@ def render(conversion: Conversion, format: Format) -> str:
     ]
     if conversion.url:
         lines.append(f"  published at {conversion.url}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{part}\n" for line in lines for part in wrap_line(line, width, 4))
 
 
 def proof_lines(proof: Proof) -> list[str]:

@@ -18,6 +18,7 @@ from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import MAX_WORKERS, auto_or_count
 from ..output_formats import Format, resolve_format, write_rows
 from ..outputs import check_file, claim_file, write_text
+from ..text_tables import stdout_width
 
 if TYPE_CHECKING:
     from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
@@ -127,7 +128,7 @@ def evaluate(
         total.add(other)
     for name, message in total.failed:
         print_message(f"{name}: {message}")
-    write_text(render(total, format), output)
+    write_text(render(total, format, stdout_width() if output is None else None), output)
     if total.failed:
         print_message(
             f"{total.samples} ok, {len(total.failed)} failed; failed samples do not count"
@@ -135,8 +136,8 @@ def evaluate(
     return SOME_FAILED if total.failed else OK
 
 
-def render(evaluation: Evaluation, format: Format) -> str:
-    """Return an evaluation as text in a format."""
+def render(evaluation: Evaluation, format: Format, width: int | None = None) -> str:
+    """Return an evaluation as text in a format. Tables are at most `width` characters wide."""
     if format is Format.json:
         return to_json(evaluation.to_json(), indent=2) + "\n"
     classes = evaluation.classes()
@@ -153,11 +154,12 @@ def render(evaluation: Evaluation, format: Format) -> str:
         lines.append(f"the {WORST} worst of {len(classes)} classes:")
     worst = evaluation.worst_classes(WORST)
     text = "\n".join(lines) + "\n"
-    text += write_rows([_with_percent_signs(accuracy) for accuracy in worst], columns, format)
+    rows = [_with_percent_signs(accuracy) for accuracy in worst]
+    text += write_rows(rows, columns, format, width=width)
     confusions = evaluation.confusions()
     if confusions:
         columns = ["label", "predicted", "count"]
-        text += "\nmost confused:\n" + write_rows(confusions, columns, format)
+        text += "\nmost confused:\n" + write_rows(confusions, columns, format, width=width)
     return text
 
 

@@ -262,10 +262,10 @@ def test_an_interruption_keeps_what_was_measured(
 ) -> None:
     from hiera_cli.exit_codes import Interrupted
 
-    monkeypatch.setattr(runner, "measure", measure_or_fail(Interrupted(2), "hiera_small_224"))
     path = tmp_path / "out.json"
     rest = " ".join([m.name for m in zoo.models().values() if m.speed][1:])
     for format in ("table", "jsonl", "csv", "json"):
+        monkeypatch.setattr(runner, "measure", measure_or_fail(Interrupted(2), "hiera_small_224"))
         code, out, err = hiera(
             "bench", "--all", "-q", "--export", path, "--overwrite", "-f", format
         )

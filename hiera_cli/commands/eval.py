@@ -67,8 +67,8 @@ def evaluate(
             "-f",
             metavar="FORMAT",
             help="Format of the results: table, json, jsonl or csv. json holds everything; csv and "
-            "jsonl hold one row per class. auto: the extension of --output decides; without --output, table on a "
-            "terminal, else json.",
+            "jsonl hold one row per class. auto: the extension of --output decides; without "
+            "--output, table on a terminal, else json.",
         ),
     ] = Format.auto,
     overwrite: options.OverwriteOpt = False,

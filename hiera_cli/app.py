@@ -8,11 +8,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import hiera_core
+from hiera_core.data.media_types import ENDINGS
+from hiera_core.weights import names
 
 from . import exit_codes, help_text, native_output, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
@@ -106,8 +109,22 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:
         if debug:
             raise
-        return exit_codes.exit_code_of(error)
+        return exit_codes.exit_code_of(error, hint=_hint_for_dash(error, arguments))
     return code if isinstance(code, int) else exit_codes.OK
+
+
+def _hint_for_dash(error: BaseException, arguments: list[str]) -> str:
+    """Return what to write if a file whose name begins with a dash was taken for an option."""
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return ""
+    for name in arguments:
+        if name == "--":
+            break
+        is_file = name.startswith(option) and names.exists(name)
+        if is_file or (name.startswith(option) and Path(name).suffix.lower() in ENDINGS):
+            return f"for a file of the name {name}, write ./{name}, or put -- before the inputs"
+    return ""
 
 
 class _MessageHandler(logging.Handler):

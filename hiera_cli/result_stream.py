@@ -23,7 +23,7 @@ from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
 from .output_formats import WRITERS, Format, open_text, resolve_format
 from .outputs import claim_file, target_of
 from .partial_results import finished_inputs, read_facts, remove_incomplete_line
-from .progress import progress_counter
+from .progress import InputCount, progress_counter
 
 PARTIAL, FACTS = ".partial", ".json"  # endings that are added to the name of the output file
 
@@ -75,6 +75,8 @@ class ResultStream:
         self.facts: dict[str, dict[str, Any]] = {}  # what the results depend on
         self.ok = self.failed = 0
         self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
+        self.count: InputCount | None = None  # counts the inputs for the progress
+        self.pictures: Path | None = None  # a folder with pictures, for the summary
         self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
         self.is_finished = False  # True if there is nothing to resume, because the file is complete
@@ -149,7 +151,9 @@ class ResultStream:
         except BaseException as error:
             self._close(error)
             raise
-        self._advance = self._progress.enter_context(progress_counter(self._shows_progress()))
+        self._advance = self._progress.enter_context(
+            progress_counter(self._shows_progress(), self.count)
+        )
         return self
 
     def __exit__(
@@ -295,11 +299,15 @@ class ResultStream:
         return SOME_FAILED if self.failed else OK
 
     def print_summary(self) -> None:
-        """Print `n ok, m failed`, if anything failed or there was more than one input."""
-        if self.failed or ((self.ok > 1 or self.passed_over) and not self.quiet):
-            path = self.path if self.complete else self.partial
+        """Print `n ok, m failed`, and where the results are. Without files, this is only printed if
+        anything failed or there was more than one input."""
+        path = self.path if self.complete else self.partial
+        says_more = self.ok > 1 or self.passed_over or path or self.pictures
+        if self.failed or (says_more and not self.quiet):
             target = f" -> {path}" if path else ""
-            print_message(f"{self.ok} ok, {self.failed} failed{self._passed_over()}{target}")
+            shown = f"; pictures are in {self.pictures}" if self.pictures and self.ok else ""
+            counts = f"{self.ok} ok, {self.failed} failed{self._passed_over()}"
+            print_message(f"{counts}{target}{shown}")
 
     def _passed_over(self) -> str:
         """`, passed over: 3 .txt, 1 hidden`, if files in folders were left out."""

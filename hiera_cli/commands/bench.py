@@ -16,7 +16,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.errors import DeviceError, UsageError
 
-from .. import options
+from .. import completion, options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
 from ..output_formats import Format, print_text, resolve_format, write_rows
@@ -58,6 +58,7 @@ def bench(
         typer.Argument(
             help="Names from `hiera models`.",
             metavar="MODELS",
+            autocompletion=completion.classifiers_and_autoencoders,
             show_default=zoo.DEFAULT_IMAGE_MODEL,
         ),
     ] = None,
@@ -100,6 +101,7 @@ def bench(
             help="Also measure other implementations that are installed: reference, timm, "
             "transformers, hiera-optim, vit. PEER:fp32 measures one in a dtype other than --dtype.",
             metavar="PEER,PEER",
+            autocompletion=completion.peers,
         ),
     ] = None,
     seconds: Annotated[
@@ -253,14 +255,14 @@ def _model_names(models: list[str], all_models: bool) -> list[str]:
 
 def _parse_sizes(text: str) -> list[int]:
     """Parse batch sizes: `1,8,64` -> [1, 8, 64], `auto` -> []."""
-    counts = [auto_or_count(part.strip()) for part in text.split(",")]
+    counts = [auto_or_count(part.strip(), option="--batch-sizes") for part in text.split(",")]
     return [count for count in counts if count is not None]
 
 
 def _parse_percent(text: str) -> float:
     """Parse a percentage, with or without its sign: `5%` -> 0.05, `5` -> 0.05."""
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?%?", text.strip()):
-        raise typer.BadParameter(f"{text!r} is no percentage")
+        raise typer.BadParameter(f"{text!r} is no percentage", param_hint="--fail-over")
     return float(text.strip().removesuffix("%")) / 100
 
 

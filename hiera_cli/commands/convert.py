@@ -12,7 +12,7 @@ import typer
 from hiera_core.conversion import formats
 from hiera_core.plain_data import to_json
 
-from .. import load_model, options
+from .. import completion, load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
 from ..output_formats import Format, print_text, resolve_format, write_rows
@@ -57,12 +57,14 @@ def convert(
             "checkpoints), hub repository, folder (./NAME if it is named like a model), URL or "
             "file, with parameters named as in hiera-transformer, timm or transformers.",
             metavar="SOURCE",
+            autocompletion=completion.models,
             show_default=False,
         ),
     ],
     dest: Annotated[
         Path,
         typer.Argument(
+            parser=options.parse_path,
             help="What to write: a folder for hub, timm and transformers, else a file.",
             metavar="DEST",
             show_default=False,

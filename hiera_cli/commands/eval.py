@@ -13,9 +13,9 @@ import typer
 
 from hiera_core.plain_data import to_json
 
-from .. import load_model, options
+from .. import completion, load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..options import MAX_WORKERS, auto_or_count
+from ..options import auto_or_count, auto_or_workers
 from ..output_formats import Format, resolve_format, write_rows
 from ..outputs import check_file, claim_file, write_text
 from ..text_tables import stdout_width
@@ -35,6 +35,7 @@ def evaluate(
             "is one), a list of `path label` lines, tar shards, or the held-out part of the "
             "built-in data set digits or shapes.",
             metavar="DATA",
+            autocompletion=completion.data_sets,
             show_default=False,
         ),
     ],
@@ -88,7 +89,7 @@ def evaluate(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     if format is Format.auto and output is None and not sys.stdout.isatty():
         format = Format.json
     if output is not None and os.environ.get("RANK", "0") == "0":  # the process that writes

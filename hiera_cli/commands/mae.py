@@ -15,12 +15,14 @@ from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
-from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..options import OnError, auto_or_count, auto_or_workers
 from ..outputs import claim_folder
+from ..progress import InputCount
 from ..result_stream import ResultStream
 
 SCALED = (
-    "patches are shown with the true mean and contrast, since the models predict normalised pixels"
+    "each hidden patch is shown with the brightness and contrast of the original; its colours and "
+    "its content are predicted"
 )
 
 
@@ -103,16 +105,17 @@ def mae(
 
     The models predict pixels that are normalised by the mean and standard deviation of each patch.
     For display, the normalisation is undone with the mean and standard deviation of the original
-    patch. So the brightness and contrast of a patch are those of the original, and its content is
-    predicted.
+    patch. So the brightness and contrast of a patch are those of the original, and its colours and
+    its content are predicted.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
     context.with_resource(claim_folder(output, overwrite))
+    out.count, out.pictures = InputCount(inputs, recursive), output
     sources.check_inputs(inputs, recursive=recursive)
     entry = load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling

@@ -11,7 +11,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.weights import names
 
-from .. import options
+from .. import completion, options
 from ..output_formats import Format, print_text, resolve_format, write_rows
 from ..text_tables import stdout_width, wrap_line
 
@@ -29,6 +29,7 @@ def models(
         typer.Argument(
             help="Only list models whose name contains this text.",
             metavar="NAME",
+            autocompletion=completion.classifiers_and_autoencoders,
             show_default=False,
         ),
     ] = None,

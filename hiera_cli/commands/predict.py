@@ -14,8 +14,9 @@ from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
-from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..options import OnError, auto_or_count, auto_or_workers
 from ..outputs import claim_folder
+from ..progress import InputCount
 from ..result_stream import ResultStream
 
 
@@ -107,9 +108,10 @@ def predict(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     out = ResultStream(output, format, topk=topk, overwrite=overwrite, resume=resume, quiet=quiet)
     context.with_resource(out.claim())
+    out.count, out.pictures = InputCount(inputs, recursive), save_images
     if save_images is not None:
         context.with_resource(claim_folder(save_images, overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)

@@ -7,10 +7,11 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from hiera_core import zoo
 from hiera_core.atomic import atomic_file, sync_folder, unfinished
 from hiera_core.data.folders import describe
 from hiera_core.data.media_types import ENDINGS
@@ -22,7 +23,12 @@ from hiera_core.records import Record
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
 from .output_formats import WRITERS, Format, open_text, resolve_format
 from .outputs import claim_file, target_of
-from .partial_results import finished_inputs, read_facts, remove_incomplete_line
+from .partial_results import (
+    FinishedInput,
+    finished_inputs,
+    read_facts,
+    remove_incomplete_line,
+)
 from .progress import InputCount, progress_counter
 
 PARTIAL, FACTS = ".partial", ".json"  # endings that are added to the name of the output file
@@ -212,30 +218,37 @@ class ResultStream:
         """
         sources = iter(sources)
         earlier = self.path if self.is_finished else self.partial
-        for name, status in finished_inputs(earlier) if self.resume and earlier else ():
+        for done in finished_inputs(earlier) if self.resume and earlier else ():
             source = next(sources, None)
-            if source is None or source.name != name:
+            if source is None or source.name != done.name:
                 now = "nothing" if source is None else repr(source.name)
                 raise UsageError(
-                    f"--resume: input {self.skipped} was {name!r}, and is {now} now",
+                    f"--resume: input {self.skipped} was {done.name!r}, and is {now} now",
                     "give the same inputs in the same order, or --overwrite",
                 )
             self.skipped += 1
-            self.failed += status == "error"
-            self.ok += status != "error"
+            self.failed += done.status == "error"
+            self.ok += done.status != "error"
         yield from sources
 
-    def check_finished(self, sources: Iterable[Source], note: str = "") -> int:
+    def check_finished(
+        self, sources: Iterable[Source], models: Mapping[str, str], note: str = ""
+    ) -> int:
         """Say that the file to resume is complete, and return the exit code of the run that wrote
         it.
 
         Args:
             sources: The inputs.
+            models: The name of the model for each kind of input, where it is known.
             note: What to add to the message.
 
         Raises:
-            UsageError: There are other inputs now.
+            UsageError: There are other inputs now, or another model or number of classes.
         """
+        assert self.path is not None
+        for done in finished_inputs(self.path):
+            if done.status != "error":
+                self._check_same(done, models.get(done.kind, done.model))
         further = next(self.skip_done(sources), None)
         if further is not None:
             raise UsageError(
@@ -244,6 +257,19 @@ class ResultStream:
             )
         print_message(f"{self.path} is finished: {self.ok} ok, {self.failed} failed{note}")
         return SOME_FAILED if self.failed else OK
+
+    def _check_same(self, done: FinishedInput, model: str) -> None:
+        """Check that a finished record has the model and the number of classes of this run."""
+        entry = zoo.models().get(done.model)
+        most = self.topk if entry is None else min(self.topk, entry.config["num_classes"])
+        facts = {"model": (done.model, model), "topk": (done.classes, self.topk)}
+        same_topk = done.classes == most or (entry is None and done.classes < self.topk)
+        for name, (earlier, now) in facts.items():
+            if earlier != now and not (name == "topk" and same_topk):
+                raise UsageError(
+                    f"{self.path} is finished, and was made with {name} {earlier}, not {now}",
+                    "use the same options, another file, or --overwrite",
+                )
 
     def record(self, record: Record) -> None:
         """Write one record at once, and print its error on stderr if it has one.

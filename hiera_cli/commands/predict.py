@@ -115,13 +115,16 @@ def predict(
     if save_images is not None:
         context.with_resource(claim_folder(save_images, overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)
+    load_model.check_model_name(model)
     if out.is_finished:
+        named = load_model.models_by_kind(model, checkpoint, single_frames=every is not None)
+        what = "random weights" if random_init else "the weights"
         return out.check_finished(
             sources.expand(inputs, recursive=recursive, passed_over=out.passed_over),
-            note="; random weights are not compared" if random_init else "",
+            named,
+            note="" if named and not random_init else f"; {what} are not compared",
         )
     class_names = None if labels is None else read_labels(labels)
-    load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
     from hiera_core.inference.predict import Classifier, Predictor

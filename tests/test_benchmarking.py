@@ -137,6 +137,15 @@ def test_only_what_was_compared_is_counted(
     assert max(map(len, table)) <= width and "ratio" in table[0] and "1.00x" in table[1]
 
 
+def test_a_dash_is_standard_output(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "measure", lambda jobs, *_: [make_result()])
+    assert hiera("bench", "hiera_nano_32", "-o", "-", "-f", "csv")[1].startswith("model,")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_table_fits_the_terminal(
     hiera: Hiera, monkeypatch: pytest.MonkeyPatch, width: int

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from hiera_core.data import sources
 
 
+# From these widths of the terminal on, there is space for a bar and for the elapsed time.
+BAR_FROM, ELAPSED_FROM = 80, 90
+
+
 @dataclass
 class InputCount:
     """Number of inputs. It is counted in the background, because a folder may be large.
@@ -83,19 +87,26 @@ def progress_counter(
         yield lambda ok, failed: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
     )
+
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.fields[text]}")]
+    if console.width >= BAR_FROM:
+        columns[1:1] = [BarColumn(bar_width=10)]
+    if console.width >= ELAPSED_FROM:
+        columns.append(TimeElapsedColumn())
     rate = Rate()
     if count is not None:
         count.start()
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=None, text="starting")
 
             def advance(ok: int, failed: int) -> None:

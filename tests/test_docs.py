@@ -59,7 +59,7 @@ COMPARISON = re.compile(r"  (proven|verified): .* on \d|  cost: ")
 # Lines on standard error that a page need not show.
 MESSAGES = re.compile(
     r"hiera: --random-init: weights are random.*"
-    r"|hiera: each hidden patch is shown with the brightness and contrast.*"
+    r"|hiera: each hidden patch is shown with its true mean brightness.*"
     r"|hiera: \d+ ok, 0 failed.*"
     r"|hiera: features are in .*"
     r"|hiera: \d+/\d+ .*: preparing .*"  # hiera bench, which names the machine too

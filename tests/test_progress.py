@@ -89,5 +89,5 @@ def test_the_last_line_says_where_everything_is(
     assert "pictures are in maps" in err and "features are in f.npz" in err
     _, _, err = hiera("mae", "a.png", "-m", "mae_hiera_nano_32", "-o", "mae")
     assert "pictures are in mae" in err
-    assert "brightness and contrast of the original; its colours" in err
+    assert "true mean brightness and contrast; its colours and" in err
     assert hiera("predict", "a.png", *NANO)[2] == ""

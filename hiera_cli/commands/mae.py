@@ -21,8 +21,8 @@ from ..progress import InputCount
 from ..result_stream import ResultStream
 
 SCALED = (
-    "each hidden patch is shown with the brightness and contrast of the original; its colours and "
-    "its content are predicted"
+    "each hidden patch is shown with its true mean brightness and contrast; its colours and its "
+    "content are predicted"
 )
 
 

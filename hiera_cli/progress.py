@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from hiera_core.data import sources
 
-
 # From these widths of the terminal on, there is space for a bar and for the elapsed time.
 BAR_FROM, ELAPSED_FROM = 80, 90
 

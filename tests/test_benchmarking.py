@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from hiera_core.benchmarking.compare import Change, compare
 from hiera_core.benchmarking.job import Job, RunLength
 from hiera_core.benchmarking.measurement import Measurement, add_ratios
 from hiera_core.errors import DeviceError, UsageError
+from hiera_core.viz import charts
 
 Hiera = Callable[..., tuple[int, str, str]]
 SHORT = RunLength(seconds=0.02, runs=2, max_seconds=0.02, min_runs=2, round_seconds=0.01)
@@ -226,6 +228,24 @@ def test_a_plot_without_matplotlib_is_refused_before_any_measurement(
     assert (code, out) == (2, "")
     assert "needs matplotlib" in err and "pip install 'hiera-toolkit[plots]'" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bars_begin_at_0_and_percentiles_stand_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, make = [], charts._make_figure
+    monkeypatch.setattr(charts, "_make_figure", lambda n: figures.append(make(n)) or figures[-1])
+    header, _ = machine.settings("cpu", "fp32", "infer", None)
+    rows = [make_result(spread=1.0), make_result(0.2, compiled=True)]
+    report.plot(tmp_path / "out.png", header, rows)
+    left, right = figures[0].axes
+    for axes in (left, right):
+        assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([80, 40], rel=0.02)
+    spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in right.patches)
+    assert len(spans) == 6  # a bar for each percentile of each row, none over another
+    assert all(low[1] <= high[0] + 1e-9 for low, high in itertools.pairwise(spans))
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["p50", "p90", "p99"]
 
 
 def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:

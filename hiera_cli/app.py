@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import hiera_core
+from hiera_core.data.media_types import ENDINGS
+from hiera_core.weights import names
 
-from . import exit_codes, native_output, signals
+from . import exit_codes, help_text, native_output, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
 from .output_formats import flush_stdout
 
@@ -31,22 +33,22 @@ COMMANDS: dict[str, Callable[..., object]] = {
 }
 
 
-def _help_text(command: Callable[..., object]) -> str:
-    """Return the docstring of a command with each paragraph on one line, because typer keeps the
-    line breaks within a paragraph, which then wraps badly on a narrow terminal."""
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
 app = typer.Typer(
     name="hiera",
+    cls=help_text.Group,
+    epilog=help_text.examples(""),
     help="Command line of Hiera, a hierarchical vision transformer for images and video.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name, help=_help_text(_command))(_command)
+    app.command(
+        _name,
+        cls=help_text.Command,
+        help=help_text.help_text(_command),
+        epilog=help_text.examples(_name),
+    )(_command)
 
 
 def _print_version(requested: bool) -> None:
@@ -107,8 +109,22 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:
         if debug:
             raise
-        return exit_codes.exit_code_of(error)
+        return exit_codes.exit_code_of(error, hint=_hint_for_dash(error, arguments))
     return code if isinstance(code, int) else exit_codes.OK
+
+
+def _hint_for_dash(error: BaseException, arguments: list[str]) -> str:
+    """Return what to write if a file whose name begins with a dash was taken for an option."""
+    option = getattr(error, "option_name", None)
+    if option is None:
+        return ""
+    for name in arguments:
+        if name == "--":
+            break
+        is_file = name.startswith(option) and names.exists(name)
+        if is_file or (name.startswith(option) and Path(name).suffix.lower() in ENDINGS):
+            return f"for a file of the name {name}, write ./{name}, or put -- before the inputs"
+    return ""
 
 
 class _MessageHandler(logging.Handler):

@@ -58,11 +58,16 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-def exit_code_of(error: BaseException) -> int:
-    """Print one line about an error on stderr, and return the exit code for it."""
+def exit_code_of(error: BaseException, hint: str = "") -> int:
+    """Print one line about an error on stderr, and return the exit code for it.
+
+    Args:
+        error: The error.
+        hint: What to add to a usage error of click.
+    """
     if hasattr(error, "format_message"):  # a usage error of click, or of typer's copy of click
         if text := error.format_message():  # it is empty if the help has been printed instead
-            print_message(text)
+            print_message(f"{text.rstrip('.')}; {hint}" if hint else text)
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         error = Interrupted(signal.SIGINT)

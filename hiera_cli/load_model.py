@@ -30,6 +30,25 @@ def check_model_name(name: str | None) -> zoo.ModelEntry | None:
     return None if name is None else names.find_entry(name)
 
 
+def models_by_kind(
+    name: str | None, checkpoint: str | None, *, single_frames: bool = False
+) -> dict[str, str]:
+    """Return the name of the model that classifies images and videos, as records have it. It is
+    empty if only the weights themselves say so.
+
+    Args:
+        name: Value of --model.
+        checkpoint: Value of --checkpoint.
+        single_frames: Whether videos go to the image model.
+    """
+    entry = check_model_name(name)
+    if checkpoint is not None or (name is not None and entry is None):
+        return {}
+    image = entry.name if entry else zoo.DEFAULT_IMAGE_MODEL
+    video = image if entry or single_frames else zoo.DEFAULT_VIDEO_MODEL
+    return {"image": image, "video": video}
+
+
 @overload
 def load_model(
     task: Literal["classifier"], name: str | None, checkpoint: str | None, random_init: bool

@@ -15,6 +15,7 @@ from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
 from hiera_core.plain_data import read_yaml
 
+from . import completion
 from .output_formats import Format
 
 # Largest values. Beyond them a command would only use up the memory, or never end.
@@ -25,6 +26,7 @@ MAX_CLIPS, MAX_CROPS = 1000, 100
 MAX_STRIDE = 1_000_000
 MAX_SHARD = 1_000_000
 MAX_SEED = 2**63 - 1  # what PyTorch takes
+STANDARD_STREAM = "-"
 
 
 class Device(StrEnum):
@@ -52,8 +54,15 @@ class OnError(StrEnum):
     stop = "stop"
 
 
-def auto_or_count(text: str, most: int = MAX_BATCH_SIZE) -> int | None:
+def auto_or_count(
+    text: str, most: int = MAX_BATCH_SIZE, option: str = "--batch-size"
+) -> int | None:
     """Parse a number: `auto` -> None, `8` -> 8.
+
+    Args:
+        text: The value of the option.
+        most: Largest number.
+        option: Name of the option, for messages.
 
     Raises:
         BadParameter: The text is neither `auto` nor a positive number, or the number is above
@@ -63,10 +72,17 @@ def auto_or_count(text: str, most: int = MAX_BATCH_SIZE) -> int | None:
         return None
     number = parse_number(text)
     if not number:
-        raise typer.BadParameter(f"{text!r} is neither auto nor a positive number")
+        message = f"{text!r} is neither auto nor a positive number"
+        raise typer.BadParameter(message, param_hint=option)
     if number > most:
-        raise typer.BadParameter(f"{number} is too large; give a number of at most {most}")
+        message = f"{number} is too large; give a number of at most {most}"
+        raise typer.BadParameter(message, param_hint=option)
     return number
+
+
+def auto_or_workers(text: str) -> int | None:
+    """Parse the value of --workers; see `auto_or_count`."""
+    return auto_or_count(text, MAX_WORKERS, "--workers")
 
 
 def parse_number(text: str) -> int | None:
@@ -75,6 +91,17 @@ def parse_number(text: str) -> int | None:
     `str.isdigit` also accepts digits that `int` does not, such as `²`.
     """
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def parse_seed(text: object) -> int:
+    """Return a seed.
+
+    Raises:
+        BadParameter: The text is not a number from 0 to `MAX_SEED`.
+    """
+    if re.fullmatch(r"[0-9]{1,19}", str(text)) and int(str(text)) <= MAX_SEED:
+        return int(str(text))
+    raise typer.BadParameter(f"{str(text)[:80]!r} is not a number from 0 to {MAX_SEED}")
 
 
 def parse_device(text: str) -> str:
@@ -104,11 +131,23 @@ def parse_path(text: str) -> Path:
     """Return the path of an option.
 
     Raises:
-        BadParameter: The text is empty. As a path, it would be this folder.
+        BadParameter: The text is empty, which as a path would be this folder, or `-`, which means a
+            standard stream elsewhere.
     """
     if not text:
         raise typer.BadParameter("the path is empty")
+    if text == STANDARD_STREAM:
+        raise typer.BadParameter("'-' is no file; name one, or write ./- for a file of this name")
     return Path(text)
+
+
+def parse_output(text: str) -> Path | None:
+    """Return the path of a file to write; None for `-` or /dev/stdout, standard output.
+
+    Raises:
+        BadParameter: The text is empty.
+    """
+    return None if text in (STANDARD_STREAM, "/dev/stdout") else parse_path(text)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -205,6 +244,7 @@ def model_option(default: str) -> OptionInfo:
         "--model",
         "-m",
         parser=parse_name,
+        autocompletion=completion.models,
         metavar="MODEL",
         help="Name from `hiera models`, hub repository, folder, file or URL. NAME.CHECKPOINT "
         "chooses one of the checkpoints of a model. Write ./NAME for a folder that is named like a "
@@ -222,6 +262,7 @@ CheckpointOpt = Annotated[
     typer.Option(
         "--checkpoint",
         parser=parse_name,
+        autocompletion=completion.checkpoints,
         metavar="WEIGHTS",
         help="Weights to load in place of the model's own: a checkpoint name, another name from "
         "`hiera models`, file, folder (./NAME if it is named like a model), URL or hub repository, "
@@ -242,15 +283,18 @@ DeviceOpt = Annotated[
     str,
     typer.Option(
         parser=parse_device,
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Device that runs the model. auto: cuda, else mps, else cpu.",
+        autocompletion=completion.devices,
+        metavar="DEVICE",
+        help="Device that runs the model: cpu, cuda, cuda:N or mps. auto: cuda, else mps, else "
+        "cpu.",
     ),
 ]
 DtypeOpt = Annotated[
     Dtype,
     typer.Option(
-        help="Data type of weights and activations. auto: fp16 on CUDA, bf16 on a CPU with "
-        "native bf16, else fp32."
+        metavar="DTYPE",
+        help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA, bf16 "
+        "on a CPU with native bf16, else fp32.",
     ),
 ]
 BatchSizeOpt = Annotated[
@@ -284,9 +328,9 @@ OutputOpt = Annotated[
     typer.Option(
         "--output",
         "-o",
-        parser=parse_path,
+        parser=parse_output,
         metavar="FILE",
-        help="File to write the results to.",
+        help="File to write the results to, - for standard output.",
         show_default="standard output",
     ),
 ]
@@ -295,14 +339,19 @@ FormatOpt = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Format of the results. auto: the extension of --output decides; without --output, "
-        "table on a terminal, else jsonl.",
+        metavar="FORMAT",
+        help="Format of the results: table, json, jsonl or csv. auto: the extension of --output "
+        "decides; without --output, table on a terminal, else jsonl.",
     ),
 ]
 PrintFormatOpt = Annotated[
     Format,
     typer.Option(
-        "--format", "-f", help="Format of what is printed. auto: table on a terminal, else jsonl."
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="Format of what is printed: table, json, jsonl or csv. auto: table on a terminal, "
+        "else jsonl.",
     ),
 ]
 OverwriteOpt = Annotated[

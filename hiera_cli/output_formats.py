@@ -18,6 +18,7 @@ from hiera_core.plain_data import to_json
 from hiera_core.records import Record, error_json
 
 from .exit_codes import ReaderGone
+from .text_tables import fit_table, format_table, stdout_width, wrap_line
 
 
 class Format(StrEnum):
@@ -117,26 +118,40 @@ def printable(name: str) -> str:
 
 
 class TableWriter:
-    """Text for a terminal: the name of each input, and its results below it."""
+    """Text for a terminal: the name of each input, and its results below it.
+
+    Lines are broken between words where the terminal ends. Names of files stay whole, so that they
+    can be copied.
+    """
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
         self.stream = stream
+        self.width = stdout_width() if stream is sys.stdout else None
         self.bold, self.plain = ("\x1b[1m", "\x1b[0m") if stream.isatty() else ("", "")
 
     def write(self, record: Record) -> None:
-        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
-        failed = "  error" if record.error else ""
         name = printable(record.input)
-        print(f"{self.bold}{name}{self.plain}{failed}{notes}", file=self.stream)
+        failed = "  error" if record.error else ""
+        notes = f"({'; '.join(record.notes)})" if record.notes else ""
+        fits = self.width is None or len(f"{name}{failed}  {notes}") <= self.width
+        beside = f"  {notes}" if notes and fits else ""
+        print(f"{self.bold}{name}{self.plain}{failed}{beside}", file=self.stream)
+        if notes and not fits:
+            self._print(notes)
         for prediction in record.topk:
             label = prediction.label if prediction.label is not None else "class"
-            print(f"  {prediction.prob:6.1%}  {label} ({prediction.id})", file=self.stream)
+            self._print(f"{prediction.prob:6.1%}  {label} ({prediction.id})", indent=10)
         for line in record.lines:
-            print(f"  {line}", file=self.stream)
+            self._print(line)
         for segment in record.segments or []:
             times = f"{_format_time(segment.start)} - {_format_time(segment.end)}"
             best = "  ".join(f"{p.prob:6.1%}  {p.label or p.id}" for p in segment.topk[:1])
-            print(f"  {times}  {best}", file=self.stream)
+            self._print(f"{times}  {best}", indent=len(times) + 12)
+
+    def _print(self, text: str, indent: int = 4) -> None:
+        """Print a line below the name of the input. `indent` is that of its further lines."""
+        for line in wrap_line(f"  {text}", self.width, indent):
+            print(line, file=self.stream)
 
     def close(self) -> None: ...
 
@@ -208,13 +223,21 @@ WRITERS: dict[Format, Callable[[IO[str], int, tuple[str, ...]], Writer]] = {
 }
 
 
-def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], format: Format) -> str:
+def write_rows(
+    rows: Sequence[Mapping[str, object]],
+    columns: Sequence[str],
+    format: Format,
+    *,
+    width: int | None = None,
+    optional: Sequence[str] = (),
+) -> str:
     """Return the rows of a listing (not records) as text.
 
     Args:
         rows: Rows with the same keys.
         columns: Keys that a table shows. The other formats hold all keys.
         format: Any format but `auto`.
+        width, optional: See `fit_table`, for a table.
     """
     if format is Format.json:
         return to_json(rows, indent=2) + "\n"
@@ -226,41 +249,10 @@ def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], for
         writer.writeheader()
         writer.writerows({key: _cell_text(value) for key, value in row.items()} for row in rows)
         return text.getvalue()
-    return format_table(columns, [[_cell_text(row[c]) or "-" for c in columns] for row in rows])
-
-
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with aligned columns, without borders. Lines are never wrapped.
-
-    Args:
-        columns: Headers of the columns.
-        rows: Cells of each row, as many as there are columns.
-    """
-    # rich is imported here, because `hiera --help` must start fast and prints no table.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
-    for column in columns:
-        table.add_column(Text(column), no_wrap=True, overflow="ignore")
-    for row in rows:
-        # `Text` keeps brackets, which rich would take for markup in a plain string.
-        table.add_row(*(Text(cell.expandtabs()) for cell in row))
-    text = io.StringIO()
-    # The width is beyond that of any table, so that rich does not cut it. With all these arguments,
-    # the environment (FORCE_COLOR, TERM, COLUMNS) has no influence.
-    console = Console(
-        file=text,
-        width=100_000,
-        height=100,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,
-        legacy_windows=False,
-    )
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
+    cells = [[_cell_text(row[c]) or "-" for c in columns] for row in rows]
+    if width is None:
+        return format_table(columns, cells)
+    return fit_table(columns, cells, width, optional)
 
 
 def _cell_text(value: object) -> str:

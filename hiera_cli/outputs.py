@@ -27,7 +27,8 @@ def target_of(path: Path) -> Path:
     with _refused_as_usage(shown):
         is_folder = path.is_dir()
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        is_special = target.exists() and not target.is_file()
+        # A link such as /dev/fd/3 may lead to a pipe, which has a name but no folder.
+        is_special = any(p.exists() and not p.is_file() for p in (path, target))
         if not is_folder:
             _check_length(target)
         has_folder = target.parent.is_dir()

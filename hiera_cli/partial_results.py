@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,31 @@ def remove_incomplete_line(partial: Path) -> None:
         file.truncate(size)
 
 
-def finished_inputs(partial: Path) -> Iterator[tuple[str, str]]:
-    """Yield input and status of every record of an interrupted run."""
+@dataclass(frozen=True)
+class FinishedInput:
+    """What an interrupted or finished run has recorded about an input."""
+
+    name: str
+    status: str
+    kind: str
+    model: str
+    classes: int  # number of classes in the record
+
+
+def finished_inputs(partial: Path) -> Iterator[FinishedInput]:
+    """Yield what every record of an interrupted run says about its input."""
     with open_text(partial, "r") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-                yield record["input"], record["status"]
-            except (ValueError, KeyError, TypeError) as error:
+                yield FinishedInput(
+                    record["input"],
+                    record["status"],
+                    str(record.get("kind", "")),
+                    str(record.get("model", "")),
+                    len(record.get("topk") or ()),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UsageError(
                     f"{str(partial)!r}: line {number} is no record", "--overwrite starts over"
                 ) from error

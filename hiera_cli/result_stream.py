@@ -7,10 +7,11 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from hiera_core import zoo
 from hiera_core.atomic import atomic_file, sync_folder, unfinished
 from hiera_core.data.folders import describe
 from hiera_core.data.media_types import ENDINGS
@@ -22,8 +23,13 @@ from hiera_core.records import Record
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
 from .output_formats import WRITERS, Format, open_text, resolve_format
 from .outputs import claim_file, target_of
-from .partial_results import finished_inputs, read_facts, remove_incomplete_line
-from .progress import progress_counter
+from .partial_results import (
+    FinishedInput,
+    finished_inputs,
+    read_facts,
+    remove_incomplete_line,
+)
+from .progress import InputCount, progress_counter
 
 PARTIAL, FACTS = ".partial", ".json"  # endings that are added to the name of the output file
 
@@ -75,6 +81,8 @@ class ResultStream:
         self.facts: dict[str, dict[str, Any]] = {}  # what the results depend on
         self.ok = self.failed = 0
         self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
+        self.count: InputCount | None = None  # counts the inputs for the progress
+        self.pictures: Path | None = None  # a folder with pictures, for the summary
         self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
         self.is_finished = False  # True if there is nothing to resume, because the file is complete
@@ -149,7 +157,9 @@ class ResultStream:
         except BaseException as error:
             self._close(error)
             raise
-        self._advance = self._progress.enter_context(progress_counter(self._shows_progress()))
+        self._advance = self._progress.enter_context(
+            progress_counter(self._shows_progress(), self.count)
+        )
         return self
 
     def __exit__(
@@ -208,30 +218,37 @@ class ResultStream:
         """
         sources = iter(sources)
         earlier = self.path if self.is_finished else self.partial
-        for name, status in finished_inputs(earlier) if self.resume and earlier else ():
+        for done in finished_inputs(earlier) if self.resume and earlier else ():
             source = next(sources, None)
-            if source is None or source.name != name:
+            if source is None or source.name != done.name:
                 now = "nothing" if source is None else repr(source.name)
                 raise UsageError(
-                    f"--resume: input {self.skipped} was {name!r}, and is {now} now",
+                    f"--resume: input {self.skipped} was {done.name!r}, and is {now} now",
                     "give the same inputs in the same order, or --overwrite",
                 )
             self.skipped += 1
-            self.failed += status == "error"
-            self.ok += status != "error"
+            self.failed += done.status == "error"
+            self.ok += done.status != "error"
         yield from sources
 
-    def check_finished(self, sources: Iterable[Source], note: str = "") -> int:
+    def check_finished(
+        self, sources: Iterable[Source], models: Mapping[str, str], note: str = ""
+    ) -> int:
         """Say that the file to resume is complete, and return the exit code of the run that wrote
         it.
 
         Args:
             sources: The inputs.
+            models: The name of the model for each kind of input, where it is known.
             note: What to add to the message.
 
         Raises:
-            UsageError: There are other inputs now.
+            UsageError: There are other inputs now, or another model or number of classes.
         """
+        assert self.path is not None
+        for done in finished_inputs(self.path):
+            if done.status != "error":
+                self._check_same(done, models.get(done.kind, done.model))
         further = next(self.skip_done(sources), None)
         if further is not None:
             raise UsageError(
@@ -240,6 +257,19 @@ class ResultStream:
             )
         print_message(f"{self.path} is finished: {self.ok} ok, {self.failed} failed{note}")
         return SOME_FAILED if self.failed else OK
+
+    def _check_same(self, done: FinishedInput, model: str) -> None:
+        """Check that a finished record has the model and the number of classes of this run."""
+        entry = zoo.models().get(done.model)
+        most = self.topk if entry is None else min(self.topk, entry.config["num_classes"])
+        facts = {"model": (done.model, model), "topk": (done.classes, self.topk)}
+        same_topk = done.classes == most or (entry is None and done.classes < self.topk)
+        for name, (earlier, now) in facts.items():
+            if earlier != now and not (name == "topk" and same_topk):
+                raise UsageError(
+                    f"{self.path} is finished, and was made with {name} {earlier}, not {now}",
+                    "use the same options, another file, or --overwrite",
+                )
 
     def record(self, record: Record) -> None:
         """Write one record at once, and print its error on stderr if it has one.
@@ -295,11 +325,15 @@ class ResultStream:
         return SOME_FAILED if self.failed else OK
 
     def print_summary(self) -> None:
-        """Print `n ok, m failed`, if anything failed or there was more than one input."""
-        if self.failed or ((self.ok > 1 or self.passed_over) and not self.quiet):
-            path = self.path if self.complete else self.partial
+        """Print `n ok, m failed`, and where the results are. Without files, this is only printed if
+        anything failed or there was more than one input."""
+        path = self.path if self.complete else self.partial
+        says_more = self.ok > 1 or self.passed_over or path or self.pictures
+        if self.failed or (says_more and not self.quiet):
             target = f" -> {path}" if path else ""
-            print_message(f"{self.ok} ok, {self.failed} failed{self._passed_over()}{target}")
+            shown = f"; pictures are in {self.pictures}" if self.pictures and self.ok else ""
+            counts = f"{self.ok} ok, {self.failed} failed{self._passed_over()}"
+            print_message(f"{counts}{target}{shown}")
 
     def _passed_over(self) -> str:
         """`, passed over: 3 .txt, 1 hidden`, if files in folders were left out."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from hiera_core.benchmarking.compare import Change, compare
 from hiera_core.benchmarking.job import Job, RunLength
 from hiera_core.benchmarking.measurement import Measurement, add_ratios
 from hiera_core.errors import DeviceError, UsageError
+from hiera_core.viz import charts
 
 Hiera = Callable[..., tuple[int, str, str]]
 SHORT = RunLength(seconds=0.02, runs=2, max_seconds=0.02, min_runs=2, round_seconds=0.01)
@@ -107,9 +110,55 @@ def test_compare_sets_the_exit_code(
     report.export(tmp_path / "old.json", header, [make_result(0.1)])
     arguments = ("bench", "hiera_nano_32", "--compare", tmp_path / "old.json")
     code, _, err = hiera(*arguments)
-    assert code == 1 and "slower, time +20.0%" in err
+    assert code == 1
+    (row,) = [line for line in err.splitlines() if line.startswith("hiera_nano_32")]
+    words = "hiera_nano_32 fused infer cpu fp32 8 80 66.7 0.83x".split()
+    assert row.split()[: len(words)] == words and row.split()[-1] == "slower"
+    assert "1 of 1 rows slower by more than 5%" in err
     code, _, err = hiera(*arguments, "--fail-over", "30%")
     assert code == 0 and "0 of 1 rows slower" in err
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_only_what_was_compared_is_counted(
+    hiera: Hiera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Of six earlier rows, one is measured again."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(
+        runner, "measure", lambda jobs, *_: [make_result(), make_result(compiled=True)]
+    )
+    header, _ = machine.settings("cpu", "fp32", "infer", None)
+    old = [make_result(), *(replace(make_result(), batch=size) for size in (1, 2, 3, 4, 5))]
+    report.export(tmp_path / "old.json", header, old)
+    run = ("bench", "hiera_nano_32", "--compare", tmp_path / "old.json")
+    code, _, err = hiera(*run, "-q", "-f", "json")
+    assert code == 0 and "0 of 1 rows slower by more than 5%; not compared:" in err
+    assert "1 only measured now, 5 only measured earlier" in err
+    table = [line for line in err.splitlines() if not line.startswith("hiera:")]
+    assert max(map(len, table)) <= width and "ratio" in table[0] and "1.00x" in table[1]
+
+
+def test_a_dash_is_standard_output(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "measure", lambda jobs, *_: [make_result()])
+    assert hiera("bench", "hiera_nano_32", "-o", "-", "-f", "csv")[1].startswith("model,")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_fits_the_terminal(
+    hiera: Hiera, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    good = replace(make_result(), model="mae_hiera_base_plus_16x224", speedup=1.0, gmacs=133.0)
+    bad = replace(make_result(), samples_s=[], error="an error of quite a few words, " * 4)
+    monkeypatch.setattr(runner, "measure", lambda jobs, *_: [good, bad])
+    code, out, _ = hiera("bench", "hiera_nano_32", "-q", "-f", "table")
+    assert code == 1 and max(map(len, out.splitlines())) <= width
+    assert "inputs/s" in out and " ".join(out.split()).count("quite a few words") == 4
 
 
 @pytest.mark.parametrize(
@@ -181,6 +230,24 @@ def test_a_plot_without_matplotlib_is_refused_before_any_measurement(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bars_begin_at_0_and_percentiles_stand_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, make = [], charts._make_figure
+    monkeypatch.setattr(charts, "_make_figure", lambda n: figures.append(make(n)) or figures[-1])
+    header, _ = machine.settings("cpu", "fp32", "infer", None)
+    rows = [make_result(spread=1.0), make_result(0.2, compiled=True)]
+    report.plot(tmp_path / "out.png", header, rows)
+    left, right = figures[0].axes
+    for axes in (left, right):
+        assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([80, 40], rel=0.02)
+    spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in right.patches)
+    assert len(spans) == 6  # a bar for each percentile of each row, none over another
+    assert all(low[1] <= high[0] + 1e-9 for low, high in itertools.pairwise(spans))
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["p50", "p90", "p99"]
+
+
 def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(runner, "measure", lambda jobs, *_: seen.append(jobs) or [make_result()])
@@ -224,15 +291,48 @@ def test_an_interruption_keeps_what_was_measured(
 ) -> None:
     from hiera_cli.exit_codes import Interrupted
 
-    monkeypatch.setattr(runner, "measure", measure_or_fail(Interrupted(2), "hiera_small_224"))
     path = tmp_path / "out.json"
+    rest = " ".join([m.name for m in zoo.models().values() if m.speed][1:])
     for format in ("table", "jsonl", "csv", "json"):
+        monkeypatch.setattr(runner, "measure", measure_or_fail(Interrupted(2), "hiera_small_224"))
         code, out, err = hiera(
             "bench", "--all", "-q", "--export", path, "--overwrite", "-f", format
         )
-        assert code == 130 and err == "hiera: interrupted\n"
+        assert code == 130 and err == (
+            f"hiera: interrupted; 1 row is in {path}; to go on: hiera bench {rest}, with the same "
+            "options and another file\n"
+        )
         assert "hiera_tiny_224" in out
         assert [m.model for m in report.read(path)] == ["hiera_tiny_224"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_second_model_keeps_the_rows_of_the_first(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    """The signal goes to the whole group of processes, as a terminal sends it."""
+    from .test_signals import start
+
+    names = ["out.csv", "out.json", "out.md"]
+    process = start(
+        "-c",
+        "import os; os.setpgrp(); from hiera_cli.__main__ import main; main()",
+        *("bench", "hiera_nano_32", "hiera_nano_8x32", "-b", "1", "--seconds", "0.05"),
+        *("-o", tmp_path / names[0], "--attention", "fused"),
+        *(f"--export={tmp_path / name}" for name in names[1:]),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "hiera_nano_8x32" in line and "preparing" in line:
+            os.killpg(process.pid, signum)
+            break
+    lines = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 128 + signum
+    assert len(lines) == 1 and " 1 row is in " in lines[0] and "hiera_nano_8x32" in lines[0]
+    for name in names:
+        assert (tmp_path / name).read_text().count("hiera_nano_32") == 1, name
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")

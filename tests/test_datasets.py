@@ -12,6 +12,8 @@ from PIL import Image
 
 from hiera_core.data import datasets, toy_datasets
 from hiera_core.errors import InputError, UsageError
+from hiera_core.training.recipe_reader import read_recipe
+from hiera_core.training.trainer import open_data
 
 
 def picture(shade: int) -> bytes:
@@ -181,3 +183,26 @@ def test_labels_are_mapped_to_the_classes_of_the_model(folder: Path) -> None:
         datasets.MediaDataset(samples.sources, samples.labels, wnids), ["tench", "goldfish"], 2
     )
     assert found.labels is not None and found.labels.tolist() == [0] * 3 + [1] * 3
+
+
+@pytest.mark.parametrize("inner", ["", "train/cat", "val/cat"])
+def test_a_folder_does_not_hide_a_built_in_data_set(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    inner: str,
+) -> None:
+    caplog.set_level("INFO", "hiera")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits" / inner).mkdir(parents=True)
+    (tmp_path / "digits/one").mkdir()
+    for file in ("one/a.png", f"{inner or 'one'}/b.png"):
+        (tmp_path / "digits" / file).write_bytes(picture(1))
+    assert len(datasets.open_eval_data("digits")) == 359
+    assert "digits is the built-in data set; ./digits is the folder of this name" in caplog.text
+    splits = datasets.open_splits("digits")
+    assert splits.val is not None and (len(splits.train), len(splits.val)) == (1438, 359)
+    assert len(datasets.open_dataset("digits")) == 1797
+    assert len(datasets.open_dataset("./digits", labelled=False)) == 2
+    assert len(datasets.open_eval_data(Path("digits"))) <= 2
+    open_data(read_recipe("hiera_nano_32"), "digits", "digits/run")

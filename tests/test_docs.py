@@ -14,6 +14,7 @@ The line `<!-- not run -->` before a block says that it needs a network or files
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -26,6 +27,8 @@ from typing import Any
 
 import pytest
 
+from hiera_core import zoo
+from hiera_core.data import datasets
 from hiera_core.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +59,7 @@ COMPARISON = re.compile(r"  (proven|verified): .* on \d|  cost: ")
 # Lines on standard error that a page need not show.
 MESSAGES = re.compile(
     r"hiera: --random-init: weights are random.*"
-    r"|hiera: patches are shown with the true mean and contrast.*"
+    r"|hiera: each hidden patch is shown with its true mean brightness.*"
     r"|hiera: \d+ ok, 0 failed.*"
     r"|hiera: features are in .*"
     r"|hiera: \d+/\d+ .*: preparing .*"  # hiera bench, which names the machine too
@@ -245,6 +248,38 @@ def test_options_in_the_text_exist() -> None:
                 if re.match(r"`--[a-z]", span):
                     option = re.split(r"[ =`]", span[1:])[0]
                     assert option in known, f"{page.name}: {option}"
+
+
+# What needs an optional package, and the extra that installs it.
+EXTRAS = {
+    r"hiera (train|eval) .*\bdigits\b|\bevaluate\(\"digits\"|^ +\"digits\",$": "digits",
+    r"--to onnx": "onnx",
+    r"--against": "bench",
+    r"--plot": "plots",
+    r"\.parquet|--save-as parquet": "parquet",
+    r"--tensorboard": "tensorboard",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_ids)
+def test_a_page_names_the_extras_it_needs(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    code = "\n".join(b.text for b in blocks(page) if b.language in ("sh", "console", "python"))
+    for pattern, extra in EXTRAS.items():
+        if re.search(pattern, code, re.MULTILINE):
+            assert re.search(rf"\[[\w,]*\b{extra}\b[\w,]*\]'", text), (page.name, extra)
+
+
+def test_examples_do_not_write_to_names_of_the_zoo_or_of_data_sets() -> None:
+    """Otherwise the next example would find a folder in place of a model or a data set."""
+    taken = {*zoo.names(), *datasets.BUILT_IN}
+    for page in PAGES:
+        for block in blocks(page):
+            for name, words in commands(block) if block.language in ("sh", "console") else ():
+                written = {after for word, after in itertools.pairwise(words) if word == "-o"}
+                if name == "convert":
+                    written |= {word for word in words[1:2] if not word.startswith("-")}
+                assert not {word.rstrip("/") for word in written} & taken, (page.name, words)
 
 
 def test_every_key_of_a_recipe_is_described() -> None:

@@ -203,3 +203,76 @@ def test_features_do_not_guess_what_an_ending_means(
 def test_endings_may_be_capitals(hiera: Command, places: Path, name: str) -> None:
     assert hiera("features", *COMMANDS["features"], "-o", name)[0] == 0
     assert Path(name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("predict", "--batch-size", "0"),
+        ("predict", "--batch-size", "x"),
+        ("predict", "--workers", "0"),
+        ("features", "--workers", "5000"),
+        ("eval", "--batch-size", "-1"),
+        ("bench", "--batch-sizes", "1,0"),
+        ("bench", "--fail-over", "x"),
+        ("train", "--workers", "x"),
+        ("mae", "--seed", "-1"),
+    ],
+)
+def test_a_message_names_its_option(
+    hiera: Command, places: Path, command: str, option: str, value: str
+) -> None:
+    given = [word for word in COMMANDS[command] if word != "--print-recipe"]
+    code, out, err = hiera(command, *given, f"{option}={value}")
+    assert (code, out) == (2, "") and f"Invalid value for {option}" in err.replace("'", "")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_dash_is_standard_output(hiera: Command, places: Path, name: str) -> None:
+    before = sorted(places.iterdir())
+    for command in ("predict", "eval"):
+        expected = hiera(command, *COMMANDS[command], "-f", "csv")[1]
+        code, out, _ = hiera(command, *COMMANDS[command], "-f", "csv", "-o", name)
+        assert code == 0 and out.splitlines()[0] == expected.splitlines()[0]
+    assert sorted(places.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["features", *COMMANDS["features"], "-o", "-"],
+        ["features", *COMMANDS["features"], "--visualize", "-"],
+        ["predict", *COMMANDS["predict"], "--save-images", "-"],
+        ["predict", *COMMANDS["predict"], "--config", "-"],
+        ["mae", *COMMANDS["mae"][:-2], "-o", "-"],
+        ["bench", *COMMANDS["bench"], "--export", "-"],
+        ["bench", *COMMANDS["bench"], "--plot", "-"],
+        ["convert", "hiera_nano_32", "-", "--to", "hub"],
+        ["train", "hiera_nano_32", "digits", "-o", "-"],
+    ],
+)
+def test_a_dash_is_no_file(hiera: Command, places: Path, arguments: list[str]) -> None:
+    before = sorted(places.iterdir())
+    code, out, err = hiera(*arguments)
+    assert (code, out) == (2, "") and "'-' is no file" in err and "./-" in err
+    assert sorted(places.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no /dev")
+def test_an_open_file_of_the_process_is_no_output(hiera: Command, places: Path) -> None:
+    read, write = os.pipe()
+    code, _, err = hiera("predict", *COMMANDS["predict"], "-f", "csv", "-o", f"/dev/fd/{write}")
+    os.close(read), os.close(write)
+    assert code == 2 and "is not a regular file; leave out this option" in err
+
+
+@pytest.mark.parametrize("name", ["-dash.png", "-.jpg", "--two.mp4", "-5.png", "-dash"])
+def test_a_file_that_begins_with_a_dash(hiera: Command, places: Path, name: str) -> None:
+    Path(name).write_bytes((SAMPLES / "three.png").read_bytes())
+    nano = ["-m", "hiera_nano_32"]
+    code, out, err = hiera("predict", name, *nano)
+    assert (code, out) == (2, "") and f"write ./{name}, or put -- before" in err
+    assert hiera("predict", *nano, f"./{name}")[0] == 0
+    assert hiera("predict", *nano, "--", name)[0] == 0
+    _, _, err = hiera("predict", "x.png", *nano, "--no-such-option")
+    assert "No such option" in err and "put --" not in err

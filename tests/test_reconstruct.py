@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hiera.hiera_mae import MaskedAutoencoderHiera as ReferenceAutoencoder
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import hiera_core
 from hiera_core import zoo
@@ -22,7 +22,7 @@ from hiera_core.data.image_reader import open_image
 from hiera_core.errors import UsageError
 from hiera_core.inference.reconstruct import BatchReconstructor, reconstruct
 from hiera_core.models.mae import MaskedAutoencoderHiera, normalise_patches
-from hiera_core.viz.grid import draw_text
+from hiera_core.viz.grid import FONT_SIZE, LINE, MAX_LINES, captioned_grid, draw_lines, wrap_text
 
 from .conftest import assert_close, draw_weights
 from .test_video_reader import write_video
@@ -288,8 +288,41 @@ def test_only_an_autoencoder_can_reconstruct() -> None:
             reconstruct(model, torch.zeros(1, 3, 32, 32))  # type: ignore[arg-type]
 
 
-def test_a_long_caption_is_shortened_to_its_width() -> None:
-    drawn = Image.new("RGB", (400, 40), "white")
-    draw_text(drawn, (0, 0), "a label of many words " * 10_000, 100)
+@pytest.mark.parametrize("text", ["a label of many words " * 10_000, "x" * 5000, "字" * 300])
+def test_a_long_caption_takes_some_lines(text: str) -> None:
+    lines = wrap_text(text, 100)
+    assert len(lines) == MAX_LINES and lines[-1].endswith("…")
+    drawn = Image.new("RGB", (400, LINE * (MAX_LINES + 1)), "white")
+    draw_lines(drawn, (0, 0), lines)
     dark = np.asarray(drawn.convert("L")).min(axis=0) < 128
     assert 60 < np.flatnonzero(dark).max() < 100
+
+
+@pytest.mark.parametrize("width", [60, 100, 160, 320])
+@pytest.mark.parametrize(
+    "text", ["one two three four", "0.3 s  91% moving right", "a-word" * 5, ""]
+)
+def test_captions_are_whole_and_fit(text: str, width: int) -> None:
+    lines = wrap_text(text, width)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    assert all(pen.textlength(line, ImageFont.load_default(FONT_SIZE)) <= width for line in lines)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (3, 5), (200, 1), (3, 400), (64, 48)])
+@pytest.mark.parametrize("count", [1, 8])
+def test_captions_of_small_pictures_do_not_overlap(size: tuple[int, int], count: int) -> None:
+    """A caption of several lines changes no pixel of the pictures and of the other captions."""
+    cells = [[np.full((*size, 3), 128, np.uint8)] * count] * 2
+    long = "a label of some more words, such as 8x16x16x144"
+
+    def dark_rows(captions: list[list[str]]) -> tuple[int, int]:
+        image = np.asarray(captioned_grid(cells, captions=captions).convert("L"))
+        return image.shape[0], int((image == 128).sum())
+
+    short = dark_rows([["a"] * count] * 2)
+    wrapped = dark_rows([[long] * count] * 2)
+    assert wrapped[1] >= short[1] > 0  # all pictures are still whole
+    assert (wrapped[0] - short[0]) % (2 * LINE) == 0
+    footer = captioned_grid(cells, columns=[long] * count)
+    assert footer.height >= short[0] - 4 * LINE

@@ -157,6 +157,36 @@ def test_a_finished_file_says_so(hiera: Command, tmp_path: Path) -> None:
     assert path.read_text() == before and names_in(tmp_path) == ["out.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-m", "hiera_tiny_224"], "model hiera_nano_32, not hiera_tiny_224"),
+        ([], "model hiera_nano_32, not hiera_base_224"),
+        (["-m", "hiera_nano_32", "-k", "3"], "topk 5, not 3"),
+        (["-m", "hiera_nano_32", "-k", "7"], "topk 5, not 7"),
+    ],
+)
+def test_a_finished_file_of_another_model_is_refused(
+    hiera: Command, tmp_path: Path, options: list[str], message: str
+) -> None:
+    path = tmp_path / "out.jsonl"
+    inputs = ["predict", *DIGITS, tmp_path / "missing.png"]
+    assert hiera(*inputs, *NANO, "-o", path)[0] == 1
+    before = path.read_text()
+    code, out, err = hiera(*inputs, "-o", path, "--resume", *options)
+    assert (code, out) == (2, "") and f"was made with {message}" in err
+    assert len(err.splitlines()) == 1 and path.read_text() == before
+    assert hiera(*inputs, *NANO, "-o", path, "--resume")[0] == 1
+    weights = SAMPLES.parent / "hiera_nano_32.safetensors"
+    code, _, err = hiera(*inputs, "--checkpoint", weights, "-o", path, "--resume")
+    assert code == 1 and "the weights are not compared" in err
+
+
+def test_all_classes_are_as_many_as_the_model_has(hiera: Command, tmp_path: Path) -> None:
+    run = ["predict", *DIGITS, *NANO, "-o", tmp_path / "out.jsonl", "-k", "20"]
+    assert hiera(*run)[0] == 0 and hiera(*run, "--resume")[0] == 0
+
+
 def test_a_file_that_was_finished_when_its_run_was_killed_is_tidied_up(
     hiera: Command, tmp_path: Path
 ) -> None:

@@ -16,15 +16,23 @@ import typer
 from hiera_core import zoo
 from hiera_core.errors import DeviceError, UsageError
 
-from .. import options
+from .. import completion, options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
-from ..output_formats import Format, format_table, print_text, resolve_format, write_rows
+from ..output_formats import Format, print_text, resolve_format, write_rows
 from ..outputs import claim_file, target_of, write_text
+from ..text_tables import fit_table, stderr_width, stdout_width, wrap_line
 
 if TYPE_CHECKING:
     from hiera_core.benchmarking.machine import Header
     from hiera_core.benchmarking.measurement import Measurement
+
+
+# Columns that a narrow terminal does not show, the first to go first.
+OPTIONAL = [
+    "runs", "params", "GMACs", "MiB", "util.", "A100 (paper)", "p90 ms", "p99 ms", "dtype",
+    "p50 ms",
+]  # fmt: skip
 
 
 class Mode(StrEnum):
@@ -50,6 +58,7 @@ def bench(
         typer.Argument(
             help="Names from `hiera models`.",
             metavar="MODELS",
+            autocompletion=completion.classifiers_and_autoencoders,
             show_default=zoo.DEFAULT_IMAGE_MODEL,
         ),
     ] = None,
@@ -92,6 +101,7 @@ def bench(
             help="Also measure other implementations that are installed: reference, timm, "
             "transformers, hiera-optim, vit. PEER:fp32 measures one in a dtype other than --dtype.",
             metavar="PEER,PEER",
+            autocompletion=completion.peers,
         ),
     ] = None,
     seconds: Annotated[
@@ -143,8 +153,9 @@ def bench(
     dtype: Annotated[
         options.Dtype,
         typer.Option(
-            help="Data type of weights and activations. auto: fp16 on CUDA (bf16 with --mode "
-            "grad or train), bf16 on a CPU with native bf16, else fp32."
+            metavar="DTYPE",
+            help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA "
+            "(bf16 with --mode grad or train), bf16 on a CPU with native bf16, else fp32.",
         ),
     ] = options.Dtype.auto,
     quiet: options.QuietOpt = False,
@@ -187,9 +198,13 @@ def bench(
         jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
     )
     measurements: list[Measurement] = []
+    begun: list[str] = []  # models, the last of which may not be finished
+    files = [path for path in (output, *exports) if path is not None]
     try:
         with _progress_line(not quiet) as progress:
-            for measurement in measure_models(names, sizes, template, peer_names, length, progress):
+            for measurement in measure_models(
+                names, sizes, template, peer_names, length, progress, begun.append
+            ):
                 measurements.append(measurement)
                 if output is None and format is Format.jsonl:
                     print_text(render([measurement], header, format))
@@ -197,9 +212,13 @@ def bench(
                     write_text(render(measurements, header, format), output)
                 for path in exports:
                     report.export(path, header, measurements)
+    except BaseException as error:
+        for note in _how_to_go_on(names, begun, measurements, files):
+            error.add_note(note)
+        raise
     finally:  # an interruption does not lose what has been measured
         if output is None and format is not Format.jsonl and measurements:
-            print_text(render(measurements, header, format))
+            print_text(render(measurements, header, format, stdout_width()))
     if plot is not None:
         report.plot(plot, header, measurements)
     for note in report.notes(measurements):
@@ -236,14 +255,14 @@ def _model_names(models: list[str], all_models: bool) -> list[str]:
 
 def _parse_sizes(text: str) -> list[int]:
     """Parse batch sizes: `1,8,64` -> [1, 8, 64], `auto` -> []."""
-    counts = [auto_or_count(part.strip()) for part in text.split(",")]
+    counts = [auto_or_count(part.strip(), option="--batch-sizes") for part in text.split(",")]
     return [count for count in counts if count is not None]
 
 
 def _parse_percent(text: str) -> float:
     """Parse a percentage, with or without its sign: `5%` -> 0.05, `5` -> 0.05."""
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?%?", text.strip()):
-        raise typer.BadParameter(f"{text!r} is no percentage")
+        raise typer.BadParameter(f"{text!r} is no percentage", param_hint="--fail-over")
     return float(text.strip().removesuffix("%")) / 100
 
 
@@ -251,12 +270,14 @@ def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def render(measurements: list[Measurement], header: Header, format: Format) -> str:
-    """Return measurements as text in a format."""
+def render(
+    measurements: list[Measurement], header: Header, format: Format, width: int | None = None
+) -> str:
+    """Return measurements as text in a format. A table is at most `width` characters wide."""
     from hiera_core.benchmarking import report
 
     if format is Format.table:
-        return _table(measurements)
+        return _table(measurements, width)
     if format is Format.json:
         return report.as_json(header, measurements)
     if format is Format.csv:
@@ -264,19 +285,43 @@ def render(measurements: list[Measurement], header: Header, format: Format) -> s
     return write_rows([m.to_json() for m in measurements], [], format)
 
 
-def _table(measurements: Sequence[Measurement]) -> str:
+def _table(measurements: Sequence[Measurement], width: int | None) -> str:
     """Return the measurements as a table. The error of a failed one is at the end of its line,
-    where it does not widen a column."""
+    where it does not widen a column, or below the table if the width is limited."""
     from hiera_core.benchmarking import report
 
     names, rows = report.cells(measurements)
     position = names.index("inputs/s")
+    errors = []
     for measurement, row in zip(measurements, rows, strict=True):
         failed = measurement.error is not None
-        row.append(row[position] if failed else "")
+        error = row[position] if failed else ""
         if failed:
             row[position] = "-"
-    return format_table([*names, ""], rows)
+        if width is None:
+            row.append(error)
+        elif failed:
+            errors.append(f"{measurement.model} {measurement.label}: {measurement.error}")
+    headers = [*names, ""] if width is None else names
+    lines = [part for error in errors for part in wrap_line(error, width, 4)]
+    return fit_table(headers, rows, width, OPTIONAL) + "".join(f"{line}\n" for line in lines)
+
+
+def _how_to_go_on(
+    names: Sequence[str],
+    begun: Sequence[str],
+    measurements: Sequence[Measurement],
+    files: Sequence[Path],
+) -> list[str]:
+    """Return what to say about a benchmark that ends early: where its rows are, and how to measure
+    the other models."""
+    if not measurements:
+        return []
+    count = len(measurements)
+    rows = "1 row is" if count == 1 else f"{count} rows are"
+    kept = [f"{rows} in {' and '.join(map(str, files))}"] if files else []
+    missing = " ".join(names[max(0, len(begun) - 1) :])
+    return [*kept, f"to go on: hiera bench {missing}, with the same options and another file"]
 
 
 def _print_comparison(
@@ -286,10 +331,19 @@ def _print_comparison(
     from hiera_core.benchmarking import compare
 
     changes = compare.compare(old, new, tolerance)
-    for change in changes:
-        print(change.line(), file=sys.stderr)
-    slower = sum(change.verdict == "slower" for change in changes)
-    print_message(f"{slower} of {len(changes)} rows slower by more than {tolerance:.0%}")
+    compared = [change for change in changes if change.change is not None]
+    if compared:
+        names, rows = compare.cells(compared)
+        optional = [name for name in compare.OPTIONAL if name in names]
+        print(fit_table(names, rows, stderr_width(), optional), end="", file=sys.stderr)
+    slower = sum(change.verdict == "slower" for change in compared)
+    message = f"{slower} of {len(compared)} rows slower by more than {tolerance:.0%}"
+    counts = [
+        f"{number} only measured {when}"
+        for verdict, when in (("new", "now"), ("gone", "earlier"))
+        if (number := sum(change.verdict == verdict for change in changes))
+    ]
+    print_message("; ".join([message, *([f"not compared: {', '.join(counts)}"] if counts else [])]))
     return slower
 
 

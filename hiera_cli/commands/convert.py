@@ -12,10 +12,11 @@ import typer
 from hiera_core.conversion import formats
 from hiera_core.plain_data import to_json
 
-from .. import load_model, options
+from .. import completion, load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
 from ..output_formats import Format, print_text, resolve_format, write_rows
+from ..text_tables import stdout_width, wrap_line
 
 if TYPE_CHECKING:
     from hiera_core.conversion.converter import Conversion
@@ -56,12 +57,14 @@ def convert(
             "checkpoints), hub repository, folder (./NAME if it is named like a model), URL or "
             "file, with parameters named as in hiera-transformer, timm or transformers.",
             metavar="SOURCE",
+            autocompletion=completion.models,
             show_default=False,
         ),
     ],
     dest: Annotated[
         Path,
         typer.Argument(
+            parser=options.parse_path,
             help="What to write: a folder for hub, timm and transformers, else a file.",
             metavar="DEST",
             show_default=False,
@@ -71,6 +74,7 @@ def convert(
         Target,
         typer.Option(
             "--to",
+            metavar="FORMAT",
             help="Format of DEST. hub: safetensors and config.json, for hiera-transformer and this "
             "package. pth: the older format of hiera-transformer. timm, transformers: a folder "
             "that these libraries load. onnx, pt2: a program that computes logits from normalised "
@@ -90,15 +94,18 @@ def convert(
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Data type of the weights. auto: that of the source, but fp32 for onnx and pt2."
+            metavar="DTYPE",
+            help="Data type of the weights: fp32, bf16 or fp16. auto: that of the source, but fp32 "
+            "for onnx and pt2.",
         ),
     ] = Dtype.auto,
     resample: Annotated[
         Resample,
         typer.Option(
+            metavar="METHOD",
             help="How position embeddings are resized for another --size. absolute-window: tile "
             "the part that repeats in every window, and interpolate the rest. bicubic: interpolate "
-            "all of it."
+            "all of it.",
         ),
     ] = Resample.absolute_window,
     verify: Annotated[
@@ -154,12 +161,13 @@ def convert(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
     )
-    print_text(render(conversion, resolve_format(format, None)))
+    print_text(render(conversion, resolve_format(format, None), stdout_width()))
     return OK
 
 
-def render(conversion: Conversion, format: Format) -> str:
-    """Return what was written, and how it was verified, as text in a format."""
+def render(conversion: Conversion, format: Format, width: int | None = None) -> str:
+    """Return what was written, and how it was verified, as text in a format. Lines of text are
+    broken at `width` characters."""
     values = conversion.to_json()
     if format is Format.json:
         return to_json(values, indent=2) + "\n"
@@ -178,7 +186,7 @@ def render(conversion: Conversion, format: Format) -> str:
     ]
     if conversion.url:
         lines.append(f"  published at {conversion.url}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{part}\n" for line in lines for part in wrap_line(line, width, 4))
 
 
 def proof_lines(proof: Proof) -> list[str]:

@@ -13,11 +13,12 @@ import typer
 
 from hiera_core.plain_data import to_json
 
-from .. import load_model, options
+from .. import completion, load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..options import MAX_WORKERS, auto_or_count
+from ..options import auto_or_count, auto_or_workers
 from ..output_formats import Format, resolve_format, write_rows
 from ..outputs import check_file, claim_file, write_text
+from ..text_tables import stdout_width
 
 if TYPE_CHECKING:
     from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
@@ -34,6 +35,7 @@ def evaluate(
             "is one), a list of `path label` lines, tar shards, or the held-out part of the "
             "built-in data set digits or shapes.",
             metavar="DATA",
+            autocompletion=completion.data_sets,
             show_default=False,
         ),
     ],
@@ -64,9 +66,10 @@ def evaluate(
         typer.Option(
             "--format",
             "-f",
-            help="Format of the results. json holds everything; csv and jsonl hold one row per "
-            "class. auto: the extension of --output decides; without --output, table on a "
-            "terminal, else json.",
+            metavar="FORMAT",
+            help="Format of the results: table, json, jsonl or csv. json holds everything; csv and "
+            "jsonl hold one row per class. auto: the extension of --output decides; without "
+            "--output, table on a terminal, else json.",
         ),
     ] = Format.auto,
     overwrite: options.OverwriteOpt = False,
@@ -86,7 +89,7 @@ def evaluate(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     if format is Format.auto and output is None and not sys.stdout.isatty():
         format = Format.json
     if output is not None and os.environ.get("RANK", "0") == "0":  # the process that writes
@@ -126,7 +129,7 @@ def evaluate(
         total.add(other)
     for name, message in total.failed:
         print_message(f"{name}: {message}")
-    write_text(render(total, format), output)
+    write_text(render(total, format, stdout_width() if output is None else None), output)
     if total.failed:
         print_message(
             f"{total.samples} ok, {len(total.failed)} failed; failed samples do not count"
@@ -134,8 +137,8 @@ def evaluate(
     return SOME_FAILED if total.failed else OK
 
 
-def render(evaluation: Evaluation, format: Format) -> str:
-    """Return an evaluation as text in a format."""
+def render(evaluation: Evaluation, format: Format, width: int | None = None) -> str:
+    """Return an evaluation as text in a format. Tables are at most `width` characters wide."""
     if format is Format.json:
         return to_json(evaluation.to_json(), indent=2) + "\n"
     classes = evaluation.classes()
@@ -152,11 +155,12 @@ def render(evaluation: Evaluation, format: Format) -> str:
         lines.append(f"the {WORST} worst of {len(classes)} classes:")
     worst = evaluation.worst_classes(WORST)
     text = "\n".join(lines) + "\n"
-    text += write_rows([_with_percent_signs(accuracy) for accuracy in worst], columns, format)
+    rows = [_with_percent_signs(accuracy) for accuracy in worst]
+    text += write_rows(rows, columns, format, width=width)
     confusions = evaluation.confusions()
     if confusions:
         columns = ["label", "predicted", "count"]
-        text += "\nmost confused:\n" + write_rows(confusions, columns, format)
+        text += "\nmost confused:\n" + write_rows(confusions, columns, format, width=width)
     return text
 
 

@@ -17,8 +17,9 @@ from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
-from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..options import OnError, auto_or_count, auto_or_workers
 from ..outputs import claim_file, claim_folder
+from ..progress import InputCount
 from ..result_stream import ResultStream
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ def features(
     save_as: Annotated[
         SaveAs | None,
         typer.Option(
-            help="File format in the folder of --output.", show_default=SaveAs.safetensors.value
+            metavar="FORMAT",
+            help="File format in the folder of --output: safetensors, npz or parquet.",
+            show_default=SaveAs.safetensors.value,
         ),
     ] = None,
     shard_size: Annotated[
@@ -162,8 +165,9 @@ def features(
         typer.Option(
             "--format",
             "-f",
-            help="Format of what is printed. auto: table on a terminal or without inputs, else "
-            "jsonl.",
+            metavar="FORMAT",
+            help="Format of what is printed: table, json, jsonl or csv. auto: table on a terminal "
+            "or without inputs, else jsonl.",
         ),
     ] = output_formats.Format.auto,
     overwrite: Annotated[
@@ -198,11 +202,13 @@ def features(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     selected = _parse_stages(stages, default_all=return_intermediates or not inputs)
     if not inputs:  # show the sample
         model = SAMPLE_MODEL if model is None and checkpoint is None else model
         format = output_formats.Format.table if format is output_formats.Format.auto else format
+        if not quiet:
+            print_message(f"no inputs: the features of a sample, by {model or checkpoint}")
     pooled = selected == () if pool is None else pool is Pool.mean
     out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)
     is_file = _is_feature_file(output, save_as)
@@ -215,6 +221,7 @@ def features(
         context.with_resource(claim_folder(output, may_exist))
     if visualize is not None and (output is None or visualize.resolve() != output.resolve()):
         context.with_resource(claim_folder(visualize, may_exist))
+    out.count, out.pictures = InputCount(inputs or [], recursive), visualize
     sources.check_inputs(inputs or [], recursive=recursive)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling

@@ -14,12 +14,14 @@ from hiera_core.records import Record
 
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
-from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..options import OnError, auto_or_count, auto_or_workers
 from ..picture_outputs import PictureOutput, parse_output
+from ..progress import InputCount
 from ..result_stream import ResultStream
 
 SCALED = (
-    "patches are shown with the true mean and contrast, since the models predict normalised pixels"
+    "each hidden patch is shown with its true mean brightness and contrast; its colours and its "
+    "content are predicted"
 )
 
 
@@ -56,7 +58,9 @@ def mae(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=options.MAX_SEED, help="Seed of the mask. All inputs get the same mask."
+            parser=options.parse_seed,
+            metavar="N",
+            help="Seed of the mask. All inputs get the same mask.",
         ),
     ] = 0,
     raw: Annotated[
@@ -104,17 +108,18 @@ def mae(
 
     The models predict pixels that are normalised by the mean and standard deviation of each patch.
     For display, the normalisation is undone with the mean and standard deviation of the original
-    patch. So the brightness and contrast of a patch are those of the original, and its content is
-    predicted.
+    patch. So the brightness and contrast of a patch are those of the original, and its colours and
+    its content are predicted.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
     pictures = PictureOutput(output, inputs, recursive, endings=(".png", ".mp4"))
     context.with_resource(pictures.claim(overwrite))
+    out.count, out.pictures = InputCount(inputs, recursive), pictures.path
     sources.check_inputs(inputs, recursive=recursive)
     found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     found = pictures.assign(found)

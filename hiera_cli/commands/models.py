@@ -11,10 +11,13 @@ import typer
 from hiera_core import zoo
 from hiera_core.weights import names
 
-from .. import options
+from .. import completion, options
 from ..output_formats import Format, print_text, resolve_format, write_rows
+from ..text_tables import stdout_width, wrap_line
 
 COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
+# Columns that a narrow terminal does not show, the first to go first.
+OPTIONAL = ["cached", "checkpoints", "gmacs", "speed", "licence", "params", "input"]
 LICENCE_LINE = (
     "CC BY-NC 4.0: no commercial use. The code, and the weights that ship with it: Apache 2.0."
 )
@@ -26,6 +29,7 @@ def models(
         typer.Argument(
             help="Only list models whose name contains this text.",
             metavar="NAME",
+            autocompletion=completion.classifiers_and_autoencoders,
             show_default=False,
         ),
     ] = None,
@@ -46,9 +50,10 @@ def models(
     if format is Format.table:
         for entry, row in zip(entries, rows, strict=True):
             row["params"] = f"{entry.params / 1e6:.1f}M"
-    print_text(write_rows(rows, COLUMNS, format))
+    width = stdout_width()
+    print_text(write_rows(rows, COLUMNS, format, width=width, optional=OPTIONAL))
     if format is Format.table:
-        print_text(f"{LICENCE_LINE}\n")
+        print_text("".join(f"{line}\n" for line in wrap_line(LICENCE_LINE, width)))
 
 
 def _row(entry: zoo.ModelEntry) -> dict[str, object]:

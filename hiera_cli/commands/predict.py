@@ -13,8 +13,9 @@ from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
-from ..options import MAX_WORKERS, OnError, auto_or_count
+from ..options import OnError, auto_or_count, auto_or_workers
 from ..picture_outputs import PictureOutput, parse_output
+from ..progress import InputCount
 from ..result_stream import ResultStream
 
 
@@ -106,7 +107,7 @@ def predict(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_count(workers, MAX_WORKERS)
+    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
     pictures = None if save_images is None else PictureOutput(save_images, inputs, recursive)
     out = ResultStream(
         output,
@@ -118,17 +119,21 @@ def predict(
         quiet=quiet,
     )
     context.with_resource(out.claim())
+    out.count = InputCount(inputs, recursive)
     if pictures is not None:
+        out.pictures = pictures.path
         context.with_resource(pictures.claim(overwrite or resume))
     sources.check_inputs(inputs, recursive=recursive)
     found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     if pictures is not None:
         found = pictures.assign(found)
-    if out.is_finished:
-        note = "; random weights are not compared" if random_init else ""
-        return out.check_finished(found, note=note)
-    class_names = None if labels is None else read_labels(labels)
     load_model.check_model_name(model)
+    if out.is_finished:
+        named = load_model.models_by_kind(model, checkpoint, single_frames=every is not None)
+        what = "random weights" if random_init else "the weights"
+        note = "" if named and not random_init else f"; {what} are not compared"
+        return out.check_finished(found, named, note=note)
+    class_names = None if labels is None else read_labels(labels)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
     from hiera_core.inference.predict import Classifier, Predictor

@@ -13,9 +13,9 @@ import typer
 from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader as recipes
 
-from .. import options
+from .. import completion, options
 from ..exit_codes import OK, print_message
-from ..options import Device, auto_or_count
+from ..options import Device, auto_or_workers
 
 
 class Parallel(StrEnum):
@@ -32,6 +32,7 @@ def train(
             help="Name of a model, to use its built-in recipe, or a .yaml file. Models whose names "
             "begin with mae_ are pre-trained; all others are fine-tuned.",
             metavar="RECIPE",
+            autocompletion=completion.classifiers_and_autoencoders,
             show_default=False,
         ),
     ],
@@ -42,6 +43,7 @@ def train(
             "of that form), a list of `path label` lines, tar shards, or the built-in data set "
             "digits or shapes. Pre-training takes any folder of images and videos.",
             metavar="DATA",
+            autocompletion=completion.data_sets,
             show_default=False,
         ),
     ] = None,
@@ -56,7 +58,14 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run.", show_default="runs/RECIPE"),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=options.parse_path,
+            metavar="DIR",
+            help="Folder of the run.",
+            show_default="runs/RECIPE",
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -72,6 +81,7 @@ def train(
             help="Weights to begin with: a name from `hiera models`, hub repository, folder "
             "(./NAME if it is named like a model), URL or file.",
             show_default="random weights",
+            autocompletion=completion.models,
         ),
     ] = None,
     print_recipe: Annotated[
@@ -123,7 +133,7 @@ def train(
         return OK
     if data is None:
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
-    processes = 0 if workers == "0" else auto_or_count(workers)
+    processes = 0 if workers == "0" else auto_or_workers(workers)
     folder = output or Path("runs") / Path(recipe).stem
     from hiera_core.training import build, distributed, trainer
 

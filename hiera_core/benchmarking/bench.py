@@ -93,6 +93,7 @@ def measure_models(
     against: Sequence[str],
     length: RunLength,
     progress: Callable[[str], None] = lambda text: None,
+    starting: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Measurement]:
     """Yield the measurements of each model and batch size, when all of its variants are done.
 
@@ -103,8 +104,10 @@ def measure_models(
         template: Device, dtype, mode, attention and compilation of every job.
         length: How long to measure each variant.
         progress: Called with a line of text at each step of the work.
+        starting: Called with the name of each model before it is measured.
     """
     for number, name in enumerate(models, 1):
+        starting(name)
         sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]
         for jobs in runner.job_groups([name], sizes, template, against):
             place = f"{number}/{len(models)}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .measurement import Measurement
+from .measurement import Measurement, significant
 
 Verdict = Literal["slower", "faster", "same", "noise", "new", "gone"]
 BLOCKS = 8  # number of blocks of samples that estimate the uncertainty of a median
@@ -25,6 +25,7 @@ class Change:
         change: Relative change of the median time. 0.2 means that it takes 20% longer.
         noise: Two standard errors of `change`.
         drift: Relative change of the time of a matrix product on this machine.
+        old, new: The two measurements, if there are both.
     """
 
     key: str
@@ -32,6 +33,8 @@ class Change:
     change: float | None = None
     noise: float | None = None
     drift: float | None = None
+    old: Measurement | None = None
+    new: Measurement | None = None
 
     def line(self) -> str:
         """Return the change as a line of text."""
@@ -75,7 +78,29 @@ def _judge(old: Measurement, new: Measurement, tolerance: float) -> Change:
         verdict = "faster"
     elif abs(change) > tolerance:
         verdict = "noise"
-    return Change(new.key, verdict, change, noise, drift)
+    return Change(new.key, verdict, change, noise, drift, old, new)
+
+
+# Columns of `cells` that a narrow terminal does not show, the first to go first.
+OPTIONAL = ("mode", "device", "drift", "dtype", "noise")
+
+
+def cells(changes: Sequence[Change]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of columns, and a row of text for each change that has both measurements.
+    Speeds are in inputs/s, and a ratio above 1 means that the new one is faster."""
+    names = ["model", "", "mode", "device", "dtype", "batch", "old", "new", "ratio", "noise"]
+    names += ["drift", "verdict"]
+    rows = []
+    for change in changes:
+        old, new = change.old, change.new
+        if old is None or new is None or not (old.throughput and new.throughput):
+            continue
+        row = [new.model, new.label, new.mode, new.device, new.dtype, str(new.batch)]
+        row += [significant(m.throughput) for m in (old, new)]
+        row += [f"{new.throughput / old.throughput:.2f}x", f"±{change.noise or 0:.1%}"]
+        row += ["" if change.drift is None else f"{change.drift:+.1%}", change.verdict]
+        rows.append(row)
+    return names, rows
 
 
 def _uncertainty(samples: Sequence[float]) -> float:

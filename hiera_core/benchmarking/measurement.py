@@ -120,3 +120,10 @@ def ratio_of(slow: Measurement, fast: Measurement) -> tuple[float, float, float]
     pairs = zip(slow.rounds, fast.rounds, strict=False)
     values = sorted(fast.batch * a / (b * slow.batch) for a, b in pairs)
     return values[len(values) // 4], statistics.median(values), values[3 * len(values) // 4]
+
+
+def significant(value: float | None) -> str:
+    """Format a number with three significant digits: 0.123, 1.23, 12.3, 123, 1234."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -15,7 +15,7 @@ from ..plain_data import to_json
 from ..viz import charts
 from .job import OURS
 from .machine import Header
-from .measurement import Measurement
+from .measurement import Measurement, significant
 
 PLOT_ENDING = ".png"
 MAX_READ_BYTES = 256 << 20  # a file for --compare holds every sample
@@ -25,17 +25,17 @@ COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "": lambda m: m.label,
     "dtype": lambda m: m.dtype,
     "batch": lambda m: str(m.batch),
-    "inputs/s": lambda m: _significant(m.throughput),
+    "inputs/s": lambda m: significant(m.throughput),
     "x eager": lambda m: "" if m.speedup is None else f"{m.speedup:.2f}",
     "ours / peer": lambda m: (
         "" if m.ratio is None else f"{m.ratio:.2f}x ({m.ratio_low:.2f}-{m.ratio_high:.2f})"
     ),
-    "p50 ms": lambda m: _significant(m.latency_ms(50)),
-    "p90 ms": lambda m: _significant(m.latency_ms(90)),
-    "p99 ms": lambda m: _significant(m.latency_ms(99)),
+    "p50 ms": lambda m: significant(m.latency_ms(50)),
+    "p90 ms": lambda m: significant(m.latency_ms(90)),
+    "p99 ms": lambda m: significant(m.latency_ms(99)),
     "MiB": lambda m: "" if m.memory_mib is None else f"{m.memory_mib:.0f}",
     "params": lambda m: "" if m.params is None else f"{m.params / 1e6:.1f}M",
-    "GMACs": lambda m: _significant(m.gmacs),
+    "GMACs": lambda m: significant(m.gmacs),
     "util.": lambda m: "" if m.utilisation is None else f"{m.utilisation:.0%}",
     "A100 (paper)": lambda m: "" if m.published is None else f"{m.published:g}",
     "runs": lambda m: str(len(m.samples_s)),
@@ -180,10 +180,3 @@ def _flatten(measurement: Measurement) -> dict[str, Any]:
     values = measurement.to_json()
     del values["samples_s"], values["rounds"]
     return {**values, "notes": "; ".join(measurement.notes)}
-
-
-def _significant(value: float | None) -> str:
-    """Format a number with three significant digits: 0.123, 1.23, 12.3, 123, 1234."""
-    if value is None:
-        return ""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from . import folders, tar_files, toy_datasets
 from .list_files import as_class_number, read_list
 from .sources import Source
 
+log = logging.getLogger("hiera")
 BUILT_IN: dict[str, Any] = {
     "digits": (toy_datasets.Digits, toy_datasets.DIGITS),
     "shapes": (toy_datasets.Shapes, toy_datasets.DIRECTIONS),
@@ -94,7 +96,8 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     """Open training and validation data.
 
     Args:
-        data: `digits` or `shapes`; a folder of class folders, or one with such folders in `train/`
+        data: The text `digits` or `shapes`, also if a file has this name (`./digits` and a `Path`
+            are the file); a folder of class folders, or one with such folders in `train/`
             and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; or tar shards as a file,
             a folder, or a pattern such as `shard-{000..099}.tar`.
         val: Validation data of any of these kinds, or a share of `data` to hold out (the same
@@ -107,13 +110,13 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     folder = Path(data)
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
-    if val is None and str(data) in BUILT_IN and not folder.exists():
-        val = BUILT_IN_VAL
-    if (folder / "train").is_dir():
+    if is_built_in(data):
+        val = BUILT_IN_VAL if val is None else val
+    elif (folder / "train").is_dir():
         if val is None and (folder / "val").is_dir():
             val = str(folder / "val")
         folder = folder / "train"
-    train = open_dataset(folder, labelled)
+    train = open_dataset(data if is_built_in(data) else folder, labelled)
     if val is None or val == 0:
         return Splits(train)
     if isinstance(val, str | Path):
@@ -142,11 +145,17 @@ def open_eval_data(data: str | Path) -> MediaDataset:
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
+    if is_built_in(data):
+        return open_splits(data).val or open_dataset(data)
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
-    if str(data) in BUILT_IN and not Path(data).exists():
-        return open_splits(data).val or open_dataset(data)
     return open_dataset(data)
+
+
+def is_built_in(data: str | Path) -> bool:
+    """Return whether this names a built-in data set. A file or folder of that name does not hide
+    it, as one does not hide a model of the zoo: `./digits` is the folder."""
+    return isinstance(data, str) and data in BUILT_IN
 
 
 def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
@@ -159,7 +168,13 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     path, text = Path(data), str(data)
-    if path.is_dir() and any(path.glob("*.tar")):
+    if is_built_in(data):
+        if path.exists():
+            log.info("%s is the built-in data set; ./%s is the folder of this name", text, text)
+        make_sources, names = BUILT_IN[text]
+        samples = make_sources()
+        found = MediaDataset(samples, samples.labels, names)
+    elif path.is_dir() and any(path.glob("*.tar")):
         found = _from_shards(sorted(path.glob("*.tar")), labelled)
     elif path.is_dir():
         found = _from_folder(path, labelled)
@@ -167,17 +182,11 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         found = _from_shards([Path(name) for name in tar_files.expand_braces(text)], labelled)
     elif path.is_file():
         found = _from_list(path, labelled)
-    elif text in BUILT_IN:
-        make_sources, names = BUILT_IN[text]
-        samples = make_sources()
-        found = MediaDataset(samples, samples.labels, names)
     else:
         choices = f"give a folder, a list, tar shards, or one of {', '.join(BUILT_IN)}"
         raise UsageError(f"no data {text!r}", did_you_mean(text, BUILT_IN) or choices)
     if not len(found):
-        hidden = f"it hides the bundled data set {text!r}: run this in another folder"
-        hint = hidden if text in BUILT_IN else "check the path"
-        raise UsageError(f"{text} holds no pictures or videos", hint)
+        raise UsageError(f"{text} holds no pictures or videos", "check the path")
     return found
 
 

@@ -177,6 +177,12 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
                 raise UsageError(f"{text}: {first.error.message}", first.error.hint)
 
 
+def can_be_listed_twice(text: str) -> bool:
+    """Return whether an input can be expanded again: standard input, and a list that is a pipe,
+    can be read only once."""
+    return text != STDIN and not (_is_list(text) and not _is_file(text[1:]))
+
+
 def is_tar(text: str | Path) -> bool:
     """Return whether a name is that of a tar file, or a pattern of several."""
     return Path(text).suffix.lower() == ".tar" and not is_folder(text)

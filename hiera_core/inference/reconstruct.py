@@ -3,7 +3,7 @@
 The released autoencoders predict the pixels of each patch, normalised by the mean and standard
 deviation of that patch. To show a prediction, the normalisation is undone with the mean and
 standard deviation of the original patch. So the brightness and contrast of each patch are those of
-the original, and its content is predicted.
+the original, and its colours and its content are predicted.
 """
 
 from __future__ import annotations

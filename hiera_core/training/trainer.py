@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..data.datasets import Splits, open_splits
+from ..data.datasets import Splits, is_built_in, open_splits
 from ..errors import CheckpointError, TrainingError, UsageError
 from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
@@ -131,9 +131,9 @@ def open_data(recipe: Recipe, data: str | Path, folder: str | Path) -> Splits:
             the run, or that is in the data.
     """
     parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
-    for part in parts or [Path(data)]:
+    for part in [] if is_built_in(data) else parts or [Path(data)]:
         run_folder.check_apart(Path(folder), part)
-    if isinstance(recipe.data.val, str):
+    if isinstance(recipe.data.val, str) and not is_built_in(recipe.data.val):
         run_folder.check_apart(Path(folder), Path(recipe.data.val), "the held-out data")
     return open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
 

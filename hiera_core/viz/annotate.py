@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..records import Prediction, Record
-from .grid import GAP, LINE, PAPER, captioned_grid, draw_text, save_png
+from .grid import GAP, LINE, PAPER, captioned_grid, draw_lines, enlargement, save_png, wrap_text
 from .output_paths import output_path
 
 LONG_SIDE = 640  # longest side of an annotated image, in pixels
@@ -85,17 +85,27 @@ def save_annotated(record: Record, folder: Path) -> Path:
 
 
 def _with_classes(picture: Image.Image, topk: Sequence[Prediction]) -> Image.Image:
-    """Draw a picture above a line for each class, with a bar as long as its probability."""
+    """Draw a picture above a line for each class, with a bar as long as its probability. A small
+    picture is enlarged, and a long name takes several lines."""
+    factor = enlargement(picture.height, picture.width)
+    picture = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
     width = max(picture.width, MIN_WIDTH)
-    canvas = Image.new("RGB", (width, picture.height + LINE * len(topk) + 2 * GAP), PAPER)
+    space = width - 2 * GAP
+    labels = [
+        wrap_text(f"{g.prob:.1%}  {g.label if g.label is not None else g.id}", space - 2)
+        for g in topk
+    ]
+    height = picture.height + LINE * sum(map(len, labels)) + 2 * GAP
+    canvas = Image.new("RGB", (width, height), PAPER)
     canvas.paste(picture, ((width - picture.width) // 2, 0))
-    pen = ImageDraw.Draw(canvas)
-    for line, guess in enumerate(topk):
-        top = picture.height + GAP + line * LINE
-        end = GAP + (width - 2 * GAP) * guess.prob
-        pen.rectangle((GAP, top + 1, end, top + LINE - 2), fill=BAR)
-        text = f"{guess.prob:6.1%}  {guess.label if guess.label is not None else guess.id}"
-        draw_text(canvas, (GAP + 2, top + 1), text, width - 2 * GAP - 2)
+    pen, top = ImageDraw.Draw(canvas), picture.height + GAP
+    for guess, lines in zip(topk, labels, strict=True):
+        end = GAP + space * guess.prob
+        pen.rectangle((GAP, top + 1, end, top + LINE * len(lines) - 2), fill=BAR)
+        draw_lines(canvas, (GAP + 2, top + 1), lines)
+        top += LINE * len(lines)
     return canvas
 
 

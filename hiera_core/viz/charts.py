@@ -9,6 +9,8 @@ from typing import Any
 from ..atomic import atomic_file
 from ..errors import UsageError
 
+SHADES = ("#1f77b4", "#f2a23a", "#b8322b")  # of the series in a chart of bars
+MAX_HEIGHT = 200.0  # of a chart, in inches
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
@@ -53,7 +55,8 @@ def draw_bars(
     times: tuple[str, Mapping[str, Sequence[float]]],
     title: str,
 ) -> None:
-    """Write a PNG with two plots on logarithmic axes: bars on the left, points on the right.
+    """Write a PNG with two bar charts on linear axes that begin at 0: one bar for each row on the
+    left, and a bar for each series of a row on the right, one below the other.
 
     Args:
         path: The file.
@@ -69,24 +72,41 @@ def draw_bars(
         OutputError: The disk is full, or the folder cannot be written.
     """
     figure = _make_figure(2)
-    figure.set_size_inches(12, 1.5 + 0.28 * max(4, len(labels)))
+    series = times[1]
+    # In inches; a row on the right has a bar of a readable height for each series.
+    row_height = 0.16 * len(series) + 0.14
+    height = min(MAX_HEIGHT, 1.6 + row_height * max(2, len(labels)))
+    figure.set_size_inches(13, height)
     rows = range(len(labels))
     left, right = figure.axes
     colours = ["tab:blue" if mark else "tab:gray" for mark in marked]
-    left.bar_label(left.barh(rows, rates[1], color=colours), fmt="%.3g", padding=2, fontsize=8)
-    for name, values in times[1].items():
-        right.plot(values, rows, "o", markersize=4, label=name)
-    right.legend()
+    bars = left.barh(rows, rates[1], color=colours, height=0.7)
+    left.bar_label(bars, fmt=_plain_number, padding=2, fontsize=8)
+    thickness = 0.8 / max(1, len(series))
+    for number, (name, values) in enumerate(series.items()):
+        offset = (number - (len(series) - 1) / 2) * thickness
+        places = [row + offset for row in rows]
+        shade = SHADES[number % len(SHADES)]
+        bars = right.barh(places, values, height=thickness, label=name, color=shade)
+        right.bar_label(bars, fmt=_plain_number, padding=2, fontsize=7)
+    if labels:
+        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     for axes, x_label in ((left, rates[0]), (right, times[0])):
-        axes.set_xscale("log")
-        axes.margins(x=0.15)
+        axes.margins(x=0.18)
+        axes.set_xlim(left=0)
         axes.set_xlabel(x_label)
-        axes.set_yticks(rows, labels, fontsize=8)
-        axes.invert_yaxis()
+        axes.set_yticks(rows, labels if axes is left else [""] * len(labels), fontsize=8)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
     figure.suptitle(title, fontsize=9)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _plain_number(value: float) -> str:
+    """Format a number with three digits and no exponent: 0.123, 1.23, 123, 1234."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _make_figure(plots: int) -> Any:

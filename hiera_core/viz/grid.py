@@ -19,6 +19,7 @@ from ..atomic import atomic_file
 # factor, as long as their long side stays within MAX_SIDE.
 MIN_SIDE, MAX_SIDE = 160, 640
 GAP, LINE, FONT_SIZE = 6, 20, 14  # space between cells, height of a line of text, size of the font
+MAX_LINES = 6  # of a caption
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -28,7 +29,8 @@ def captioned_grid(
     rows: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
-    """Draw pictures in rows and columns, with captions. A caption that is too long is shortened.
+    """Draw pictures in rows and columns, with captions, which are broken into lines where they are
+    wider than their picture.
 
     Args:
         cells: Rows of pictures, uint8 [height, width, 3]. All are drawn at the size of the first,
@@ -38,42 +40,87 @@ def captioned_grid(
         captions: A caption for each cell, below it.
     """
     height, width = cells[0][0].shape[:2]
-    factor = _enlargement(height, width)
+    factor = enlargement(height, width)
     height, width = height * factor, width * factor
     cell_width = max(width, MIN_SIDE)  # leaves space for a caption below a narrow picture
-    above, below = LINE * bool(rows), LINE * bool(captions)
-    step_x, step_y = cell_width + GAP, above + height + below + GAP
-    bottom = len(cells) * step_y + GAP
-    size = (max(map(len, cells)) * step_x + GAP, bottom + LINE * bool(columns))
+    step_x = cell_width + GAP
+    canvas_width = max(map(len, cells)) * step_x + GAP
+    above = [wrap_text(text, canvas_width - 2 * GAP) for text in rows] or [[]] * len(cells)
+    below = [[wrap_text(t, cell_width) for t in row] for row in captions] or [[]] * len(cells)
+    footer = [wrap_text(text, cell_width) for text in columns]
+    steps = [
+        LINE * len(heading) + height + LINE * max(map(len, texts), default=0) + GAP
+        for heading, texts in zip(above, below, strict=True)
+    ]
+    bottom = sum(steps) + GAP
+    size = (canvas_width, bottom + LINE * max(map(len, footer), default=0))
     canvas = Image.new("RGB", size, PAPER)
     for y, row in enumerate(cells):
-        top = GAP + y * step_y
-        if rows:
-            draw_text(canvas, (GAP, top), rows[y], canvas.width - 2 * GAP)
+        top = GAP + sum(steps[:y])
+        draw_lines(canvas, (GAP, top), above[y])
         for x, cell in enumerate(row):
-            left, cell_top = GAP + x * step_x, top + above
+            left, cell_top = GAP + x * step_x, top + LINE * len(above[y])
             picture = Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(picture, (left, cell_top))
             if captions:
-                place = (left, cell_top + height + GAP // 2)
-                draw_text(canvas, place, captions[y][x], cell_width)
-    for x, caption in enumerate(columns):
-        draw_text(canvas, (GAP + x * step_x, bottom - GAP // 2), caption, cell_width)
+                draw_lines(canvas, (left, cell_top + height + GAP // 2), below[y][x])
+    for x, caption in enumerate(footer):
+        draw_lines(canvas, (GAP + x * step_x, bottom - GAP // 2), caption)
     return canvas
 
 
-def draw_text(canvas: Image.Image, place: tuple[int, int], text: str, width: int) -> None:
-    """Draw a line of text, shortened to a width in pixels. `place` is its (left, top)."""
-    pen, font = ImageDraw.Draw(canvas), _font()
-    text = text[: width + 1].replace("\n", " ")  # a character is at least a pixel wide
-    if pen.textlength(text, font) > width:
+def wrap_text(text: str, width: int) -> list[str]:
+    """Return a text as lines of at most `width` pixels, broken between words, or within a word that
+    is longer. A text of more than `MAX_LINES` lines is shortened to these."""
+    pen, font = ImageDraw.Draw(Image.new("L", (1, 1))), _font()
 
-        def width_of(count: int) -> int:
-            return math.ceil(pen.textlength(text[:count] + "…", font))
+    def fits(line: str) -> bool:
+        return pen.textlength(line, font) <= width
 
-        fits = bisect.bisect(range(len(text)), width, key=width_of)
-        text = text[: max(1, fits - 1)] + "…"
-    pen.text(place, text, INK, font)
+    def fitting(word: str) -> int:
+        """Return how many characters of a word fit on a line, at least one."""
+        counts = range(2, len(word) + 1)
+        return (
+            bisect.bisect(counts, width, key=lambda n: math.ceil(pen.textlength(word[:n], font)))
+            + 1
+        )
+
+    text = " ".join(text[: MAX_LINES * (width + 1)].split())  # a character is at least a pixel wide
+    lines: list[str] = []
+    rest = ""
+    for word in text.split():
+        joined = f"{rest} {word}" if rest else word
+        if fits(joined):
+            rest = joined
+            continue
+        lines += [rest] if rest else []
+        while not fits(word) and len(word) > 1:
+            count = fitting(word)
+            lines.append(word[:count])
+            word = word[count:]
+        rest = word
+    lines += [rest] if rest else []
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], _shorten(lines[MAX_LINES - 1] + "…", width)]
+    return lines
+
+
+def draw_lines(canvas: Image.Image, place: tuple[int, int], lines: Sequence[str]) -> None:
+    """Draw lines of text, one below the other. `place` is the (left, top) of the first."""
+    pen = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        pen.text((place[0], place[1] + number * LINE), line, INK, _font())
+
+
+def _shorten(text: str, width: int) -> str:
+    """Return a text with an ellipsis at its end if it is wider than `width` pixels."""
+    pen, font = ImageDraw.Draw(Image.new("L", (1, 1))), _font()
+    if pen.textlength(text, font) <= width:
+        return text
+    fits = bisect.bisect(
+        range(len(text)), width, key=lambda n: math.ceil(pen.textlength(text[:n] + "…", font))
+    )
+    return text[: max(1, fits - 1)] + "…"
 
 
 def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
@@ -82,7 +129,7 @@ def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
     n x uint8 [t, height, width, 3] -> uint8 [t, height', width', 3]
     """
     frames, height, width = clips[0].shape[:3]
-    factor = _enlargement(height, width)
+    factor = enlargement(height, width)
     enlarged = [clip.repeat(factor, axis=1).repeat(factor, axis=2) for clip in clips]
     gap = np.full((frames, factor * height, GAP, 3), PAPER, np.uint8)
     parts = [part for clip in enlarged for part in (gap, clip)]
@@ -107,8 +154,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, "PNG")
 
 
-def _enlargement(height: int, width: int) -> int:
-    """Return the integer factor by which a picture is enlarged."""
+def enlargement(height: int, width: int) -> int:
+    """Return the integer factor by which a picture is enlarged, 1 for a large one."""
     wanted = -(-MIN_SIDE // min(height, width))
     return max(1, min(wanted, MAX_SIDE // max(height, width)))
 

@@ -17,6 +17,7 @@ from hiera_core.device import compile_for_inference
 from hiera_core.models import cpu
 from hiera_core.models.attention import eager_attention, fused_attention
 from hiera_core.models.cpu import Linear, matmul_attention
+from hiera_core.models.hiera import Hiera
 
 from .conftest import SMALL, assert_close, draw_weights
 
@@ -35,6 +36,9 @@ VIDEO = {
     "num_classes": 10,
 }
 needs_onednn = pytest.mark.skipif(not cpu.HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+needs_bf16 = pytest.mark.skipif(
+    torch.bfloat16 not in cpu.ONEDNN_DTYPES, reason="oneDNN has no bf16 on this processor"
+)
 
 
 @pytest.fixture
@@ -51,8 +55,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return activations
 
 
-@needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", cpu.ONEDNN_DTYPES, ids=str)
 @torch.no_grad()
 def test_linear_and_gelu_match_plain_pytorch(dtype: torch.dtype, calls: list[str]) -> None:
     layer = Linear(24, 40).to(dtype)
@@ -181,7 +184,7 @@ def test_matmul_attention_matches_the_fused_kernel(
     assert_close(half.float(), exact, 2e-2)
 
 
-@needs_onednn
+@needs_bf16
 @pytest.mark.parametrize("whole", [True, False])
 @torch.no_grad()
 def test_compiled_attention_keeps_small_score_matrices_whole(
@@ -257,3 +260,24 @@ def test_a_block_that_widens_without_pooling_compiles() -> None:
     block = draw_weights(hiera_core.HieraBlock(8, 16, 1)).eval()
     x = torch.randn(2, 16, 8)
     assert_close(compile_for_inference(block, torch.device("cpu"))(x), block(x))
+
+
+def test_a_processor_without_bf16_products_computes_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    """Most processors of laptops have AVX2 alone, and oneDNN refuses a product in bf16 there."""
+    plain = cpu._onednn
+
+    def refuse(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if x.dtype is torch.bfloat16:
+            raise RuntimeError("could not create a primitive descriptor")
+        return plain(x, *rest)
+
+    monkeypatch.setattr(cpu, "_onednn", refuse)
+    monkeypatch.setattr(cpu, "ONEDNN_DTYPES", cpu._onednn_dtypes())
+    assert torch.bfloat16 not in cpu.ONEDNN_DTYPES
+    model = draw_weights(Hiera(**SMALL)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model.forward_logits(x), model.bfloat16().forward_logits(x.bfloat16())
+    assert (found.float() - expected).abs().max() < 0.1 * expected.abs().max()

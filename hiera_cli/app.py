@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import hiera_core
+from hiera_core import cores
 
 from . import exit_codes, native_output, signals
 from .commands import bench, convert, eval, features, mae, models, predict, train
@@ -74,6 +75,7 @@ def root(
 def main() -> None:
     """Run the command line of this process, and exit with its code (see exit_codes.py)."""
     _prepare_streams()
+    cores.limit_threads()
     if "--debug" not in sys.argv:
         # Warnings of other libraries would hide our one-line messages on stderr.
         warnings.simplefilter("ignore")

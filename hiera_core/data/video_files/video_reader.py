@@ -22,6 +22,8 @@ from av.video.reformatter import VideoReformatter
 
 from ...errors import InputError
 from ..image_reader import MAX_PIXELS
+from . import decoder_threads
+from .decoder_threads import DecoderThreads
 from .video_timeline import read_timeline
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
@@ -60,6 +62,7 @@ class Video:
         source: A path, or the bytes of the file.
         max_pixels: A video with more pixels per frame is refused, before any frame is decoded; or
             at the first larger frame, if the size changes within the stream.
+        threads: The threads that this and other open videos share. None: those of the process.
 
     Attributes:
         frames: Number of frames, counted unless the header lists them all. Frames that are missing
@@ -73,8 +76,14 @@ class Video:
         InputError: The file is missing, damaged, too large, or has no video stream.
     """
 
-    def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        max_pixels: int = MAX_PIXELS,
+        threads: DecoderThreads | None = None,
+    ) -> None:
         self._file, self._max_pixels = source, max_pixels
+        self._threads, self._has_threads = threads or decoder_threads.OF_THIS_PROCESS, False
         with _as_input_errors():
             self._open()
         try:
@@ -102,8 +111,14 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and end the threads of its decoder."""
+        # The generators refer to this object, and the decoder lives as long as it does.
+        self._decoded = self._source = iter(())
+        self._current = self._next = None
         self._container.close()
+        if self._has_threads:
+            self._threads.give_back()
+            self._has_threads = False
 
     @property
     def duration(self) -> float:
@@ -136,6 +151,8 @@ class Video:
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
             self._stream.thread_type = "AUTO"
+            self._stream.codec_context.thread_count = self._threads.take()
+            self._has_threads = True
             # A decoder rounds sizes up before it compares them, so `_decode` checks more exactly.
             limit = min(self._max_pixels + ROUNDING_PIXELS, 2**31 - 1)
             self._stream.codec_context.options = {"max_pixels": str(limit)}

@@ -286,7 +286,7 @@ def _location(path: Path, row: int, count: int | None) -> dict[str, Any]:
 def _rows_by_input(
     path: Path, metadata: feature_formats.Metadata
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return for each name and occurrence of an input in a shard what `FeatureStore.find` returns."""
+    """Return what `FeatureStore.find` returns, for each name and occurrence in a shard."""
     done: dict[tuple[str, int], dict[str, Any]] = {}
     keys = zip(metadata["inputs"], metadata["occurrences"], strict=True)
     row = 0
@@ -298,7 +298,7 @@ def _rows_by_input(
             times = {name: metadata[name][rows] for name in TIMES}
             shapes = {name: [count, *shape] for name, shape in shapes.items()}
         file = _location(path, row, count if is_split else None)
-        known = {key: metadata[key] for key in ("kind", "model")}
-        done[key] = {**known, "shapes": shapes, **times, "file": file}
+        kind_and_model = {"kind": metadata["kind"], "model": metadata["model"]}
+        done[key] = {**kind_and_model, "shapes": shapes, **times, "file": file}
         row += count
     return done

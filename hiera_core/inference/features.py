@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import zoo
 from ..data.clip_reader import DecodedSegment
@@ -324,14 +325,8 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
             record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))
             return
         runner = self.runner(record.kind)
-        if not self.visualize or frames is None:
-            pass
-        elif "attention" in found:
-            grid = attention_grids(runner.model, self.selection.attention or -1)[1]
-            record.thumbnails = [draw_attention(found["attention"], grid, frames)]
-        else:
-            maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
-            record.thumbnails = [draw_feature_maps(maps, frames, runner.kind)]
+        if self.visualize and frames is not None:
+            record.thumbnails = [self._draw(found, frames, runner)]
         record.result = {n: v for n, v in found.items() if not n.startswith("map")}
         record.extra["features"] = {
             name: {"shape": list(values.shape)} | _cell_of(name, runner)
@@ -339,6 +334,14 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
             if name not in TIMES
         }
         record.extra |= {name: found[name].tolist() for name in TIMES if name in found}
+
+    def _draw(self, found: Features, frames: np.ndarray, runner: BatchExtractor) -> Image.Image:
+        """Draw the attention weights, or else the maps, beside the input."""
+        if "attention" in found:
+            grid = attention_grids(runner.model, self.selection.attention or -1)[1]
+            return draw_attention(found["attention"], grid, frames)
+        maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
+        return draw_feature_maps(maps, frames, runner.kind)
 
 
 def _cell_of(name: str, runner: BatchExtractor) -> dict[str, list[int]]:

@@ -110,9 +110,7 @@ class Pipeline(Generic[R]):
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
         if self.sampling.is_split and not self.takes_windows:
-            raise UsageError(
-                "segments and every are for prediction and features", "leave them out"
-            )
+            raise UsageError("segments and every are for prediction and features", "leave them out")
         self.workers = min(workers or cores_per_process(), MAX_WORKERS)
         self._decoder_threads = DecoderThreads(min(self.workers, cores_per_process()))
         self.batch_size, self._lock = batch_size, threading.Lock()

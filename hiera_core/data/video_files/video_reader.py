@@ -34,6 +34,8 @@ ROUNDING_PIXELS = 1 << 23  # more than any rounding of the sides, at most 65,535
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
+# Before version 17, PyAV converts colours in one thread; from then on in one per core by default.
+SCALES_IN_THREADS = int(av.__version__.partition(".")[0]) >= 17
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -84,6 +86,7 @@ class Video:
     ) -> None:
         self._file, self._max_pixels = source, max_pixels
         self._threads, self._has_threads = threads or decoder_threads.OF_THIS_PROCESS, False
+        self._is_damaged = False  # then one thread decodes
         with _as_input_errors():
             self._open()
         try:
@@ -151,8 +154,10 @@ class Video:
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
             self._stream.thread_type = "AUTO"
-            self._stream.codec_context.thread_count = self._threads.take()
-            self._has_threads = True
+            self._thread_count, self._has_threads = self._threads.take(), True
+            if self._is_damaged:
+                self._thread_count = 1
+            self._stream.codec_context.thread_count = self._thread_count
             # A decoder rounds sizes up before it compares them, so `_decode` checks more exactly.
             limit = min(self._max_pixels + ROUNDING_PIXELS, 2**31 - 1)
             self._stream.codec_context.options = {"max_pixels": str(limit)}
@@ -189,7 +194,11 @@ class Video:
     def _read_frame(self, index: int) -> DecodedFrame:
         time = index / self.fps
         shown, intact = self._show(time)
-        if not intact and self._seekable and self._has_sought:
+        if not intact and self._thread_count > 1:
+            # How damage is concealed depends on the number of threads.
+            self._is_damaged, self._at_start = True, False  # so that the file is opened again
+            shown, intact = self._show_from_start(time)
+        elif not intact and self._seekable and self._has_sought:
             # Seeking can land within a group of frames that depend on earlier ones. Frames of an
             # undamaged file are found in any case if the file is read from its start.
             shown, intact = self._show_from_start(time)
@@ -338,7 +347,8 @@ class Video:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """Return upright RGB at the declared size, because the size may change within a stream."""
-        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24")
+        threads = {"threads": self._thread_count} if SCALES_IN_THREADS else {}
+        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24", **threads)
         pixels = rgb.to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 

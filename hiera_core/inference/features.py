@@ -253,7 +253,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         "image": zoo.DEFAULT_IMAGE_MODEL,
         "video": zoo.DEFAULT_VIDEO_MODEL,
     }
-    takes_windows: ClassVar[bool] = True
+    splits_videos: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ class Pipeline(Generic[R]):
     """
 
     default_models: ClassVar[dict[Kind, str]]
-    takes_windows: ClassVar[bool] = False  # whether `segments` and `every` have a meaning
+    splits_videos: ClassVar[bool] = False  # whether `segments` and `every` have a meaning
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Pipeline(Generic[R]):
         check_positive("batch_size", batch_size, MAX_BATCH_SIZE)
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
-        if self.sampling.is_split and not self.takes_windows:
+        if self.sampling.is_split and not self.splits_videos:
             raise UsageError("segments and every are for prediction and features", "leave them out")
         self.workers = min(workers or cores_per_process(), MAX_WORKERS)
         self._decoder_threads = DecoderThreads(min(self.workers, cores_per_process()))
@@ -225,7 +225,7 @@ class Pipeline(Generic[R]):
         what, takes = ("video", "pictures") if kind == "video" else ("picture", "video clips")
         default = self.default_models[kind]
         hint = f"use a model for {kind}s such as {default}, or leave out --model"
-        if kind == "video" and self.takes_windows:
+        if kind == "video" and self.splits_videos:
             hint = f"--every SECONDS shows it single frames; or use a video model such as {default}"
         return InputError(f"a {what}, and {model.name} takes {takes}", hint)
 

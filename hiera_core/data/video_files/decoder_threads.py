@@ -6,14 +6,14 @@ import threading
 
 from ...cores import cores_per_process
 
-MAX_THREADS = 16  # for one video; FFmpeg's own limit
+MAX_THREADS = 16  # for one video; also the limit of FFmpeg's default
 
 
 class DecoderThreads:
     """The threads that decode the open videos of a process.
 
-    FFmpeg's default is a thread for each core of the machine and for each video. So eight videos on
-    64 cores would start 136 threads, because FFmpeg uses at most 17 for a video.
+    By default, FFmpeg starts a thread for each core of the machine, at most 16, to decode a video,
+    and as many to convert its colours: 256 threads for eight videos.
 
     Args:
         total: Number of threads to share, or None for one per core; see `cores_per_process`.

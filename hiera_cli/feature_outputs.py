@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -12,19 +11,12 @@ import typer
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 
+from .feature_options import SaveAs
 from .outputs import claim_file, claim_folder
 
 PLAIN_ARRAY = ".npy"
 FEATURE_FILES = (".safetensors", ".npz", ".parquet", PLAIN_ARRAY)
 PICTURES = (".png",)
-
-
-class SaveAs(StrEnum):
-    """Values of --save-as."""
-
-    safetensors = "safetensors"
-    npz = "npz"
-    parquet = "parquet"
 
 
 @dataclass(frozen=True)

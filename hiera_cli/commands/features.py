@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +15,10 @@ from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
-from .. import load_model, options, output_formats
+from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
-from ..feature_outputs import FeatureOutputs, SaveAs
+from ..feature_options import Pool, SaveAs
+from ..feature_outputs import FeatureOutputs
 from ..options import MAX_WORKERS, OnError, auto_or_count
 from ..result_stream import ResultStream
 
@@ -28,139 +28,6 @@ if TYPE_CHECKING:
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
 SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
-
-
-class Pool(StrEnum):
-    """Values of --pool."""
-
-    mean = "mean"
-    none = "none"
-
-
-ReturnIntermediatesOpt = Annotated[
-    bool,
-    typer.Option(
-        "--return-intermediates",
-        help="Return the feature map of every stage, in spatial order, instead of a vector.",
-    ),
-]
-StagesOpt = Annotated[
-    str | None,
-    typer.Option(
-        help="Return the feature maps of these stages, counted from 1.",
-        metavar="1,2,...",
-        show_default=False,
-    ),
-]
-PoolOpt = Annotated[
-    Pool | None,
-    typer.Option(
-        help="mean: average the features over space and time, which gives vectors. none: return "
-        "maps.",
-        show_default="mean, or none with --stages or --return-intermediates",
-    ),
-]
-AttentionOpt = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Also return the attention weights of this block, [heads, queries, keys] in the order "
-        "of the grid. With --visualize, they are drawn over the input.",
-        metavar="BLOCK",
-        show_default=False,
-    ),
-]
-FeaturesOutputOpt = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=options.parse_path,
-        metavar="FILE|DIR",
-        help="Where to write the features: a file (.safetensors, .npz or .parquet; for one array "
-        ".npy), or a folder for several files (shards). Without it, json and jsonl results hold "
-        "the values of vectors.",
-        show_default=False,
-    ),
-]
-SaveAsOpt = Annotated[
-    SaveAs | None,
-    typer.Option(
-        help="File format in the folder of --output.", show_default=SaveAs.safetensors.value
-    ),
-]
-ShardSizeOpt = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=options.MAX_SHARD,
-        help="Largest number of inputs per file in the folder of --output. A new file also begins "
-        "at about 64 MiB.",
-    ),
-]
-VisualizeOpt = Annotated[
-    Path | None,
-    typer.Option(
-        parser=options.parse_path,
-        help="Folder for images of the stages: their first three principal components as red, "
-        "green and blue, beside the input. For one input, also a file (.png).",
-        metavar="DIR|FILE",
-    ),
-]
-ClipsOpt = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=options.MAX_CLIPS,
-        help="Number of clips, evenly spread over a video or segment. Their vectors are averaged; "
-        "maps need a single clip.",
-    ),
-]
-CropsOpt = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=options.MAX_CROPS,
-        help="Number of crops of each clip. Their vectors are averaged; maps need a single crop.",
-    ),
-]
-SegmentsOpt = Annotated[
-    float | None,
-    typer.Option(
-        help="Split videos into segments of this length, and return a vector for each.",
-        metavar="SECONDS",
-    ),
-]
-EveryOpt = Annotated[
-    float | None,
-    typer.Option(
-        help="Show videos to an image model, one frame every SECONDS seconds, and return a vector "
-        "for each.",
-        metavar="SECONDS",
-    ),
-]
-PrintedFormatOpt = Annotated[
-    output_formats.Format,
-    typer.Option(
-        "--format",
-        "-f",
-        help="Format of what is printed. auto: table on a terminal or without inputs, else jsonl.",
-    ),
-]
-OverwriteFilesOpt = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace the output file, or write into folders that are not empty."
-    ),
-]
-ResumeFolderOpt = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue an interrupted run: keep the files in the folder of --output, and process "
-        "the remaining inputs.",
-    ),
-]
 
 
 def features(
@@ -183,26 +50,26 @@ def features(
     ] = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
-    return_intermediates: ReturnIntermediatesOpt = False,
-    stages: StagesOpt = None,
-    pool: PoolOpt = None,
-    attention: AttentionOpt = None,
-    output: FeaturesOutputOpt = None,
-    save_as: SaveAsOpt = None,
-    shard_size: ShardSizeOpt = 1000,
-    visualize: VisualizeOpt = None,
+    return_intermediates: feature_options.ReturnIntermediatesOpt = False,
+    stages: feature_options.StagesOpt = None,
+    pool: feature_options.PoolOpt = None,
+    attention: feature_options.AttentionOpt = None,
+    output: feature_options.FeaturesOutputOpt = None,
+    save_as: feature_options.SaveAsOpt = None,
+    shard_size: feature_options.ShardSizeOpt = 1000,
+    visualize: feature_options.VisualizeOpt = None,
     recursive: options.RecursiveOpt = False,
-    clips: ClipsOpt = 1,
-    crops: CropsOpt = 1,
+    clips: feature_options.ClipsOpt = 1,
+    crops: feature_options.CropsOpt = 1,
     stride: options.StrideOpt = None,
     fps: options.FpsOpt = None,
-    segments: SegmentsOpt = None,
-    every: EveryOpt = None,
+    segments: feature_options.SegmentsOpt = None,
+    every: feature_options.EveryOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
-    format: PrintedFormatOpt = output_formats.Format.auto,
-    overwrite: OverwriteFilesOpt = False,
-    resume: ResumeFolderOpt = False,
+    format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
+    overwrite: feature_options.OverwriteFilesOpt = False,
+    resume: feature_options.ResumeFolderOpt = False,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
     batch_size: options.BatchSizeOpt = "auto",

@@ -11,6 +11,7 @@ model plus that of decoding divided by the number of cores. Both are measured al
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys

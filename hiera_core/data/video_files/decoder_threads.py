@@ -27,13 +27,14 @@ class DecoderThreads:
     def take(self) -> int:
         """Count a video that is opened, and return how many threads its decoder may have.
 
-        A single video gets all threads, within `MAX_THREADS`. The threads of videos that are
-        already open stay, so a few more than `total` can exist for a while.
+        A single video gets all threads, within `MAX_THREADS`. Each of many videos gets two, if
+        there are two, because then the next frames are decoded while one is converted and resized.
+        The threads of videos that are already open stay.
         """
         with self._lock:
             self._open += 1
             total = self.total or cores_per_process()
-            return min(max(1, total // self._open), MAX_THREADS)
+            return min(max(2, total // self._open), total, MAX_THREADS)
 
     def give_back(self) -> None:
         """Count a video that is closed."""

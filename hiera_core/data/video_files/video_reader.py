@@ -34,8 +34,8 @@ ROUNDING_PIXELS = 1 << 23  # more than any rounding of the sides, at most 65,535
 SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 # How many seconds before the target to seek, tried in this order until a seek lands early enough.
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
-# Before version 17, PyAV converts colours in one thread; from then on in one per core by default.
-SCALES_IN_THREADS = int(av.__version__.partition(".")[0]) >= 17
+# From version 17 on, PyAV converts colours in one thread per core by default.
+ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -347,8 +347,7 @@ class Video:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """Return upright RGB at the declared size, because the size may change within a stream."""
-        threads = {"threads": self._thread_count} if SCALES_IN_THREADS else {}
-        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24", **threads)
+        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24", **ONE_THREAD)
         pixels = rgb.to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import hiera_core
+from hiera_core import cores
 from hiera_core.data.media_types import ENDINGS
 from hiera_core.weights import names
 
@@ -76,6 +77,7 @@ def root(
 def main() -> None:
     """Run the command line of this process, and exit with its code (see exit_codes.py)."""
     _prepare_streams()
+    cores.limit_threads()
     if "--debug" not in sys.argv:
         # Warnings of other libraries would hide our one-line messages on stderr.
         warnings.simplefilter("ignore")

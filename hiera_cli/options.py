@@ -310,7 +310,10 @@ BatchSizeOpt = Annotated[
 WorkersOpt = Annotated[
     str,
     typer.Option(
-        "--workers", "-j", metavar="auto|N", help="Threads that decode inputs. auto: one per core."
+        "--workers",
+        "-j",
+        metavar="auto|N",
+        help="Threads that decode inputs. auto: one for each core that this process may use.",
     ),
 ]
 CompileOpt = Annotated[

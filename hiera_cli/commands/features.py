@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,34 +15,20 @@ from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
-from .. import load_model, options, output_formats
+from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
+from ..feature_options import Pool, SaveAs
+from ..feature_outputs import FeatureOutputs
 from ..options import OnError, auto_or_count, auto_or_workers
-from ..outputs import claim_file, claim_folder
 from ..progress import InputCount
 from ..result_stream import ResultStream
 
 if TYPE_CHECKING:
+    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.feature_store import FeatureStore
-    from hiera_core.inference.features import FeatureExtractor
+    from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
 SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
-FILE_ENDINGS = (".safetensors", ".npz", ".parquet")
-
-
-class Pool(StrEnum):
-    """Values of --pool."""
-
-    mean = "mean"
-    none = "none"
-
-
-class SaveAs(StrEnum):
-    """Values of --save-as."""
-
-    safetensors = "safetensors"
-    npz = "npz"
-    parquet = "parquet"
 
 
 def features(
@@ -65,125 +51,26 @@ def features(
     ] = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
-    return_intermediates: Annotated[
-        bool,
-        typer.Option(
-            "--return-intermediates",
-            help="Return the feature map of every stage, in spatial order, instead of a vector.",
-        ),
-    ] = False,
-    stages: Annotated[
-        str | None,
-        typer.Option(
-            help="Return the feature maps of these stages, counted from 1.",
-            metavar="1,2,...",
-            show_default=False,
-        ),
-    ] = None,
-    pool: Annotated[
-        Pool | None,
-        typer.Option(
-            help="mean: average the features over space and time, which gives vectors. none: "
-            "return maps.",
-            show_default="mean, or none with --stages or --return-intermediates",
-        ),
-    ] = None,
-    attention: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Also return the attention weights of this block, [heads, queries, keys] in the "
-            "order of the grid. With --visualize, they are drawn over the input.",
-            metavar="BLOCK",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.parse_path,
-            metavar="FILE|DIR",
-            help="Where to write the features: a file (.safetensors, .npz or .parquet), or a "
-            "folder for several files (shards). Without it, json and jsonl results hold the "
-            "values of vectors.",
-            show_default=False,
-        ),
-    ] = None,
-    save_as: Annotated[
-        SaveAs | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="File format in the folder of --output: safetensors, npz or parquet.",
-            show_default=SaveAs.safetensors.value,
-        ),
-    ] = None,
-    shard_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=options.MAX_SHARD,
-            help="Largest number of inputs per file in the folder of --output. A new file also "
-            "begins at about 64 MiB.",
-        ),
-    ] = 1000,
-    visualize: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.parse_path,
-            help="Folder for images of the stages: their first three principal components as red, "
-            "green and blue, beside the input.",
-            metavar="DIR",
-        ),
-    ] = None,
+    return_intermediates: feature_options.ReturnIntermediatesOpt = False,
+    stages: feature_options.StagesOpt = None,
+    pool: feature_options.PoolOpt = None,
+    attention: feature_options.AttentionOpt = None,
+    output: feature_options.FeaturesOutputOpt = None,
+    save_as: feature_options.SaveAsOpt = None,
+    shard_size: feature_options.ShardSizeOpt = 1000,
+    visualize: feature_options.VisualizeOpt = None,
     recursive: options.RecursiveOpt = False,
-    clips: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=options.MAX_CLIPS,
-            help="Number of clips, evenly spread over a video. Their vectors are averaged; maps "
-            "need a single clip.",
-        ),
-    ] = 1,
-    crops: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=options.MAX_CROPS,
-            help="Number of crops of each clip. Their vectors are averaged; maps need a single "
-            "crop.",
-        ),
-    ] = 1,
+    clips: feature_options.ClipsOpt = 1,
+    crops: feature_options.CropsOpt = 1,
     stride: options.StrideOpt = None,
     fps: options.FpsOpt = None,
+    segments: feature_options.SegmentsOpt = None,
+    every: feature_options.EveryOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
-    format: Annotated[
-        output_formats.Format,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="FORMAT",
-            help="Format of what is printed: table, json, jsonl or csv. auto: table on a terminal "
-            "or without inputs, else jsonl.",
-        ),
-    ] = output_formats.Format.auto,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace the output file, or write into folders that are not empty."
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue an interrupted run: keep the files in the folder of --output, and "
-            "process the remaining inputs.",
-        ),
-    ] = False,
+    format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
+    overwrite: feature_options.OverwriteFilesOpt = False,
+    resume: feature_options.ResumeFolderOpt = False,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
     batch_size: options.BatchSizeOpt = "auto",
@@ -198,7 +85,7 @@ def features(
     The vector of a classifier is the input of its head. The vector of an autoencoder is the input
     of its decoder, averaged over all tokens. Maps have the shape (height, width, channels), or
     (time, height, width, channels) for videos, and are taken before normalisation. For a video, the
-    centre clip is used.
+    centre clip is used; with --segments or --every, there are vectors along the video.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -210,56 +97,82 @@ def features(
         if not quiet:
             print_message(f"no inputs: the features of a sample, by {model or checkpoint}")
     pooled = selected == () if pool is None else pool is Pool.mean
-    out = ResultStream(None, format, details=("features", "file", "picture"), quiet=quiet)
-    is_file = _is_feature_file(output, save_as)
-    if resume and (output is None or is_file):
+    times = () if segments is None and every is None else ("start", "end")
+    out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
+    outputs = FeatureOutputs.parse(output, save_as, visualize)
+    outputs.check(inputs or [], selected, attention)
+    if resume and (output is None or outputs.is_file):
         raise UsageError("--resume needs -o with a folder", "use -o features/")
-    may_exist = overwrite or resume
-    if output is not None and is_file:
-        output = context.with_resource(claim_file(output, overwrite))
-    elif output is not None:
-        context.with_resource(claim_folder(output, may_exist))
-    if visualize is not None and (output is None or visualize.resolve() != output.resolve()):
-        context.with_resource(claim_folder(visualize, may_exist))
-    out.count, out.pictures = InputCount(inputs or [], recursive), visualize
+    outputs = outputs.claim(context, overwrite=overwrite, may_exist=overwrite or resume)
+    out.count, out.pictures = InputCount(inputs or [], recursive), outputs.pictures
     sources.check_inputs(inputs or [], recursive=recursive)
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
     from hiera_core.inference.feature_store import FeatureStore
-    from hiera_core.inference.features import BatchExtractor, FeatureExtractor, FeatureSelection
-    from hiera_core.inference.model_fingerprint import model_fingerprint
+    from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
-    shard_format = save_as or SaveAs.safetensors
-    feature_formats.check_format(output.suffix.lower()[1:] if output and is_file else shard_format)
+    feature_formats.check_format(outputs.format_name(save_as))
+    selection = FeatureSelection(selected, pooled, attention)
+    sampling = Sampling(
+        clips=clips,
+        crops=crops,
+        stride=stride,
+        fps=fps,
+        segments=segments,
+        every=every,
+        max_pixels=max_pixels,
+    )
+    selection.check_views(sampling, draws=visualize is not None)  # before weights are loaded
     extractor = FeatureExtractor(
         load_model.load_model("encoder", model, checkpoint, random_init),
-        selection=FeatureSelection(selected, pooled, attention),
+        selection=selection,
         visualize=visualize is not None,
-        sampling=Sampling(clips=clips, crops=crops, stride=stride, fps=fps, max_pixels=max_pixels),
+        sampling=sampling,
         workers=threads,
         device=device,
         dtype=dtype,
         batch_size=batch,
         compile=compile,
     )
-    if output is None:
-        return _run(out, extractor, inputs, None, visualize, recursive, on_error)
-    settings = {
-        "stages": list(selected) if selected is not None else "all",
-        "pool": pooled,
-        "views": [clips, crops, stride, fps],
-        "max pixels": max_pixels,
-        "attention": attention,
+    if outputs.features is None or outputs.array is not None:
+        code = _run(out, extractor, inputs, None, outputs, recursive, on_error)
+        message = f"features are in {outputs.array}" if outputs.array is not None and out.ok else ""
+    else:
+        store = FeatureStore(
+            outputs.features,
+            save_as or SaveAs.safetensors,
+            settings=_settings(selection, sampling),
+            shard_inputs=shard_size,
+            resume=resume,
+            overwrite=overwrite,
+        )
+        with _connected(store, extractor):
+            code = _run(out, extractor, inputs, store, outputs, recursive, on_error)
+            message = f"features are in {output}" if out.complete else store.stop()
+    if message and ((out.ok and not quiet) or not out.complete):
+        print_message(message)
+    return code
+
+
+def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, object]:
+    """Return what features depend on, besides the model."""
+    lengths = {"segments": sampling.segments, "every": sampling.every}
+    windows = [f"{name} {length} s" for name, length in lengths.items() if length is not None]
+    return {
+        "stages": list(selection.stages) if selection.stages is not None else "all",
+        "pool": selection.pool,
+        "views": [sampling.clips, sampling.crops, sampling.stride, sampling.fps, *windows],
+        "max pixels": sampling.max_pixels,
+        "attention": selection.attention,
     }
-    store = FeatureStore(
-        output,
-        shard_format,
-        settings=settings,
-        shard_inputs=shard_size,
-        resume=resume,
-        overwrite=overwrite,
-    )
+
+
+@contextlib.contextmanager
+def _connected(store: FeatureStore, extractor: FeatureExtractor) -> Iterator[None]:
+    """Let the extractor skip what the store has already, and the store know the models."""
+    from hiera_core.inference.features import BatchExtractor
+    from hiera_core.inference.model_fingerprint import model_fingerprint
 
     def note_model(runner: BatchExtractor) -> None:
         store.use_model(runner.kind, model_fingerprint(runner))
@@ -267,11 +180,7 @@ def features(
     extractor.on_model(note_model)
     extractor.find_done = store.find
     with store:
-        code = _run(out, extractor, inputs, store, visualize, recursive, on_error)
-        message = f"features are in {output}" if out.complete else store.stop()
-    if (out.ok and not quiet) or not out.complete:
-        print_message(message)
-    return code
+        yield
 
 
 def _run(
@@ -279,7 +188,7 @@ def _run(
     extractor: FeatureExtractor,
     inputs: list[str] | None,
     store: FeatureStore | None,
-    visualize: Path | None,
+    outputs: FeatureOutputs,
     recursive: bool,
     on_error: OnError,
 ) -> int:
@@ -291,16 +200,19 @@ def _run(
     def listed() -> Iterator[sources.Source]:
         return sources.expand(inputs or [], recursive=recursive, ahead=True)
 
-    names = None if visualize is None else OutputNames(visualize, listed)
+    in_folder = outputs.pictures is not None and not outputs.is_picture
+    names = OutputNames(outputs.pictures, listed) if outputs.pictures and in_folder else None
 
     def save(record: Record) -> None:
         if record.result is not None:
             if store is not None:
                 store.add(record)
+            elif outputs.array is not None:
+                _write_array(record, outputs.array)
             else:
                 _add_values(record)
-            if names is not None:
-                path = names.path(record, ".png")
+            if outputs.pictures is not None:
+                path = outputs.pictures if names is None else names.path(record, ".png")
                 grid.save_png(record.thumbnails[0], path)
                 record.extra["picture"] = str(path)
         record.lines = list(_text_lines(record))
@@ -315,11 +227,21 @@ def _run(
     return out.write_all(extractor(expanded), save, stop=on_error is OnError.stop)
 
 
+def _write_array(record: Record, path: Path) -> None:
+    """Write the only feature of a record to a `.npy` file."""
+    from hiera_core.inference.feature_formats import write_plain
+
+    (name,) = record.extra["features"]
+    write_plain(path, record.result[name].numpy())
+    record.extra["file"] = {"name": str(path)}
+
+
 def _add_values(record: Record) -> None:
     """Add the values of vectors to a record. Maps are too large for that."""
-    for name, values in record.result.items():
-        if values.dim() == 1:
-            record.extra["features"][name]["values"] = values.tolist()
+    for name, feature in record.extra["features"].items():
+        values = record.result[name]
+        if values.dim() == 1 or "start" in record.extra:
+            feature["values"] = values.tolist()
 
 
 def _text_lines(record: Record) -> Iterator[str]:
@@ -331,8 +253,11 @@ def _text_lines(record: Record) -> Iterator[str]:
         if cell and len(cell) == 3:
             note = f"a cell is {cell[0]} frames of {cell[1]}x{cell[2]} pixels"
         yield f"{name:9} {shape:14} {note}".rstrip()
+    if "start" in record.extra:
+        start, end = record.extra["start"], record.extra["end"]
+        yield f"{len(start)} segments, {start[0]:.1f} to {end[-1]:.1f} s"
     if "file" in record.extra:
-        yield f"-> {record.extra['file']['name']}, row {record.extra['file']['row']}"
+        yield f"-> {_place(**record.extra['file'])}"
     if "picture" in record.extra:
         yield f"-> {record.extra['picture']}"
 
@@ -355,20 +280,8 @@ def _parse_stages(text: str | None, default_all: bool) -> tuple[int, ...] | None
     return tuple(sorted({number for number in numbers if number is not None}))
 
 
-def _is_feature_file(output: Path | None, save_as: SaveAs | None) -> bool:
-    """Return whether --output names a file; otherwise it names a folder.
-
-    Raises:
-        UsageError: It looks like a file of a format that features are not written in.
-    """
-    if output is None or output.is_dir():
-        return False
-    if output.suffix.lower() in FILE_ENDINGS:
-        return True
-    if output.suffix and save_as is None:
-        raise UsageError(
-            f"unknown file extension in {output.name!r}",
-            f"end it in {', '.join(FILE_ENDINGS)}; or, for a folder, make it first or give "
-            "--save-as",
-        )
-    return False
+def _place(name: str, row: int | None = None, rows: int = 1) -> str:
+    """Return a file and the rows in it as text."""
+    if row is None:
+        return name
+    return f"{name}, row {row}" if rows == 1 else f"{name}, rows {row} to {row + rows - 1}"

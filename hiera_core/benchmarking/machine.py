@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..cores import allowed_cores
 from ..device import dtype_name, has_native_bf16, select_device, select_dtype
 from ..errors import UsageError
 from ..inference.batching import DEFAULT_BATCH_SIZES
@@ -88,7 +88,7 @@ def settings(
             seconds, runs=5, max_seconds=seconds, min_runs=5, round_seconds=length.round_seconds
         )
     header = Header(
-        str(chosen_device), _machine(chosen_device), os.cpu_count() or 1, dtype_name(chosen_dtype)
+        str(chosen_device), _machine(chosen_device), allowed_cores(), dtype_name(chosen_dtype)
     )
     if kind == "cpu":
         header.changes = _changes(header.dtype, dtype == "auto", length)
@@ -130,9 +130,8 @@ def _machine(device: torch.device) -> str:
     """Return the name of the GPU, or of the processor with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = ", native bf16" if has_native_bf16() else ""
-    return f"{_processor()}, {cores} cores{flags}"
+    return f"{_processor()}, {allowed_cores()} cores{flags}"
 
 
 def _processor() -> str:

@@ -14,6 +14,7 @@ from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform
 from .video_files.animation_reader import Animation, open_video
+from .video_files.decoder_threads import DecoderThreads
 from .video_files.video_reader import Video, check_damage
 
 AnyVideo = Video | Animation | FrameArray
@@ -77,11 +78,13 @@ def read_segments(
     source: Path | bytes | np.ndarray,
     sampling: Sampling,
     transform: ImageTransform | VideoTransform,
+    threads: DecoderThreads | None = None,
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
-    in memory that has as many frames as the model takes is the model's clip.
+    in memory that has as many frames as the model takes is the model's clip. For `threads`, see
+    `Video`.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
@@ -92,7 +95,7 @@ def read_segments(
         if isinstance(transform, VideoTransform) and video.frames == transform.frames:
             transform = replace(transform, stride=1, fps=video.fps)
     else:
-        video = open_video(source, sampling.max_pixels)
+        video = open_video(source, sampling.max_pixels, threads)
     notes = video.notes
     if not video.declares_length:
         notes += ("its format declares no length, so truncation cannot be detected",)

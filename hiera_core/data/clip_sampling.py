@@ -38,7 +38,7 @@ class Sampling:
         clips, crops: Views along time and along the long side. None: 5 x 3 for a whole video, 1 x 1
             for each segment.
         stride: Distance between sampled frames, in frames at `fps`. None: the model's own.
-        segments: Length in seconds of the segments in which the video is classified.
+        segments: Length in seconds of the segments into which the video is split.
         every: Distance in seconds between the single frames that an image model sees.
         max_pixels: Largest number of pixels in a frame; larger frames are refused undecoded.
         fps: Frame rate at which `stride` is counted. None: the model's own.
@@ -68,6 +68,11 @@ class Sampling:
             raise UsageError(
                 "segments are for video models, every is for image models", "choose one"
             )
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a video has several results: one for each segment or single frame."""
+        return self.segments is not None or self.every is not None
 
     @property
     def views(self) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from ..atomic import atomic_file
 from ..errors import UsageError
 from ..weights.files import as_os_error
 
+TIMES = ("start", "end")  # of the segments of videos, in seconds
+PLAIN = ".npy"  # ending of a file with one array and no metadata, which `read` does not read
 Arrays = dict[str, np.ndarray]
 Metadata = dict[str, Any]
 
@@ -24,7 +26,9 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Read the features of a file or shard.
 
     Returns:
-        Tensors [inputs, *shape] by the name of the feature, and the names of the inputs.
+        Tensors [rows, *shape] by the name of the feature, and the name of each row's input. An
+        input has one row; a video that is split into segments has a row for each. `start` and `end`
+        [rows] are then among the tensors, in seconds, float64.
 
     Raises:
         UsageError: The file is damaged, or not a file of features.
@@ -37,12 +41,14 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 def read_metadata(path: Path) -> Metadata:
     """Read the metadata of a file: `inputs`, `indices`, `occurrences`, `kind`, `model`, `shapes`
-    and `settings`.
+    and `settings`, and for segments of videos `start` and `end`.
 
     Raises:
         UsageError: The file is damaged, or not a file of features, or its format needs a package
             that is not installed.
     """
+    if path.suffix.lower() == PLAIN:
+        raise UsageError(f"{path} is a plain array without metadata", "read it with numpy.load")
     check_format(path.suffix.lower().removeprefix("."))
     try:
         metadata = FORMATS[path.suffix.lower()].metadata(path)
@@ -81,6 +87,10 @@ def _is_usable(metadata: Metadata) -> bool:
         and bool(shapes)
         and all(_are_counts(shape, len(shape)) for shape in shapes.values())
         and isinstance(metadata["settings"], dict)
+        and (
+            not any(name in metadata for name in TIMES)
+            or all(_are_times(metadata[name], count) for name in TIMES)
+        )
     )
 
 
@@ -93,6 +103,15 @@ def _are_counts(values: object, length: int) -> bool:
     )
 
 
+def _are_times(values: object, length: int) -> bool:
+    """Return whether values are a list of numbers of that length."""
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(type(value) in (int, float) for value in values)
+    )
+
+
 def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
     """Write a file atomically, in the format of its extension.
 
@@ -101,6 +120,16 @@ def write(path: Path, arrays: Arrays, metadata: Metadata) -> None:
     """
     with atomic_file(path) as temporary:
         FORMATS[path.suffix.lower()].write(temporary, arrays, metadata)
+
+
+def write_plain(path: Path, array: np.ndarray) -> None:
+    """Write one array as a `.npy` file, atomically.
+
+    Raises:
+        OutputError: See `write`.
+    """
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def check_format(name: str) -> None:
@@ -167,17 +196,19 @@ def _npz_metadata(path: Path) -> Metadata:
 
 
 def _write_parquet(path: Path, arrays: Arrays, metadata: Metadata) -> None:
-    """Write a table with a row for each input.
+    """Write a table.
 
-    The columns are its name, its index, and for each feature a flat list of numbers. The shapes are
-    in the metadata of the schema.
+    The columns are the name of each row's input, its index, `start` and `end` if there are any, and
+    for each feature a flat list of numbers. The shapes are in the metadata of the schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     printable = [n.encode("utf-8", "backslashreplace").decode() for n in metadata["inputs"]]
     columns: dict[str, Any] = {"input": pa.array(printable), "index": pa.array(metadata["indices"])}
-    for name, array in arrays.items():
+    columns |= {name: pa.array(arrays[name]) for name in TIMES if name in arrays}
+    for name in metadata["shapes"]:
+        array = arrays[name]
         flat = pa.array(array.reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, array[0].size)
     table = pa.table(columns).replace_schema_metadata({"hiera": json.dumps(metadata)})
@@ -188,10 +219,12 @@ def _read_parquet(path: Path) -> Arrays:
     import pyarrow.parquet as pq
 
     table, shapes = pq.read_table(path), _parquet_metadata(path)["shapes"]
-    return {
+    arrays = {
         name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, *shape)
         for name, shape in shapes.items()
     }
+    times = [name for name in TIMES if name in table.column_names]
+    return {**arrays, **{name: table[name].to_numpy() for name in times}}
 
 
 def _parquet_metadata(path: Path) -> Metadata:

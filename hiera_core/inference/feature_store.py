@@ -1,12 +1,14 @@
 """Write features to one file, or to a folder of shards, where an interrupted run can resume.
 
-A file holds an array [inputs, *shape] for each feature. Its metadata holds the names and indices of
-the inputs, the shapes, and what the features depend on: settings, weights, dtype, preprocessing;
-see `feature_formats`.
+A file holds an array [rows, *shape] for each feature. An input has one row; a video that is split
+into segments has a row for each, and the file then also holds `start` and `end` [rows] in seconds.
+The metadata of a file holds the name and index of each row's input, the shapes, and what the
+features depend on: settings, weights, dtype, preprocessing; see `feature_formats`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from ..atomic import unfinished
 from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
 from . import feature_formats, fingerprint
+from .feature_formats import TIMES
 
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
@@ -28,13 +31,14 @@ RESUME_HINT = "resume with the same options and weights, or write to another fol
 
 
 @dataclass
-class _Row:
-    """The features of one input."""
+class _Rows:
+    """The features of one input: one row, or one for each segment of a video."""
 
     name: str
     index: int
     occurrence: int  # number of earlier inputs of this name in the run
-    values: feature_formats.Arrays
+    values: feature_formats.Arrays  # [count, *shape]
+    count: int
 
 
 @dataclass
@@ -43,7 +47,8 @@ class _Shard:
 
     path: Path
     model: str
-    rows: list[_Row] = field(default_factory=list)
+    inputs: list[_Rows] = field(default_factory=list)
+    rows: int = 0
     size: int = 0  # bytes
 
 
@@ -149,22 +154,28 @@ class FeatureStore:
                 "name a folder to write to",
             )
         values = {name: value.numpy().copy() for name, value in record.result.items()}
+        is_split = "start" in values
+        if not is_split:
+            values = {name: value[None] for name, value in values.items()}
+        count = len(next(iter(values.values())))
         size = sum(value.nbytes for value in values.values())
         shard = self._open.get(kind)
         if shard is not None and not self.is_file:
-            is_full = len(shard.rows) >= self.shard_inputs
-            if is_full or (shard.rows and shard.size + size > SHARD_BYTES):
+            is_full = len(shard.inputs) >= self.shard_inputs
+            if is_full or (shard.inputs and shard.size + size > SHARD_BYTES):
                 self._write(kind)
                 shard = None
         if shard is None:
             shard = self._open[kind] = _Shard(self._next_path(kind), record.model)
-        record.extra["file"] = {"name": str(shard.path), "row": len(shard.rows)}
+        record.extra["file"] = _location(shard.path, shard.rows, count if is_split else None)
         occurrence = self._occurrences.pop(record.index, 0)
-        shard.rows.append(_Row(record.input, record.index, occurrence, values))
+        shard.inputs.append(_Rows(record.input, record.index, occurrence, values, count))
+        shard.rows += count
         shard.size += size
 
     def find(self, name: str, index: int) -> dict[str, Any] | None:
-        """Return what an earlier run wrote for an input: `kind`, `model`, `shapes` and `file`.
+        """Return what an earlier run wrote for an input: `kind`, `model`, `shapes`, `file`, and for
+        a video that was split, `start` and `end`.
 
         This is called for every input, in their order. Inputs are known by their names, so it does
         not matter if others were added or removed. Inputs that share a name are told apart by
@@ -188,7 +199,7 @@ class FeatureStore:
         self.is_stopped = True
         if not self.is_file:
             return f"finished features are in {self.path}; --resume continues"
-        count = sum(len(shard.rows) for shard in self._open.values())
+        count = sum(len(shard.inputs) for shard in self._open.values())
         return f"{self.path} is not written after {count} inputs; a folder could be resumed"
 
     def _next_path(self, kind: Kind) -> Path:
@@ -205,17 +216,18 @@ class FeatureStore:
             OutputError: The disk is full, or the folder cannot be written.
         """
         shard = self._open[kind]
-        rows = shard.rows
+        parts = shard.inputs
         with unfinished.finish_first(shard.path):
-            arrays = {n: np.stack([row.values[n] for row in rows]) for n in rows[0].values}
+            arrays = {n: np.concatenate([p.values[n] for p in parts]) for n in parts[0].values}
             metadata = {
-                "inputs": [row.name for row in rows],
-                "indices": [row.index for row in rows],
-                "occurrences": [row.occurrence for row in rows],
+                "inputs": [part.name for part in parts for _ in range(part.count)],
+                "indices": [part.index for part in parts for _ in range(part.count)],
+                "occurrences": [part.occurrence for part in parts for _ in range(part.count)],
                 "kind": kind,
                 "model": shard.model,
-                "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
+                "shapes": {n: list(a.shape[1:]) for n, a in arrays.items() if n not in TIMES},
                 "settings": {**self.settings, **self._models.get(kind, {})},
+                **{name: arrays[name].tolist() for name in TIMES if name in arrays},
             }
             del self._open[kind]
             try:
@@ -262,7 +274,31 @@ class FeatureStore:
             metadata = feature_formats.read_metadata(path)
             fingerprint.check_same(path, metadata["settings"], self.settings, RESUME_HINT)
             self._earlier[kind] = path, metadata["settings"]
-            known = {key: metadata[key] for key in ("kind", "model", "shapes")}
-            inputs = zip(metadata["inputs"], metadata["occurrences"], strict=True)
-            for row, key in enumerate(inputs):
-                self._done[key] = {**known, "file": {"name": str(path), "row": row}}
+            self._done |= _rows_by_input(path, metadata)
+
+
+def _location(path: Path, row: int, count: int | None) -> dict[str, Any]:
+    """Return where the features of an input are: a file, the (first) row, and the number of rows
+    for a video that is split."""
+    return {"name": str(path), "row": row, **({} if count is None else {"rows": count})}
+
+
+def _rows_by_input(
+    path: Path, metadata: feature_formats.Metadata
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what `FeatureStore.find` returns, for each name and occurrence in a shard."""
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    keys = zip(metadata["inputs"], metadata["occurrences"], strict=True)
+    row = 0
+    for key, group in itertools.groupby(keys):
+        count = len(list(group))
+        rows, shapes, times = slice(row, row + count), metadata["shapes"], {}
+        is_split = "start" in metadata
+        if is_split:
+            times = {name: metadata[name][rows] for name in TIMES}
+            shapes = {name: [count, *shape] for name, shape in shapes.items()}
+        file = _location(path, row, count if is_split else None)
+        kind_and_model = {"kind": metadata["kind"], "model": metadata["model"]}
+        done[key] = {**kind_and_model, "shapes": shapes, **times, "file": file}
+        row += count
+    return done

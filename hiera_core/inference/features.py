@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import zoo
 from ..data.clip_reader import DecodedSegment
@@ -24,9 +25,12 @@ from ..records import Kind, Record
 from ..viz.attention_overlay import draw_attention
 from ..viz.feature_maps import draw_feature_maps
 from .batching import BatchOptions, BatchRunner
-from .pipeline import Pipeline, PipelineOptions, run_pipeline, single_view_sampling
+from .feature_formats import TIMES
+from .one_call import run_pipeline
+from .pipeline import Pipeline, PipelineOptions
+from .segments import run_segments
 
-Features = dict[str, torch.Tensor]  # float32 on the CPU, by name
+Features = dict[str, torch.Tensor]  # float32 on the CPU, by name; times are float64
 
 
 @overload
@@ -36,6 +40,7 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    segments: float | None = None,
     expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]: ...
@@ -48,6 +53,7 @@ def features(  # type: ignore[overload-overlap]
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    segments: float | None = None,
     expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> Features: ...
@@ -60,6 +66,7 @@ def features(
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    segments: float | None = None,
     expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> list[Features]: ...
@@ -71,21 +78,25 @@ def features(
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
+    segments: float | None = None,
     expand: bool = False,
     **options: Unpack[PipelineOptions],
 ) -> Features | list[Features]:
     """Return the features of images and videos with one call.
 
     >>> hiera_core.features("photo.jpg")["embedding"]
+    >>> hiera_core.features("film.mp4", segments=2.0)["embedding"]
 
     Args:
         source, expand: See `predict`.
         model, options: See `FeatureExtractor` and `PipelineOptions`.
         stages, pool: See `FeatureSelection`.
+        segments: Length in seconds of the segments into which videos are split; see
+            `FeatureExtractor`. It takes the place of `sampling.segments`.
 
     Returns:
-        A dictionary of float32 tensors for a single image or video, else a list of them in the
-        order of the inputs.
+        A dictionary of tensors for a single image or video, else a list of them in the order of the
+        inputs. See `FeatureExtractor`.
 
     Raises:
         InputError: An input cannot be read.
@@ -93,6 +104,9 @@ def features(
     """
     chosen = (stages,) if isinstance(stages, int) else stages
     selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
+    if segments is not None:
+        sampling = options.get("sampling") or Sampling()
+        options["sampling"] = replace(sampling, segments=segments)
     found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source, expand)
     records = found if isinstance(found, list) else [found]
     for record in records:
@@ -116,6 +130,28 @@ class FeatureSelection:
     stages: tuple[int, ...] | None = ()
     pool: bool = True
     attention: int | None = None
+
+    def check_views(self, sampling: Sampling, draws: bool = False) -> None:
+        """Check that these features exist for the parts of a video that are sampled.
+
+        Args:
+            sampling: Which parts of a video the model sees.
+            draws: Whether the features are drawn.
+
+        Raises:
+            UsageError: Maps or attention of several views or segments, or drawings of segments.
+        """
+        is_spatial = not self.pool or self.attention is not None
+        if is_spatial and sampling.views != (1, 1):
+            raise UsageError(
+                "maps of several views show different parts and cannot be averaged",
+                "use one clip and one crop, or pooled features",
+            )
+        if sampling.is_split and (is_spatial or draws):
+            raise UsageError(
+                "the parts of a video get vectors only: no maps, attention or drawings",
+                "use pooled features (--pool mean), or leave out --segments and --every",
+            )
 
     def stages_of(self, depth: int, name: str) -> tuple[int, ...]:
         """Return the selected stages of the model `name`, which has `depth` stages.
@@ -194,19 +230,21 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     """Extracts the features of a stream of images and videos.
 
     Records have a `result`, a dictionary of float32 tensors (see `BatchExtractor`). For a video it
-    holds the features of the centre clip, or, with more views, their average.
+    holds the features of the centre clip, or, with more views, their average. If the sampling
+    splits a video, it holds [segments, c], and `start` and `end` [segments] in seconds, float64.
 
     Args:
         model: See `Pipeline`. It may be a classifier or an autoencoder. The defaults are
             hiera_base_224 and hiera_base_16x224.
         selection: The features to return.
         visualize: Also draw the stage maps as a thumbnail of each record, see `draw_feature_maps`.
-        sampling: Which parts of a video the model sees; by default one clip and one crop.
+        sampling: Which parts of a video the model sees; by default one clip and one crop. With
+            `segments` or `every`, a video has a vector for each segment or single frame.
         workers, device, dtype, batch_size, compile: See `PipelineOptions`.
 
     Raises:
-        UsageError: The model, stage or block is unknown, or the sampling asks for maps or attention
-            of several views, for segments or for single frames.
+        UsageError: The model, stage or block is unknown, or does not suit the sampling; see also
+            `FeatureSelection.check_views`.
         CheckpointError, HubError: See `read_checkpoint`.
         DeviceError: The device does not exist.
     """
@@ -215,6 +253,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         "image": zoo.DEFAULT_IMAGE_MODEL,
         "video": zoo.DEFAULT_VIDEO_MODEL,
     }
+    splits_videos: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -230,13 +269,9 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         compile: bool = False,
     ) -> None:
         self.selection, self.visualize = selection or FeatureSelection(), visualize
-        sampling = single_view_sampling(sampling)
-        is_spatial = not self.selection.pool or self.selection.attention is not None
-        if is_spatial and sampling.views != (1, 1):
-            raise UsageError(
-                "maps of several views show different parts and cannot be averaged",
-                "use one clip and one crop, or pooled features",
-            )
+        sampling = sampling or Sampling()
+        sampling = replace(sampling, clips=sampling.clips or 1, crops=sampling.crops or 1)
+        self.selection.check_views(sampling, visualize)
         # This function returns what an earlier run wrote for an input, given the input's name and
         # index; see `FeatureStore.find`.
         self.find_done: Callable[[str, int], dict[str, Any] | None] = lambda name, index: None
@@ -256,7 +291,8 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
             return None
         record = Record(source.name, index, done["model"], done["kind"])
         shapes = {name: {"shape": shape} for name, shape in done["shapes"].items()}
-        record.extra = {"features": shapes, "file": done["file"]}
+        times = {name: done[name] for name in TIMES if name in done}
+        record.extra = {"features": shapes, **times, "file": done["file"]}
         return record
 
     def load(self, name: str) -> HieraEncoder:
@@ -269,30 +305,43 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         self._finish(record, result, pixels[None])
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
-        (segment,) = segments
-        results = self.runner("video").run(segment.views)
-        averages = {n: torch.stack([r[n] for r in results]).mean(0) for n in results[0]}
+        found: list[Features] = []
+        times: list[tuple[float, float]] = []
+        for segment, results in run_segments(self.runner(record.kind), segments):
+            found.append({n: torch.stack([r[n] for r in results]).mean(0) for n in results[0]})
+            times.append((segment.start, segment.end))
+        if self.sampling.is_split:
+            vectors = {n: torch.stack([one[n] for one in found]) for n in found[0]}
+            start, end = torch.tensor(times, dtype=torch.float64).unbind(1)
+            self._finish(record, {**vectors, "start": start, "end": end}, None)
+            return
         # Maps of different views show different places, so only those of the first view are drawn.
-        averages |= {n: v for n, v in results[0].items() if n.startswith("map")}
-        self._finish(record, averages, segment.views[0])
+        found[0] |= {n: v for n, v in results[0].items() if n.startswith("map")}
+        self._finish(record, found[0], segment.views[0])
 
-    def _finish(self, record: Record, found: Features, frames: np.ndarray) -> None:
-        """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255."""
+    def _finish(self, record: Record, found: Features, frames: np.ndarray | None) -> None:
+        """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255, to draw."""
         if not all(bool(values.isfinite().all()) for values in found.values()):
             record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))
             return
         runner = self.runner(record.kind)
-        if self.visualize and "attention" in found:
-            grid = attention_grids(runner.model, self.selection.attention or -1)[1]
-            record.thumbnails = [draw_attention(found["attention"], grid, frames)]
-        elif self.visualize:
-            maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
-            record.thumbnails = [draw_feature_maps(maps, frames, runner.kind)]
+        if self.visualize and frames is not None:
+            record.thumbnails = [self._draw(found, frames, runner)]
         record.result = {n: v for n, v in found.items() if not n.startswith("map")}
         record.extra["features"] = {
             name: {"shape": list(values.shape)} | _cell_of(name, runner)
             for name, values in record.result.items()
+            if name not in TIMES
         }
+        record.extra |= {name: found[name].tolist() for name in TIMES if name in found}
+
+    def _draw(self, found: Features, frames: np.ndarray, runner: BatchExtractor) -> Image.Image:
+        """Draw the attention weights, or else the maps, beside the input."""
+        if "attention" in found:
+            grid = attention_grids(runner.model, self.selection.attention or -1)[1]
+            return draw_attention(found["attention"], grid, frames)
+        maps = {int(n[3:]): values for n, values in found.items() if n.startswith("map")}
+        return draw_feature_maps(maps, frames, runner.kind)
 
 
 def _cell_of(name: str, runner: BatchExtractor) -> dict[str, list[int]]:

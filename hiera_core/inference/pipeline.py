@@ -9,25 +9,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data import memory, sources
+from ..cores import allowed_cores, cores_per_process
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
 from ..data.image_reader import open_image
-from ..data.memory import MediaInput
 from ..data.sources import Source
 from ..data.video_files.animation_reader import kind_for_model
+from ..data.video_files.decoder_threads import DecoderThreads
 from ..errors import HieraError, InputError, UsageError, check_positive
 from ..records import Kind, Record
 from .batching import BatchRunner
@@ -37,7 +36,7 @@ from .prefetch import prefetch_map, prefetch_next
 MAX_WAITING_BATCHES = 4
 MAX_PREFETCH = 1024  # images that are decoded ahead, whatever the batch size
 # More threads than this do not decode faster. Some of them may wait for a network.
-MAX_WORKERS = max(64, 4 * (os.cpu_count() or 1))
+MAX_WORKERS = max(64, 4 * allowed_cores())
 MAX_BATCH_SIZE = 1_000_000
 COMPILE_NOTICE_S = 10.0  # seconds of compiling after which a message says so
 log = logging.getLogger("hiera")
@@ -49,7 +48,7 @@ class PipelineOptions(TypedDict, total=False):
 
     Keys:
         sampling: Which parts of a video the model sees.
-        workers: Decoding threads; None for one per core.
+        workers: Decoding threads; None for one per core, see `cores_per_process`.
         device, dtype: See `select_device` and `select_dtype`.
         batch_size: Views in one forward pass; None for a size that suits the device.
         compile: Compile the model with torch.compile.
@@ -82,19 +81,21 @@ class Pipeline(Generic[R]):
             function that builds one for a kind of input; or None for the task's default model of
             each kind, which is loaded when the first input of that kind arrives.
         sampling: Which parts of a video the model sees.
-        workers: Decoding threads, or None for one per core. More than `MAX_WORKERS` make no
-            difference.
+        workers: Decoding threads, or None for one per core, see `cores_per_process`. More than
+            `MAX_WORKERS` make no difference.
         batch_size: Views in one forward pass, at most `MAX_BATCH_SIZE`; or None for a size that
             suits the device.
         runner_options: Further keyword arguments for `make_runner`.
 
     Raises:
-        UsageError: The model is for another task, or the name is unknown.
+        UsageError: The model is for another task, its name is unknown, or it does not suit the
+            sampling.
         CheckpointError, HubError: See `read_checkpoint`.
         DeviceError: The device does not exist.
     """
 
     default_models: ClassVar[dict[Kind, str]]
+    splits_videos: ClassVar[bool] = False  # whether `segments` and `every` have a meaning
 
     def __init__(
         self,
@@ -108,7 +109,10 @@ class Pipeline(Generic[R]):
         check_positive("batch_size", batch_size, MAX_BATCH_SIZE)
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
-        self.workers = min(workers or os.cpu_count() or 1, MAX_WORKERS)
+        if self.sampling.is_split and not self.splits_videos:
+            raise UsageError("segments and every are for prediction and features", "leave them out")
+        self.workers = min(workers or cores_per_process(), MAX_WORKERS)
+        self._decoder_threads = DecoderThreads(min(self.workers, cores_per_process()))
         self.batch_size, self._lock = batch_size, threading.Lock()
         self._runner_options = runner_options
         self._is_compiled = not runner_options.get("compile")
@@ -117,6 +121,7 @@ class Pipeline(Generic[R]):
         self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
             only = self._make_ready(model)
+            self._check_sampling(only)
             self._runners[only.kind] = only
         else:
             self._build = model or (lambda kind: self.load(self.default_models[kind]))
@@ -224,10 +229,11 @@ class Pipeline(Generic[R]):
     def mismatch(self, kind: Kind, model: BatchRunner[Any, Any]) -> InputError:
         """Return the error for an image given to a video model, or a video to an image model."""
         what, takes = ("video", "pictures") if kind == "video" else ("picture", "video clips")
-        return InputError(
-            f"a {what}, and {model.name} takes {takes}",
-            f"use a model for {kind}s such as {self.default_models[kind]}, or leave out --model",
-        )
+        default = self.default_models[kind]
+        hint = f"use a model for {kind}s such as {default}, or leave out --model"
+        if kind == "video" and self.splits_videos:
+            hint = f"--every SECONDS shows it single frames; or use a video model such as {default}"
+        return InputError(f"a {what}, and {model.name} takes {takes}", hint)
 
     # Decoding, in worker threads ------------------------------------------------------------------
 
@@ -276,7 +282,9 @@ class Pipeline(Generic[R]):
         self, record: Record, content: Path | bytes | np.ndarray, runner: R
     ) -> DecodedInput:
         """Open a video and decode its first segment; the others follow while the model works."""
-        report, segments = read_segments(content, self.sampling, runner.transform)
+        report, segments = read_segments(
+            content, self.sampling, runner.transform, self._decoder_threads
+        )
         segments = _with_input_errors(segments)
         try:
             first = next(segments)
@@ -337,64 +345,29 @@ class Pipeline(Generic[R]):
 
     # Models -------------------------------------------------------------------------------------
 
+    def _check_sampling(self, only: R) -> None:
+        """Check that the only model can see what the sampling asks for.
+
+        Raises:
+            UsageError: Segments for an image model, or single frames for a video model.
+        """
+        if self.sampling.segments is not None and only.kind == "image":
+            raise UsageError(
+                f"{only.name} takes pictures, and segments are for video models",
+                "use --every SECONDS, or a video model such as hiera_base_16x224",
+            )
+        if self.sampling.every is not None and only.kind == "video":
+            raise UsageError(
+                f"{only.name} takes clips, and single frames are for image models",
+                "use --segments SECONDS, or an image model such as hiera_base_224",
+            )
+
     def _make_ready(self, model: str | torch.nn.Module) -> R:
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
         return self.make_runner(
             built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
         )
-
-
-def single_view_sampling(sampling: Sampling | None) -> Sampling:
-    """Return the sampling with one clip and one crop, unless other numbers are given.
-
-    Raises:
-        UsageError: The sampling asks for segments or single frames.
-    """
-    sampling = sampling or Sampling()
-    if sampling.segments is not None or sampling.every is not None:
-        raise UsageError("segments and every are for prediction", "leave them out")
-    return replace(sampling, clips=sampling.clips or 1, crops=sampling.crops or 1)
-
-
-def run_pipeline(
-    pipeline: Pipeline[Any], source: MediaInput | Iterable[MediaInput], expand: bool = False
-) -> Record | list[Record]:
-    """Return a record for a single image or video, else a list of records.
-
-    Args:
-        pipeline: What to compute.
-        source: See `MediaInput`; a folder stands for the images and videos in it.
-        expand: Read texts as the command line does: globs, URLs, `@list.txt` and `-`.
-
-    Raises:
-        UsageError: An input is of another type, a folder is empty, or a glob matches nothing; and
-            see the pipeline.
-    """
-    single = memory.is_single(source)
-    if not single and not isinstance(source, Iterable):
-        memory.as_pixels(source)  # raises an error about its type
-    given: list[Any] = [source] if single else list(cast("Iterable[MediaInput]", source))
-    for item in given:
-        if isinstance(item, str | Path):
-            sources.check_inputs([str(item)], expand=expand)
-    records = list(pipeline(_as_sources(given, expand)))
-    names_one = single and not (isinstance(source, str | Path) and _names_several(source, expand))
-    return records[0] if names_one else records
-
-
-def _as_sources(given: Sequence[Any], expand: bool) -> Iterator[Source]:
-    for index, item in enumerate(given):
-        if isinstance(item, str | Path):
-            yield from sources.expand([str(item)], literally=not expand)
-        else:
-            yield memory.as_source(item, index)
-
-
-def _names_several(source: str | Path, expand: bool) -> bool:
-    if expand:
-        return not sources.names_one(str(source))
-    return sources.is_folder(source) or sources.is_tar(source)
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:

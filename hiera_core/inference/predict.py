@@ -22,7 +22,9 @@ from ..models.unwrap import unwrap_model
 from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
 from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner
-from .pipeline import Pipeline, PipelineOptions, run_pipeline
+from .one_call import run_pipeline
+from .pipeline import Pipeline, PipelineOptions
+from .segments import run_segments
 
 VIDEO_THUMBNAILS = 12  # number of thumbnails of a video without segments
 
@@ -176,6 +178,7 @@ class Predictor(Pipeline[Classifier]):
         "image": zoo.DEFAULT_IMAGE_MODEL,
         "video": zoo.DEFAULT_VIDEO_MODEL,
     }
+    splits_videos: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -203,8 +206,6 @@ class Predictor(Pipeline[Classifier]):
             batch_size=batch_size,
             compile=compile,
         )
-        for only in self._runners.values():
-            self._check_sampling(only)
 
     def load(self, name: str) -> Hiera:
         return factory.create_classifier(name)
@@ -225,11 +226,10 @@ class Predictor(Pipeline[Classifier]):
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
         """Average the probabilities over the views of each segment, and over all segments."""
-        classifier = self.classifier(record.kind)
         averages, seconds, results, thumbnails = [], [], [], Thumbnails()
-        by_segment = self.sampling.segments is not None or self.sampling.every is not None
-        for segment in segments:
-            probs = classifier(segment.views).mean(0)
+        by_segment = self.sampling.is_split
+        for segment, views in run_segments(self.classifier(record.kind), segments):
+            probs = torch.stack(views).mean(0)
             averages.append(probs)
             seconds.append(segment.end - segment.start)
             topk = self._top_classes(record, probs)
@@ -243,15 +243,6 @@ class Predictor(Pipeline[Classifier]):
             record.thumbnails = thumbnails.kept
             record.segments = results if by_segment else None
 
-    def mismatch(self, kind: Kind, model: BatchRunner[Any, Any]) -> InputError:
-        if kind == "image":
-            return super().mismatch(kind, model)
-        return InputError(
-            f"a video, and {model.name} takes pictures",
-            "--every SECONDS shows it single frames; or use a video model such as "
-            f"{self.default_models[kind]}",
-        )
-
     def _top_classes(self, record: Record, probs: torch.Tensor) -> list[Prediction]:
         if not bool(probs.isfinite().all()):
             record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
@@ -262,18 +253,6 @@ class Predictor(Pipeline[Classifier]):
             Prediction(i, names[i] if names is not None and i < len(names) else None, value)
             for i, value in zip(ids.tolist(), values.tolist(), strict=True)
         ]
-
-    def _check_sampling(self, only: Classifier) -> None:
-        if self.sampling.segments is not None and only.kind == "image":
-            raise UsageError(
-                f"{only.name} takes pictures, and segments are for video models",
-                "use --every SECONDS, or a video model such as hiera_base_16x224",
-            )
-        if self.sampling.every is not None and only.kind == "video":
-            raise UsageError(
-                f"{only.name} takes clips, and single frames are for image models",
-                "use --segments SECONDS, or an image model such as hiera_base_224",
-            )
 
 
 def _check_classifier(model: torch.nn.Module) -> Hiera:

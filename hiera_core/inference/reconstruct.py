@@ -33,7 +33,7 @@ from ..models.unwrap import find_model, unwrap_model
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
 from .batching import BatchOptions, BatchRunner
-from .pipeline import Pipeline, single_view_sampling
+from .pipeline import Pipeline
 
 GREY = 0.5  # value of the pixels of masked patches
 PICTURE_NAMES = ("original", "masked", "reconstruction")
@@ -227,7 +227,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
     ) -> None:
         super().__init__(
             model,
-            sampling=replace(single_view_sampling(sampling), clips=1, crops=1),
+            sampling=replace(sampling or Sampling(), clips=1, crops=1),
             workers=workers,
             mask_ratio=mask_ratio,
             seed=seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -10,6 +9,7 @@ from typing import Any, cast, get_args
 import torch
 
 from .. import zoo
+from ..cores import cores_per_process
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory
@@ -186,10 +186,7 @@ def build_training(
 def default_workers() -> int:
     """Return how many dataloader workers suit this process: its share of the cores that it may
     use, at most 8."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux: a container may allow fewer cores
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine, by torchrun
-    return min(DEFAULT_WORKERS, cores // processes)
+    return min(DEFAULT_WORKERS, cores_per_process())
 
 
 def _build_model(

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from ..cores import cores_per_process
 from ..data.clip_reader import read_segments
 from ..data.clip_sampling import Sampling, frame_indices
 from ..data.datasets import MediaDataset
 from ..data.image_reader import open_image
 from ..data.transforms import ImageTransform, VideoTransform
+from ..data.video_files import decoder_threads
 from ..data.video_files.animation_reader import kind_for_model, open_video
 from ..data.video_files.video_reader import check_damage
 from ..errors import HieraError, InputError
@@ -238,12 +240,16 @@ def make_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """Make a worker ignore signals (the main process ends it) and exit without a traceback.
+    """Make a worker decode with its share of the cores, ignore signals (the main process ends it)
+    and exit without a traceback.
 
     A terminal and `timeout` signal the whole process group, so workers have to ignore the signals.
     When the main process ends, the worker's thread that shares tensors with it loses its
     connection, and would print a traceback through `sys.excepthook`.
     """
+    info = get_worker_info()
+    assert info is not None  # because this runs in a worker
+    decoder_threads.OF_THIS_PROCESS.total = max(1, cores_per_process() // info.num_workers)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)

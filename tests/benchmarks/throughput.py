@@ -46,6 +46,7 @@ def main() -> None:
 def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
     """Compare the time of a picture with the time of decoding and of the model alone."""
     import hiera_core
+    from hiera_core.cores import allowed_cores
     from hiera_core.data import sources
     from hiera_core.data.image_reader import open_image
 
@@ -71,7 +72,7 @@ def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
         records = list(predictor(sources.expand(map(str, paths))))
         total = (time.perf_counter() - start) / len(paths)
         assert all(r.status == "ok" for r in records)
-        best = run + decode / (os.cpu_count() or 1)
+        best = run + decode / allowed_cores()
         ratios.append(best / total)
         print(
             f"model {run * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms, together {total * 1e3:.1f} ms"

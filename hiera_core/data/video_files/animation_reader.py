@@ -14,6 +14,7 @@ from ...records import Kind
 from ..image_formats import open_header
 from ..image_reader import MAX_PIXELS, as_input_errors, open_file, to_upright_rgb
 from ..media_types import SIGNATURE_BYTES, kind_of, sniff_kind
+from .decoder_threads import DecoderThreads
 from .video_reader import DecodedFrame, Video, check_damage
 
 FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
@@ -123,15 +124,20 @@ class Animation:
         return starts
 
 
-def open_video(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Video | Animation:
+def open_video(
+    source: Path | bytes, max_pixels: int = MAX_PIXELS, threads: DecoderThreads | None = None
+) -> Video | Animation:
     """Open a video file or an animation.
+
+    Args:
+        source, max_pixels, threads: See `Video`.
 
     Raises:
         InputError: See `Video` and `Animation`.
     """
     start = source[:SIGNATURE_BYTES] if isinstance(source, bytes) else _first_bytes(source)
     is_image = sniff_kind(start) == "image"
-    return Animation(source, max_pixels) if is_image else Video(source, max_pixels)
+    return Animation(source, max_pixels) if is_image else Video(source, max_pixels, threads)
 
 
 def kind_for_model(content: Path | bytes, name: str, *, takes_videos: bool) -> Kind:

@@ -22,6 +22,8 @@ from av.video.reformatter import VideoReformatter
 
 from ...errors import InputError
 from ..image_reader import MAX_PIXELS
+from . import decoder_threads
+from .decoder_threads import DecoderThreads
 from .video_timeline import read_timeline
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
@@ -34,6 +36,8 @@ SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
 # Some files of these have other pixels if FFmpeg decodes them in several threads.
 ONE_THREAD_CODECS = ("vp3", "theora", "vp4")
+# From version 17 on, PyAV converts colours in one thread per core by default.
+ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -62,6 +66,7 @@ class Video:
         source: A path, or the bytes of the file.
         max_pixels: A video with more pixels per frame is refused, before any frame is decoded; or
             at the first larger frame, if the size changes within the stream.
+        threads: The threads that this and other open videos share. None: those of the process.
 
     Attributes:
         frames: Number of frames, counted unless the header lists them all. Frames that are missing
@@ -75,8 +80,15 @@ class Video:
         InputError: The file is missing, damaged, too large, or has no video stream.
     """
 
-    def __init__(self, source: Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        max_pixels: int = MAX_PIXELS,
+        threads: DecoderThreads | None = None,
+    ) -> None:
         self._file, self._max_pixels = source, max_pixels
+        self._threads, self._has_threads = threads or decoder_threads.OF_THIS_PROCESS, False
+        self._is_damaged = False  # then one thread decodes
         with _as_input_errors():
             self._open()
         try:
@@ -104,8 +116,14 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and end the threads of its decoder."""
+        # The generators refer to this object, and the decoder lives as long as it does.
+        self._decoded = self._source = iter(())
+        self._current = self._next = None
         self._container.close()
+        if self._has_threads:
+            self._threads.give_back()
+            self._has_threads = False
 
     @property
     def duration(self) -> float:
@@ -137,8 +155,11 @@ class Video:
         self._stream: Any = streams[0] if streams else None
         self._at_start = True
         if self._stream is not None and self._stream.codec_context is not None:
-            one_thread = self._stream.codec_context.name in ONE_THREAD_CODECS
-            self._stream.thread_type = "NONE" if one_thread else "AUTO"
+            self._stream.thread_type = "AUTO"
+            self._thread_count, self._has_threads = self._threads.take(), True
+            if self._is_damaged or self._stream.codec_context.name in ONE_THREAD_CODECS:
+                self._thread_count = 1
+            self._stream.codec_context.thread_count = self._thread_count
             # A decoder rounds sizes up before it compares them, so `_decode` checks more exactly.
             limit = min(self._max_pixels + ROUNDING_PIXELS, 2**31 - 1)
             self._stream.codec_context.options = {"max_pixels": str(limit)}
@@ -175,7 +196,11 @@ class Video:
     def _read_frame(self, index: int) -> DecodedFrame:
         time = index / self.fps
         shown, intact = self._show(time)
-        if not intact and self._seekable and self._has_sought:
+        if not intact and self._thread_count > 1:
+            # How damage is concealed depends on the number of threads.
+            self._is_damaged, self._at_start = True, False  # so that the file is opened again
+            shown, intact = self._show_from_start(time)
+        elif not intact and self._seekable and self._has_sought:
             # Seeking can land within a group of frames that depend on earlier ones. Frames of an
             # undamaged file are found in any case if the file is read from its start.
             shown, intact = self._show_from_start(time)
@@ -324,7 +349,7 @@ class Video:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """Return upright RGB at the declared size, because the size may change within a stream."""
-        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24")
+        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24", **ONE_THREAD)
         pixels = rgb.to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 

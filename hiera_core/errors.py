@@ -12,9 +12,9 @@ The rule for all errors:
       TrainingError                 6
       InputError                    1
 
-- An input that cannot be read does not stop the others. Functions that return records report it in
-  its record, with the status "error"; the command line then ends with exit code 1. Functions that
-  return bare tensors have no place for it, so they raise InputError for the first such input.
+- An input that cannot be read does not stop the others. The functions that take several inputs
+  return a result for each, and the error is in the result of its input: a record with the status
+  "error", or `Features` with an `error`. The command line then ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -100,12 +100,24 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_positive(what: str, value: int | None, most: int | None = None) -> None:
-    """Check that a number, if it is given, is at least 1, and at most `most`.
+    """Check that a number, if it is given, is whole, at least 1, and at most `most`.
 
     Raises:
         UsageError: It is not.
     """
+    if value is not None and not is_whole(value):
+        raise UsageError(f"{what} is {value!r}", "give a whole number above 0")
     if value is not None and value < 1:
         raise UsageError(f"{what} is {value}", "give a number above 0")
     if value is not None and most is not None and value > most:
         raise UsageError(f"{what} is {value}", f"give a number of at most {most}")
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, also one of NumPy's, and no boolean."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, also one of NumPy's, and no boolean."""
+    return is_whole(value) or (hasattr(value, "__float__") and not isinstance(value, bool | str))

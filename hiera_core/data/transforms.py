@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, UsageError
-from ..models.unwrap import unwrap_model
+from ..wrappers import find_inside, no_hiera
 from .clip_sampling import crop_offsets
 
 # Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
@@ -38,7 +38,7 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
         UsageError: The model takes one-dimensional signals, or is no Hiera.
         CheckpointError: The preprocessing that was saved with the model is not usable.
     """
-    model = unwrap_model(model)
+    model = _unwrap(model)
     size = tuple(model.config["input_size"])
     saved = getattr(model, "card", {}).get("preprocessing")
     transform: ImageTransform | VideoTransform
@@ -58,12 +58,21 @@ def check_channels(model: nn.Module) -> None:
     Raises:
         UsageError: The model takes another number of channels.
     """
-    count = unwrap_model(model).config["in_chans"]
+    count = _unwrap(model).config["in_chans"]
     if count not in (1, 3):
         raise UsageError(
             f"the model takes {count} channels, and images have 3 (RGB) or 1 (grey)",
             "use it from Python, with tensors of your own",
         )
+
+
+def _unwrap(model: nn.Module) -> Any:
+    """Return the Hiera inside of wrappers. This layer lies below the models, so a Hiera is
+    recognised by its methods."""
+    inner = find_inside(model, lambda module: hasattr(type(module), "input_kind"))
+    if inner is None:
+        raise no_hiera(model)
+    return inner
 
 
 @dataclass(frozen=True)

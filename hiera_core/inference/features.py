@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Unpack, overload
+from typing import Any, ClassVar, Self, Unpack, overload
 
 import numpy as np
 import torch
@@ -26,7 +26,27 @@ from ..viz.feature_maps import draw_feature_maps
 from .batching import BatchOptions, BatchRunner
 from .pipeline import Pipeline, PipelineOptions, run_pipeline, single_view_sampling
 
-Features = dict[str, torch.Tensor]  # float32 on the CPU, by name
+Tensors = dict[str, torch.Tensor]  # float32 on the CPU, by name
+
+
+class Features(Tensors):
+    """The features of one input: float32 tensors on the CPU, by name.
+
+    Attributes:
+        input: Name of the input.
+        error: Why the input could not be read, or None. Then there are no tensors, and looking for
+            one raises this error.
+    """
+
+    def __init__(self, tensors: Tensors, input: str, error: InputError | None = None) -> None:
+        super().__init__(tensors)
+        self.input, self.error = input, error
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise KeyError(name) if self.error is None else self.error
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensors, str, InputError | None]]:
+        return type(self), (dict(self), self.input, self.error)
 
 
 @overload
@@ -85,21 +105,23 @@ def features(
 
     Returns:
         A dictionary of float32 tensors for a single image or video, else a list of them in the
-        order of the inputs.
+        order of the inputs. As for `predict`, an input that cannot be read is not raised as an
+        error: its dictionary is empty, and has the error in the attribute `error`.
 
     Raises:
-        InputError: An input cannot be read.
         UsageError: A folder is empty, or an input is of another type; see also `FeatureExtractor`.
     """
     chosen = (stages,) if isinstance(stages, int) else stages
     selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
     found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source, expand)
-    records = found if isinstance(found, list) else [found]
-    for record in records:
-        if record.error is not None:
-            raise InputError(f"{record.input}: {record.error.message}", record.error.hint)
-    results: list[Features] = [record.result for record in records]
-    return results if isinstance(found, list) else results[0]
+    return [_features_of(r) for r in found] if isinstance(found, list) else _features_of(found)
+
+
+def _features_of(record: Record) -> Features:
+    if record.error is None:
+        return Features(record.result, record.input)
+    error = InputError(f"{record.input}: {record.error.message}", record.error.hint)
+    return Features({}, record.input, error)
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,7 @@ class FeatureSelection:
         return self.stages or (() if self.pool else (depth,))
 
 
-class BatchExtractor(BatchRunner[HieraEncoder, Features]):
+class BatchExtractor(BatchRunner[HieraEncoder, Tensors]):
     """Computes the features of preprocessed views.
 
     A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
@@ -166,9 +188,9 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
         _, ends = self.model.encode(x, collect=True)
         return self.model.embedding(ends), self.model.stage_maps(ends)
 
-    def compute(self, x: torch.Tensor) -> Sequence[Features]:
+    def compute(self, x: torch.Tensor) -> Sequence[Tensors]:
         embedding, maps = self._features(x.to(self.dtype))
-        found: Features = {}
+        found: Tensors = {}
         if not self.stages:
             found["embedding"] = embedding.float().cpu()
         for stage in self.stages:
@@ -265,7 +287,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchExtractor:
         return BatchExtractor(model, self.selection, keep_maps=self.visualize, **options)
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: Features) -> None:
+    def finish_image(self, record: Record, pixels: np.ndarray, result: Tensors) -> None:
         self._finish(record, result, pixels[None])
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
@@ -276,7 +298,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         averages |= {n: v for n, v in results[0].items() if n.startswith("map")}
         self._finish(record, averages, segment.views[0])
 
-    def _finish(self, record: Record, found: Features, frames: np.ndarray) -> None:
+    def _finish(self, record: Record, found: Tensors, frames: np.ndarray) -> None:
         """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255."""
         if not all(bool(values.isfinite().all()) for values in found.values()):
             record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))

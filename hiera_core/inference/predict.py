@@ -119,7 +119,7 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
         **options: Unpack[BatchOptions],
     ) -> None:
         super().__init__(_check_classifier(model), **options)
-        self.class_names = class_names or factory.class_names_of(self.model)
+        self.class_names = class_names or self.model.class_names
         self._check_class_names()
         # The model returns logits, because the softmax is taken in fp32: in 16 bits, many of 1000
         # probabilities would be equal.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .config import HieraConfig
 from .hiera import HieraEncoder
+
+if TYPE_CHECKING:
+    from ..data.model_input import MediaInputs
 
 
 class FeatureBackbone(nn.Module):
@@ -38,6 +41,10 @@ class FeatureBackbone(nn.Module):
             }
             for stage in stages
         ]
+
+    def transform(self, source: MediaInputs) -> torch.Tensor:
+        """Return the tensor that the model takes, see `Hiera.transform`."""
+        return self.model.transform(source)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the map of each stage, [b, c, *grid], from an input [b, chans, *size].

@@ -46,7 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name, help=_help_text(_command))(_command)
+    _class = train.TrainCommand if _name == "train" else None
+    app.command(_name, cls=_class, help=_help_text(_command))(_command)
 
 
 def _print_version(requested: bool) -> None:

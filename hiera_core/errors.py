@@ -20,7 +20,8 @@ The rule for all errors:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 class HieraError(Exception):
@@ -29,15 +30,21 @@ class HieraError(Exception):
     Args:
         message: What happened, and to which input or file.
         hint: What to do next; shown after the message.
+        details: Further lines, such as one for each value that is wrong.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = tuple(details)
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}" if self.hint else self.message
+        first = f"{self.message}; {self.hint}" if self.hint else self.message
+        return "\n".join([first, *(f"  {line}" for line in self.details)])
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.message, self.hint, self.details)
 
 
 class UsageError(HieraError, ValueError):

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader as recipes
@@ -16,6 +17,72 @@ from hiera_core.training import recipe_reader as recipes
 from .. import options
 from ..exit_codes import OK, print_message
 from ..options import Device, auto_or_count
+
+# Options of other trainers that are options or arguments here, too, under another name.
+RENAMED = {
+    "checkpoint": "--init-from PATH",
+    "weights": "--init-from PATH",
+    "pretrained": "--init-from NAME",
+    "finetune": "--init-from PATH",
+    "start-from": "--init-from PATH",
+    "resume-from": "--resume PATH",
+    "model": "the model as the first argument: hiera train MODEL DATA",
+    "m": "the model as the first argument: hiera train MODEL DATA",
+    "arch": "the model as the first argument: hiera train MODEL DATA",
+    "recipe": "the recipe as the first argument: hiera train RECIPE DATA",
+    "data": "the data as the second argument: hiera train MODEL DATA",
+    "d": "the data as the second argument: hiera train MODEL DATA",
+    "data-path": "the data as the second argument: hiera train MODEL DATA",
+    "data-dir": "the data as the second argument: hiera train MODEL DATA",
+    "dataset": "the data as the second argument: hiera train MODEL DATA",
+    "output-dir": "--output FOLDER",
+    "out": "--output FOLDER",
+    "save-dir": "--output FOLDER",
+    "num-workers": "--workers N",
+    "fp16": "--set precision=fp16",
+    "bf16": "--set precision=bf16",
+    "cpu": "--device cpu",
+    "cuda": "--device cuda",
+    "gpu": "--device cuda",
+    "gpus": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
+    "distributed": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
+    "fsdp": "--parallel fsdp",
+}
+
+
+class TrainCommand(TyperCommand):
+    """The command, with a hint for options that other trainers have."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)
+            if not (isinstance(option, str) and hasattr(error, "possibilities")):
+                raise
+            hint = _hint_for(option, given)
+            if hint is None and error.possibilities:  # it names options that are similar
+                raise
+            hint = hint or "--help lists the options, and --print-recipe the keys for --set"
+            raise UsageError(f"no such option: {option}", hint) from error
+
+
+def _hint_for(option: str, arguments: list[str]) -> str | None:
+    """Return what to write in place of an option that does not exist, or None."""
+    renamed = RENAMED.get(option.strip("-").replace("_", "-").lower())
+    if renamed is not None:
+        return f"use {renamed}"
+    key = recipes.key_of_option(option)
+    if key is None:
+        return None
+    value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{option}=")), "")
+    if not value and option in arguments[:-1]:
+        following = arguments[arguments.index(option) + 1]
+        value = "" if following.startswith("--") else following
+    if key == "model.config.num_classes":
+        return "leave it out: the data decides the number of classes"
+    return f"it is a value of the recipe: --set {key}={value or 'VALUE'}"
 
 
 class Parallel(StrEnum):
@@ -27,20 +94,22 @@ class Parallel(StrEnum):
 
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Name of a model, to use its built-in recipe, or a .yaml file. Models whose names "
-            "begin with mae_ are pre-trained; all others are fine-tuned.",
+            "begin with mae_ are pre-trained; all others are fine-tuned. With --resume, the recipe "
+            "of the run is the default.",
             metavar="RECIPE",
             show_default=False,
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None,
         typer.Argument(
             help="Training data: a folder with a subfolder for each class (or with train/ and val/ "
             "of that form), a list of `path label` lines, tar shards, or the built-in data set "
-            "digits or shapes. Pre-training takes any folder of images and videos.",
+            "digits or shapes. Pre-training takes any folder of images and videos. By default, the "
+            "data that the recipe names (data.path).",
             metavar="DATA",
             show_default=False,
         ),
@@ -113,21 +182,21 @@ def train(
     """Pre-train a masked autoencoder, or fine-tune a classifier, in one process or many.
 
     The folder of the run gets the weights (ready for `hiera predict --checkpoint`), the log, curves
-    and checkpoints. Start several processes with torchrun -m hiera_cli train.
+    and checkpoints. After Ctrl-C, a checkpoint is saved, and a line says how to continue. Start
+    several processes with torchrun -m hiera_cli train.
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("hiera").setLevel(level)
-    chosen = recipes.read_recipe(recipe, dict(map(recipes.parse_setting, settings or [])))
-    if print_recipe:
-        typer.echo(chosen.to_yaml(), nl=False)
+    changes = dict(map(recipes.parse_setting, settings or []))
+    if print_recipe and resume is None:
+        if recipe is None:
+            raise UsageError("no recipe", "name a model or a .yaml file")
+        typer.echo(recipes.read_recipe(recipe, changes).to_yaml(), nl=False)
         return OK
-    if data is None:
-        raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
     processes = 0 if workers == "0" else auto_or_count(workers)
-    folder = output or Path("runs") / Path(recipe).stem
-    from hiera_core.training import build, distributed, trainer
+    from hiera_core.training import build, distributed, run_folder, trainer
 
-    splits = trainer.open_data(chosen, data, folder)
+    folder = output or run_folder.default_folder(recipe, resume)
     run_options = build.RunOptions(
         init_from=init_from,
         resume=resume,
@@ -138,6 +207,11 @@ def train(
         tensorboard=tensorboard,
         live=not quiet,
     )
+    chosen = run_folder.complete_recipe(recipe, data, folder, run_options, changes)
+    if print_recipe:
+        typer.echo(chosen.to_yaml(), nl=False)
+        return OK
+    splits = trainer.open_data(chosen, chosen.data.path, folder)
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)

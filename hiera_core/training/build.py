@@ -13,7 +13,7 @@ from .. import zoo
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory
-from ..errors import DeviceError, UsageError, check_choice
+from ..errors import DeviceError, UsageError, check_choice, is_whole
 from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
@@ -58,6 +58,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_choice("parallel", self.parallel, get_args(Parallel))
+        if self.workers is not None and not is_whole(self.workers):
+            raise UsageError(f"workers is {self.workers!r}", "give a whole number, or None")
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
             raise UsageError(
                 f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
@@ -77,6 +79,7 @@ class TrainingSetup:
     precision: torch.dtype  # dtype of autocast
     world: World
     workers: int  # dataloader workers of this process
+    weights: str  # what the weights were at the start: "random", or where they come from
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +121,8 @@ class TrainingSetup:
         }
         return {
             "steps": steps,
+            "weights": self.weights,
+            "classes": self.num_classes,
             "samples": len(splits.train),
             "held_out": 0 if splits.val is None else len(splits.val),
             "processes": self.world.size,
@@ -149,8 +154,10 @@ def build_training(
         UsageError: The data or the recipe does not suit the model.
         CheckpointError, HubError: The weights to start from cannot be loaded.
     """
-    model, new_card = _build_model(recipe, samples, None if card else options.init_from)
-    card = card or new_card
+    init_from = options.init_from if options.init_from is not None else recipe.init_from
+    init_from = None if card else init_from
+    model, new_card = _build_model(recipe, samples, init_from)
+    resumes, card = card is not None, card or new_card
     config, masking = model.config, None
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
@@ -180,7 +187,16 @@ def build_training(
         precision=DTYPES[precision],
         world=world,
         workers=default_workers() if options.workers is None else options.workers,
+        weights="from the checkpoint"
+        if resumes
+        else f"from {init_from}"
+        if init_from
+        else "random",
     )
+
+
+def _origin(init_from: str | None) -> str:
+    return "random" if init_from is None else f"from {init_from}"
 
 
 def default_workers() -> int:

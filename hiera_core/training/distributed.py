@@ -59,6 +59,15 @@ class World:
             dist.all_reduce(values)
         return values.cpu()
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process. It is exchanged on the CPU, so that
+        nothing waits for a GPU."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        dist.all_reduce(count)
+        return bool(count)
+
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in the order of their ranks, to every process.
 

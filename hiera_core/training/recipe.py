@@ -31,8 +31,9 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The data: what is held out, and how samples are read."""
+    """The data: where it is, what is held out, and how samples are read."""
 
+    path: str | None = None  # the training data, see `open_splits`
     val: str | float | None = None  # path of held-out data, or share of the data to hold out
     repeats: int = 1  # views of a sample each time it is read (repeated sampling)
     max_bad: float = 0.01  # largest share of unreadable samples; above it the run stops
@@ -87,6 +88,7 @@ class Recipe:
     batch_size: int  # views for one optimiser step, over all processes
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
+    init_from: str | None = None  # weights to start from; None: random weights
     accumulate: int = 1  # forward passes for one step, if its batch does not fit in memory
     mask_ratio: float = MASK_RATIOS["image"]  # share of hidden mask units, for the task `mae`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
@@ -117,7 +119,7 @@ class Recipe:
             raise UsageError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than "
                 f"schedule.epochs {self.schedule.epochs:g}",
-                "set schedule.warmup_epochs too",
+                "set schedule.warmup_epochs lower, too",
             )
         if not 0 < self.augment.randaugment_ops <= MAX_RANDAUGMENT_OPS:
             raise UsageError(

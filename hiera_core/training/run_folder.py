@@ -6,13 +6,16 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, translate_write_errors
 from ..data.datasets import MediaDataset
-from ..errors import OutputError, UsageError
+from ..device import select_device
+from ..errors import CheckpointError, OutputError, UsageError
 from ..lock import exclusive
 from ..weights import files
 from . import previews
@@ -21,7 +24,7 @@ from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
 from .distributed import World, unwrap_model
 from .recipe import Recipe
-from .recipe_reader import read_recipe
+from .recipe_reader import apply_settings, differences, read_recipe, resumed_recipe
 from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
 
 if TYPE_CHECKING:
@@ -32,8 +35,6 @@ NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 RECIPE_NAME = "recipe.yaml"
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
 SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD)
-# Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
-CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
 
 
 @contextlib.contextmanager
@@ -108,6 +109,124 @@ def check_apart(path: Path, data: Path, what: str = "the data") -> None:
         )
 
 
+def complete_recipe(
+    recipe: str | Path | Recipe | None,
+    data: str | Path | None,
+    folder: Path,
+    options: RunOptions,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Return the recipe of a run, with its data and the weights to start from.
+
+    If the run resumes, this is the recipe that it was begun with. What is given here, apart from
+    CHANGEABLE_KEYS, has to be the same.
+
+    Args:
+        recipe, settings: See `train`.
+        data: The training data. None: that of the recipe.
+        folder: Folder of the run.
+        options: See `train`.
+
+    Raises:
+        UsageError: The recipe or a setting is not usable, or is not that of the run to resume.
+        CheckpointError: The checkpoint to resume from is damaged.
+    """
+    more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
+    if options.init_from is not None:
+        more["init_from"] = _absolute(options.init_from)
+    if isinstance(recipe, Recipe):
+        return Recipe.from_dict(apply_settings(recipe.to_dict(), more))
+    saved, settings = _saved_recipe(folder, options), {**(settings or {}), **more}
+    if saved is None and recipe is None:
+        raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
+    if saved is None:
+        assert recipe is not None
+        return read_recipe(recipe, settings)
+    if "init_from" not in saved:  # of an earlier version, which did not record it
+        settings.pop("init_from", None)
+    chosen, lines = resumed_recipe(saved, recipe, settings)
+    if lines:
+        raise _other_recipe(lines, folder, options)
+    return chosen
+
+
+def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
+    """Return the recipe of the run that is to be resumed, or None if there is none."""
+    found = checkpoint.find_checkpoint(options.resume, folder) if options.resume else None
+    if found is not None:
+        recipe: dict[str, Any] = read_meta(found)["recipe"]
+        try:
+            Recipe.from_dict(recipe)
+        except UsageError as error:
+            raise CheckpointError(
+                f"{found / META}: its recipe is not usable ({error.message})", "the file is damaged"
+            ) from error
+        return recipe
+    path = folder / RECIPE_NAME
+    if not options.resume or options.overwrite or not path.is_file():
+        return None
+    return read_recipe(path).to_dict()
+
+
+def _absolute(location: str | Path) -> str:
+    """Return a local path so that the recipe can be used in any folder; names stay as they are."""
+    text = str(location)
+    is_path = os.path.lexists(text) or text.endswith(".tar")  # also a pattern of tar files
+    return str(Path(text).absolute()) if is_path and "://" not in text else text
+
+
+def _other_recipe(lines: list[str], folder: Path, options: RunOptions) -> UsageError:
+    run = folder if options.resume in (None, "auto") else Path(str(options.resume))
+    return UsageError(
+        "the run was begun with another recipe",
+        f"to continue it with its own: {resume_command(run)}; to train with another, begin a new "
+        "run with --init-from",
+        lines,
+    )
+
+
+def default_folder(recipe: str | Path | None, resume: str | None = None) -> Path:
+    """Return the folder of a run that has no name: `runs/RECIPE`, or without a recipe the folder
+    of the run to resume.
+
+    Raises:
+        UsageError: There is no recipe, and no path of a run.
+    """
+    if recipe is not None:
+        return Path("runs") / Path(recipe).stem
+    if resume in (None, "auto"):
+        raise UsageError(
+            "no recipe", "name a model or a .yaml file, or continue a run: --resume FOLDER"
+        )
+    path = Path(str(resume))
+    is_checkpoint = (path / META).is_file() and path.parent.name == checkpoint.FOLDER
+    return path.parent.parent if is_checkpoint else path
+
+
+def resume_command(
+    folder: Path,
+    options: RunOptions | None = None,
+    world: World | None = None,
+) -> str:
+    """Return the command that continues a run.
+
+    Args:
+        folder: The folder of the run, or a checkpoint.
+        options, world: How the run is carried out, if that is to stay the same.
+    """
+    words = ["hiera", "train", "--resume", str(folder)]
+    if world is not None and world.size > 1:
+        count = os.environ.get("LOCAL_WORLD_SIZE", str(world.size))
+        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "hiera_cli"]
+    if options is not None:
+        words += [] if options.workers is None else ["-j", str(options.workers)]
+        words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
+        words += [f"--{name}" for name in ("compile", "tensorboard") if getattr(options, name)]
+    if world is not None and world.device.type != select_device().type:
+        words += ["--device", str(world.device)]
+    return shlex.join(words)
+
+
 class RunFolder:
     """The folder of a run. It is locked, and nothing in it changes before `claim`.
 
@@ -132,7 +251,7 @@ class RunFolder:
     def __init__(
         self, path: Path, recipe: Recipe, samples: MediaDataset, world: World, options: RunOptions
     ) -> None:
-        self.path, self.recipe, self.world = path, recipe, world
+        self.path, self.recipe, self.world, self.options = path, recipe, world, options
         for name in SUBFOLDERS:
             # A run removes old files in them. A link would make it do so elsewhere.
             if (path / name).is_symlink():
@@ -235,19 +354,19 @@ class RunFolder:
 
     def _holds_recipe(self) -> bool:
         """Return whether recipe.yaml is this run's recipe. Then it stays as it is, because
-        somebody may have written it by hand."""
+        somebody may have written it by hand, and may have left out the data."""
         try:
-            return read_recipe(self.path / RECIPE_NAME).to_dict() == self.recipe.to_dict()
+            found = read_recipe(self.path / RECIPE_NAME)
         except UsageError:
             return False
+        own = self.recipe
+        data = replace(found.data, path=found.data.path or own.data.path)
+        return replace(found, data=data, init_from=found.init_from or own.init_from) == own
 
     def _check_same_recipe(self, saved: dict[str, Any]) -> None:
-        for key, value in self.recipe.to_dict().items():
-            if key not in CHANGEABLE_KEYS and saved.get(key) != value:
-                raise UsageError(
-                    f"the run was begun with {key} = {saved.get(key)}, not {value}",
-                    "resume it with the same recipe, or start a new run with --init-from",
-                )
+        given = {k: v for k, v in self.recipe.to_dict().items() if k != "init_from"}
+        if lines := differences(saved, given):
+            raise _other_recipe(lines, self.path, self.options)
 
     def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
         """Write model.safetensors, config.json and hiera.json, in the reference's naming.

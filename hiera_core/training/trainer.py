@@ -262,7 +262,6 @@ class Trainer:
         while step < steps:
             statistics.add(self._step(step, batches))
             step += 1
-            self._show_progress(statistics, step)
             saves = step == steps or self._is_every(self.recipe.save_every, step)
             measures = self._validates(step) or self._draws(step, previews)
             reports = saves or measures or step % self.recipe.log_every == 0
@@ -272,6 +271,8 @@ class Trainer:
             if reports:
                 last |= self._report(statistics, step)
                 statistics = StepStatistics(self.world, step)
+            else:
+                self._show_progress(statistics, step)
             is_pending = measures and (stops or not self._measure(step, last, previews))
             if stops or is_pending:
                 self._log_unreadable(step)

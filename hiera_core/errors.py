@@ -101,6 +101,8 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         UsageError: It is not. The hint suggests a similar choice, or lists all.
     """
     choices = list(choices)
+    if not isinstance(value, str):
+        raise UsageError(f"{what} is {value!r:.60}", f"use {', '.join(choices)}")
     if value not in choices:
         hint = did_you_mean(value, choices) or f"use {', '.join(choices)}"
         raise UsageError(f"unknown {what} {value!r}", hint)
@@ -118,6 +120,22 @@ def check_positive(what: str, value: int | None, most: int | None = None) -> Non
         raise UsageError(f"{what} is {value}", "give a number above 0")
     if value is not None and most is not None and value > most:
         raise UsageError(f"{what} is {value}", f"give a number of at most {most}")
+
+
+def check_type(what: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Check the type of an argument.
+
+    Args:
+        what: Name of the argument.
+        value: What the user gave.
+        kinds: The types that it may have.
+        expected: What to give instead, for the hint.
+
+    Raises:
+        UsageError: It has another type.
+    """
+    if not isinstance(value, kinds):
+        raise UsageError(f"{what} is {value!r:.60}", f"give {expected}")
 
 
 def is_whole(value: object) -> bool:

@@ -248,20 +248,22 @@ def test_a_warm_up_is_shortened_with_the_epochs(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO, "hiera")
     for epochs, expected in ((1, 0.12), (0.5, 0.06), (5, 0.6), (6, 3.0), (25, 3.0)):
         caplog.clear()
-        recipe = recipes.read_recipe("hiera_nano_32", {"schedule.epochs": epochs})
+        recipe = recipes.read_recipe(
+            "hiera_nano_32", {"schedule.epochs": epochs}, shorten_warmup=True
+        )
         assert recipe.schedule.warmup_epochs == expected
         assert ("warm-up is shortened from 3 to" in caplog.text) == (expected != 3.0)
     given = {"schedule.epochs": 1, "schedule.warmup_epochs": 3}
     with pytest.raises(UsageError, match="warmup_epochs 3 is more than"):
-        recipes.read_recipe("hiera_nano_32", given)
+        recipes.read_recipe("hiera_nano_32", given, shorten_warmup=True)
 
 
 def test_a_warm_up_in_a_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: hiera_nano_32\nschedule: {epochs: 4, warmup_epochs: 3}\n")
-    assert recipes.read_recipe(path).schedule.warmup_epochs == 3
+    assert recipes.read_recipe(path, shorten_warmup=True).schedule.warmup_epochs == 3
     path.write_text("extends: hiera_nano_32\nschedule: {epochs: 4}\n")
-    assert recipes.read_recipe(path).schedule.warmup_epochs == 0.48
+    assert recipes.read_recipe(path, shorten_warmup=True).schedule.warmup_epochs == 0.48
 
 
 @pytest.mark.parametrize(

@@ -322,9 +322,7 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already holds a run"):
         run(recipe, tmp_path / "run")
     other = recipe_of("hiera_nano_32", schedule__epochs=2)
-    with pytest.raises(
-        UsageError, match="schedule.epochs: 1.0 in the run, 2.0 on the command line"
-    ):
+    with pytest.raises(UsageError, match=r"schedule\.epochs: 1\.0 in the run, 2\.0 on the command"):
         run(other, tmp_path / "run", resume="auto")
     with pytest.raises(UsageError, match="no checkpoint"):
         run(recipe, tmp_path / "new", resume=str(tmp_path / "nothing"))

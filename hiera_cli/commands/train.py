@@ -191,7 +191,8 @@ def train(
     if print_recipe and resume is None:
         if recipe is None:
             raise UsageError("no recipe", "name a model or a .yaml file")
-        typer.echo(recipes.read_recipe(recipe, changes).to_yaml(), nl=False)
+        chosen = recipes.read_recipe(recipe, changes, shorten_warmup=True)
+        typer.echo(chosen.to_yaml(), nl=False)
         return OK
     processes = 0 if workers == "0" else auto_or_count(workers)
     from hiera_core.training import build, distributed, run_folder, trainer

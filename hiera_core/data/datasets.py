@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError, check_type, did_you_mean
 from ..zoo import labels as class_labels
 from . import folders, tar_files, toy_datasets
 from .list_files import as_class_number, read_list
@@ -142,6 +142,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
     if str(data) in BUILT_IN and not Path(data).exists():
@@ -158,6 +159,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     path, text = Path(data), str(data)
     if path.is_dir() and any(path.glob("*.tar")):
         found = _from_shards(sorted(path.glob("*.tar")), labelled)

@@ -15,7 +15,7 @@ from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
 from ..data.sources import Source
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, is_whole
 from ..models import factory
 from ..models.attention_maps import attention_grids, attention_maps
 from ..models.hiera import HieraEncoder
@@ -52,7 +52,7 @@ class Features(Tensors):
 @overload
 def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -64,7 +64,7 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
 @overload
 def features(  # type: ignore[overload-overlap]
     source: InMemory,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -76,7 +76,7 @@ def features(  # type: ignore[overload-overlap]
 @overload
 def features(
     source: Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -87,7 +87,7 @@ def features(
 
 def features(
     source: MediaInput | Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -111,10 +111,22 @@ def features(
     Raises:
         UsageError: A folder is empty, or an input is of another type; see also `FeatureExtractor`.
     """
-    chosen = (stages,) if isinstance(stages, int) else stages
-    selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
+    chosen = None if stages is None else _stage_numbers(stages)
+    selection = FeatureSelection(chosen, pool)
     found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source, expand)
     return [_features_of(r) for r in found] if isinstance(found, list) else _features_of(found)
+
+
+def _stage_numbers(stages: object) -> tuple[int, ...]:
+    """Return stages as a tuple.
+
+    Raises:
+        UsageError: They are no numbers.
+    """
+    given = (stages,) if is_whole(stages) else stages
+    if not isinstance(given, Sequence) or not all(map(is_whole, given)):
+        raise UsageError(f"stages is {stages!r:.60}", "give numbers of stages, such as [1, 3]")
+    return tuple(int(stage) for stage in given)
 
 
 def _features_of(record: Record) -> Features:
@@ -240,7 +252,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         selection: FeatureSelection | None = None,
         visualize: bool = False,

@@ -28,7 +28,7 @@ from ..data.image_reader import open_image
 from ..data.media_types import kind_of
 from ..data.memory import MediaInput
 from ..data.sources import Source
-from ..errors import HieraError, InputError, UsageError, check_positive
+from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
 from .batching import BatchRunner
 from .prefetch import prefetch_map, prefetch_next
@@ -98,13 +98,18 @@ class Pipeline(Generic[R]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         workers: int | None = None,
         batch_size: int | None = None,
         **runner_options: object,
     ) -> None:
+        model = str(model) if isinstance(model, Path) else model
+        if not (model is None or isinstance(model, str | torch.nn.Module) or callable(model)):
+            raise UsageError(f"model is {model!r:.60}", "give a name, a path or a model")
+        if sampling is not None:
+            check_type("sampling", sampling, Sampling, "a hiera_core.Sampling")
         check_positive("batch_size", batch_size, MAX_BATCH_SIZE)
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
@@ -159,6 +164,7 @@ class Pipeline(Generic[R]):
             DeviceError: There is not enough memory for a single image or clip.
             CheckpointError, HubError: The model for an input cannot be loaded.
         """
+        inputs = _checked_sources(inputs)
         limit = min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
         waiting: list[DecodedInput] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
@@ -345,12 +351,25 @@ class Pipeline(Generic[R]):
         )
 
 
+def _checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:
+    """Yield the sources.
+
+    Raises:
+        UsageError: One of them is something else, such as a path.
+    """
+    for item in [inputs] if isinstance(inputs, str | Path) else inputs:
+        check_type("an input", item, Source, "sources: sources.expand([path, ...]) makes them")
+        yield item  # type: ignore[misc]
+
+
 def single_view_sampling(sampling: Sampling | None) -> Sampling:
     """Return the sampling with one clip and one crop, unless other numbers are given.
 
     Raises:
         UsageError: The sampling asks for segments or single frames.
     """
+    if sampling is not None:
+        check_type("sampling", sampling, Sampling, "a hiera_core.Sampling")
     sampling = sampling or Sampling()
     if sampling.segments is not None or sampling.every is not None:
         raise UsageError("segments and every are for prediction", "leave them out")

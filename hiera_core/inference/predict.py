@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack, overload
+from typing import Any, ClassVar, SupportsIndex, Unpack, overload
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
-from ..errors import InputError, UsageError, check_positive
+from ..errors import InputError, UsageError, check_positive, check_type
 from ..models import factory
 from ..models.hiera import Hiera
 from ..models.mae import MaskedAutoencoderHiera
@@ -42,7 +42,7 @@ class PredictorOptions(PipelineOptions, total=False):
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
     source: str | Path,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -52,7 +52,7 @@ def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
 @overload
 def predict(  # type: ignore[overload-overlap]
     source: InMemory,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -62,7 +62,7 @@ def predict(  # type: ignore[overload-overlap]
 @overload
 def predict(
     source: Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -71,7 +71,7 @@ def predict(
 
 def predict(
     source: MediaInput | Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -118,6 +118,10 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
         class_names: Sequence[str] | None = None,
         **options: Unpack[BatchOptions],
     ) -> None:
+        if class_names is not None:
+            is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+            if not (is_list and all(isinstance(name, str) for name in class_names)):
+                raise UsageError(f"class_names is {class_names!r:.60}", "give a list of texts")
         super().__init__(_check_classifier(model), **options)
         self.class_names = class_names or self.model.class_names
         self._check_class_names()
@@ -179,7 +183,7 @@ class Predictor(Pipeline[Classifier]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         topk: int = 5,
@@ -191,6 +195,7 @@ class Predictor(Pipeline[Classifier]):
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
+        check_type("topk", topk, SupportsIndex, "a whole number above 0")
         check_positive("topk", topk)
         self.topk, self.keep_thumbnails = topk, keep_thumbnails
         super().__init__(

@@ -86,6 +86,8 @@ def create_model(
         CheckpointError, HubError: See `read_checkpoint`.
     """
     entry = names.find_entry(name)
+    if checkpoint is not None:
+        names.check_not_empty(checkpoint)
     if entry is None:
         loaded = _read_weights(None, name, checkpoint)
         model = from_checkpoint(loaded, strict=strict, resample=resample, **config)

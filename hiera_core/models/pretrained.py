@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 
 from ..errors import CheckpointError
-from ..weights import files, load
+from ..weights import files, load, names
 from ..zoo import labels
 from . import pos_embed
 from .config import AutoencoderArguments, HieraConfig
@@ -119,6 +119,7 @@ class PretrainedMixin(
             CheckpointError: The checkpoint does not fit, or its architecture is unknown.
             HubError: It cannot be downloaded.
         """
+        names.check_not_empty(pretrained_model_name_or_path)
         arguments: dict[str, Any] = {**options}
         hub_names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         hub_options = {name: arguments.pop(name) for name in hub_names if name in arguments}

@@ -22,22 +22,24 @@ RECIPES = Path(__file__).with_name("recipes")
 CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints", "data.path")
 
 
-def read_recipe(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    recipe: str | Path, settings: Mapping[str, Any] | None = None, *, shorten_warmup: bool = False
+) -> Recipe:
     """Return the recipe of a model, or the recipe in a file, with some values changed.
-
-    If fewer epochs are given, and no warm-up, that of the built-in recipe is shortened; see
-    `_shorten_warmup`.
 
     Args:
         recipe: Name of a model, such as `mae_hiera_base_224`, or path of a .yaml file. A file has
             all values, or `extends: NAME` and the values that differ.
         settings: Values to change, by dotted key: {"optimizer.lr": 1e-3}.
+        shorten_warmup: If fewer epochs are given, and no warm-up, shorten that of the built-in
+            recipe; see `_shorten_warmup`.
 
     Raises:
         UsageError: The recipe does not exist, or the file cannot be read; see `Recipe.from_dict`.
     """
     values = apply_settings(_load_values(recipe, _built_in_values), settings)
-    _shorten_warmup(values, given_values(recipe, settings))
+    if shorten_warmup:
+        _shorten_warmup(values, given_values(recipe, settings))
     return Recipe.from_dict(values)
 
 

@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, translate_write_errors
 from ..data.datasets import MediaDataset
 from ..device import select_device
-from ..errors import CheckpointError, OutputError, UsageError
+from ..errors import CheckpointError, OutputError, UsageError, check_type
 from ..lock import exclusive
 from ..weights import files
 from . import previews
@@ -131,6 +132,7 @@ def complete_recipe(
         UsageError: The recipe or a setting is not usable, or is not that of the run to resume.
         CheckpointError: The checkpoint to resume from is damaged.
     """
+    check_type("recipe", recipe, (str, Path, Recipe, NoneType), "the name of a model, or a path")
     more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
     if options.init_from is not None:
         more["init_from"] = _absolute(options.init_from)
@@ -141,7 +143,7 @@ def complete_recipe(
         raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
     if saved is None:
         assert recipe is not None
-        return read_recipe(recipe, settings)
+        return read_recipe(recipe, settings, shorten_warmup=True)
     if "init_from" not in saved:  # of an earlier version, which did not record it
         settings.pop("init_from", None)
     chosen, lines = resumed_recipe(saved, recipe, settings)

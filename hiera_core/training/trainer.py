@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypedDict
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..atomic import unfinished
 from ..data.datasets import Splits, open_splits
-from ..errors import CheckpointError, TrainingError, UsageError
+from ..errors import CheckpointError, TrainingError, UsageError, check_type
 from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoints.checkpoint import CheckpointManager
@@ -122,10 +123,8 @@ def train(
 
 
 def _checked(options: RunOptions | None, folder: str | Path) -> tuple[RunOptions, Path]:
-    if options is not None and not isinstance(options, RunOptions):
-        raise UsageError(f"options is {options!r}", "give a RunOptions")
-    if not isinstance(folder, str | Path):
-        raise UsageError(f"folder is {folder!r}", "give a path")
+    check_type("options", options, (RunOptions, NoneType), "a hiera_core.RunOptions")
+    check_type("folder", folder, (str, Path), "the path of a folder")
     return options or RunOptions(), Path(folder)
 
 
@@ -143,8 +142,7 @@ def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Sp
     """
     if data is None:
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
-    if not isinstance(data, str | Path):
-        raise UsageError(f"data is {data!r}", "give a path, or digits or shapes")
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
     for part in parts or [Path(data)]:
         run_folder.check_apart(Path(folder), part)

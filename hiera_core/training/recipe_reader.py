@@ -203,8 +203,6 @@ def apply_settings(values: dict[str, Any], settings: Mapping[str, Any] | None) -
     Raises:
         UsageError: A setting is no dotted key, or one of a value that is no section.
     """
-    if settings is not None and not isinstance(settings, Mapping):
-        raise UsageError(f"settings is {settings!r}", "give a dictionary: {'optimizer.lr': 1e-3}")
     for key, value in (settings or {}).items():
         if not isinstance(key, str):
             raise UsageError(f"the setting {key!r} is no key", "give a text: 'optimizer.lr'")

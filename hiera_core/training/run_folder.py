@@ -133,6 +133,8 @@ def complete_recipe(
         CheckpointError: The checkpoint to resume from is damaged.
     """
     check_type("recipe", recipe, (str, Path, Recipe, NoneType), "the name of a model, or a path")
+    kinds = (Mapping, NoneType)
+    check_type("settings", settings, kinds, "a dictionary, such as {'optimizer.lr': 1e-3}")
     more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
     if options.init_from is not None:
         more["init_from"] = _absolute(options.init_from)

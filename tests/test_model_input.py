@@ -83,10 +83,10 @@ def test_shapes_of_clips(video_model: HieraEncoder) -> None:
 
 @pytest.mark.parametrize("name", ["hiera_nano_32", "mae_hiera_nano_32"])
 def test_other_models(name: str) -> None:
-    grey = hiera_core.create_model(name, pretrained=True, in_chans=1, input_size=(64, 48))
-    assert grey.transform(PICTURE).shape == (1, 1, 64, 48)
-    half = grey.to(torch.bfloat16)
-    assert half.transform(PICTURE).dtype == torch.bfloat16
+    wide = hiera_core.create_model(name, pretrained=True, input_size=(64, 48))
+    assert wide.transform(PICTURE).shape == (1, 3, 64, 48)
+    assert wide.to(torch.bfloat16).transform(PICTURE).dtype == torch.bfloat16
+    assert hiera_core.create_model(name, in_chans=1).transform(PICTURE).shape == (1, 1, 32, 32)
     backbone = hiera_core.create_model(name, pretrained=True, features_only=True)
     maps = backbone(backbone.transform(PICTURE))
     assert maps[0].shape == (1, 24, 16, 16)
@@ -148,7 +148,7 @@ def test_an_image_is_no_clip(video_model: HieraEncoder) -> None:
         video_model.transform(PICTURE)
     signal = hiera_core.Hiera(
         input_size=(256,), in_chans=1, q_stride=(2,), mask_unit_size=(8,),
-        patch_kernel=(7,), patch_stride=(4,), patch_padding=(3,), stages=(1, 1, 1),
+        patch_kernel=(7,), patch_stride=(4,), patch_padding=(3,), stages=(1, 1, 1), q_pool=2,
     )  # fmt: skip
     with pytest.raises(UsageError):
         signal.transform(PICTURE)

@@ -380,6 +380,7 @@ def test_differences_from_the_run_are_listed(
     folder = photos.parent / "run"
     train("hiera_nano_32", photos, folder, settings=TINY)
     before = contents(folder)
+    capsys.readouterr()  # of that run
     code, _, err = hiera(
         "train", "hiera_nano_32", photos, "-o", folder, "--resume", "auto", "--set", "seed=7",
         "--set", "augment.scale=[0.5, 1]", "--set", "model.config.embed_dim=16",

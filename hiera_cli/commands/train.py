@@ -195,9 +195,10 @@ def train(
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
     processes = 0 if workers == "0" else auto_or_count(workers)
-    from hiera_core.training import build, distributed, run_folder, trainer
+    from hiera_core.training import build, distributed, trainer
+    from hiera_core.training.checkpoints import run_recipe
 
-    folder = output or run_folder.default_folder(recipe, resume)
+    folder = output or run_recipe.default_folder(recipe, resume)
     run_options = build.RunOptions(
         init_from=init_from,
         resume=resume,
@@ -208,7 +209,7 @@ def train(
         tensorboard=tensorboard,
         live=not quiet,
     )
-    chosen = run_folder.complete_recipe(recipe, data, folder, run_options, changes)
+    chosen = run_recipe.complete_recipe(recipe, data, folder, run_options, changes)
     if print_recipe:
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
@@ -222,7 +223,7 @@ def train(
             next_command = f"hiera predict --checkpoint {folder}"
         else:
             classifier = chosen.model.name.removeprefix("mae_")
-            next_command = f"hiera train {classifier} --init-from {folder}"
+            next_command = f"hiera train {classifier} DATA --init-from {folder}"
         print_message(f"{_summary(result)}; {folder} holds the weights: {next_command}")
     return OK
 

@@ -51,7 +51,7 @@ class Features(Tensors):
 
 @overload
 def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-    source: str | Path,
+    source: str | Path | np.ndarray | torch.Tensor,  # tensors can be batches
     model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),

@@ -41,7 +41,7 @@ class PredictorOptions(PipelineOptions, total=False):
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-    source: str | Path,
+    source: str | Path | np.ndarray | torch.Tensor,  # tensors can be batches
     model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,

@@ -6,34 +6,31 @@ import contextlib
 import errno
 import math
 import os
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, translate_write_errors
 from ..data.datasets import MediaDataset
-from ..device import select_device
-from ..errors import CheckpointError, OutputError, UsageError, check_type
+from ..errors import OutputError, UsageError
 from ..lock import exclusive
 from ..weights import files
 from . import previews
 from .checkpoints import checkpoint
 from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
+from .checkpoints.run_recipe import RECIPE_NAME, other_recipe
 from .distributed import World, unwrap_model
-from .recipe import Recipe
-from .recipe_reader import apply_settings, differences, read_recipe, resumed_recipe
+from .recipe import Recipe, RunOptions
+from .recipe_reader import differences, read_recipe
 from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
 
 if TYPE_CHECKING:
-    from .build import RunOptions, TrainingSetup
+    from .build import TrainingSetup
 
 # Reasons why no folder can have such a name, rather than why it cannot be written just now.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-RECIPE_NAME = "recipe.yaml"
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
 SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD)
 
@@ -108,127 +105,6 @@ def check_apart(path: Path, data: Path, what: str = "the data") -> None:
             f"the run's folder {path} and {what} {data} are the same, or one is in the other",
             "write the run to another folder with -o",
         )
-
-
-def complete_recipe(
-    recipe: str | Path | Recipe | None,
-    data: str | Path | None,
-    folder: Path,
-    options: RunOptions,
-    settings: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """Return the recipe of a run, with its data and the weights to start from.
-
-    If the run resumes, this is the recipe that it was begun with. What is given here, apart from
-    CHANGEABLE_KEYS, has to be the same.
-
-    Args:
-        recipe, settings: See `train`.
-        data: The training data. None: that of the recipe.
-        folder: Folder of the run.
-        options: See `train`.
-
-    Raises:
-        UsageError: The recipe or a setting is not usable, or is not that of the run to resume.
-        CheckpointError: The checkpoint to resume from is damaged.
-    """
-    check_type("recipe", recipe, (str, Path, Recipe, NoneType), "the name of a model, or a path")
-    kinds = (Mapping, NoneType)
-    check_type("settings", settings, kinds, "a dictionary, such as {'optimizer.lr': 1e-3}")
-    more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
-    if options.init_from is not None:
-        more["init_from"] = _absolute(options.init_from)
-    if isinstance(recipe, Recipe):
-        return Recipe.from_dict(apply_settings(recipe.to_dict(), more))
-    saved, settings = _saved_recipe(folder, options), {**(settings or {}), **more}
-    if saved is None and recipe is None:
-        raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
-    if saved is None:
-        assert recipe is not None
-        return read_recipe(recipe, settings, shorten_warmup=True)
-    if "init_from" not in saved:  # of an earlier version, which did not record it
-        settings.pop("init_from", None)
-    chosen, lines = resumed_recipe(saved, recipe, settings)
-    if lines:
-        raise _other_recipe(lines, folder, options)
-    return chosen
-
-
-def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
-    """Return the recipe of the run that is to be resumed, or None if there is none."""
-    found = checkpoint.find_checkpoint(options.resume, folder) if options.resume else None
-    if found is not None:
-        recipe: dict[str, Any] = read_meta(found)["recipe"]
-        try:
-            Recipe.from_dict(recipe)
-        except UsageError as error:
-            raise CheckpointError(
-                f"{found / META}: its recipe is not usable ({error.message})", "the file is damaged"
-            ) from error
-        return recipe
-    path = folder / RECIPE_NAME
-    if not options.resume or options.overwrite or not path.is_file():
-        return None
-    return read_recipe(path).to_dict()
-
-
-def _absolute(location: str | Path) -> str:
-    """Return a local path so that the recipe can be used in any folder; names stay as they are."""
-    text = str(location)
-    is_path = os.path.lexists(text) or text.endswith(".tar")  # also a pattern of tar files
-    return str(Path(text).absolute()) if is_path and "://" not in text else text
-
-
-def _other_recipe(lines: list[str], folder: Path, options: RunOptions) -> UsageError:
-    run = folder if options.resume in (None, "auto") else Path(str(options.resume))
-    return UsageError(
-        "the run was begun with another recipe",
-        f"to continue it with its own: {resume_command(run)}; to train with another, begin a new "
-        "run with --init-from",
-        lines,
-    )
-
-
-def default_folder(recipe: str | Path | None, resume: str | None = None) -> Path:
-    """Return the folder of a run that has no name: `runs/RECIPE`, or without a recipe the folder
-    of the run to resume.
-
-    Raises:
-        UsageError: There is no recipe, and no path of a run.
-    """
-    if recipe is not None:
-        return Path("runs") / Path(recipe).stem
-    if resume in (None, "auto"):
-        raise UsageError(
-            "no recipe", "name a model or a .yaml file, or continue a run: --resume FOLDER"
-        )
-    path = Path(str(resume))
-    is_checkpoint = (path / META).is_file() and path.parent.name == checkpoint.FOLDER
-    return path.parent.parent if is_checkpoint else path
-
-
-def resume_command(
-    folder: Path,
-    options: RunOptions | None = None,
-    world: World | None = None,
-) -> str:
-    """Return the command that continues a run.
-
-    Args:
-        folder: The folder of the run, or a checkpoint.
-        options, world: How the run is carried out, if that is to stay the same.
-    """
-    words = ["hiera", "train", "--resume", str(folder)]
-    if world is not None and world.size > 1:
-        count = os.environ.get("LOCAL_WORLD_SIZE", str(world.size))
-        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "hiera_cli"]
-    if options is not None:
-        words += [] if options.workers is None else ["-j", str(options.workers)]
-        words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
-        words += [f"--{name}" for name in ("compile", "tensorboard") if getattr(options, name)]
-    if world is not None and world.device.type != select_device().type:
-        words += ["--device", str(world.device)]
-    return shlex.join(words)
 
 
 class RunFolder:
@@ -370,7 +246,7 @@ class RunFolder:
     def _check_same_recipe(self, saved: dict[str, Any]) -> None:
         given = {k: v for k, v in self.recipe.to_dict().items() if k != "init_from"}
         if lines := differences(saved, given):
-            raise _other_recipe(lines, self.path, self.options)
+            raise other_recipe(lines, self.path, self.options)
 
     def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
         """Write model.safetensors, config.json and hiera.json, in the reference's naming.

@@ -21,13 +21,14 @@ from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoints.checkpoint import CheckpointManager
 from .checkpoints.checkpoint_meta import MEASUREMENTS
+from .checkpoints.run_recipe import complete_recipe, resume_command
 from .dataloader import Batch, Collator, TrainDataset, make_loader
 from .distributed import World, join_processes, unwrap_model, without_gradient_sync
 from .losses import compute_losses
 from .lr_schedule import learning_rate_at
 from .previews import Previews
 from .recipe import Recipe
-from .run_folder import RunFolder, complete_recipe
+from .run_folder import RunFolder
 from .run_log import LOG_NAME, START, RunLog
 from .sampler import StepSampler, derive_seed
 from .step_statistics import StepStatistics
@@ -332,7 +333,7 @@ class Trainer:
         Raises:
             TrainingError: Another process has received the signal, and this one has not.
         """
-        command = run_folder.resume_command(self.run_folder.path, self.options, self.world)
+        command = resume_command(self.run_folder.path, self.options, self.world)
         text = f"step {step} of {self.sampler.steps} is saved in {self.run_folder.path}"
         error = unfinished.deferred()
         if error is None:

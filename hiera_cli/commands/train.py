@@ -59,10 +59,12 @@ class TrainCommand(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             option = getattr(error, "option_name", None)
-            if not (isinstance(option, str) and hasattr(error, "possibilities")):
+            if not isinstance(option, str) or not hasattr(error, "possibilities"):
                 raise
             hint = _hint_for(option, given)
-            if hint is None and error.possibilities:  # it names options that are similar
+            if hint is None and getattr(
+                error, "possibilities", None
+            ):  # it names options that are similar
                 raise
             hint = hint or "--help lists the options, and --print-recipe the keys for --set"
             raise UsageError(f"no such option: {option}", hint) from error

@@ -47,12 +47,13 @@ def model_input(model: nn.Module, source: MediaInputs) -> torch.Tensor:
 
 def _items(source: MediaInputs, transform: ImageTransform | VideoTransform) -> list[Source]:
     """Return a source for each input."""
+    given: Any = source
     if memory.is_batch(source, "image" if isinstance(transform, ImageTransform) else "video"):
-        source = list(source)  # type: ignore[arg-type]
-    single = memory.is_single(source)
-    if not single and not isinstance(source, Iterable):
+        given = list(given)
+    elif memory.is_single(source):
+        given = [source]
+    elif not isinstance(source, Iterable):
         memory.as_pixels(source)  # raises an error about its type
-    given: list[Any] = [source] if single else list(source)  # type: ignore[arg-type]
     return [
         Source(str(item), path=Path(item))
         if isinstance(item, str | Path)
@@ -71,7 +72,7 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndar
     try:
         if source.error is not None:
             raise source.error
-        content = source.content() if source.pixels is None else source.pixels
+        content: Any = source.content() if source.pixels is None else source.pixels
         if isinstance(content, np.ndarray):
             kind = "video" if content.ndim == 4 else "image"
         else:
@@ -87,9 +88,9 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndar
                 else "give a list of its frames, or use a model for videos",
             )
         if isinstance(transform, ImageTransform):
-            is_array = isinstance(content, np.ndarray)
-            image = Image.fromarray(content) if is_array else open_image(content)[0]
-            return transform.crop(image)
+            if isinstance(content, np.ndarray):
+                return transform.crop(Image.fromarray(content))
+            return transform.crop(open_image(content)[0])
         _, segments = read_segments(content, CENTRE, transform)
         return next(segments).views[0]
     except InputError as error:

@@ -38,15 +38,15 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
         UsageError: The model takes one-dimensional signals, or is no Hiera.
         CheckpointError: The preprocessing that was saved with the model is not usable.
     """
-    model = _unwrap(model)
-    size = tuple(model.config["input_size"])
-    saved = getattr(model, "card", {}).get("preprocessing")
+    inner = _unwrap(model)
+    size = tuple(inner.config["input_size"])
+    saved = getattr(inner, "card", {}).get("preprocessing")
     transform: ImageTransform | VideoTransform
-    if model.input_kind() == "video":
+    if inner.input_kind() == "video":
         transform = VideoTransform.from_preprocessing(saved, size)
     else:
         transform = ImageTransform.from_preprocessing(saved, size)
-    if model.config["in_chans"] != 1:
+    if inner.config["in_chans"] != 1:
         return transform
     mean, std = (sum(values) / len(values) for values in (transform.mean, transform.std))
     return replace(transform, grey=True, mean=(mean,), std=(std,))

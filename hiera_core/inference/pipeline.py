@@ -359,7 +359,7 @@ def _checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:
     """
     for item in [inputs] if isinstance(inputs, str | Path) else inputs:
         check_type("an input", item, Source, "sources: sources.expand([path, ...]) makes them")
-        yield item  # type: ignore[misc]
+        yield cast(Source, item)
 
 
 def single_view_sampling(sampling: Sampling | None) -> Sampling:

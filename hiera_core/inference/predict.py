@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, SupportsIndex, Unpack, overload
+from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
-from ..errors import InputError, UsageError, check_positive, check_type
+from ..errors import InputError, UsageError, check_positive
 from ..models import factory
 from ..models.hiera import Hiera
 from ..models.mae import MaskedAutoencoderHiera
@@ -195,7 +195,8 @@ class Predictor(Pipeline[Classifier]):
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
-        check_type("topk", topk, SupportsIndex, "a whole number above 0")
+        if topk is None:
+            raise UsageError("topk is None", "give a whole number above 0")
         check_positive("topk", topk)
         self.topk, self.keep_thumbnails = topk, keep_thumbnails
         super().__init__(

@@ -50,15 +50,15 @@ def complete_recipe(
         more["init_from"] = _absolute(options.init_from)
     if isinstance(recipe, Recipe):
         return Recipe.from_dict(apply_settings(recipe.to_dict(), more))
-    saved, settings = _saved_recipe(folder, options), {**(settings or {}), **more}
+    saved, wanted = _saved_recipe(folder, options), {**(settings or {}), **more}
     if saved is None and recipe is None:
         raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
     if saved is None:
         assert recipe is not None
-        return read_recipe(recipe, settings, shorten_warmup=True)
+        return read_recipe(recipe, wanted, shorten_warmup=True)
     if "init_from" not in saved:  # of an earlier version, which did not record it
-        settings.pop("init_from", None)
-    chosen, lines = resumed_recipe(saved, recipe, settings)
+        wanted.pop("init_from", None)
+    chosen, lines = resumed_recipe(saved, recipe, wanted)
     if lines:
         raise other_recipe(lines, folder, options)
     return chosen

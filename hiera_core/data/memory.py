@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ from ..errors import InputError, UsageError, first_line
 from ..records import Kind
 from .image_reader import to_upright_rgb
 from .sources import Source
+from .transforms import InMemory as InMemory
+from .transforms import MediaInput as MediaInput
 from .video_files.video_reader import DecodedFrame
 
-# What the functions of the library take for one image or video.
-InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]
-MediaInput: TypeAlias = str | Path | InMemory
 SINGLE = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with alpha
 MAX_FILE_BYTES = 512 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,15 @@ from .clip_reader import read_segments
 from .clip_sampling import Sampling
 from .image_reader import open_image
 from .media_types import kind_of
-from .memory import MediaInput
 from .sources import Source, is_folder
-from .transforms import ImageTransform, VideoTransform, check_channels, transform_for
+from .transforms import (
+    ImageTransform,
+    MediaInputs,
+    VideoTransform,
+    check_channels,
+    transform_for,
+)
 
-MediaInputs: TypeAlias = MediaInput | Iterable[MediaInput]
 CENTRE = Sampling(clips=1, crops=1)
 
 

@@ -7,9 +7,10 @@ Images are processed as in the reference's evaluation, video clips as in SlowFas
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import IO, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ from .clip_sampling import crop_offsets
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
+
+
+# What the functions of the library take for one image or video, and for several.
+InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]
+MediaInput: TypeAlias = str | Path | InMemory
+MediaInputs: TypeAlias = MediaInput | Iterable[MediaInput]
 
 
 def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.transforms import MediaInputs
 from .config import HieraConfig
 from .hiera import HieraEncoder
-
-if TYPE_CHECKING:
-    from ..data.model_input import MediaInputs
 
 
 class FeatureBackbone(nn.Module):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 
+from ..data.transforms import MediaInputs
 from ..errors import CheckpointError
 from ..weights import files, load, names
 from ..zoo import labels
 from . import pos_embed
 from .config import AutoencoderArguments, HieraConfig
-
-if TYPE_CHECKING:
-    from ..data.model_input import MediaInputs
 
 M = TypeVar("M", bound=torch.nn.Module)
 # Arguments of timm's absolute-window models. Their position embedding does not show the input size

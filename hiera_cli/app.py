@@ -46,7 +46,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(
         _name,
-        cls=help_text.Command,
+        cls=train.TrainCommand if _name == "train" else help_text.Command,
         help=help_text.help_text(_command),
         epilog=help_text.examples(_name),
     )(_command)

@@ -78,7 +78,10 @@ def exit_code_of(error: BaseException, hint: str = "") -> int:
         _redirect_stdout()
         return BROKEN_PIPE
     if isinstance(error, HieraError):
-        print_message("; ".join([str(error), *getattr(error, "__notes__", ())]))
+        first, *details = str(error).split("\n") if error.details else [str(error)]
+        print_message("; ".join([first, *getattr(error, "__notes__", ())]))
+        for line in details:
+            print_message(line)
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), SOME_FAILED)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print_message("the disk is full; free some space and use --resume")

@@ -21,14 +21,14 @@ from hiera_core.inference import fingerprint
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
-from .output_formats import WRITERS, Format, open_text, resolve_format
-from .outputs import claim_file, target_of
-from .partial_results import (
+from .output_files.claims import claim_file, target_of
+from .output_files.partial_results import (
     FinishedInput,
     finished_inputs,
     read_facts,
     remove_incomplete_line,
 )
+from .output_formats import WRITERS, Format, open_text, resolve_format
 from .progress import InputCount, progress_counter
 
 PARTIAL, FACTS = ".partial", ".json"  # endings that are added to the name of the output file

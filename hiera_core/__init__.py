@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .inference.evaluate import Evaluation as Evaluation
     from .inference.evaluate import evaluate as evaluate
     from .inference.features import FeatureExtractor as FeatureExtractor
+    from .inference.features import Features as Features
     from .inference.features import FeatureSelection as FeatureSelection
     from .inference.features import features as features
     from .inference.predict import Classifier as Classifier
@@ -83,7 +84,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
 
 _PUBLIC = {
     "inference.predict": ("predict", "Predictor", "Classifier"),
-    "inference.features": ("features", "FeatureExtractor", "FeatureSelection"),
+    "inference.features": ("features", "Features", "FeatureExtractor", "FeatureSelection"),
     "inference.reconstruct": ("reconstruct", "Reconstruction", "Reconstructor"),
     "inference.evaluate": ("evaluate", "Evaluation"),
     "training.trainer": ("train", "TrainingResult"),

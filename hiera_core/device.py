@@ -36,7 +36,8 @@ def select_device(name: str | torch.device = "auto") -> torch.device:
         name = "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
     found = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,9}))?", name)
     if found is None:
-        hint = did_you_mean(name.partition(":")[0], ("cpu", "cuda", "mps"))
+        hint = "use cuda" if name.startswith("gpu") else ""
+        hint = hint or did_you_mean(name.partition(":")[0], ("cpu", "cuda", "mps"))
         raise UsageError(f"unknown device {name!r}", hint or "use auto, cpu, cuda, cuda:N or mps")
     kind, index = found.groups()
     if (kind == "cuda" and not _has_cuda()) or (kind == "mps" and not _has_mps()):

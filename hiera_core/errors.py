@@ -12,15 +12,16 @@ The rule for all errors:
       TrainingError                 6
       InputError                    1
 
-- An input that cannot be read does not stop the others. Functions that return records report it in
-  its record, with the status "error"; the command line then ends with exit code 1. Functions that
-  return bare tensors have no place for it, so they raise InputError for the first such input.
+- An input that cannot be read does not stop the others. The functions that take several inputs
+  return a result for each, and the error is in the result of its input: a record with the status
+  "error", or `Features` with an `error`. The command line then ends with exit code 1.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 class HieraError(Exception):
@@ -29,15 +30,21 @@ class HieraError(Exception):
     Args:
         message: What happened, and to which input or file.
         hint: What to do next; shown after the message.
+        details: Further lines, such as one for each value that is wrong.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = tuple(details)
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}" if self.hint else self.message
+        first = f"{self.message}; {self.hint}" if self.hint else self.message
+        return "\n".join([first, *(f"  {line}" for line in self.details)])
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.message, self.hint, self.details)
 
 
 class UsageError(HieraError, ValueError):
@@ -94,18 +101,48 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         UsageError: It is not. The hint suggests a similar choice, or lists all.
     """
     choices = list(choices)
+    if not isinstance(value, str):
+        raise UsageError(f"{what} is {value!r:.60}", f"use {', '.join(choices)}")
     if value not in choices:
         hint = did_you_mean(value, choices) or f"use {', '.join(choices)}"
         raise UsageError(f"unknown {what} {value!r}", hint)
 
 
 def check_positive(what: str, value: int | None, most: int | None = None) -> None:
-    """Check that a number, if it is given, is at least 1, and at most `most`.
+    """Check that a number, if it is given, is whole, at least 1, and at most `most`.
 
     Raises:
         UsageError: It is not.
     """
+    if value is not None and not is_whole(value):
+        raise UsageError(f"{what} is {value!r}", "give a whole number above 0")
     if value is not None and value < 1:
         raise UsageError(f"{what} is {value}", "give a number above 0")
     if value is not None and most is not None and value > most:
         raise UsageError(f"{what} is {value}", f"give a number of at most {most}")
+
+
+def check_type(what: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Check the type of an argument.
+
+    Args:
+        what: Name of the argument.
+        value: What the user gave.
+        kinds: The types that it may have.
+        expected: What to give instead, for the hint.
+
+    Raises:
+        UsageError: It has another type.
+    """
+    if not isinstance(value, kinds):
+        raise UsageError(f"{what} is {value!r:.60}", f"give {expected}")
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, also one of NumPy's, and no boolean."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, also one of NumPy's, and no boolean."""
+    return is_whole(value) or (hasattr(value, "__float__") and not isinstance(value, bool | str))

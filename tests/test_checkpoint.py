@@ -150,6 +150,10 @@ ODD_VALUES: list[tuple[str, Any]] = [
     ("data", 3),
     ("seen", 1.5),
     ("unread", None),
+    ("rows", 3),
+    ("rows", [[1, 2, 3]]),
+    ("rows", [["1", 2, 3, 4]]),
+    ("rows", [[1, 2, 3, 4]] * 1000),  # more than the steps
     ("sha256", 3),
     ("sha256", "0" * 64),
     ("scaler", 1),

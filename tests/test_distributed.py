@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from hiera_core.atomic.lock import exclusive
 from hiera_core.errors import DeviceError, OutputError, TrainingError, UsageError
-from hiera_core.lock import exclusive
 from hiera_core.training import distributed
 from hiera_core.training.build import RunOptions
 
@@ -300,3 +300,36 @@ def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum
     assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if "is saved in" in line]
+    assert f"to continue: hiera train --resume {tmp_path / 'run'} -j 1" in line
+    step = int((tmp_path / "run/checkpoints/latest").read_text().removeprefix("step_"))
+    assert f"step {step} of" in line
+
+
+@pytest.mark.parametrize("signalled", [(0, 1), (1,)], ids=["both", "one"])
+def test_processes_stop_after_the_same_step(tmp_path: Path, signalled: tuple[int, ...]) -> None:
+    """Also if only one of them gets the signal. The checkpoint can be resumed."""
+    path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000, save_every=1000)
+    folder = tmp_path / "run"
+    arguments = ("train", path, "digits", "-q", "-j", "0", "--parallel", "fsdp", "-o", folder)
+    processes = start_processes(2, *arguments)
+    log = folder / "log.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and log.read_text().count('"step"') > 3):
+        assert time.monotonic() < deadline and processes[0].poll() is None
+        time.sleep(0.1)
+    for rank in signalled:
+        processes[rank].send_signal(signal.SIGTERM)
+    errors = []
+    for process in processes:
+        try:
+            errors.append(process.communicate(timeout=90)[1])
+        finally:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    assert codes == [143 if rank in signalled else 6 for rank in range(2)], errors
+    (saved,) = folder.glob("checkpoints/step_*")
+    meta = json.loads((saved / "meta.json").read_text())
+    assert f"step {meta['step']} of 14000 is saved in {folder}" in errors[0]
+    assert f"--nproc-per-node 2 -m hiera_cli train --resume {folder}" in errors[0]
+    assert "Traceback" not in "".join(errors)

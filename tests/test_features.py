@@ -167,8 +167,10 @@ def test_features_returns_tensors_by_name(digits: Path, tmp_path: Path) -> None:
     assert found["embedding"].dtype == torch.float32
     several = hiera_core.features(digits, "hiera_nano_32", stages=(2,), batch_size=4)
     assert len(several) == 25 and several[0]["stage2"].shape == (48,)
+    missing = hiera_core.features(tmp_path / "none.png", "hiera_nano_32")
+    assert missing == {} and "no such file" in str(missing.error)
     with pytest.raises(InputError, match="no such file"):
-        hiera_core.features(tmp_path / "none.png", "hiera_nano_32")
+        missing["embedding"]
     with pytest.raises(UsageError, match="has 3 stages"):
         FeatureExtractor("hiera_nano_32", selection=FeatureSelection((4,)))
     sampling = hiera_core.Sampling(clips=2)

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from hiera_core import lock
+from hiera_core.atomic import lock
+from hiera_core.atomic.lock import exclusive, exclusive_folder
 from hiera_core.errors import UsageError
-from hiera_core.lock import exclusive, exclusive_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hiera_core.lock import exclusive
+from hiera_core.atomic.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)

@@ -144,7 +144,7 @@ def test_bad_values_are_the_error_of_that_input(source: Any, message: str, photo
     assert bad["status"] == "error" and message in bad["error"]["message"]
     assert good["status"] == "ok"
     with pytest.raises(InputError, match=message):
-        hiera_core.features(source, "hiera_nano_32")
+        hiera_core.features(source, "hiera_nano_32")["embedding"]
 
 
 def test_texts_are_paths_unless_they_are_expanded(tmp_path: Path, photo: Path) -> None:

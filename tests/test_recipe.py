@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,3 +241,57 @@ def test_print_recipe_applies_settings(hiera: Callable[..., tuple[int, str, str]
     code, _, err = hiera("train", "hiera_base_224")
     assert code == 2
     assert "no data" in err
+
+
+def test_a_warm_up_is_shortened_with_the_epochs(caplog: pytest.LogCaptureFixture) -> None:
+    """Only if it would take more than half of them, and nobody has given it."""
+    caplog.set_level(logging.INFO, "hiera")
+    for epochs, expected in ((1, 0.12), (0.5, 0.06), (5, 0.6), (6, 3.0), (25, 3.0)):
+        caplog.clear()
+        recipe = recipes.read_recipe(
+            "hiera_nano_32", {"schedule.epochs": epochs}, shorten_warmup=True
+        )
+        assert recipe.schedule.warmup_epochs == expected
+        assert ("warm-up is shortened from 3 to" in caplog.text) == (expected != 3.0)
+    given = {"schedule.epochs": 1, "schedule.warmup_epochs": 3}
+    with pytest.raises(UsageError, match="warmup_epochs 3 is more than"):
+        recipes.read_recipe("hiera_nano_32", given, shorten_warmup=True)
+
+
+def test_a_warm_up_in_a_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: hiera_nano_32\nschedule: {epochs: 4, warmup_epochs: 3}\n")
+    assert recipes.read_recipe(path, shorten_warmup=True).schedule.warmup_epochs == 3
+    path.write_text("extends: hiera_nano_32\nschedule: {epochs: 4}\n")
+    assert recipes.read_recipe(path, shorten_warmup=True).schedule.warmup_epochs == 0.48
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs 5", "--set schedule.epochs=5"),
+        ("--epochs=5", "--set schedule.epochs=5"),
+        ("--epohcs 5", "--set schedule.epochs=5"),
+        ("--lr 1e-3", "--set optimizer.lr=1e-3"),
+        ("--learning-rate 1e-3", "--set optimizer.lr=1e-3"),
+        ("--batch-size 8", "--set batch_size=8"),
+        ("--batch_size 8", "--set batch_size=8"),
+        ("-b 8", "--set batch_size=8"),
+        ("--weight-decay 0.1", "--set optimizer.weight_decay=0.1"),
+        ("--warmup-epochs 1", "--set schedule.warmup_epochs=1"),
+        ("--mixup 0.1", "--set augment.mixup=0.1"),
+        ("--seed 1", "--set seed=1"),
+        ("--amp", "--set precision=VALUE"),
+        ("--input-size 64", "--set model.config.input_size=64"),
+        ("--num-classes 3", "the data decides"),
+        ("--data-path x", "second argument"),
+        ("--num-workers 2", "--workers N"),
+        ("--pretrained", "--init-from"),
+        ("--gpus 2", "torchrun"),
+        ("--devise cpu", "--device"),
+        ("--nonsense", "--print-recipe"),
+    ],
+)
+def test_options_of_other_trainers_have_a_hint(option: str, message: str, hiera: Any) -> None:
+    code, _, err = hiera("train", "hiera_nano_32", "digits", *option.split())
+    assert code == 2 and message in err and err.count("\n") == 1

@@ -330,7 +330,7 @@ def test_a_second_command_on_one_output_is_refused(
     output: str,
     overwrite: bool,
 ) -> None:
-    from hiera_core.lock import exclusive
+    from hiera_core.atomic.lock import exclusive
 
     monkeypatch.chdir(tmp_path)
     if output.endswith("/"):

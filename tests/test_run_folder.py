@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+import hiera_core
+from hiera_core.atomic.lock import exclusive
 from hiera_core.data import toy_datasets
-from hiera_core.errors import UsageError
-from hiera_core.lock import exclusive
+from hiera_core.errors import CheckpointError, UsageError
 from hiera_core.training import build, run_folder, trainer
 from hiera_core.training.checkpoints import checkpoint
+from hiera_core.training.recipe_reader import read_recipe
 from tests.test_trainer import CPU, recipe_of, run
 
 Command = Callable[..., tuple[int, str, str]]
@@ -60,7 +62,7 @@ def test_a_run_that_has_saved_nothing_restarts(tmp_path: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     first, *_ = (folder / "log.jsonl").read_text().splitlines()
     (folder / "log.jsonl").write_text(f"{first}\n")
-    with pytest.raises(UsageError, match="begun with seed = 0, not 7"):
+    with pytest.raises(UsageError, match="seed: 0 in the run, 7 on the command line"):
         run(recipe_of("hiera_nano_32", schedule__epochs=1, seed=7), folder, resume="auto")
     (folder / "recipe.yaml").write_text("half a rec")
     with pytest.raises(UsageError, match=r"recipe\.yaml"):
@@ -322,3 +324,104 @@ def test_names_that_no_folder_can_have_are_refused(
     (tmp_path / "broken").symlink_to("nothing")
     code, _, err = hiera("train", "hiera_nano_32", "digits", "-o", tmp_path / name, "-j", "0")
     assert code == 2 and err.count("\n") == 1 and "unexpected" not in err
+
+
+# The recipe of a run ------------------------------------------------------------------------------
+
+TINY = {"model.config": {"embed_dim": 8, "stages": [1, 1, 1]}, "schedule.epochs": 1}
+TINY |= {"schedule.warmup_epochs": 0, "batch_size": 32, "log_every": 1, "save_every": 0.5}
+
+
+def train(recipe: str | Path | None, data: Any, folder: Path, **options: Any) -> dict[str, Any]:
+    settings = options.pop("settings", None)
+    choices = build.RunOptions(**{"workers": 0, **options})
+    result = trainer.train(recipe, data, folder, CPU, choices, settings=settings)
+    return dict(result)
+
+
+def test_a_recipe_records_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data and the weights to start from are in it, so it is enough to repeat the run, also in
+    another folder."""
+    here = photos.parent
+    monkeypatch.chdir(here)
+    tiny = hiera_core.hiera_nano_32(**TINY["model.config"], num_classes=2)
+    tiny.save_pretrained("start")
+    train("hiera_nano_32", "photos", Path("runs/a"), settings=TINY, init_from="start")
+    recipe = read_recipe(here / "runs/a/recipe.yaml")
+    assert recipe.data.path == str(here / "photos") and recipe.init_from == str(here / "start")
+    monkeypatch.chdir("/")
+    train(here / "runs/a/recipe.yaml", None, here / "runs/b")
+    first, second = (contents(here / f"runs/{name}")["model.safetensors"] for name in "ab")
+    assert first == second
+    assert (here / "runs/a/recipe.yaml").read_text() == (here / "runs/b/recipe.yaml").read_text()
+    first, second = ((here / f"runs/{n}/log.jsonl").read_text() for n in "ab")
+    start = json.loads(first.splitlines()[0])
+    assert start["weights"] == "from start" and start["classes"] == 2
+
+
+@pytest.mark.parametrize("recipe", ["hiera_nano_32", None, "file", "own"])
+def test_resuming_needs_no_settings_again(photos: Path, recipe: str | None) -> None:
+    """Whatever names the recipe. What is not given is that of the run."""
+    folder = photos.parent / "run"
+    own = photos.parent / "mine.yaml"
+    own.write_text("extends: hiera_nano_32\nbatch_size: 32\n")
+    start = own if recipe == "file" else "hiera_nano_32"
+    train(start, photos, folder, settings=TINY)
+    expected = contents(folder)["model.safetensors"]
+    shutil.rmtree(folder / "checkpoints/step_00000002")
+    again = {"file": own, "own": folder / "recipe.yaml"}.get(str(recipe), recipe)
+    result = train(again, None, folder, resume="auto", settings={"log_every": 2})
+    assert result["step"] == 2 and contents(folder)["model.safetensors"] == expected
+
+
+def test_differences_from_the_run_are_listed(
+    photos: Path, hiera: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos.parent / "run"
+    train("hiera_nano_32", photos, folder, settings=TINY)
+    before = contents(folder)
+    capsys.readouterr()  # of that run
+    code, _, err = hiera(
+        "train", "hiera_nano_32", photos, "-o", folder, "--resume", "auto", "--set", "seed=7",
+        "--set", "augment.scale=[0.5, 1]", "--set", "model.config.embed_dim=16",
+        "--set", "batch_size=3.2e1", "--set", "save_every=3", "--init-from", "hiera_nano_32",
+    )  # fmt: skip
+    first, *lines = err.splitlines()
+    assert code == 2 and f"hiera train --resume {folder}" in first
+    assert sorted(lines) == [
+        "hiera: augment.scale: [0.7, 1.0] in the run, [0.5, 1] on the command line",
+        "hiera: init_from: none in the run, hiera_nano_32 on the command line",
+        "hiera: model.config.embed_dim: 8 in the run, 16 on the command line",
+        "hiera: seed: 0 in the run, 7 on the command line",
+    ]
+    assert "{" not in err
+    code, _, err = hiera("train", "mae_hiera_nano_32", "--resume", folder)
+    assert code == 2 and "task: classify in the run, mae on the command line" in err
+    code, _, err = hiera("train", folder)
+    assert code == 2 and f"hiera train --resume {folder}" in err
+    assert contents(folder) == before
+    assert hiera("train", "--resume", folder, "-q")[0] == 0  # the command of the message works
+
+
+def test_a_run_of_an_earlier_version_resumes(photos: Path) -> None:
+    """Its recipe has neither the data nor the weights to start from."""
+    folder = photos.parent / "run"
+    train("hiera_nano_32", photos, folder, settings=TINY)
+    for meta in folder.glob("checkpoints/*/meta.json"):
+        values = json.loads(meta.read_text())
+        del values["recipe"]["data"]["path"], values["recipe"]["init_from"]
+        meta.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="no data"):
+        train("hiera_nano_32", None, folder, resume="auto")
+    result = train("hiera_nano_32", photos, folder, resume="auto", init_from="hiera_nano_32")
+    assert result["step"] == 2
+
+
+@pytest.mark.parametrize("recipe", [{"seed": 1}, {"task": "classify", "model": 3}])
+def test_a_checkpoint_with_an_odd_recipe_is_refused(photos: Path, recipe: Any) -> None:
+    folder = photos.parent / "run"
+    train("hiera_nano_32", photos, folder, settings=TINY)
+    for meta in folder.glob("checkpoints/*/meta.json"):
+        meta.write_text(json.dumps({**json.loads(meta.read_text()), "recipe": recipe}))
+    with pytest.raises(CheckpointError, match="its recipe is not usable"):
+        train(None, photos, folder, resume="auto")

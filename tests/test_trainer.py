@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 import hiera_core
 from hiera_core import zoo
+from hiera_core.atomic import unfinished
 from hiera_core.data import datasets, toy_datasets
 from hiera_core.data.video_files import video_writer
 from hiera_core.errors import CheckpointError, DeviceError, OutputError, TrainingError, UsageError
@@ -319,7 +322,7 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already holds a run"):
         run(recipe, tmp_path / "run")
     other = recipe_of("hiera_nano_32", schedule__epochs=2)
-    with pytest.raises(UsageError, match="begun with schedule"):
+    with pytest.raises(UsageError, match=r"schedule\.epochs: 1\.0 in the run, 2\.0 on the command"):
         run(other, tmp_path / "run", resume="auto")
     with pytest.raises(UsageError, match="no checkpoint"):
         run(recipe, tmp_path / "new", resume=str(tmp_path / "nothing"))
@@ -410,6 +413,11 @@ def test_fine_tuning_starts_from_the_weights_of_an_autoencoder(
     name = "blocks.1.attn.qkv.weight"
     assert torch.equal(before.get_parameter(name), after.get_parameter(name))
     assert "norm (2), head (2) newly initialised" in caplog.text
+    # It has a name of its own, also in records and for the class that loads it.
+    assert json.loads((tmp_path / "ft/hiera.json").read_text())["model"] == "hiera_nano_32"
+    assert hiera_core.Hiera.from_pretrained(tmp_path / "mae").card["model"] == "hiera_nano_32"
+    record = hiera_core.predict(next(iter(_save_digits(tmp_path))), str(tmp_path / "ft"))
+    assert isinstance(record, dict) and record["model"] == "hiera_nano_32"
 
 
 @pytest.mark.parametrize("model", ["mae_hiera_nano_32", "mae_hiera_nano_8x32"])
@@ -513,6 +521,144 @@ def test_pre_training_draws_pictures_after_every_epoch(tmp_path: Path) -> None:
     assert not np.array_equal(first[:660, 2 * column :], second[:660, 2 * column :])
     run(recipe_of("hiera_nano_32", schedule__epochs=1), tmp_path / "other")
     assert not (tmp_path / "other/pictures").exists(), "a classifier draws no pictures"
+
+
+# Signals ----------------------------------------------------------------------------------------
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a signal arrive in the middle of the step after `step` steps, once."""
+    original, left = trainer.Trainer._step, [True]
+
+    def interrupted(self: trainer.Trainer, number: int, batches: Any) -> torch.Tensor:
+        values = original(self, number, batches)
+        if number == step - 1 and left:
+            left.clear()
+            unfinished.raise_or_defer(KeyboardInterrupt())
+        return values
+
+    monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8, 12])
+def test_an_interrupted_run_continues_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In the middle of a report (1, 3), at a report (5), at a validation and checkpoint (8), at the
+    end (12)."""
+    settings: dict[str, Any] = {"schedule__epochs": 3, "log_every": 5, "val_every": 2}
+    config = {**NARROW, "drop_path_rate": 0.3}
+    recipe = recipe_of("hiera_nano_32", ema=0.9, save_every=2, model__config=config, **settings)
+    run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as found:
+        interrupt_after(step, patch)
+        run(recipe, tmp_path / "cut")
+    (note,) = found.value.__notes__
+    assert note == (
+        f"step {step} of 12 is saved in {tmp_path / 'cut'}; to continue: "
+        f"hiera train --resume {tmp_path / 'cut'} -j 0"
+    )
+    latest = (tmp_path / "cut/checkpoints/latest").read_text().strip()
+    assert latest == f"step_{step:08}" and not (tmp_path / "cut/model.safetensors").exists()
+    result = run(recipe, tmp_path / "cut", resume="auto")
+    assert result["step"] == 12 and result["val"]["samples"] == 32
+    for name in ("model.safetensors", "hiera.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    for kind in ("step", "val"):
+        whole, cut = ([(e["step"], e["loss"]) for e in events(tmp_path / n, kind)]
+                      for n in ("whole", "cut"))  # fmt: skip
+        assert whole == cut
+
+
+def test_a_signal_during_validation_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation ends after a batch, and is done again when the run continues."""
+    original = validate.compute_losses
+
+    def interrupted(*arguments: Any) -> Any:
+        unfinished.raise_or_defer(KeyboardInterrupt())
+        return original(*arguments)
+
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=2, batch_size=16)
+    run(recipe, tmp_path / "whole", digits(32))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(validate, "compute_losses", interrupted)
+        run(recipe, tmp_path / "cut", digits(32))
+    assert not events(tmp_path / "cut", "val")
+    run(recipe, tmp_path / "cut", digits(32), resume="auto")
+    assert events(tmp_path / "cut", "val") == events(tmp_path / "whole", "val")
+
+
+def test_control_c_in_a_program_saves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that uses the library has Python's own handler. A second signal ends at once."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pytest.skip("the tests run without Python's handler")
+    original = trainer.Trainer._step
+
+    def pressed(self: trainer.Trainer, number: int, batches: Any) -> torch.Tensor:
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        return original(self, number, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", pressed)
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    for presses, saved in ((1, ["latest", "step_00000001"]), (2, [])):
+        folder = tmp_path / str(presses)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, folder)
+        assert sorted(p.name for p in (folder / "checkpoints").glob("*")) == saved
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# Display ----------------------------------------------------------------------------------------
+
+
+def test_the_first_step_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And before it, what is trained, and that the weights are random."""
+    caplog.set_level(logging.INFO, "hiera")
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=2, log_every=100)
+    run(recipe, tmp_path / "run")
+    start, hint, first, *_ = caplog.messages
+    assert re.fullmatch(
+        r"hiera_nano_32: [\d.]+M parameters, 10 classes, 128 images, 32 held out, "
+        r"on cpu in float32, weights random",
+        start,
+    )
+    assert "weights are random: --init-from mae_hiera_nano_32" in hint
+    assert re.fullmatch(
+        r"step 1/8, epoch 0.25, loss 2\.\d+, lr 0.0005, elapsed 0:00:\d\d, eta 0:\d\d:\d\d", first
+    )
+    assert len(events(tmp_path / "run", "step")) == 2, "the log itself has no further event"
+    caplog.clear()
+    run(recipe, tmp_path / "other", init_from=str(tmp_path / "run"))
+    assert f"weights from {tmp_path / 'run'}" in caplog.text
+    assert "weights are random" not in caplog.text
+    caplog.clear()
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000008")
+    run(recipe, tmp_path / "run", resume="auto")
+    assert "weights from the checkpoint" in caplog.text and "step 5/8" in caplog.text
+
+
+def test_a_live_table_shows_the_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the first step, and then about twice a second."""
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        run_log._LiveTable, "show", lambda self, event, values: shown.append(values)
+    )
+    log = run_log.RunLog(tmp_path, 100)
+    log.open(0)
+    for step in range(1, 4):
+        if log.wants_progress(step):
+            log.show_progress({"step": step, "epoch": 0.1, "loss": 2.0, "lr": 0.0})
+    assert [values["step"] for values in shown] == [1]
+    monkeypatch.setattr(run_log, "PROGRESS_S", 0.0)
+    assert log.wants_progress(4)
+    log.close()
+    assert {"step", "epoch", "loss", "lr", "elapsed", "eta"} <= set(shown[0])
 
 
 # Errors -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Maps = list[torch.Tensor]
 def calls(x: torch.Tensor) -> None:
     assert_type(hiera.predict("x.jpg"), RecordJson | list[RecordJson])
     assert_type(hiera.predict([Path("x.jpg")]), list[RecordJson])
-    assert_type(hiera.features([Path("x.jpg")]), list[dict[str, torch.Tensor]])
+    assert_type(hiera.features([Path("x.jpg")]), list[hiera.Features])
     assert_type(hiera.create_model("hiera_tiny_224", num_classes=3), HieraEncoder)
     assert_type(hiera.create_model("hiera_tiny_224", features_only=True), hiera.FeatureBackbone)
     as_maps = bool(x.numel())
@@ -31,6 +31,8 @@ def calls(x: torch.Tensor) -> None:
     assert_type(model.forward(x), torch.Tensor)
     assert_type(model.forward(x, return_intermediates=True), tuple[torch.Tensor, Maps])
     assert_type(model.forward_features(x), torch.Tensor)
+    assert_type(model.transform("x.jpg"), torch.Tensor)
+    assert_type(model.class_names, list[str] | None)
     assert_type(model.config["input_size"], tuple[int, ...])
     mae = hiera.MaskedAutoencoderHiera()
     assert_type(mae.config["decoder_depth"], int)

@@ -19,8 +19,8 @@ from hiera_core.errors import DeviceError, UsageError
 from .. import completion, options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count
+from ..output_files.claims import claim_file, target_of, write_text
 from ..output_formats import Format, print_text, resolve_format, write_rows
-from ..outputs import claim_file, target_of, write_text
 from ..text_tables import fit_table, stderr_width, stdout_width, wrap_line
 
 if TYPE_CHECKING:

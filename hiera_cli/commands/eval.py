@@ -16,8 +16,8 @@ from hiera_core.plain_data import to_json
 from .. import completion, load_model, options
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..options import auto_or_count, auto_or_workers
+from ..output_files.claims import check_file, claim_file, write_text
 from ..output_formats import Format, resolve_format, write_rows
-from ..outputs import check_file, claim_file, write_text
 from ..text_tables import stdout_width
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from hiera_core.records import Record
 from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
-from ..feature_outputs import FeatureOutputs
 from ..options import OnError, auto_or_count, auto_or_workers
+from ..output_files.feature_outputs import FeatureOutputs
 from ..progress import InputCount
 from ..result_stream import ResultStream
 

@@ -15,7 +15,7 @@ from hiera_core.records import Record
 from .. import load_model, options, output_formats
 from ..exit_codes import print_message
 from ..options import OnError, auto_or_count, auto_or_workers
-from ..picture_outputs import PictureOutput, parse_output
+from ..output_files.picture_outputs import PictureOutput, parse_output
 from ..progress import InputCount
 from ..result_stream import ResultStream
 

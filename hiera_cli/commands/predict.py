@@ -14,7 +14,7 @@ from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, options, output_formats
 from ..options import OnError, auto_or_count, auto_or_workers
-from ..picture_outputs import PictureOutput, parse_output
+from ..output_files.picture_outputs import PictureOutput, parse_output
 from ..progress import InputCount
 from ..result_stream import ResultStream
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,76 @@ from hiera_core.training import recipe_reader as recipes
 
 from .. import completion, options
 from ..exit_codes import OK, print_message
+from ..help_text import Command
 from ..options import Device, auto_or_workers
+
+# Options of other trainers that are options or arguments here, too, under another name.
+RENAMED = {
+    "checkpoint": "--init-from PATH",
+    "weights": "--init-from PATH",
+    "pretrained": "--init-from NAME",
+    "finetune": "--init-from PATH",
+    "start-from": "--init-from PATH",
+    "resume-from": "--resume PATH",
+    "model": "the model as the first argument: hiera train MODEL DATA",
+    "m": "the model as the first argument: hiera train MODEL DATA",
+    "arch": "the model as the first argument: hiera train MODEL DATA",
+    "recipe": "the recipe as the first argument: hiera train RECIPE DATA",
+    "data": "the data as the second argument: hiera train MODEL DATA",
+    "d": "the data as the second argument: hiera train MODEL DATA",
+    "data-path": "the data as the second argument: hiera train MODEL DATA",
+    "data-dir": "the data as the second argument: hiera train MODEL DATA",
+    "dataset": "the data as the second argument: hiera train MODEL DATA",
+    "output-dir": "--output FOLDER",
+    "out": "--output FOLDER",
+    "save-dir": "--output FOLDER",
+    "num-workers": "--workers N",
+    "fp16": "--set precision=fp16",
+    "bf16": "--set precision=bf16",
+    "cpu": "--device cpu",
+    "cuda": "--device cuda",
+    "gpu": "--device cuda",
+    "gpus": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
+    "distributed": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
+    "fsdp": "--parallel fsdp",
+}
+
+
+class TrainCommand(Command):
+    """The command, with a hint for options that other trainers have."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)
+            if not isinstance(option, str) or not hasattr(error, "possibilities"):
+                raise
+            hint = _hint_for(option, given)
+            if hint is None and getattr(
+                error, "possibilities", None
+            ):  # it names options that are similar
+                raise
+            hint = hint or "--help lists the options, and --print-recipe the keys for --set"
+            raise UsageError(f"no such option: {option}", hint) from error
+
+
+def _hint_for(option: str, arguments: list[str]) -> str | None:
+    """Return what to write in place of an option that does not exist, or None."""
+    renamed = RENAMED.get(option.strip("-").replace("_", "-").lower())
+    if renamed is not None:
+        return f"use {renamed}"
+    key = recipes.key_of_option(option)
+    if key is None:
+        return None
+    value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{option}=")), "")
+    if not value and option in arguments[:-1]:
+        following = arguments[arguments.index(option) + 1]
+        value = "" if following.startswith("--") else following
+    if key == "model.config.num_classes":
+        return "leave it out: the data decides the number of classes"
+    return f"it is a value of the recipe: --set {key}={value or 'VALUE'}"
 
 
 class Parallel(StrEnum):
@@ -27,21 +96,23 @@ class Parallel(StrEnum):
 
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Name of a model, to use its built-in recipe, or a .yaml file. Models whose names "
-            "begin with mae_ are pre-trained; all others are fine-tuned.",
+            "begin with mae_ are pre-trained; all others are fine-tuned. With --resume, the recipe "
+            "of the run is the default.",
             metavar="RECIPE",
             autocompletion=completion.classifiers_and_autoencoders,
             show_default=False,
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None,
         typer.Argument(
             help="Training data: a folder with a subfolder for each class (or with train/ and val/ "
             "of that form), a list of `path label` lines, tar shards, or the built-in data set "
-            "digits or shapes. Pre-training takes any folder of images and videos.",
+            "digits or shapes. Pre-training takes any folder of images and videos. By default, the "
+            "data that the recipe names (data.path).",
             metavar="DATA",
             autocompletion=completion.data_sets,
             show_default=False,
@@ -123,21 +194,23 @@ def train(
     """Pre-train a masked autoencoder, or fine-tune a classifier, in one process or many.
 
     The folder of the run gets the weights (ready for `hiera predict --checkpoint`), the log, curves
-    and checkpoints. Start several processes with torchrun -m hiera_cli train.
+    and checkpoints. After Ctrl-C, a checkpoint is saved, and a line says how to continue. Start
+    several processes with torchrun -m hiera_cli train.
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("hiera").setLevel(level)
-    chosen = recipes.read_recipe(recipe, dict(map(recipes.parse_setting, settings or [])))
-    if print_recipe:
+    changes = dict(map(recipes.parse_setting, settings or []))
+    if print_recipe and resume is None:
+        if recipe is None:
+            raise UsageError("no recipe", "name a model or a .yaml file")
+        chosen = recipes.read_recipe(recipe, changes, shorten_warmup=True)
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
-    if data is None:
-        raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
     processes = 0 if workers == "0" else auto_or_workers(workers)
-    folder = output or Path("runs") / Path(recipe).stem
     from hiera_core.training import build, distributed, trainer
+    from hiera_core.training.checkpoints import run_recipe
 
-    splits = trainer.open_data(chosen, data, folder)
+    folder = output or run_recipe.default_folder(recipe, resume)
     run_options = build.RunOptions(
         init_from=init_from,
         resume=resume,
@@ -148,6 +221,11 @@ def train(
         tensorboard=tensorboard,
         live=not quiet,
     )
+    chosen = run_recipe.complete_recipe(recipe, data, folder, run_options, changes)
+    if print_recipe:
+        typer.echo(chosen.to_yaml(), nl=False)
+        return OK
+    splits = trainer.open_data(chosen, chosen.data.path, folder)
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)
@@ -157,7 +235,7 @@ def train(
             next_command = f"hiera predict --checkpoint {folder}"
         else:
             classifier = chosen.model.name.removeprefix("mae_")
-            next_command = f"hiera train {classifier} --init-from {folder}"
+            next_command = f"hiera train {classifier} DATA --init-from {folder}"
         print_message(f"{_summary(result)}; {folder} holds the weights: {next_command}")
     return OK
 

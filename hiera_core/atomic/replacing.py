@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import OutputError
-from ..lock import lock_state
 from . import unfinished
+from .lock import lock_state
 from .unfinished import NEW, OLD
 
 TEMPORARY = re.compile(r"\.hiera-[0-9a-f]{16}")

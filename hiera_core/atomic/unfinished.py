@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 NEW, OLD = "new", "old"  # what a temporary folder holds: the new files, and those they replace
 # Maps every temporary file or folder to the file or folder that it will become.
@@ -56,6 +58,37 @@ def raise_or_defer(error: BaseException) -> None:
     if not _finishing:
         raise error
     _deferred = error
+
+
+def deferred() -> BaseException | None:
+    """Return the exception that waits for the end of the write, or None. A long block of
+    `finish_first` looks at it to end early."""
+    return _deferred
+
+
+@contextlib.contextmanager
+def defer_keyboard_interrupts() -> Iterator[None]:
+    """Within the block, the first Ctrl-C goes through `raise_or_defer`. The second one raises
+    KeyboardInterrupt at once.
+
+    This is for programs that use the library. If they, or the command line, handle SIGINT
+    themselves, nothing changes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if _deferred is not None:
+            raise KeyboardInterrupt
+        raise_or_defer(KeyboardInterrupt())
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ..atomic import atomic_destination
+from ..atomic.lock import exclusive
 from ..device import dtype_name, single_thread
 from ..errors import UsageError, check_choice
-from ..lock import exclusive
 from ..models.pos_embed import ResampleRule
 from ..weights import load
 from . import export_program, formats, publish, write_weights

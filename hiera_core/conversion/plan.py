@@ -61,7 +61,7 @@ class ConversionPlan:
 
     @property
     def class_names(self) -> list[str] | None:
-        return None if self.is_autoencoder else factory.class_names_of(self.model)
+        return self.model.class_names
 
     @property
     def transform(self) -> ImageTransform | VideoTransform:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, check_positive, is_number, is_whole
 from ..records import VideoJson
 from .image_reader import MAX_PIXELS
 
@@ -59,11 +59,16 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("clips", "crops", "stride", "segments", "every", "fps"):
             value = getattr(self, name)
+            is_right = is_whole if name in ("clips", "crops", "stride") else is_number
+            if value is not None and not is_right(value):
+                kind = "whole number" if is_right is is_whole else "number"
+                raise UsageError(f"{name} is {value!r:.60}", f"give a {kind} above 0")
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} is {value}", "give a number above 0")
             if value is not None and not LEAST_RATE <= value <= MOST[name]:
                 hint = f"give a number from {LEAST_RATE:g} to {MOST[name]}"
                 raise UsageError(f"{name} is {value}", hint)
+        check_positive("max_pixels", self.max_pixels)
         if self.segments is not None and self.every is not None:
             raise UsageError(
                 "segments are for video models, every is for image models", "choose one"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError, check_type, did_you_mean
 from ..zoo import labels as class_labels
 from . import folders, tar_files, toy_datasets
 from .list_files import as_class_number, read_list
@@ -145,6 +145,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     if is_built_in(data):
         return open_splits(data).val or open_dataset(data)
     if (Path(data) / "val").is_dir():
@@ -167,6 +168,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     path, text = Path(data), str(data)
     if is_built_in(data):
         if path.exists():

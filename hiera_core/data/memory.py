@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import InputError, UsageError, first_line
+from ..records import Kind
 from .image_reader import to_upright_rgb
 from .sources import Source
+from .transforms import InMemory as InMemory
+from .transforms import MediaInput as MediaInput
 from .video_files.video_reader import DecodedFrame
 
-# What the functions of the library take for one image or video.
-InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]
-MediaInput: TypeAlias = str | Path | InMemory
 SINGLE = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with alpha
 MAX_FILE_BYTES = 512 << 20
@@ -27,6 +27,23 @@ FRAME_RATE = 30.0  # of a clip in memory, which has no rate of its own
 def is_single(source: object) -> bool:
     """Return whether this is one input, not several."""
     return isinstance(source, SINGLE) or hasattr(source, "read")
+
+
+def is_batch(source: object, kind: Kind | None) -> bool:
+    """Return whether this is a batch of inputs: a tensor [b, channels, height, width] of images, or
+    5 dimensions of clips.
+
+    Args:
+        source: What a user gives.
+        kind: What the model takes; None if the input decides. A model of videos takes 4 dimensions
+            for a clip.
+    """
+    if not isinstance(source, np.ndarray | torch.Tensor):
+        return False
+    if source.ndim == 5:
+        return kind != "image"
+    is_clip = isinstance(source, np.ndarray) or source.ndim != 4 or kind == "video"
+    return not is_clip and source.shape[1] in CHANNELS and source.shape[-1] not in CHANNELS
 
 
 def as_source(item: Any, index: int) -> Source:
@@ -60,7 +77,8 @@ def as_pixels(item: Any) -> np.ndarray:
     Args:
         item: A PIL image; a NumPy array [height, width], [height, width, channels] or
             [frames, height, width, channels]; or a tensor of these forms or [channels, height,
-            width], [frames, channels, height, width]. Channels are grey, RGB, or RGB with alpha.
+            width], [frames, channels, height, width], [channels, frames, height, width]. Channels
+            are grey, RGB, or RGB with alpha.
             Values are uint8 in 0..255, or floats in 0..1.
 
     Raises:
@@ -122,12 +140,14 @@ class FrameArray:
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    """[c, h, w] -> [h, w, c], and [t, c, h, w] -> [t, h, w, c]. Tensors that end with channels stay
-    as they are."""
-    if tensor.dim() not in (3, 4) or tensor.shape[-3] not in CHANNELS:
+    """[c, h, w] -> [h, w, c], and [t, c, h, w] or [c, t, h, w] -> [t, h, w, c]. Clips that end with
+    channels stay as they are."""
+    if tensor.dim() == 4 and tensor.shape[-1] not in CHANNELS:
+        channels = 1 if tensor.shape[1] in CHANNELS else 0
+        return tensor.movedim(channels, -1) if tensor.shape[channels] in CHANNELS else tensor
+    if tensor.dim() != 3 or tensor.shape[0] not in CHANNELS:
         return tensor
-    is_clip_with_channels_last = tensor.dim() == 4 and tensor.shape[-1] in CHANNELS
-    return tensor if is_clip_with_channels_last else tensor.movedim(-3, -1)
+    return tensor.movedim(0, -1)
 
 
 def _as_uint8(array: np.ndarray) -> np.ndarray:

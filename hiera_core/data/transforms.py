@@ -7,9 +7,10 @@ Images are processed as in the reference's evaluation, video clips as in SlowFas
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import IO, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from .. import zoo
 from ..errors import CheckpointError, UsageError
-from ..models.unwrap import unwrap_model
+from ..wrappers import find_inside, no_hiera
 from .clip_sampling import crop_offsets
 
 # Largest aspect ratio at which a whole image is resized. For more elongated images, only the crop
@@ -26,6 +27,12 @@ from .clip_sampling import crop_offsets
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
+
+
+# What the functions of the library take for one image or video, and for several.
+InMemory: TypeAlias = bytes | Image.Image | np.ndarray | torch.Tensor | IO[bytes]
+MediaInput: TypeAlias = str | Path | InMemory
+MediaInputs: TypeAlias = MediaInput | Iterable[MediaInput]
 
 
 def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
@@ -38,15 +45,15 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
         UsageError: The model takes one-dimensional signals, or is no Hiera.
         CheckpointError: The preprocessing that was saved with the model is not usable.
     """
-    model = unwrap_model(model)
-    size = tuple(model.config["input_size"])
-    saved = getattr(model, "card", {}).get("preprocessing")
+    inner = _unwrap(model)
+    size = tuple(inner.config["input_size"])
+    saved = getattr(inner, "card", {}).get("preprocessing")
     transform: ImageTransform | VideoTransform
-    if model.input_kind() == "video":
+    if inner.input_kind() == "video":
         transform = VideoTransform.from_preprocessing(saved, size)
     else:
         transform = ImageTransform.from_preprocessing(saved, size)
-    if model.config["in_chans"] != 1:
+    if inner.config["in_chans"] != 1:
         return transform
     mean, std = (sum(values) / len(values) for values in (transform.mean, transform.std))
     return replace(transform, grey=True, mean=(mean,), std=(std,))
@@ -58,12 +65,21 @@ def check_channels(model: nn.Module) -> None:
     Raises:
         UsageError: The model takes another number of channels.
     """
-    count = unwrap_model(model).config["in_chans"]
+    count = _unwrap(model).config["in_chans"]
     if count not in (1, 3):
         raise UsageError(
             f"the model takes {count} channels, and images have 3 (RGB) or 1 (grey)",
             "use it from Python, with tensors of your own",
         )
+
+
+def _unwrap(model: nn.Module) -> Any:
+    """Return the Hiera inside of wrappers. This layer lies below the models, so a Hiera is
+    recognised by its methods."""
+    inner = find_inside(model, lambda module: hasattr(type(module), "input_kind"))
+    if inner is None:
+        raise no_hiera(model)
+    return inner
 
 
 @dataclass(frozen=True)

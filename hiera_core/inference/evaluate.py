@@ -172,7 +172,7 @@ class EvaluationOptions(PipelineOptions, total=False):
 
 def evaluate(
     data: str | Path,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
     """Count how often a classifier is right on labelled data.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Unpack, overload
+from typing import Any, ClassVar, Self, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
 from ..data.sources import Source
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, is_whole
 from ..models import factory
 from ..models.attention_maps import attention_grids, attention_maps
 from ..models.hiera import HieraEncoder
@@ -30,13 +30,33 @@ from .one_call import run_pipeline
 from .pipeline import Pipeline, PipelineOptions
 from .segments import run_segments
 
-Features = dict[str, torch.Tensor]  # float32 on the CPU, by name; times are float64
+Tensors = dict[str, torch.Tensor]  # float32 on the CPU, by name; times are float64
+
+
+class Features(Tensors):
+    """The features of one input: float32 tensors on the CPU, by name. Times are float64.
+
+    Attributes:
+        input: Name of the input.
+        error: Why the input could not be read, or None. Then there are no tensors, and looking for
+            one raises this error.
+    """
+
+    def __init__(self, tensors: Tensors, input: str, error: InputError | None = None) -> None:
+        super().__init__(tensors)
+        self.input, self.error = input, error
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise KeyError(name) if self.error is None else self.error
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensors, str, InputError | None]]:
+        return type(self), (dict(self), self.input, self.error)
 
 
 @overload
 def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-    source: str | Path,
-    model: str | torch.nn.Module | None = None,
+    source: str | Path | np.ndarray | torch.Tensor,  # tensors can be batches
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -49,7 +69,7 @@ def features(  # type: ignore[overload-overlap]  # a str is an Iterable[str], to
 @overload
 def features(  # type: ignore[overload-overlap]
     source: InMemory,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -62,7 +82,7 @@ def features(  # type: ignore[overload-overlap]
 @overload
 def features(
     source: Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -74,7 +94,7 @@ def features(
 
 def features(
     source: MediaInput | Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     stages: int | Sequence[int] | None = (),
     pool: bool = True,
@@ -96,24 +116,38 @@ def features(
 
     Returns:
         A dictionary of tensors for a single image or video, else a list of them in the order of the
-        inputs. See `FeatureExtractor`.
+        inputs; see `FeatureExtractor`. As for `predict`, an input that cannot be read is not raised
+        as an error: its dictionary is empty, and has the error in the attribute `error`.
 
     Raises:
-        InputError: An input cannot be read.
         UsageError: A folder is empty, or an input is of another type; see also `FeatureExtractor`.
     """
-    chosen = (stages,) if isinstance(stages, int) else stages
-    selection = FeatureSelection(None if chosen is None else tuple(chosen), pool)
+    chosen = None if stages is None else _stage_numbers(stages)
+    selection = FeatureSelection(chosen, pool)
     if segments is not None:
         sampling = options.get("sampling") or Sampling()
         options["sampling"] = replace(sampling, segments=segments)
     found = run_pipeline(FeatureExtractor(model, selection=selection, **options), source, expand)
-    records = found if isinstance(found, list) else [found]
-    for record in records:
-        if record.error is not None:
-            raise InputError(f"{record.input}: {record.error.message}", record.error.hint)
-    results: list[Features] = [record.result for record in records]
-    return results if isinstance(found, list) else results[0]
+    return [_features_of(r) for r in found] if isinstance(found, list) else _features_of(found)
+
+
+def _stage_numbers(stages: object) -> tuple[int, ...]:
+    """Return stages as a tuple.
+
+    Raises:
+        UsageError: They are no numbers.
+    """
+    given = (stages,) if is_whole(stages) else stages
+    if not isinstance(given, Sequence) or not all(map(is_whole, given)):
+        raise UsageError(f"stages is {stages!r:.60}", "give numbers of stages, such as [1, 3]")
+    return tuple(int(stage) for stage in given)
+
+
+def _features_of(record: Record) -> Features:
+    if record.error is None:
+        return Features(record.result, record.input)
+    error = InputError(f"{record.input}: {record.error.message}", record.error.hint)
+    return Features({}, record.input, error)
 
 
 @dataclass(frozen=True)
@@ -168,7 +202,7 @@ class FeatureSelection:
         return self.stages or (() if self.pool else (depth,))
 
 
-class BatchExtractor(BatchRunner[HieraEncoder, Features]):
+class BatchExtractor(BatchRunner[HieraEncoder, Tensors]):
     """Computes the features of preprocessed views.
 
     A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
@@ -202,9 +236,9 @@ class BatchExtractor(BatchRunner[HieraEncoder, Features]):
         _, ends = self.model.encode(x, collect=True)
         return self.model.embedding(ends), self.model.stage_maps(ends)
 
-    def compute(self, x: torch.Tensor) -> Sequence[Features]:
+    def compute(self, x: torch.Tensor) -> Sequence[Tensors]:
         embedding, maps = self._features(x.to(self.dtype))
-        found: Features = {}
+        found: Tensors = {}
         if not self.stages:
             found["embedding"] = embedding.float().cpu()
         for stage in self.stages:
@@ -257,7 +291,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         selection: FeatureSelection | None = None,
         visualize: bool = False,
@@ -301,7 +335,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchExtractor:
         return BatchExtractor(model, self.selection, keep_maps=self.visualize, **options)
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: Features) -> None:
+    def finish_image(self, record: Record, pixels: np.ndarray, result: Tensors) -> None:
         self._finish(record, result, pixels[None])
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
@@ -319,7 +353,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         found[0] |= {n: v for n, v in results[0].items() if n.startswith("map")}
         self._finish(record, found[0], segment.views[0])
 
-    def _finish(self, record: Record, found: Features, frames: np.ndarray | None) -> None:
+    def _finish(self, record: Record, found: Tensors, frames: np.ndarray | None) -> None:
         """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255, to draw."""
         if not all(bool(values.isfinite().all()) for values in found.values()):
             record.fail(InputError("the features are not finite", "use --dtype bf16 or fp32"))

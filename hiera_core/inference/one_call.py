@@ -20,13 +20,16 @@ def run_pipeline(
 
     Args:
         pipeline: What to compute.
-        source: See `MediaInput`; a folder stands for the images and videos in it.
+        source: See `MediaInput`; a folder stands for the images and videos in it, and a batch for
+            its items (`memory.is_batch`).
         expand: Read texts as the command line does: globs, URLs, `@list.txt` and `-`.
 
     Raises:
         UsageError: An input is of another type, a folder is empty, or a glob matches nothing; and
             see the pipeline.
     """
+    if memory.is_batch(source, pipeline.takes):
+        source = list(cast("Iterable[MediaInput]", source))
     single = memory.is_single(source)
     if not single and not isinstance(source, Iterable):
         memory.as_pixels(source)  # raises an error about its type

@@ -27,7 +27,7 @@ from ..data.image_reader import open_image
 from ..data.sources import Source
 from ..data.video_files.animation_reader import kind_for_model
 from ..data.video_files.decoder_threads import DecoderThreads
-from ..errors import HieraError, InputError, UsageError, check_positive
+from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
 from .batching import BatchRunner
 from .prefetch import prefetch_map, prefetch_next
@@ -99,13 +99,18 @@ class Pipeline(Generic[R]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         workers: int | None = None,
         batch_size: int | None = None,
         **runner_options: object,
     ) -> None:
+        model = str(model) if isinstance(model, Path) else model
+        if not (model is None or isinstance(model, str | torch.nn.Module) or callable(model)):
+            raise UsageError(f"model is {model!r:.60}", "give a name, a path or a model")
+        if sampling is not None:
+            check_type("sampling", sampling, Sampling, "a hiera_core.Sampling")
         check_positive("batch_size", batch_size, MAX_BATCH_SIZE)
         check_positive("workers", workers)
         self.sampling = sampling or Sampling()
@@ -164,6 +169,7 @@ class Pipeline(Generic[R]):
             DeviceError: There is not enough memory for a single image or clip.
             CheckpointError, HubError: The model for an input cannot be loaded.
         """
+        inputs = _checked_sources(inputs)
         limit = min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
         waiting: list[DecodedInput] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
@@ -216,10 +222,17 @@ class Pipeline(Generic[R]):
         return self._build is not None
 
     @property
-    def _takes_videos(self) -> bool:
+    def takes(self) -> Kind | None:
+        """The kind of input that the model takes, or None if the input chooses the model."""
+        if self.sampling.every is not None:
+            return "video"
+        return None if self.chooses_by_kind else self.kinds[0]
+
+    @property
+    def _takes_animations(self) -> bool:
         """Whether animations are taken for videos, not for images."""
-        asks = self.sampling.every is not None or self.sampling.segments is not None
-        return asks or (not self.chooses_by_kind and "video" in self._runners)
+        splits = self.sampling.segments is not None
+        return self.takes == "video" or (self.takes is None and splits)
 
     @property
     def kinds(self) -> list[Kind]:
@@ -259,7 +272,7 @@ class Pipeline(Generic[R]):
             if isinstance(content, np.ndarray):
                 kind = "video" if content.ndim == 4 else "image"
             else:
-                kind = kind_for_model(content, source.name, takes_videos=self._takes_videos)
+                kind = kind_for_model(content, source.name, takes_videos=self._takes_animations)
             record.kind = kind
             runner = self.runner(kind)
             record.model = runner.name
@@ -368,6 +381,17 @@ class Pipeline(Generic[R]):
         return self.make_runner(
             built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
         )
+
+
+def _checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:
+    """Yield the sources.
+
+    Raises:
+        UsageError: One of them is something else, such as a path.
+    """
+    for item in [inputs] if isinstance(inputs, str | Path) else inputs:
+        check_type("an input", item, Source, "sources: sources.expand([path, ...]) makes them")
+        yield cast(Source, item)
 
 
 def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:

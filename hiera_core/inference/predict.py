@@ -43,8 +43,8 @@ class PredictorOptions(PipelineOptions, total=False):
 
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
-    source: str | Path,
-    model: str | torch.nn.Module | None = None,
+    source: str | Path | np.ndarray | torch.Tensor,  # tensors can be batches
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -54,7 +54,7 @@ def predict(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
 @overload
 def predict(  # type: ignore[overload-overlap]
     source: InMemory,
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -64,7 +64,7 @@ def predict(  # type: ignore[overload-overlap]
 @overload
 def predict(
     source: Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -73,7 +73,7 @@ def predict(
 
 def predict(
     source: MediaInput | Iterable[MediaInput],
-    model: str | torch.nn.Module | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     *,
     expand: bool = False,
     **options: Unpack[PredictorOptions],
@@ -120,8 +120,12 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
         class_names: Sequence[str] | None = None,
         **options: Unpack[BatchOptions],
     ) -> None:
+        if class_names is not None:
+            is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+            if not (is_list and all(isinstance(name, str) for name in class_names)):
+                raise UsageError(f"class_names is {class_names!r:.60}", "give a list of texts")
         super().__init__(_check_classifier(model), **options)
-        self.class_names = class_names or factory.class_names_of(self.model)
+        self.class_names = class_names or self.model.class_names
         self._check_class_names()
         # The model returns logits, because the softmax is taken in fp32: in 16 bits, many of 1000
         # probabilities would be equal.
@@ -182,7 +186,7 @@ class Predictor(Pipeline[Classifier]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         sampling: Sampling | None = None,
         topk: int = 5,
@@ -194,6 +198,8 @@ class Predictor(Pipeline[Classifier]):
         batch_size: int | None = None,
         compile: bool = False,
     ) -> None:
+        if topk is None:
+            raise UsageError("topk is None", "give a whole number above 0")
         check_positive("topk", topk)
         self.topk, self.keep_thumbnails = topk, keep_thumbnails
         super().__init__(

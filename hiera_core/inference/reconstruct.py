@@ -24,7 +24,7 @@ from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.transforms import transform_for
 from ..data.video_files import video_writer
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_type
 from ..models import factory
 from ..models.config import AutoencoderConfig
 from ..models.mae import MaskedAutoencoderHiera, patch_statistics, reconstruction_error
@@ -97,6 +97,7 @@ def reconstruct(
             `mask` and `keep_ids` are both given, or a shape does not fit.
     """
     autoencoder = _check_autoencoder(model)
+    check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
     visible = autoencoder.visible_units(mask, keep_ids)
     if visible is None:
         ratio = MASK_RATIOS[autoencoder.input_kind()] if mask_ratio is None else mask_ratio
@@ -213,7 +214,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
 
     def __init__(
         self,
-        model: str | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
         *,
         mask_ratio: float | None = None,
         seed: int = 0,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, check_type, is_whole
 from .attention import MaskUnitAttention
 from .hiera import HieraEncoder
 from .unwrap import unwrap_model
@@ -49,6 +49,7 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
             need more than 2 GiB.
     """
     encoder = unwrap_model(model)
+    check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
     assert isinstance(encoder, HieraEncoder)
     index = _index(block, len(encoder.blocks))
     attention = _attention_of(encoder, index)
@@ -96,8 +97,8 @@ def _attention_of(model: HieraEncoder, index: int) -> MaskUnitAttention:
 
 
 def _index(block: int, count: int) -> int:
-    if block == 0 or not -count <= block <= count:
-        raise UsageError(f"there is no block {block}", f"choose among 1 to {count}")
+    if not is_whole(block) or block == 0 or not -count <= block <= count:
+        raise UsageError(f"there is no block {block!r:.60}", f"choose among 1 to {count}")
     return block - 1 if block > 0 else count + block
 
 

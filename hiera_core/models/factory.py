@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack, overload
 
-from torch import nn
-
 from .. import zoo
 from ..errors import CheckpointError, UsageError, did_you_mean
 from ..weights import download, load, names
-from ..zoo import labels
 from . import pretrained as builder
 from .config import AutoencoderArguments
 from .feature_backbone import FeatureBackbone
@@ -89,6 +86,8 @@ def create_model(
         CheckpointError, HubError: See `read_checkpoint`.
     """
     entry = names.find_entry(name)
+    if checkpoint is not None:
+        names.check_not_empty(checkpoint)
     if entry is None:
         loaded = _read_weights(None, name, checkpoint)
         model = from_checkpoint(loaded, strict=strict, resample=resample, **config)
@@ -254,17 +253,6 @@ def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:
     if source is not None and source.startswith(entry.name + "."):
         card |= {"licence": entry.licence}
     return card
-
-
-def class_names_of(model: nn.Module) -> list[str] | None:
-    """Return the names of a classifier's classes, or None if they are unknown."""
-    head = getattr(model, "head", None)
-    if not hasattr(head, "projection"):
-        return None
-    count: int = head.projection.out_features  # type: ignore[union-attr]
-    known = getattr(model, "card", {}).get("classes")
-    names = labels.for_classes(count, known)
-    return None if names is None else list(names)
 
 
 class ModelFunction(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.transforms import MediaInputs
 from .config import HieraConfig
 from .hiera import HieraEncoder
 
@@ -38,6 +39,10 @@ class FeatureBackbone(nn.Module):
             }
             for stage in stages
         ]
+
+    def transform(self, source: MediaInputs) -> torch.Tensor:
+        """Return the tensor that the model takes, see `Hiera.transform`."""
+        return self.model.transform(source)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the map of each stage, [b, c, *grid], from an input [b, chans, *size].

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UsageError
+from ..errors import UsageError, check_type
 from ..records import Kind
 from . import cpu
 from .attention import Implementation, MaskUnitAttention, pool_tokens
@@ -295,6 +295,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         return arrange(x, min(stage, self.q_pool))
 
     def _check_input(self, x: torch.Tensor) -> None:
+        check_type("the input", x, torch.Tensor, "a tensor: model(model.transform(image))")
         expected = (self._config.in_chans, *self._config.input_size)
         if tuple(x.shape[1:]) != expected:
             raise UsageError(
@@ -512,9 +513,7 @@ def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:
 
 def norm_factory(norm: str | NormLayer) -> NormLayer:
     """Return a constructor of norms: a class of torch.nn with eps 1e-6, or the given callable."""
-    if callable(norm):
-        return norm
-    return partial(getattr(nn, norm), eps=1e-6)
+    return norm if callable(norm) else partial(getattr(nn, norm), eps=1e-6)
 
 
 Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

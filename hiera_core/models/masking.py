@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, is_number
 from ..records import Kind
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
     Raises:
         UsageError: The ratio is outside (0, 1) or NaN, or leaves no visible or no masked unit.
     """
+    if not is_number(mask_ratio):
+        raise UsageError(f"mask ratio is {mask_ratio!r:.60}", "give a number, such as 0.6")
     if not 0.0 < mask_ratio < 1.0:  # also False for NaN
         raise UsageError(f"mask ratio {mask_ratio} is outside (0, 1)", "use 0.6, or 0.9 for video")
     if units is None:

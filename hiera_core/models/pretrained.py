@@ -10,8 +10,10 @@ from typing import Any, Self, TypeVar, Unpack
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 
+from ..data.transforms import MediaInputs
 from ..errors import CheckpointError
-from ..weights import files, load
+from ..weights import files, load, names
+from ..zoo import labels
 from . import pos_embed
 from .config import AutoencoderArguments, HieraConfig
 
@@ -51,6 +53,42 @@ class PretrainedMixin(
 
     card: dict[str, Any]
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, in the order of the outputs. None for a model without a head, such
+        as an autoencoder, and if the names are unknown."""
+        projection = getattr(getattr(self, "head", None), "projection", None)
+        if projection is None:
+            return None
+        known = getattr(self, "card", {}).get("classes")
+        found = labels.for_classes(projection.out_features, known)
+        return None if found is None else list(found)
+
+    def transform(self, source: MediaInputs) -> torch.Tensor:
+        """Return the tensor that the model takes, from an image, a video or several of them.
+
+        >>> probabilities = model(model.transform("photo.jpg"))
+
+        It is resized, cropped and normalised as in the model's evaluation (`transform_for`), with
+        the preprocessing that came with the weights. It is on the device of the model, and has its
+        dtype.
+
+        Args:
+            source: A path, a PIL image, an array, a tensor, bytes or an open file, see
+                `memory.as_pixels`; or several of them. For a model of videos, arrays are clips
+                [frames, height, width, channels]; of a longer video, the centre clip is taken.
+
+        Returns:
+            [n, chans, *size]; n is 1 for a single input.
+
+        Raises:
+            InputError: An input cannot be read, or is of the other kind.
+            UsageError: An input is of another type, or the model takes signals.
+        """
+        from ..data.model_input import model_input  # here, because it imports decoders
+
+        return model_input(self, source)  # type: ignore[arg-type]  # the mixin is no module
+
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword argument
         cls,
@@ -79,6 +117,7 @@ class PretrainedMixin(
             CheckpointError: The checkpoint does not fit, or its architecture is unknown.
             HubError: It cannot be downloaded.
         """
+        names.check_not_empty(pretrained_model_name_or_path)
         arguments: dict[str, Any] = {**options}
         hub_names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         hub_options = {name: arguments.pop(name) for name in hub_names if name in arguments}
@@ -89,6 +128,10 @@ class PretrainedMixin(
         )
         if checkpoint.card:
             model.card = dict(checkpoint.card)
+            if checkpoint.is_autoencoder and not hasattr(cls, "forward_decoder"):
+                # A classifier with the weights of an autoencoder has a name of its own.
+                name = str(model.card.get("model", "")).removeprefix("mae_")
+                model.card |= {"model": name} if name else {}
         return model if map_location is None else model.to(map_location)  # type: ignore[attr-defined]
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
-
-from ..errors import UsageError
+from ..wrappers import find_inside, no_hiera
 from .hiera import HieraEncoder
-
-# Wrappers that call the model in their attribute `module`.
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def unwrap_model(model: object) -> HieraEncoder:
@@ -24,25 +18,11 @@ def unwrap_model(model: object) -> HieraEncoder:
     """
     inner = find_model(model)
     if inner is None:
-        raise UsageError(
-            f"a model of type {type(model).__name__} is no Hiera",
-            "give a model of this package; it may be compiled, or wrapped by DDP or PEFT",
-        )
+        raise no_hiera(model)
     return inner
 
 
 def find_model(model: object) -> HieraEncoder | None:
     """Return the Hiera inside of a wrapper, or None if there is none."""
-    while isinstance(model, nn.Module) and not isinstance(model, HieraEncoder):
-        model = _unwrap_once(model)
-    return model if isinstance(model, HieraEncoder) else None
-
-
-def _unwrap_once(wrapper: nn.Module) -> object:
-    if isinstance(wrapper, WRAPPERS):
-        return wrapper.module
-    for name in ("_orig_mod", "_fsdp_wrapped_module"):  # torch.compile, FSDP1
-        if name in wrapper._modules:
-            return wrapper._modules[name]
-    get_base_model = getattr(wrapper, "get_base_model", None)  # PEFT
-    return get_base_model() if callable(get_base_model) else None
+    found = find_inside(model, lambda inner: isinstance(inner, HieraEncoder))
+    return found if isinstance(found, HieraEncoder) else None

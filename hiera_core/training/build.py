@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from ..cores import cores_per_process
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory
-from ..errors import DeviceError, UsageError, check_choice
+from ..errors import DeviceError, UsageError
 from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
@@ -23,45 +23,12 @@ from ..weights import load
 from . import optimizer
 from .augment import Augment
 from .checkpoints.checkpoint import TrainingState
-from .distributed import Parallel, World, unwrap_model
+from .distributed import World, unwrap_model
 from .recipe import Recipe
+from .recipe import RunOptions as RunOptions
 from .sampler import MaskSampler, derive_seed
 
-DEFAULT_WORKERS, MOST_WORKERS = 8, 1024  # largest number without and with the option
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options for carrying out a run. The recipe determines what it computes.
-
-    Args:
-        init_from: Weights to start from: zoo name, hub repository, folder or file.
-        resume: What to resume from: `auto`, the folder of a run, or a checkpoint; None starts a
-            new run.
-        overwrite: Replace the run that the folder holds.
-        compile: Compile the model with torch.compile, as one graph (under FSDP, each block).
-        parallel: How several processes share the model; see `World.parallelize`.
-        workers: Dataloader workers of each process, at most 1024. None: the CPU cores that this
-            process may use, divided by the number of processes on this machine, at most 8.
-        tensorboard: Also write events for TensorBoard.
-        live: Show a live table, if stderr is a terminal.
-    """
-
-    init_from: str | None = None
-    resume: str | None = None
-    overwrite: bool = False
-    compile: bool = False
-    parallel: Parallel = "ddp"
-    workers: int | None = None
-    tensorboard: bool = False
-    live: bool = True
-
-    def __post_init__(self) -> None:
-        check_choice("parallel", self.parallel, get_args(Parallel))
-        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
-            raise UsageError(
-                f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
-            )
+DEFAULT_WORKERS = 8  # largest number without the option
 
 
 @dataclass
@@ -77,6 +44,7 @@ class TrainingSetup:
     precision: torch.dtype  # dtype of autocast
     world: World
     workers: int  # dataloader workers of this process
+    weights: str  # what the weights were at the start: "random", or where they come from
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +86,8 @@ class TrainingSetup:
         }
         return {
             "steps": steps,
+            "weights": self.weights,
+            "classes": self.num_classes,
             "samples": len(splits.train),
             "held_out": 0 if splits.val is None else len(splits.val),
             "processes": self.world.size,
@@ -149,8 +119,10 @@ def build_training(
         UsageError: The data or the recipe does not suit the model.
         CheckpointError, HubError: The weights to start from cannot be loaded.
     """
-    model, new_card = _build_model(recipe, samples, None if card else options.init_from)
-    card = card or new_card
+    init_from = options.init_from if options.init_from is not None else recipe.init_from
+    init_from = None if card else init_from
+    model, new_card = _build_model(recipe, samples, init_from)
+    resumes, card = card is not None, card or new_card
     config, masking = model.config, None
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
@@ -180,7 +152,16 @@ def build_training(
         precision=DTYPES[precision],
         world=world,
         workers=default_workers() if options.workers is None else options.workers,
+        weights="from the checkpoint"
+        if resumes
+        else f"from {init_from}"
+        if init_from
+        else "random",
     )
+
+
+def _origin(init_from: str | None) -> str:
+    return "random" if init_from is None else f"from {init_from}"
 
 
 def default_workers() -> int:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ from ..device import select_device
 from ..errors import DeviceError, HieraError, TrainingError
 from ..models.hiera import HieraEncoder
 from ..models.unwrap import unwrap_model as unwrap_model
+from .recipe import Parallel
 
-Parallel = Literal["ddp", "fsdp"]
 # Found in the message of the RuntimeError that PyTorch raises when another process is lost.
 LOST_PROCESS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]imed out")
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
@@ -58,6 +58,15 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values.cpu()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process. It is exchanged on the CPU, so that
+        nothing waits for a GPU."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        dist.all_reduce(count)
+        return bool(count)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in the order of their ranks, to every process.

@@ -15,10 +15,12 @@ from typing import Any, Literal, Self
 import yaml
 
 from .. import zoo
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError, check_choice, did_you_mean, is_whole
 from ..models.masking import MASK_RATIOS, check_mask_ratio
 
 MAX_RATIO, MAX_RANDAUGMENT_OPS = 100, 100  # far beyond what is useful
+MOST_WORKERS = 1024
+Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The data: what is held out, and how samples are read."""
+    """The data: where it is, what is held out, and how samples are read."""
 
+    path: str | None = None  # the training data, see `open_splits`
     val: str | float | None = None  # path of held-out data, or share of the data to hold out
     repeats: int = 1  # views of a sample each time it is read (repeated sampling)
     max_bad: float = 0.01  # largest share of unreadable samples; above it the run stops
@@ -87,6 +90,7 @@ class Recipe:
     batch_size: int  # views for one optimiser step, over all processes
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
+    init_from: str | None = None  # weights to start from; None: random weights
     accumulate: int = 1  # forward passes for one step, if its batch does not fit in memory
     mask_ratio: float = MASK_RATIOS["image"]  # share of hidden mask units, for the task `mae`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
@@ -117,7 +121,7 @@ class Recipe:
             raise UsageError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is more than "
                 f"schedule.epochs {self.schedule.epochs:g}",
-                "set schedule.warmup_epochs too",
+                "set schedule.warmup_epochs lower, too",
             )
         if not 0 < self.augment.randaugment_ops <= MAX_RANDAUGMENT_OPS:
             raise UsageError(
@@ -210,6 +214,42 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the settings as YAML, which `read_recipe` reads."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options for carrying out a run. The recipe determines what it computes.
+
+    Args:
+        init_from: Weights to start from: zoo name, hub repository, folder or file.
+        resume: What to resume from: `auto`, the folder of a run, or a checkpoint; None starts a
+            new run.
+        overwrite: Replace the run that the folder holds.
+        compile: Compile the model with torch.compile, as one graph (under FSDP, each block).
+        parallel: How several processes share the model; see `World.parallelize`.
+        workers: Dataloader workers of each process, at most 1024. None: the CPU cores that this
+            process may use, divided by the number of processes on this machine, at most 8.
+        tensorboard: Also write events for TensorBoard.
+        live: Show a live table, if stderr is a terminal.
+    """
+
+    init_from: str | None = None
+    resume: str | None = None
+    overwrite: bool = False
+    compile: bool = False
+    parallel: Parallel = "ddp"
+    workers: int | None = None
+    tensorboard: bool = False
+    live: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("parallel", self.parallel, typing.get_args(Parallel))
+        if self.workers is not None and not is_whole(self.workers):
+            raise UsageError(f"workers is {self.workers!r}", "give a whole number, or None")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise UsageError(
+                f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -7,33 +7,32 @@ import errno
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_file, translate_write_errors
+from ..atomic.lock import exclusive
 from ..data.datasets import MediaDataset
 from ..errors import OutputError, UsageError
-from ..lock import exclusive
 from ..weights import files
 from . import previews
 from .checkpoints import checkpoint
 from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
+from .checkpoints.run_recipe import RECIPE_NAME, other_recipe
 from .distributed import World, unwrap_model
-from .recipe import Recipe
-from .recipe_reader import read_recipe
+from .recipe import Recipe, RunOptions
+from .recipe_reader import differences, read_recipe
 from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
 
 if TYPE_CHECKING:
-    from .build import RunOptions, TrainingSetup
+    from .build import TrainingSetup
 
 # Reasons why no folder can have such a name, rather than why it cannot be written just now.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-RECIPE_NAME = "recipe.yaml"
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
 SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD)
-# Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
-CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints")
 
 
 @contextlib.contextmanager
@@ -132,7 +131,7 @@ class RunFolder:
     def __init__(
         self, path: Path, recipe: Recipe, samples: MediaDataset, world: World, options: RunOptions
     ) -> None:
-        self.path, self.recipe, self.world = path, recipe, world
+        self.path, self.recipe, self.world, self.options = path, recipe, world, options
         for name in SUBFOLDERS:
             # A run removes old files in them. A link would make it do so elsewhere.
             if (path / name).is_symlink():
@@ -235,19 +234,19 @@ class RunFolder:
 
     def _holds_recipe(self) -> bool:
         """Return whether recipe.yaml is this run's recipe. Then it stays as it is, because
-        somebody may have written it by hand."""
+        somebody may have written it by hand, and may have left out the data."""
         try:
-            return read_recipe(self.path / RECIPE_NAME).to_dict() == self.recipe.to_dict()
+            found = read_recipe(self.path / RECIPE_NAME)
         except UsageError:
             return False
+        own = self.recipe
+        data = replace(found.data, path=found.data.path or own.data.path)
+        return replace(found, data=data, init_from=found.init_from or own.init_from) == own
 
     def _check_same_recipe(self, saved: dict[str, Any]) -> None:
-        for key, value in self.recipe.to_dict().items():
-            if key not in CHANGEABLE_KEYS and saved.get(key) != value:
-                raise UsageError(
-                    f"the run was begun with {key} = {saved.get(key)}, not {value}",
-                    "resume it with the same recipe, or start a new run with --init-from",
-                )
+        given = {k: v for k, v in self.recipe.to_dict().items() if k != "init_from"}
+        if lines := differences(saved, given):
+            raise other_recipe(lines, self.path, self.options)
 
     def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
         """Write model.safetensors, config.json and hiera.json, in the reference's naming.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ START: dict[str, Any] = {
     "step": 0,
 }  # what the first event of a log holds, among other facts
 # Values of a step that the terminal shows.
-SHOWN = ("loss", "lr", "grad_norm", "rate", "eta", "memory")
+SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "elapsed", "eta", "memory")
+PROGRESS_S = 0.5  # seconds between the steps that the live table shows, if nothing is logged
 
 
 @dataclass
@@ -72,9 +74,51 @@ class RunLog:
             self._writer = (
                 self._summary_writer(self.folder / TENSORBOARD) if self.tensorboard else None
             )
+        self._start, self._first, self._shown = time.monotonic(), step, 0.0
         self._table = (
-            _LiveTable(self.steps, self.unit) if self.live and sys.stderr.isatty() else None
+            _LiveTable(self.steps, self.unit, step) if self.live and sys.stderr.isatty() else None
         )
+
+    def show_start(self, model: str, facts: dict[str, Any]) -> None:
+        """Show on the terminal what is trained, on what and where.
+
+        Args:
+            model: Name of the model.
+            facts: See `TrainingSetup.facts`.
+        """
+        if not self.active:
+            return
+        text = format_start(model, facts, self.unit)
+        if self._table:
+            self._table.show_start(text)
+        else:
+            log.info("%s", text)
+
+    def wants_progress(self, step: int) -> bool:
+        """Return whether the terminal should show a step, although it is not logged: the first
+        one, and in a live table another one after some time."""
+        if not self.active:
+            return False
+        is_first = step == self._first + 1
+        return is_first or (self._table is not None and time.monotonic() - self._shown > PROGRESS_S)
+
+    def show_progress(self, values: dict[str, Any]) -> None:
+        """Show the values of a step on the terminal: step, epoch, loss and lr."""
+        self._show("step", self._with_times(values))
+
+    def _with_times(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with the time since the start and, if it is not known more exactly,
+        the time to the end, both in seconds."""
+        elapsed = time.monotonic() - self._start
+        left = (self.steps - values["step"]) * elapsed / max(1, values["step"] - self._first)
+        return {"eta": left, **values, "elapsed": elapsed}
+
+    def _show(self, event: str, values: dict[str, Any]) -> None:
+        self._shown = time.monotonic()
+        if self._table:
+            self._table.show(event, values)
+        else:
+            log.info("%s", format_event(event, values, self.steps, self.unit))
 
     def log_event(self, event: str, **values: Any) -> None:
         """Write an event to the log, and show it on the terminal.
@@ -92,10 +136,10 @@ class RunLog:
                         self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
-        elif self._table:
-            self._table.show(event, values)
-        elif event in ("step", "val"):
-            log.info("%s", format_event(event, values, self.steps, self.unit))
+        elif event == "step":
+            self._show(event, self._with_times(values))
+        elif event == "val":
+            self._show(event, values)
 
     def close(self) -> None:
         """Close the log, if it is open."""
@@ -172,6 +216,27 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
+def format_start(model: str, facts: dict[str, Any], unit: str) -> str:
+    """Return a line about a run that starts or resumes.
+
+    Args:
+        model, facts: See `RunLog.show_start`.
+        unit: "images" or "clips".
+    """
+    parts = [
+        f"{model}: {facts['parameters'] / 1e6:.3g}M parameters",
+        f"{facts['samples']} {unit}",
+        f"{facts['held_out']} held out" if facts["held_out"] else "none held out",
+        f"on {facts['device']} in {facts['precision']}",
+        f"weights {facts['weights']}",
+    ]
+    if facts["classes"]:
+        parts[1:1] = [f"{facts['classes']} classes"]
+    if facts["processes"] > 1:
+        parts[-1:-1] = [f"{facts['processes']} processes"]
+    return ", ".join(parts)
+
+
 def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> str:
     """Return a log line for an event.
 
@@ -184,7 +249,7 @@ def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> s
     head = f"step {values['step']}/{steps}"
     if event == "val":
         return f"{head}, held out: {_format_validation(values)}"
-    parts = [f"{name} {_format(name, values[name], unit)}" for name in SHOWN if values.get(name)]
+    parts = [f"{name} {_format(name, values[name], unit)}" for name in SHOWN if _has(values, name)]
     return f"{head}, {', '.join(parts)}"
 
 
@@ -195,11 +260,18 @@ def _format_validation(values: dict[str, Any]) -> str:
     return f"{', '.join(parts)} ({values['samples']} samples{bad})"
 
 
+def _has(values: dict[str, Any], name: str) -> bool:
+    return values.get(name) is not None
+
+
 def _format(name: str, value: float, unit: str) -> str:
-    """Format a value of a step: `rate` per second, `eta` in seconds, `memory` in GiB."""
+    """Format a value of a step: `rate` per second, `elapsed` and `eta` in seconds, `memory` in
+    GiB."""
+    if name == "epoch":
+        return f"{value:.2f}"
     if name == "rate":
         return f"{value:.1f} {unit}/s"
-    if name == "eta":
+    if name in ("elapsed", "eta"):
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}"
@@ -211,22 +283,28 @@ def _format(name: str, value: float, unit: str) -> str:
 class _LiveTable:
     """Table on the terminal with the progress and the last measurements of a run."""
 
-    def __init__(self, steps: int, unit: str) -> None:
+    def __init__(self, steps: int, unit: str, step: int) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._unit, self._values, self._held_out = unit, dict[str, Any](), "-"
-        self._progress = Progress(TextColumn("step"), BarColumn(60), MofNCompleteColumn())
-        self._task = self._progress.add_task("", total=steps)
+        self._progress = Progress(TextColumn("step"), BarColumn(40), MofNCompleteColumn())
+        self._task = self._progress.add_task("", total=steps, completed=step)
         self._live = Live(console=Console(stderr=True), refresh_per_second=4)
         self._live.start()
+
+    def show_start(self, text: str) -> None:
+        """Print a line above the table."""
+        self._live.console.print(text, highlight=False, markup=False)
+        self._live.update(self._render())
 
     def show(self, event: str, values: dict[str, Any]) -> None:
         if event == "val":
             self._held_out = _format_validation(values)
         elif event == "step":
-            self._values = values
+            # Some values are measured for each report only, so the last ones stay.
+            self._values |= values
             self._progress.update(self._task, completed=values["step"])
         self._live.update(self._render())
 
@@ -239,7 +317,7 @@ class _LiveTable:
 
         table = Table(show_header=False, box=None)
         for name in SHOWN:
-            if self._values.get(name):
+            if _has(self._values, name):
                 table.add_row(name, _format(name, self._values[name], self._unit))
         table.add_row("held out", self._held_out)
         return Group(self._progress, table)

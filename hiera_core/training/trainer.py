@@ -7,25 +7,27 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypedDict
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..atomic import unfinished
 from ..data.datasets import Splits, is_built_in, open_splits
-from ..errors import CheckpointError, TrainingError, UsageError
+from ..errors import CheckpointError, TrainingError, UsageError, check_type
 from . import optimizer, run_folder
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoints.checkpoint import CheckpointManager
 from .checkpoints.checkpoint_meta import MEASUREMENTS
+from .checkpoints.run_recipe import complete_recipe, resume_command
 from .dataloader import Batch, Collator, TrainDataset, make_loader
 from .distributed import World, join_processes, unwrap_model, without_gradient_sync
 from .losses import compute_losses
 from .lr_schedule import learning_rate_at
 from .previews import Previews
 from .recipe import Recipe
-from .recipe_reader import read_recipe
 from .run_folder import RunFolder
 from .run_log import LOG_NAME, START, RunLog
 from .sampler import StepSampler, derive_seed
@@ -56,8 +58,8 @@ class TrainingResult(TypedDict, total=False):
 
 
 def train(
-    recipe: str | Path | Recipe,
-    data: str | Path | Splits,
+    recipe: str | Path | Recipe | None,
+    data: str | Path | Splits | None,
     folder: str | Path,
     world: World | None = None,
     options: RunOptions | None = None,
@@ -69,6 +71,9 @@ def train(
 
     >>> hiera_core.train("hiera_nano_32", "digits", "runs/digits")
 
+    After Ctrl-C, the step is finished and a checkpoint is saved before KeyboardInterrupt is raised;
+    a second Ctrl-C raises it at once. `options=RunOptions(resume="auto")` continues.
+
     The run writes these files to `folder`:
         model.safetensors, config.json, hiera.json: The trained model, ready for
             `hiera predict --checkpoint`.
@@ -79,8 +84,9 @@ def train(
         pictures/: For an autoencoder, reconstructions after each pass over the data.
 
     Args:
-        recipe: Name of a model, path of a .yaml file, or a `Recipe`.
-        data: See `open_splits`.
+        recipe: Name of a model, path of a .yaml file, or a `Recipe`. None: that of the run to
+            resume.
+        data: See `open_splits`. None: the data that the recipe names.
         folder: Folder of the run.
         world: The processes of the run. None: those that torchrun started, or only this one.
         options: How the run is carried out. The recipe determines what it computes.
@@ -102,23 +108,28 @@ def train(
         DeviceError: The device does not exist or is out of memory, or torch.compile failed.
         OutputError: A file cannot be written, e.g. because the disk is full.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = read_recipe(recipe, settings)
-    elif settings:
+    if settings and isinstance(recipe, Recipe):
         raise UsageError(
             "settings apply only to a recipe given by name or file", "change the Recipe itself"
         )
-    if not isinstance(data, Splits):
-        data = open_data(recipe, data, folder)
-    options, folder = options or RunOptions(), Path(folder)
+    options, folder = _checked(options, folder)
+    location = None if isinstance(data, Splits) else data
+    recipe = complete_recipe(recipe, location, folder, options, settings)
+    splits = data if isinstance(data, Splits) else open_data(recipe, recipe.data.path, folder)
     with contextlib.ExitStack() as stack:
         if world is None:
             world = stack.enter_context(join_processes(device))
         stack.enter_context(run_folder.locked(folder, world))
-        return Trainer(recipe, data, folder, world, options).run()
+        return Trainer(recipe, splits, folder, world, options).run()
 
 
-def open_data(recipe: Recipe, data: str | Path, folder: str | Path) -> Splits:
+def _checked(options: RunOptions | None, folder: str | Path) -> tuple[RunOptions, Path]:
+    check_type("options", options, (RunOptions, NoneType), "a hiera_core.RunOptions")
+    check_type("folder", folder, (str, Path), "the path of a folder")
+    return options or RunOptions(), Path(folder)
+
+
+def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Splits:
     """Open the data of a run.
 
     Args:
@@ -130,6 +141,9 @@ def open_data(recipe: Recipe, data: str | Path, folder: str | Path) -> Splits:
         UsageError: The data does not exist, is empty or lacks labels, or it is in the folder of
             the run, or that is in the data.
     """
+    if data is None:
+        raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
+    check_type("data", data, (str, Path), "a path, or digits or shapes")
     parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
     for part in [] if is_built_in(data) else parts or [Path(data)]:
         run_folder.check_apart(Path(folder), part)
@@ -153,7 +167,7 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, splits: Splits, folder: Path, world: World, options: RunOptions
     ) -> None:
-        self.recipe, self.splits, self.world = recipe, splits, world
+        self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
         self.sampler = StepSampler(len(splits.train), recipe, world.rank, world.size)
         self.run_folder = RunFolder(folder, recipe, splits.train, world, options)
         self._check_step()
@@ -182,10 +196,22 @@ class Trainer:
         last = self._resume()
         self.run_log.open(last["step"])
         try:
+            facts = self.setup.facts(self.sampler.steps, self.splits)
+            self.run_log.show_start(self.recipe.model.name, facts)
+            if self.setup.weights == "random" and self.setup.masking is None:
+                log.info(
+                    "weights are random: --init-from mae_%s starts from pre-trained ones, "
+                    "--init-from PATH from those of a run or a file",
+                    self.recipe.model.name,
+                )
             if not last["step"]:
-                facts = self.setup.facts(self.sampler.steps, self.splits)
                 self.run_log.log_event(**START, **facts)
-            self._train_from(last)
+            # A signal waits for the end of a step, and for its checkpoint.
+            with (
+                unfinished.defer_keyboard_interrupts(),
+                unfinished.finish_first(self.checkpoints.folder),
+            ):
+                self._train_from(last)
             if self.world.is_main_process:
                 self.run_log.draw_curves()
         finally:
@@ -220,35 +246,122 @@ class Trainer:
         return {key: meta[key] for key in ("step", *MEASUREMENTS) if key in meta}
 
     def _train_from(self, last: dict[str, Any]) -> None:
-        """Run the steps after `last["step"]`, and update `last` with each measurement."""
-        recipe, step = self.recipe, last["step"]
-        steps, steps_per_pass = self.sampler.steps, self.sampler.steps_per_pass
+        """Run the steps after `last["step"]`, and update `last` with each measurement.
+
+        Raises:
+            TrainingError: Another process was told to stop; see also `_report`.
+        """
+        step, steps, meta = last["step"], self.sampler.steps, self.run_folder.meta
         previews = self._previews()
-        val_steps = self._steps_of(recipe.val_every)
-        save_steps = self._steps_of(recipe.save_every)
+        if meta.get("pending") and not self._measure(step, last, previews):
+            self._stop(step)
+            return
         batches = self._batches(step)
-        statistics = StepStatistics(self.world, step)
+        statistics = StepStatistics(self.world, step, meta.get("rows", ()))
         while step < steps:
             statistics.add(self._step(step, batches))
             step += 1
-            is_last = step == steps
-            saves = is_last or step % save_steps == 0
-            validates = self.splits.val is not None and (is_last or step % val_steps == 0)
-            draws = previews is not None and (is_last or step % steps_per_pass == 0)
-            if not (saves or validates or draws or step % recipe.log_every == 0):
-                continue
+            saves = step == steps or self._is_every(self.recipe.save_every, step)
+            measures = self._validates(step) or self._draws(step, previews)
+            reports = saves or measures or step % self.recipe.log_every == 0
+            stops = self._is_told_to_stop()
             # A report comes before every save: it raises an error if a value is NaN or infinite.
             # And it comes before other work, whose time would else count as that of the steps.
-            last |= self._report(statistics, step)
-            if self.splits.val is not None and validates:
-                last["val"] = validate(self.setup, self.splits.val, recipe, self.world)
-                epoch = step / steps_per_pass
-                self.run_log.log_event("val", step=step, epoch=epoch, **last["val"])
-            if previews is not None and draws:
-                previews.draw(math.ceil(step / steps_per_pass))
+            if reports:
+                last |= self._report(statistics, step)
+                statistics = StepStatistics(self.world, step)
+            else:
+                self._show_progress(statistics, step)
+            is_pending = measures and (stops or not self._measure(step, last, previews))
+            if stops or is_pending:
+                self._log_unreadable(step)
+                self._save(last, step, pending=is_pending, rows=statistics.totals(self._is_scaled))
+                self._stop(step)
+                return
             if saves:
-                self.checkpoints.save(self.training, {**last, **self._resume_values()})
-            statistics = StepStatistics(self.world, step)
+                self._save(last, step)
+            if reports:
+                statistics = StepStatistics(self.world, step)  # its time begins now
+
+    def _validates(self, step: int) -> bool:
+        """Return whether the run is to be validated after a step."""
+        is_last = step == self.sampler.steps
+        return self.splits.val is not None and (
+            is_last or self._is_every(self.recipe.val_every, step)
+        )
+
+    def _draws(self, step: int, previews: Previews | None) -> bool:
+        """Return whether pictures are to be drawn after a step."""
+        is_last = step == self.sampler.steps
+        return previews is not None and (is_last or step % self.sampler.steps_per_pass == 0)
+
+    def _measure(self, step: int, last: dict[str, Any], previews: Previews | None) -> bool:
+        """Do the validation and the pictures of a step. Return False if they were to end early."""
+        epoch = step / self.sampler.steps_per_pass
+        if self.splits.val is not None and self._validates(step):
+            found = validate(
+                self.setup, self.splits.val, self.recipe, self.world, self._is_told_to_stop
+            )
+            if found is None:
+                return False
+            last["val"] = found
+            self.run_log.log_event("val", step=step, epoch=epoch, **found)
+        if previews is not None and self._draws(step, previews):
+            previews.draw(math.ceil(epoch))
+        return True
+
+    def _save(self, last: dict[str, Any], step: int, **unfinished_work: Any) -> None:
+        """Save a checkpoint.
+
+        Args:
+            last: The last measurements.
+            step: Number of steps that are done.
+            unfinished_work: What has to be done before the next step, if the run stops here:
+                `pending`, whether the validation and the pictures of this step are missing, and
+                `rows`, the statistics that have not been reported.
+        """
+        values = {**last, "step": step, **self._resume_values(), **unfinished_work}
+        self.checkpoints.save(self.training, values)
+
+    def _is_told_to_stop(self) -> bool:
+        """Return whether any process has received a signal. All of them stop together."""
+        return self.world.any(unfinished.deferred() is not None)
+
+    def _stop(self, step: int) -> None:
+        """Say where the checkpoint is. The signal is raised when the writing block ends.
+
+        Raises:
+            TrainingError: Another process has received the signal, and this one has not.
+        """
+        command = resume_command(self.run_folder.path, self.options, self.world)
+        text = f"step {step} of {self.sampler.steps} is saved in {self.run_folder.path}"
+        error = unfinished.deferred()
+        if error is None:
+            raise TrainingError(f"another process was told to stop; {text}", f"{command} continues")
+        if self.world.is_main_process:
+            error.add_note(f"{text}; to continue: {command}")
+
+    def _show_progress(self, statistics: StepStatistics, step: int) -> None:
+        """Show on the terminal that a step is done, with its loss, if it is time for that."""
+        if not self.run_log.wants_progress(step):
+            return
+        weighted, weight, *_ = statistics.rows[-1].tolist()  # of this process
+        values = {
+            "step": step,
+            "epoch": step / self.sampler.steps_per_pass,
+            "loss": weighted / weight if weight else math.nan,
+            "lr": learning_rate_at(step - 1, self.sampler.steps, self.recipe),
+        }
+        self.run_log.show_progress(values)
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether the loss is scaled (fp16)."""
+        return self.training.scaler.is_enabled()
+
+    def _is_every(self, passes: float, step: int) -> bool:
+        """Return whether something that is done every so many passes is due after a step."""
+        return step % self._steps_of(passes) == 0
 
     def _steps_of(self, passes: float) -> int:
         """Return the number of steps in a number of passes over the data, at least 1."""
@@ -342,11 +455,8 @@ class Trainer:
             TrainingError: A loss or gradient is NaN or infinite, or too many samples are
                 unreadable.
         """
-        values = statistics.summary(self.training.scaler.is_enabled())
-        for unreadable in self.world.gather(self.unreadable):
-            for name, message in unreadable.items():
-                self.run_log.log_event("bad", step=step, input=name, message=message)
-        self.unreadable = {}
+        values = statistics.summary(self._is_scaled)
+        self._log_unreadable(step)
         self.seen_views += values.pop("views")
         self.unreadable_views += values.pop("unreadable_views")
         self._check_unreadable()
@@ -362,6 +472,13 @@ class Trainer:
             result["unreadable"] = values["unreadable"] = unreadable_samples
         self.run_log.log_event("step", step=step, **values)
         return result
+
+    def _log_unreadable(self, step: int) -> None:
+        """Log the unreadable samples of all processes."""
+        for unreadable in self.world.gather(self.unreadable):
+            for name, message in unreadable.items():
+                self.run_log.log_event("bad", step=step, input=name, message=message)
+        self.unreadable = {}
 
     def _check_unreadable(self) -> None:
         """Check the share of unreadable samples against data.max_bad.

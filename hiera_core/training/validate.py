@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,16 +26,25 @@ MAX_BATCH = 64  # largest batch of a process
 
 @torch.no_grad()
 def validate(
-    setup: TrainingSetup, samples: MediaDataset, recipe: Recipe, world: World
-) -> dict[str, Any]:
+    setup: TrainingSetup,
+    samples: MediaDataset,
+    recipe: Recipe,
+    world: World,
+    stops: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Measure the mean loss on held-out data and, for a classifier, the accuracy.
 
     The model sees one centre view of each sample; an autoencoder always gets the same masks. Each
     sample counts once, with any number of processes.
 
+    Args:
+        setup, recipe, world: Of the run.
+        samples: The held-out data.
+        stops: Called after each batch: whether to end early.
+
     Returns:
         `loss`; `top1` and, for more than five classes, `top5`, in percent; `samples`, the number of
-        samples measured; `bad`, the number of unreadable samples.
+        samples measured; `bad`, the number of unreadable samples. None if it has ended early.
 
     Raises:
         TrainingError: Too many samples are unreadable.
@@ -57,6 +66,9 @@ def validate(
             values = torch.stack((losses.losses, losses.top1, losses.top5))
             sums.append(torch.cat((values * batch.weight, batch.weight[None])).sum(1))
             unreadable += len(batch.bad)
+            if stops():
+                model.train()
+                return None
     model.train()
     loss, top1, top5, count = world.total(torch.stack(sums)).sum(0).tolist()
     bad = int(world.total(torch.tensor(unreadable)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import zoo
-from ..errors import UsageError
+from ..errors import UsageError, check_type
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder or hub repository
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
@@ -74,6 +74,7 @@ def check_not_empty(name: str | Path) -> None:
     Raises:
         UsageError: It is.
     """
+    check_type("the name of the model or checkpoint", name, (str, Path), "a text or a path")
     if not str(name).strip():
         raise UsageError(
             "the name of the model or checkpoint is empty",

@@ -68,8 +68,23 @@ def read_meta(path: Path) -> dict[str, Any]:
         for value in values.values() if key == "val" and isinstance(values, dict) else [values]:
             if not (value is None or _is_finite(value)):
                 raise _unusable(file, key)
+    if not _are_rows(meta.get("rows", []), meta["step"]):
+        raise _unusable(file, "rows")
     _check_card(file, meta["card"])
     return meta
+
+
+def _are_rows(rows: object, step: int) -> bool:
+    """Return whether a value can be the statistics of steps that were not reported: four numbers
+    for each, null if one is not finite."""
+    return (
+        isinstance(rows, list)
+        and len(rows) <= step
+        and all(
+            isinstance(row, list) and len(row) == 4 and all(v is None or _is_finite(v) for v in row)
+            for row in rows
+        )
+    )
 
 
 def _refuse_pickles(path: Path) -> None:

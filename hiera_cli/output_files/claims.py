@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hiera_core.atomic import TEMPORARY, atomic_file
+from hiera_core.atomic.lock import LOCK_NAME, exclusive, exclusive_folder
 from hiera_core.errors import UsageError
-from hiera_core.lock import LOCK_NAME, exclusive, exclusive_folder
 
-from .output_formats import print_text
+from ..output_formats import print_text
 
 LONGEST_ENDING = ".partial.json"  # the longest that is added to the name of an output file
 

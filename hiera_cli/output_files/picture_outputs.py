@@ -16,7 +16,7 @@ from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
-from .outputs import claim_file, claim_folder
+from .claims import claim_file, claim_folder
 
 if TYPE_CHECKING:
     from hiera_core.viz.output_names import OutputNames

@@ -11,8 +11,8 @@ import typer
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 
-from .feature_options import SaveAs
-from .outputs import claim_file, claim_folder
+from ..feature_options import SaveAs
+from .claims import claim_file, claim_folder
 
 PLAIN_ARRAY = ".npy"
 FEATURE_FILES = (".safetensors", ".npz", ".parquet", PLAIN_ARRAY)

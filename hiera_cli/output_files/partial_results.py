@@ -10,8 +10,8 @@ from typing import Any
 
 from hiera_core.errors import UsageError
 
-from .exit_codes import print_message
-from .output_formats import open_text
+from ..exit_codes import print_message
+from ..output_formats import open_text
 
 
 def read_facts(path: Path) -> dict[str, dict[str, Any]]:

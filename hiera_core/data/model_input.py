@@ -1,0 +1,101 @@
+"""Turn images and videos into the tensor that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..errors import InputError, UsageError
+from . import memory
+from .clip_reader import read_segments
+from .clip_sampling import Sampling
+from .image_reader import open_image
+from .media_types import kind_of
+from .sources import Source, is_folder
+from .transforms import (
+    ImageTransform,
+    MediaInputs,
+    VideoTransform,
+    check_channels,
+    transform_for,
+)
+
+CENTRE = Sampling(clips=1, crops=1)
+
+
+def model_input(model: nn.Module, source: MediaInputs) -> torch.Tensor:
+    """Return the tensor that a model takes, from images or videos; see `PretrainedMixin.transform`.
+
+    Raises:
+        InputError: An input cannot be read, or is of the other kind.
+        UsageError: An input is of another type, or the model takes neither images nor videos.
+    """
+    check_channels(model)
+    transform = transform_for(model)
+    views = [_view(item, transform) for item in _items(source, transform)]
+    if not views:
+        raise UsageError("there are no inputs", "give an image, a video, or several of them")
+    pixels = torch.from_numpy(np.stack(views))
+    weight = next(model.parameters())
+    if not weight.is_meta:  # as when a large model is built before its weights are loaded
+        pixels = pixels.to(weight.device)
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    return transform.normalise(pixels).to(dtype)
+
+
+def _items(source: MediaInputs, transform: ImageTransform | VideoTransform) -> list[Source]:
+    """Return a source for each input."""
+    given: Any = source
+    if memory.is_batch(source, "image" if isinstance(transform, ImageTransform) else "video"):
+        given = list(given)
+    elif memory.is_single(source):
+        given = [source]
+    elif not isinstance(source, Iterable):
+        memory.as_pixels(source)  # raises an error about its type
+    return [
+        Source(str(item), path=Path(item))
+        if isinstance(item, str | Path)
+        else memory.as_source(item, index)
+        for index, item in enumerate(given)
+    ]
+
+
+def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndarray:
+    """Return what the model sees of an input: an image's crop, or a video's centre clip.
+
+    -> uint8 [height, width, 3] or float32 [frames, height, width, 3]
+    """
+    if source.path is not None and is_folder(source.path):
+        raise UsageError(f"{source.name} is a folder", "give a list of its files")
+    try:
+        if source.error is not None:
+            raise source.error
+        content: Any = source.content() if source.pixels is None else source.pixels
+        if isinstance(content, np.ndarray):
+            kind = "video" if content.ndim == 4 else "image"
+        else:
+            kind = kind_of(content, source.name)
+        takes_images = isinstance(transform, ImageTransform)
+        if (kind == "image") != takes_images:
+            raise InputError(
+                "a picture, and the model takes video clips"
+                if kind == "image"
+                else "a video, and the model takes pictures",
+                "frames are one array, [frames, height, width, channels]"
+                if kind == "image"
+                else "give a list of its frames, or use a model for videos",
+            )
+        if isinstance(transform, ImageTransform):
+            if isinstance(content, np.ndarray):
+                return transform.crop(Image.fromarray(content))
+            return transform.crop(open_image(content)[0])
+        _, segments = read_segments(content, CENTRE, transform)
+        return next(segments).views[0]
+    except InputError as error:
+        raise InputError(f"{source.name}: {error.message}", error.hint) from error

@@ -1,0 +1,142 @@
+"""The recipe of a run with its data and weights: a new one, or that of the run to resume."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ...device import select_device
+from ...errors import CheckpointError, UsageError, check_type
+from ..distributed import World
+from ..recipe import Recipe, RunOptions
+from ..recipe_reader import apply_settings, read_recipe, resumed_recipe
+from . import checkpoint
+from .checkpoint_meta import META, read_meta
+
+RECIPE_NAME = "recipe.yaml"
+
+
+def complete_recipe(
+    recipe: str | Path | Recipe | None,
+    data: str | Path | None,
+    folder: Path,
+    options: RunOptions,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Return the recipe of a run, with its data and the weights to start from.
+
+    If the run resumes, this is the recipe that it was begun with. What is given here, apart from
+    CHANGEABLE_KEYS, has to be the same.
+
+    Args:
+        recipe, settings: See `train`.
+        data: The training data. None: that of the recipe.
+        folder: Folder of the run.
+        options: See `train`.
+
+    Raises:
+        UsageError: The recipe or a setting is not usable, or is not that of the run to resume.
+        CheckpointError: The checkpoint to resume from is damaged.
+    """
+    check_type("recipe", recipe, (str, Path, Recipe, NoneType), "the name of a model, or a path")
+    kinds = (Mapping, NoneType)
+    check_type("settings", settings, kinds, "a dictionary, such as {'optimizer.lr': 1e-3}")
+    more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
+    if options.init_from is not None:
+        more["init_from"] = _absolute(options.init_from)
+    if isinstance(recipe, Recipe):
+        return Recipe.from_dict(apply_settings(recipe.to_dict(), more))
+    saved, wanted = _saved_recipe(folder, options), {**(settings or {}), **more}
+    if saved is None and recipe is None:
+        raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
+    if saved is None:
+        assert recipe is not None
+        return read_recipe(recipe, wanted, shorten_warmup=True)
+    if "init_from" not in saved:  # of an earlier version, which did not record it
+        wanted.pop("init_from", None)
+    chosen, lines = resumed_recipe(saved, recipe, wanted)
+    if lines:
+        raise other_recipe(lines, folder, options)
+    return chosen
+
+
+def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
+    """Return the recipe of the run that is to be resumed, or None if there is none."""
+    found = checkpoint.find_checkpoint(options.resume, folder) if options.resume else None
+    if found is not None:
+        recipe: dict[str, Any] = read_meta(found)["recipe"]
+        try:
+            Recipe.from_dict(recipe)
+        except UsageError as error:
+            raise CheckpointError(
+                f"{found / META}: its recipe is not usable ({error.message})", "the file is damaged"
+            ) from error
+        return recipe
+    path = folder / RECIPE_NAME
+    if not options.resume or options.overwrite or not path.is_file():
+        return None
+    return read_recipe(path).to_dict()
+
+
+def _absolute(location: str | Path) -> str:
+    """Return a local path so that the recipe can be used in any folder; names stay as they are."""
+    text = str(location)
+    is_path = os.path.lexists(text) or text.endswith(".tar")  # also a pattern of tar files
+    return str(Path(text).absolute()) if is_path and "://" not in text else text
+
+
+def other_recipe(lines: list[str], folder: Path, options: RunOptions) -> UsageError:
+    """Return the error about values that differ from those of the run; see `differences`."""
+    run = folder if options.resume in (None, "auto") else Path(str(options.resume))
+    return UsageError(
+        "the run was begun with another recipe",
+        f"to continue it with its own: {resume_command(run)}; to train with another, begin a new "
+        "run with --init-from",
+        lines,
+    )
+
+
+def default_folder(recipe: str | Path | None, resume: str | None = None) -> Path:
+    """Return the folder of a run that has no name: `runs/RECIPE`, or without a recipe the folder
+    of the run to resume.
+
+    Raises:
+        UsageError: There is no recipe, and no path of a run.
+    """
+    if recipe is not None:
+        return Path("runs") / Path(recipe).stem
+    if resume in (None, "auto"):
+        raise UsageError(
+            "no recipe", "name a model or a .yaml file, or continue a run: --resume FOLDER"
+        )
+    path = Path(str(resume))
+    is_checkpoint = (path / META).is_file() and path.parent.name == checkpoint.FOLDER
+    return path.parent.parent if is_checkpoint else path
+
+
+def resume_command(
+    folder: Path,
+    options: RunOptions | None = None,
+    world: World | None = None,
+) -> str:
+    """Return the command that continues a run.
+
+    Args:
+        folder: The folder of the run, or a checkpoint.
+        options, world: How the run is carried out, if that is to stay the same.
+    """
+    words = ["hiera", "train", "--resume", str(folder)]
+    if world is not None and world.size > 1:
+        count = os.environ.get("LOCAL_WORLD_SIZE", str(world.size))
+        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "hiera_cli"]
+    if options is not None:
+        words += [] if options.workers is None else ["-j", str(options.workers)]
+        words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
+        words += [f"--{name}" for name in ("compile", "tensorboard") if getattr(options, name)]
+    if world is not None and world.device.type != select_device().type:
+        words += ["--device", str(world.device)]
+    return shlex.join(words)

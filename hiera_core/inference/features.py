@@ -339,7 +339,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         self._finish(record, result, pixels[None])
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
-        found: list[Features] = []
+        found: list[Tensors] = []
         times: list[tuple[float, float]] = []
         for segment, results in run_segments(self.runner(record.kind), segments):
             found.append({n: torch.stack([r[n] for r in results]).mean(0) for n in results[0]})
@@ -369,7 +369,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         }
         record.extra |= {name: found[name].tolist() for name in TIMES if name in found}
 
-    def _draw(self, found: Features, frames: np.ndarray, runner: BatchExtractor) -> Image.Image:
+    def _draw(self, found: Tensors, frames: np.ndarray, runner: BatchExtractor) -> Image.Image:
         """Draw the attention weights, or else the maps, beside the input."""
         if "attention" in found:
             grid = attention_grids(runner.model, self.selection.attention or -1)[1]

@@ -186,7 +186,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("value", [3.5, ["3"], object()], ids=repr)
+@pytest.mark.parametrize("value", [3.5, ["3"], object()], ids=["number", "list", "object"])
 def test_arguments_of_other_types_are_usage_errors(
     name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

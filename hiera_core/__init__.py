@@ -66,6 +66,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     hiera_base_plus_16x224: ModelFunction
     hiera_large_16x224: ModelFunction
     hiera_huge_16x224: ModelFunction
+    hiera_small_abswin_256: ModelFunction
+    hiera_base_abswin_256: ModelFunction
     hiera_nano_32: ModelFunction
     hiera_nano_8x32: ModelFunction
     mae_hiera_tiny_224: ModelFunction

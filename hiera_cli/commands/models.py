@@ -82,4 +82,5 @@ def _is_cached(where: zoo.CheckpointEntry) -> bool:
     in_hub_cache = (
         path.is_file() for file in names.WEIGHT_NAMES for path in snapshots.glob(f"*/{file}")
     )
-    return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(in_hub_cache)
+    in_url_cache = torch_home / "hub" / "checkpoints" / (where.file or ".")
+    return in_url_cache.is_file() or any(in_hub_cache)

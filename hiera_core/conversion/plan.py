@@ -24,6 +24,9 @@ from .formats import full_size
 
 log = logging.getLogger("hiera")
 
+# The layer whose output each layer scale of a block multiplies.
+LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+
 
 @dataclass
 class ConversionPlan:
@@ -144,6 +147,8 @@ def adapt_to_format(plan: ConversionPlan, name: str) -> None:
         plan.add_note(f"timm has no autoencoder: the decoder is dropped ({dropped} tensors)")
     if plan.config.get("abs_win_pos_embed") and name != "timm":
         _merge_window_positions(plan)
+    if plan.config.get("init_values") is not None and name in ("hub", "pth", "transformers"):
+        _fold_layer_scale(plan)
 
 
 def drop_decoder(plan: ConversionPlan) -> int:
@@ -182,6 +187,26 @@ def _merge_window_positions(plan: ConversionPlan) -> None:
         "absolute-window position embedding written as a plain one for inputs of "
         f"{_format_size(plan.size)} pixels"
     )
+
+
+def _fold_layer_scale(plan: ConversionPlan) -> None:
+    """Multiply the layer scales into the layers before them, for formats that cannot hold them.
+
+    The products are float32, because weights that are scaled by 1e-5 would underflow in 16 bits.
+    """
+    with torch.device("meta"):
+        plan.model = type(plan.model)(**{**plan.arguments, "init_values": None})
+    plan.model.card = plan.card
+    state = dict(plan.state)
+    for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        block, scale, _ = gamma.rsplit(".", 2)
+        factor = state.pop(gamma).float()
+        layer = f"{block}.{LAYER_SCALED[scale]}"
+        state[f"{layer}.weight"] = state[f"{layer}.weight"].float() * factor[:, None]
+        state[f"{layer}.bias"] = state[f"{layer}.bias"].float() * factor
+    plan.state = {name: state[name] for name in plan.model.state_dict()}
+    plan.changed.append("layer scale")
+    plan.add_note("layer scale multiplied into the layers that it scales")
 
 
 def _cast(plan: ConversionPlan, dtype: str) -> None:

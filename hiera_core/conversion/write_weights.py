@@ -63,6 +63,10 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
         raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")
     if name in ("timm", "transformers") and config.get("norm_layer", "LayerNorm") != "LayerNorm":
         raise UsageError(f"{name} has no Hiera with {config['norm_layer']}", "use hub or pth")
+    if name != "timm" and not config.get("use_expand_proj", True):
+        raise UsageError(
+            f"{name} has no Hiera that widens without a projection", "use timm, onnx or pt2"
+        )
     if name == "transformers":
         step = config["q_stride"][0] ** (len(config["stages"]) - 1)
         if config["mask_unit_size"][0] % step:
@@ -106,6 +110,9 @@ def _timm_files(plan: ConversionPlan) -> dict[str, Any]:
     arguments = {theirs: config[ours] for ours, theirs in TIMM_ARGUMENTS.items()}
     if not arguments["abs_win_pos_embed"]:
         del arguments["abs_win_pos_embed"], arguments["global_pos_size"]
+    for argument in ("init_values", "use_expand_proj"):
+        if arguments[argument] == getattr(HieraConfig, argument):
+            del arguments[argument]
     transform = plan.transform
     pretrained = {
         "input_size": (config["in_chans"], *plan.size),
@@ -139,7 +146,9 @@ def timm_architecture(name: str) -> str:
     arguments config.json overrides."""
     name = name.removeprefix("mae_")
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
-    return name if name in [f"hiera_{size}_224" for size in sizes] else "hiera_base_224"
+    known = [f"hiera_{size}_224" for size in sizes]
+    known += ["hiera_small_abswin_256", "hiera_base_abswin_256"]
+    return name if name in known else "hiera_base_224"
 
 
 def _transformers_files(plan: ConversionPlan) -> dict[str, Any]:

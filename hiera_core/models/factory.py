@@ -277,7 +277,7 @@ class ModelFunction(Protocol):
 
     __name__: str
     checkpoints: Mapping[str, str]
-    default: str
+    default: str | None
 
     def __call__(
         self,
@@ -314,8 +314,7 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
         config: Constructor arguments that differ, e.g. `num_classes=10`.
     """
     function.checkpoints = {
-        tag: str(found.bundled_path or download.url_of(found.file))
-        for tag, found in entry.checkpoints.items()
+        tag: str(found.bundled_path or _url_of(found)) for tag, found in entry.checkpoints.items()
     }
     function.default = entry.default
     return function
@@ -335,6 +334,12 @@ def _read_weights(
         return load.read_weights(checkpoint)
     names.check_not_empty(checkpoint)
     return load.read_released(entry, str(checkpoint))
+
+
+def _url_of(checkpoint: zoo.CheckpointEntry) -> str:
+    """Return the URL of a checkpoint's file, or of its repository if it has no file."""
+    hub = f"https://huggingface.co/{checkpoint.hub}"
+    return download.url_of(checkpoint.file) if checkpoint.file else hub
 
 
 functions: dict[str, ModelFunction] = {

@@ -82,6 +82,24 @@ class DropPath(nn.Module):
         return f"drop_prob={self.drop_prob:.3f}"
 
 
+@known_forward
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., dim] -> [..., dim]"""
+        return x * self.gamma
+
+
+def layer_scale(dim: int, init_value: float | None) -> nn.Module:
+    """Return a `LayerScale`, or an identity if there is no initial value."""
+    return nn.Identity() if init_value is None else LayerScale(dim, init_value)
+
+
 def _softmax(x: torch.Tensor) -> torch.Tensor:
     return x.softmax(dim=-1)
 

@@ -19,6 +19,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 # Arguments of timm's absolute-window models. Their position embedding does not show the input size
 # that they were trained with.
 ABSOLUTE_WINDOW = {"abs_win_pos_embed": True, "input_size": (256, 256)}
+LAYER_SCALE = 1e-5  # initial value in timm's models; loaded weights replace it
 # File for everything that is not a constructor argument. The reference fails on other keys in
 # config.json.
 CARD_NAME = "hiera.json"
@@ -134,8 +135,16 @@ def _config_from_shapes(
 ) -> dict[str, Any]:
     """Return the arguments of a model in the zoo, adapted to the shapes of weights.
 
-    Weights from elsewhere can differ in their input size, or have absolute-window embeddings.
+    Weights from elsewhere can differ in their input size, have absolute-window embeddings or layer
+    scale, or widen without a projection.
     """
+    traits = load.traits_of(state)
+    scale = config.get("init_values") or LAYER_SCALE
+    config = {
+        **config,
+        "init_values": scale if traits["layer_scale"] else None,
+        "use_expand_proj": traits["use_expand_proj"],
+    }
     window = state.get("pos_embed_win")
     if window is not None:
         return {**config, **ABSOLUTE_WINDOW, "global_pos_size": tuple(state["pos_embed"].shape[2:])}

@@ -22,14 +22,15 @@ TIMM_ARGUMENTS = {
         name: name
         for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
         "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
-        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
+        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size "
+        "init_values use_expand_proj".split()
     },
 }
 # Arguments of timm's models that do not change what a loaded model computes; norm_layer would, and
 # is checked.
 TIMM_IGNORED = {
-    "num_classes", "global_pool", "fix_init", "weight_init", "init_values", "patch_drop_rate",
-    "norm_layer", "device", "dtype",
+    "num_classes", "global_pool", "fix_init", "weight_init", "patch_drop_rate", "norm_layer",
+    "device", "dtype",
 }  # fmt: skip
 # Maps our name of a constructor argument to its name in the config.json of transformers. Values
 # that its config.json leaves out are the defaults of its HieraConfig, which are ours, too.

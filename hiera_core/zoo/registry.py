@@ -22,7 +22,7 @@ class CheckpointEntry:
     """Where a checkpoint is: on the hub and at a URL, or in the package.
 
     Args:
-        file: Name of the .pth file, relative to `download.WEIGHTS_URL`.
+        file: Name of the .pth file, relative to `download.WEIGHTS_URL`. Empty if there is none.
         hub: Hub repository.
         sha256: Checksum of the .pth file, if zoo.yaml lists it.
         asset: Name of a file in ASSETS. The other fields are then not set.
@@ -57,9 +57,14 @@ class ModelEntry:
     speed: float | None = None  # inputs/s on an A100 in fp16, as published
 
     @property
-    def default(self) -> str:
-        """Tag of the default checkpoint."""
-        return next(iter(self.checkpoints))
+    def default(self) -> str | None:
+        """Tag of the default checkpoint; None if no weights have been released."""
+        return next(iter(self.checkpoints), None)
+
+    @property
+    def commercial_use(self) -> bool:
+        """Whether the licence of the weights allows commercial use."""
+        return "NC" not in self.licence.split("-")
 
 
 @functools.cache
@@ -114,7 +119,9 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
     config = {**table["sizes"][size], **input_fields["config"], **fields.pop("decoder", {})}
     if autoencoder:  # a mask unit keeps 2x2 tokens; classifiers pool once more
         config["q_pool"] = len(config["stages"]) - 2
-    by_tag = table["checkpoints"][f"{input_name}_autoencoder" if autoencoder else input_name]
+    config |= fields.pop("config", {})
+    checkpoints_name = f"{input_name}_autoencoder" if autoencoder else input_name
+    by_tag = table["checkpoints"][fields.pop("checkpoints", checkpoints_name)]
     base = name.removeprefix("mae_")
     checkpoints = {}
     for tag, locations in by_tag.items():

@@ -25,6 +25,7 @@ from .clip_sampling import crop_offsets
 # is.
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
+CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
 
 
@@ -75,6 +76,7 @@ class ImageTransform:
         resize: Short side before the crop, in pixels.
         mean, std: Statistics of the channels, for pixels in [0, 1].
         interpolation: `bicubic` or `bilinear`, both with antialiasing.
+        crop_mode: `center`; or `squash` to resize the whole image to `size`, whatever its shape.
         grey: Whether the model takes one channel, of grey values.
     """
 
@@ -84,6 +86,7 @@ class ImageTransform:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     grey: bool = False
+    crop_mode: str = "center"
 
     default_model: ClassVar[str] = zoo.DEFAULT_IMAGE_MODEL
 
@@ -111,11 +114,15 @@ class ImageTransform:
                 raise ValueError(f"resize {resize} is more than {MAX_RESIZE} times {min(size)}")
             mean, std = _channel_statistics(known)
             interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
+            crop_mode = known.get("crop_mode", "center")
+            if crop_mode not in CROP_MODES:
+                raise ValueError(f"crop_mode {crop_mode!r}")
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise CheckpointError(f"preprocessing is not usable ({error})") from error
         if (height, width) != size:  # keep the ratio of resize to crop (256 to 224)
             resize = round(min(height, width) * resize / min(size))
-        return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
+        resize = max(resize, min(height, width))
+        return cls((height, width), resize, mean, std, interpolation, crop_mode=crop_mode)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """Resize and centre-crop an RGB image. -> uint8 [height, width, 3]
@@ -124,12 +131,14 @@ class ImageTransform:
         20000x1 costs no more than any other, and the result is the same except for rounding.
         """
         (height, width), (w, h) = self.size, image.size
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if self.crop_mode == "squash":
+            return np.array(image.resize((width, height), resampling))
         new_w, new_h = _resized_image_size(w, h, self.resize)
         if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
             grow = max(width / new_w, height / new_h)
             new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
-        resampling = Image.Resampling[self.interpolation.upper()]
         if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
             resized = image.resize((new_w, new_h), resampling)
             return np.array(resized.crop((left, top, left + width, top + height)))

@@ -14,10 +14,28 @@ from ..weights import download, load, names
 from ..zoo import labels
 from . import pretrained as builder
 from .config import AutoencoderArguments
+from .encoder import Encoder
 from .feature_backbone import FeatureBackbone
 from .hiera import Hiera, HieraEncoder
 from .mae import MaskedAutoencoderHiera
 from .pos_embed import ResampleRule
+from .sam2.hieradet import HieraDet
+from .sam2.hieradet_config import HieraDetArguments
+
+Sam2Name = Literal[
+    "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus", "sam2_hiera_large"
+]
+
+
+@overload
+def create_model(  # type: ignore[overload-overlap]  # these names are str, too
+    name: Sam2Name,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    strict: bool = True,
+    features_only: Literal[False] = False,
+    **config: Unpack[HieraDetArguments],
+) -> HieraDet: ...
 
 
 @overload
@@ -64,8 +82,8 @@ def create_model(
     strict: bool = True,
     features_only: bool = False,
     resample: ResampleRule = "absolute-window",
-    **config: Unpack[AutoencoderArguments],
-) -> HieraEncoder | FeatureBackbone:
+    **config: Any,
+) -> Encoder | FeatureBackbone:
     """Create a model from the zoo, the hub or a file.
 
     >>> model = hiera_core.create_model("hiera_base_224", pretrained=True)
@@ -83,6 +101,9 @@ def create_model(
             or plain `bicubic` (see pos_embed.py).
         config: Constructor arguments that differ from the zoo's, e.g. `num_classes=10`,
             `input_size=(384, 384)`.
+
+    Returns:
+        A `Hiera`, a `MaskedAutoencoderHiera`, or, for SAM 2's image encoder, a `HieraDet`.
 
     Raises:
         UsageError: The model or the checkpoint is unknown.
@@ -112,12 +133,14 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
+    check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
             f"use {entry.name.removeprefix('mae_')}",
         )
     loaded = _read_weights(entry, name, checkpoint)
+    check_is_hiera(loaded.family, loaded.source)
     if not loaded.num_classes:
         raise CheckpointError(
             f"{loaded.source} has no classifier: it was only pre-trained",
@@ -142,12 +165,14 @@ def create_autoencoder(
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
+    check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and not entry.autoencoder:
         raise UsageError(
             f"{entry.name} is a classifier: it has no decoder to reconstruct with",
             f"use mae_{entry.name}",
         )
     loaded = _read_weights(entry, name, checkpoint)
+    check_is_hiera(loaded.family, loaded.source)
     if not loaded.is_autoencoder:
         raise CheckpointError(
             f"{loaded.source} has no decoder: it cannot reconstruct",
@@ -158,8 +183,8 @@ def create_autoencoder(
     return model
 
 
-def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> HieraEncoder:
-    """Create a classifier or an autoencoder with its weights, for features.
+def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Encoder:
+    """Create a classifier, an autoencoder or SAM 2's encoder with its weights, for features.
 
     If a classifier gets the weights of an autoencoder, it has no head, and the encoder's norm
     becomes its own norm.
@@ -187,14 +212,37 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Hi
     return from_zoo(entry, loaded, num_classes=0)
 
 
+def check_is_hiera(family: zoo.Family | None, name: str) -> None:
+    """Check that a model can classify or reconstruct.
+
+    Args:
+        family: Its family, or None if it is not known yet.
+        name: The model or checkpoint, for messages.
+
+    Raises:
+        UsageError: It is the image encoder of SAM 2.
+    """
+    if family == "hieradet":
+        raise UsageError(
+            f"{name} is the image encoder of SAM 2: it has no classes and no decoder, and returns "
+            "maps of its stages",
+            "use it in `hiera features` or create_model(..., features_only=True); to classify, "
+            f"use a model such as {zoo.DEFAULT_IMAGE_MODEL}",
+        )
+
+
 def list_models() -> list[str]:
     """Return the names of all models in the zoo."""
     return zoo.names()
 
 
-def model_class(entry: zoo.ModelEntry) -> type[Hiera] | type[MaskedAutoencoderHiera]:
-    """Return the class of a model in the zoo."""
-    return MaskedAutoencoderHiera if entry.autoencoder else Hiera
+def model_class(
+    family: zoo.Family, autoencoder: bool
+) -> type[Hiera] | type[MaskedAutoencoderHiera] | type[HieraDet]:
+    """Return the class of a model."""
+    if family == "hieradet":
+        return HieraDet
+    return MaskedAutoencoderHiera if autoencoder else Hiera
 
 
 def from_zoo(
@@ -203,10 +251,10 @@ def from_zoo(
     strict: bool = True,
     resample: ResampleRule = "absolute-window",
     **config: Any,
-) -> HieraEncoder:
+) -> Encoder:
     """Build a model from the zoo, with the weights of a checkpoint or newly initialised."""
-    cls = model_class(entry)
-    model: HieraEncoder
+    cls = model_class(entry.family, entry.autoencoder)
+    model: Encoder
     if checkpoint is None:
         model, card = cls(**{**entry.config, **config}), {}
     else:
@@ -231,11 +279,11 @@ def from_checkpoint(
     strict: bool = True,
     resample: ResampleRule = "absolute-window",
     **config: Any,
-) -> HieraEncoder:
+) -> Encoder:
     """Build the model that a checkpoint was saved from."""
-    cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
+    cls = model_class(checkpoint.family, checkpoint.is_autoencoder)
     arguments = builder.architecture(checkpoint)
-    model: HieraEncoder = builder.build(
+    model: Encoder = builder.build(
         cls, arguments, checkpoint, overrides=config, strict=strict, resample=resample
     )
     entry = load.identify_model(checkpoint.state)
@@ -247,7 +295,7 @@ def from_checkpoint(
 def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:
     """Return the metadata of a model: name, preprocessing, classes, licence, source."""
     card: dict[str, Any] = {"model": entry.name, "preprocessing": entry.preprocessing}
-    if isinstance(entry.classes, list):
+    if isinstance(entry.classes, list) and entry.classes:
         card |= {"classes": entry.classes}
     if source is not None:
         card |= {"source": source}
@@ -295,8 +343,8 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
         checkpoint: str | None = entry.default,
         strict: bool = True,
         resample: ResampleRule = "absolute-window",
-        **config: Unpack[AutoencoderArguments],
-    ) -> HieraEncoder:
+        **config: Any,
+    ) -> Encoder:
         if pretrained:
             loaded = load.read_released(entry, checkpoint)
             return from_zoo(entry, loaded, strict=strict, resample=resample, **config)

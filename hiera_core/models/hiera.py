@@ -13,20 +13,25 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
-from ..records import Kind
 from . import cpu
-from .attention import Implementation, MaskUnitAttention, pool_both, pool_tokens
+from .attention import MaskUnitAttention, pool_both, pool_tokens
 from .config import BlockSpec, HieraArguments, HieraConfig
-from .init_weights import init_classifier, init_head
-from .layers import DropPath, Head, Mlp, PatchEmbed, layer_scale
+from .encoder import Encoder, NormLayer, norm_factory
+from .layers import (
+    DropPath,
+    Head,
+    Mlp,
+    PatchEmbed,
+    init_classifier,
+    init_head,
+    layer_scale,
+)
 from .masking import (
     VisibleUnits,
     draw_units,
@@ -35,10 +40,7 @@ from .masking import (
     visible_units,
 )
 from .pos_embed import absolute_window
-from .pretrained import PretrainedMixin
 from .probes import known_forward
-
-NormLayer = Callable[[int], nn.Module]
 
 
 class BlockGroup(NamedTuple):
@@ -49,10 +51,11 @@ class BlockGroup(NamedTuple):
     blocks: tuple[int, ...]  # indices of the blocks
 
 
-class HieraEncoder(nn.Module, PretrainedMixin):
+class HieraEncoder(Encoder):
     """Patch embedding, position embedding and blocks: the part that all Hieras share."""
 
     config_class: ClassVar[type[HieraConfig]] = HieraConfig
+    _config: HieraConfig
 
     def __init__(
         self,
@@ -66,7 +69,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         self.block_specs = cfg.block_specs()
         self.block_groups = group_blocks(self.block_specs)
         self.norm_layer = norm_factory(cfg.norm_layer)
-        self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(
             cfg.in_chans, cfg.embed_dim, cfg.patch_kernel, cfg.patch_stride, cfg.patch_padding
@@ -93,17 +95,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         arguments: HieraArguments = self._config.to_json()  # type: ignore[assignment]
         return arguments
 
-    def input_kind(self) -> Kind:
-        """Return the kind of input: "image" or "video".
-
-        Raises:
-            UsageError: The model takes one-dimensional signals.
-        """
-        dims = len(self._config.input_size)
-        if dims == 1:
-            raise UsageError("this model takes signals", "use one for images or videos")
-        return "video" if dims == 3 else "image"
-
     @property
     def tokens_spatial_shape(self) -> list[int]:
         return list(self.layout.grid)
@@ -112,48 +103,12 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     def mask_spatial_shape(self) -> list[int]:
         return list(self.layout.unit_grid)
 
-    @property
-    def stage_ends(self) -> list[int]:
-        """Index of the last block of each stage."""
-        return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
-
-    @property
-    def q_pool(self) -> int:
-        return self._config.q_pool
-
-    def reduction(self, stage: int) -> tuple[int, ...]:
-        """Return how many pixels (or frames) a cell of the stage's map covers along each dimension.
-
-        Stages are counted from 0.
-        """
-        pools = min(stage, self.q_pool)
-        pairs = zip(self._config.patch_stride, self._config.q_stride, strict=True)
-        return tuple(patch * q**pools for patch, q in pairs)
-
     def no_weight_decay(self) -> list[str]:
         """Return the names of parameters that get no weight decay. One-dimensional parameters never
         get any and are not listed."""
         if self._config.sep_pos_embed:
             return ["pos_embed_spatial", "pos_embed_temporal"]
         return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
-
-    # Switches -----------------------------------------------------------------------------------
-
-    def set_attention(self, implementation: Implementation) -> None:
-        """Choose `fused` attention (one kernel, the default) or `eager` (explicit softmax).
-
-        Raises:
-            UsageError: The name is unknown.
-        """
-        if implementation not in ("fused", "eager"):
-            raise UsageError(f"unknown attention {implementation!r}", "use 'fused' or 'eager'")
-        for module in self.modules():
-            if isinstance(module, MaskUnitAttention):
-                module.implementation = implementation
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.grad_checkpointing = enable
 
     # Masks ---------------------------------------------------------------------------------------
 
@@ -215,19 +170,11 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             x = gather_windows(x, visible.windows, self.layout.windows)
         ends: list[torch.Tensor] = []
         for group in self.block_groups:
-            x = self._run_group(group, x)
+            blocks = [self.blocks[number] for number in group.blocks]
+            x = self.run_blocks(blocks, x, windowed=group.windowed)
             if collect:  # the last group of a stage replaces those before it
                 ends[group.stage :] = [x]
         return x, ends
-
-    def _run_group(self, group: BlockGroup, x: torch.Tensor) -> torch.Tensor:
-        """b (w t) c -> b (w t') c'"""
-        blocks = [self.blocks[number] for number in group.blocks]
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return cpu.run_blocks(blocks, x, windowed=group.windowed)
-        for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False)
-        return x
 
     @overload
     def forward_features(
@@ -278,10 +225,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             return self._as_map(x, len(self._config.stages) - 1, masked)
         maps = self.stage_maps(ends, masked)
         return maps[-1], maps
-
-    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
-        """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
-        raise NotImplementedError
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Return stage maps in grid order from the tokens that `encode` collected.
@@ -519,13 +462,6 @@ def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:
         range(len(specs)), lambda number: (specs[number].stage, specs[number].use_mask_unit_attn)
     )
     return [BlockGroup(stage, windowed, tuple(numbers)) for (stage, windowed), numbers in kinds]
-
-
-def norm_factory(norm: str | NormLayer) -> NormLayer:
-    """Return a constructor of norms: a class of torch.nn with eps 1e-6, or the given callable."""
-    if callable(norm):
-        return norm
-    return partial(getattr(nn, norm), eps=1e-6)
 
 
 Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

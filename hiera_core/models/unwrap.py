@@ -6,13 +6,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UsageError
-from .hiera import HieraEncoder
+from .encoder import Encoder
 
 # Wrappers that call the model in their attribute `module`.
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
-def unwrap_model(model: object) -> HieraEncoder:
+def unwrap_model(model: object) -> Encoder:
     """Return the Hiera inside of a wrapper, or the model itself if it has none.
 
     The wrappers are those of torch.compile, DataParallel, DDP, FSDP, averaged weights and PEFT. A
@@ -31,11 +31,11 @@ def unwrap_model(model: object) -> HieraEncoder:
     return inner
 
 
-def find_model(model: object) -> HieraEncoder | None:
+def find_model(model: object) -> Encoder | None:
     """Return the Hiera inside of a wrapper, or None if there is none."""
-    while isinstance(model, nn.Module) and not isinstance(model, HieraEncoder):
+    while isinstance(model, nn.Module) and not isinstance(model, Encoder):
         model = _unwrap_once(model)
-    return model if isinstance(model, HieraEncoder) else None
+    return model if isinstance(model, Encoder) else None
 
 
 def _unwrap_once(wrapper: nn.Module) -> object:

@@ -23,7 +23,7 @@ TIMM_ARGUMENTS = {
         for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
         "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
         "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size "
-        "init_values use_expand_proj".split()
+        "init_values use_expand_proj window_spec global_att_blocks".split()
     },
 }
 # Arguments of timm's models that do not change what a loaded model computes; norm_layer would, and
@@ -53,6 +53,23 @@ TRANSFORMERS_ARGUMENTS = {
     "decoder_depth": "decoder_depth",
     "decoder_num_heads": "decoder_num_heads",
 }
+# Of SAM 2's encoder, whose config.json may be a part of that of the whole model.
+SAM2_ARGUMENTS = {
+    "input_size": "image_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "stages": "blocks_per_stage",
+    "window_spec": "window_size_per_stage",
+    "global_att_blocks": "global_attention_blocks",
+    "global_pos_size": "window_positional_embedding_background_size",
+    "patch_kernel": "patch_kernel_size",
+    "patch_stride": "patch_stride",
+    "patch_padding": "patch_padding",
+    "mlp_ratio": "mlp_ratio",
+}
+SAM2_TYPES = ("sam2_hiera_det_model", "sam2_vision_model", "sam2", "sam2_video")
+SAM2_BACKBONE = ("vision_config", "backbone_config")  # keys that lead to the encoder's values
 PAIRS = ("input_size", "q_stride", "mask_unit_size", "patch_kernel", "patch_stride",
          "patch_padding")  # fmt: skip
 MAX_CLASSES = 100_000  # a few bytes can name any class number
@@ -85,6 +102,8 @@ def read_config(
         if config.get("model_type") == "hiera":
             arguments = _transformers_arguments(config, source)
             return arguments, _transformers_card(config, processor or {}, source)
+        if config.get("model_type") in SAM2_TYPES:
+            return _sam2_arguments(config, source), _sam2_card(processor or {})
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{source}: config.json or preprocessor_config.json cannot be understood ({error})",
@@ -179,6 +198,42 @@ def _transformers_arguments(config: Mapping[str, Any], source: str) -> dict[str,
             )
         arguments |= {"num_heads": heads[0], "head_mul": factor}
     return _with_pairs(arguments)
+
+
+def _sam2_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the constructor arguments of SAM 2's encoder."""
+    for key in SAM2_BACKBONE:
+        config = config.get(key, config)
+    stages = config.get("blocks_per_stage", (1, 2, 7, 2))
+    dim, heads = config.get("hidden_size", 96), config.get("num_attention_heads", 1)
+    expected = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "query_stride": [2, 2],
+        "num_query_pool_stages": len(stages) - 1,
+        "embed_dim_per_stage": [dim * 2**stage for stage in range(len(stages))],
+        "num_attention_heads_per_stage": [heads * 2**stage for stage in range(len(stages))],
+    }
+    for name, supported in expected.items():
+        if config.get(name, supported) != supported:
+            raise _unsupported(source, name, config[name], supported)
+    return _with_pairs(
+        {
+            ours: config[theirs]
+            for ours, theirs in SAM2_ARGUMENTS.items()
+            if config.get(theirs) is not None
+        }
+    )
+
+
+def _sam2_card(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the card of SAM 2: the whole image is resized, to height and width."""
+    if not processor:
+        return {}
+    found = _processor_preprocessing({**processor, "size": None, "crop_size": None})
+    if shape := _processor_size(processor.get("size")):
+        found |= {"size": shape, "resize": min(shape), "crop_mode": "squash"}
+    return {"preprocessing": found}
 
 
 def _transformers_card(

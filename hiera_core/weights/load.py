@@ -56,9 +56,14 @@ class Checkpoint:
         return "decoder_pos_embed" in self.state
 
     @property
+    def family(self) -> zoo.Family:
+        return "hieradet" if key_mapping.SAM2_EMBEDDING in self.state else "hiera"
+
+    @property
     def is_headless(self) -> bool:
-        """Whether these are the weights of an encoder alone, without head and without decoder."""
-        return self.num_classes is None and not self.is_autoencoder
+        """Whether these are the weights of a Hiera's encoder alone, without head and decoder."""
+        is_hiera = self.family == "hiera"
+        return is_hiera and self.num_classes is None and not self.is_autoencoder
 
 
 def read_weights(name: str | Path, **options: Any) -> Checkpoint:
@@ -157,9 +162,11 @@ def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
         and entry.autoencoder == ("decoder_pos_embed" in state)
         and entry.config.get("patch_kernel", (7, 7)) == kernel
     ]
-    # A model of this size that differs in a trait is the next best.
-    exact = [entry for entry in fitting if traits == _expected_traits(entry.config)]
-    return next(iter(exact + fitting), None)
+    exact = [entry for entry in fitting if traits == _expected_traits(entry)]
+    # A Hiera of this size that differs in a trait is the next best. A HieraDet is not, because its
+    # shapes do not show its windows.
+    similar = [] if traits["hieradet"] else [e for e in fitting if e.family == "hiera"]
+    return next(iter(exact + similar), None)
 
 
 def traits_of(state: Mapping[str, torch.Tensor]) -> dict[str, bool]:
@@ -168,14 +175,17 @@ def traits_of(state: Mapping[str, torch.Tensor]) -> dict[str, bool]:
         "abs_win_pos_embed": "pos_embed_win" in state,
         "layer_scale": any(name.endswith(".ls1.gamma") for name in state),
         "use_expand_proj": any(WIDENING.fullmatch(name) for name in state),
+        "hieradet": key_mapping.SAM2_EMBEDDING in state,
     }
 
 
-def _expected_traits(config: Mapping[str, Any]) -> dict[str, bool]:
+def _expected_traits(entry: zoo.ModelEntry) -> dict[str, bool]:
+    config = entry.config
     return {
         "abs_win_pos_embed": bool(config.get("abs_win_pos_embed")),
         "layer_scale": config.get("init_values") is not None,
         "use_expand_proj": bool(config.get("use_expand_proj", True)),
+        "hieradet": entry.family == "hieradet",
     }
 
 

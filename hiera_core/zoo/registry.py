@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from ..errors import UsageError, did_you_mean
 from ..records import Kind
+
+# hiera: classifiers and autoencoders. hieradet: the image encoder of SAM 2, which returns maps.
+Family = Literal["hiera", "hieradet"]
 
 ASSETS = Path(__file__).with_name("assets")  # weights and sample inputs in the package
 DEFAULT_IMAGE_MODEL = "hiera_base_224"
@@ -52,6 +55,7 @@ class ModelEntry:
     checkpoints: dict[str, CheckpointEntry]  # by tag; the first is the default
     licence: str  # of the weights
     params: int  # number of parameters
+    family: Family = "hiera"
     gmacs: float | None = None  # 1e9 multiply-adds for one input
     top1: float | None = None  # accuracy in percent
     speed: float | None = None  # inputs/s on an A100 in fp16, as published
@@ -124,8 +128,12 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
     by_tag = table["checkpoints"][fields.pop("checkpoints", checkpoints_name)]
     base = name.removeprefix("mae_")
     checkpoints = {}
+    hyphenated = name.removeprefix("sam2_hiera_").replace("_", "-")
     for tag, locations in by_tag.items():
-        where = {key: text.format(base=base, name=name) for key, text in locations.items()}
+        where = {
+            key: text.format(base=base, name=name, size=hyphenated)
+            for key, text in locations.items()
+        }
         checkpoints[tag] = CheckpointEntry(**where, sha256=table["sha256"].get(where.get("file")))
     return ModelEntry(
         name=name,
@@ -136,6 +144,7 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
         classes=input_fields["classes"],
         checkpoints=checkpoints,
         licence=input_fields["licence"],
+        family=input_fields.get("family", "hiera"),
         params=fields.pop("params", 0),
         **fields,
     )

@@ -510,7 +510,7 @@ def test_features_of_a_picture(
     assert len(list((tmp_path / "pca").iterdir())) == 1
 
 
-@pytest.mark.parametrize("command", ["predict", "mae"])
+@pytest.mark.parametrize("command", ["predict", "mae", "eval"])
 def test_other_commands_say_what_it_is(
     command: str, saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
 ) -> None:
@@ -518,6 +518,35 @@ def test_other_commands_say_what_it_is(
         ["-m", saved[1]["det"]], ["--checkpoint", saved[1]["det"]], ["-m", "sam2_hiera_tiny"],
         ["-m", "sam2_hiera_tiny", "--random-init"],
     ):  # fmt: skip
-        code, _, err = hiera(command, SAMPLE, *arguments, "-o", tmp_path / "out")
+        if command == "eval" and "--random-init" in arguments:
+            continue
+        data = "digits" if command == "eval" else SAMPLE
+        output = ["-o", tmp_path / "out"] if command == "mae" else []
+        code, _, err = hiera(command, data, *arguments, *output)
         assert code == 2, err
         assert "the image encoder of SAM 2" in err and "hiera features" in err
+
+
+def test_training_and_benchmarks_do_not_take_it(hiera: Command, tmp_path: Path) -> None:
+    for command in (
+        ["train", "sam2_hiera_tiny", "digits", "-o", tmp_path / "run"],
+        ["bench", "sam2_hiera_tiny"],
+    ):
+        code, _, err = hiera(*command)
+        assert code == 2 and "the image encoder of SAM 2" in err, err
+
+
+def test_models_lists_licences_and_filters_by_them(hiera: Command) -> None:
+    code, out, _ = hiera("models", "-f", "json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["sam2_hiera_tiny"]["licence"] == "Apache-2.0"
+    assert rows["sam2_hiera_tiny"]["checkpoints"] == ["sam2.1", "sam2"]
+    assert rows["sam2_hiera_tiny"]["commercial_use"] is True
+    assert rows["hiera_base_224"]["commercial_use"] is False
+    _, out, _ = hiera("models", "--free", "-f", "json")
+    free = [row["name"] for row in json.loads(out)]
+    assert free == [name for name, row in rows.items() if row["commercial_use"]]
+    assert {*NAMES, "hiera_small_abswin_256", "hiera_nano_32"} <= set(free)
+    _, out, _ = hiera("models", "sam2", "--free", "-f", "csv")
+    assert out.count("sam2_hiera") >= 4 and "Apache-2.0,yes" in out

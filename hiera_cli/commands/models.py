@@ -14,7 +14,10 @@ from hiera_core.weights import names
 from .. import options
 from ..output_formats import Format, print_text, resolve_format, write_rows
 
-COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
+COLUMNS = [
+    "name", "params", "gmacs", "input", "top1", "speed", "licence", "commercial_use", "checkpoints",
+    "cached",
+]  # fmt: skip
 LICENCE_LINE = (
     "CC BY-NC 4.0: no commercial use. The code, and the weights that ship with it: Apache 2.0."
 )
@@ -29,18 +32,23 @@ def models(
             show_default=False,
         ),
     ] = None,
+    free: Annotated[
+        bool,
+        typer.Option("--free", help="Only list models whose licence allows commercial use."),
+    ] = False,
     format: options.PrintFormatOpt = Format.auto,
 ) -> None:
     """List the models in the zoo.
 
     The table shows parameters, GMACs per input, input size, top-1 accuracy in percent (on
     ImageNet-1k or Kinetics-400; the nano models on their own data), the published speed in inputs
-    per second (A100, fp16), the licence of the weights, the checkpoints, and which of these are on
-    this machine.
+    per second (A100, fp16), the licence of the weights, whether it allows commercial use, the
+    checkpoints, and which of these are on this machine.
     """
     entries = [entry for entry in zoo.models().values() if not name or name in entry.name]
     if not entries:
         zoo.get(str(name))  # raises an error that suggests similar names
+    entries = [entry for entry in entries if entry.commercial_use or not free]
     rows = [_row(entry) for entry in entries]
     format = resolve_format(format, None)
     if format is Format.table:
@@ -56,6 +64,7 @@ def _row(entry: zoo.ModelEntry) -> dict[str, object]:
         "name": entry.name,
         "kind": entry.kind,
         "autoencoder": entry.autoencoder,
+        "family": entry.family,
         "params": entry.params,
         "gmacs": entry.gmacs,
         "input": "x".join(map(str, entry.config["input_size"])),
@@ -63,6 +72,7 @@ def _row(entry: zoo.ModelEntry) -> dict[str, object]:
         "speed": entry.speed,
         "checkpoints": list(entry.checkpoints),
         "licence": entry.licence,
+        "commercial_use": entry.commercial_use,
         "cached": [tag for tag, where in entry.checkpoints.items() if _is_cached(where)],
     }
 

@@ -22,6 +22,7 @@ from .pos_embed import ResampleRule
 from .sam2.hieradet import HieraDet
 from .sam2.hieradet_config import HieraDetArguments
 
+ModelClass = type[Hiera] | type[MaskedAutoencoderHiera] | type[HieraDet]
 Sam2Name = Literal[
     "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus", "sam2_hiera_large"
 ]
@@ -133,14 +134,14 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
-    check_is_hiera(None if entry is None else entry.family, str(name))
+    zoo.check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
             f"use {entry.name.removeprefix('mae_')}",
         )
     loaded = _read_weights(entry, name, checkpoint)
-    check_is_hiera(loaded.family, loaded.source)
+    zoo.check_is_hiera(loaded.family, loaded.source)
     if not loaded.num_classes:
         raise CheckpointError(
             f"{loaded.source} has no classifier: it was only pre-trained",
@@ -165,14 +166,15 @@ def create_autoencoder(
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
-    check_is_hiera(None if entry is None else entry.family, str(name))
+    zoo.check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and not entry.autoencoder:
+        has_autoencoder = f"mae_{entry.name}" in zoo.models()
         raise UsageError(
             f"{entry.name} is a classifier: it has no decoder to reconstruct with",
-            f"use mae_{entry.name}",
+            f"use {f'mae_{entry.name}' if has_autoencoder else 'mae_hiera_base_224'}",
         )
     loaded = _read_weights(entry, name, checkpoint)
-    check_is_hiera(loaded.family, loaded.source)
+    zoo.check_is_hiera(loaded.family, loaded.source)
     if not loaded.is_autoencoder:
         raise CheckpointError(
             f"{loaded.source} has no decoder: it cannot reconstruct",
@@ -212,34 +214,18 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> En
     return from_zoo(entry, loaded, num_classes=0)
 
 
-def check_is_hiera(family: zoo.Family | None, name: str) -> None:
-    """Check that a model can classify or reconstruct.
-
-    Args:
-        family: Its family, or None if it is not known yet.
-        name: The model or checkpoint, for messages.
-
-    Raises:
-        UsageError: It is the image encoder of SAM 2.
-    """
-    if family == "hieradet":
-        raise UsageError(
-            f"{name} is the image encoder of SAM 2: it has no classes and no decoder, and returns "
-            "maps of its stages",
-            "use it in `hiera features` or create_model(..., features_only=True); to classify, "
-            f"use a model such as {zoo.DEFAULT_IMAGE_MODEL}",
-        )
-
-
 def list_models() -> list[str]:
     """Return the names of all models in the zoo."""
     return zoo.names()
 
 
-def model_class(
-    family: zoo.Family, autoencoder: bool
-) -> type[Hiera] | type[MaskedAutoencoderHiera] | type[HieraDet]:
-    """Return the class of a model."""
+def model_class(entry: zoo.ModelEntry) -> ModelClass:
+    """Return the class of a model in the zoo."""
+    return class_of(entry.family, entry.autoencoder)
+
+
+def class_of(family: zoo.Family, autoencoder: bool) -> ModelClass:
+    """Return the class of a family's encoder or classifier, or of its autoencoder."""
     if family == "hieradet":
         return HieraDet
     return MaskedAutoencoderHiera if autoencoder else Hiera
@@ -253,7 +239,7 @@ def from_zoo(
     **config: Any,
 ) -> Encoder:
     """Build a model from the zoo, with the weights of a checkpoint or newly initialised."""
-    cls = model_class(entry.family, entry.autoencoder)
+    cls = model_class(entry)
     model: Encoder
     if checkpoint is None:
         model, card = cls(**{**entry.config, **config}), {}
@@ -281,7 +267,7 @@ def from_checkpoint(
     **config: Any,
 ) -> Encoder:
     """Build the model that a checkpoint was saved from."""
-    cls = model_class(checkpoint.family, checkpoint.is_autoencoder)
+    cls = class_of(checkpoint.family, checkpoint.is_autoencoder)
     arguments = builder.architecture(checkpoint)
     model: Encoder = builder.build(
         cls, arguments, checkpoint, overrides=config, strict=strict, resample=resample

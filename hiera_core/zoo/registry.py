@@ -98,6 +98,25 @@ def get(name: str) -> ModelEntry:
     return entries[name]
 
 
+def check_is_hiera(family: Family | None, name: str) -> None:
+    """Check that a model can classify or reconstruct.
+
+    Args:
+        family: Its family, or None if it is not known yet.
+        name: The model or checkpoint, for messages.
+
+    Raises:
+        UsageError: It is the image encoder of SAM 2.
+    """
+    if family == "hieradet":
+        raise UsageError(
+            f"{name} is the image encoder of SAM 2: it has no classes and no decoder, and returns "
+            "maps of its stages",
+            "use it in `hiera features` or create_model(..., features_only=True); to classify, "
+            f"use a model such as {DEFAULT_IMAGE_MODEL}",
+        )
+
+
 def split_tag(name: str) -> tuple[str, str | None]:
     """`hiera_base_224.mae_in1k` -> (`hiera_base_224`, `mae_in1k`)."""
     base, dot, tag = name.partition(".")

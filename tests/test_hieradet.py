@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import hiera_core
 from hiera_core import zoo
+from hiera_core.data.transforms import ImageTransform
 from hiera_core.errors import CheckpointError, ConfigError, UsageError
 from hiera_core.models import factory
 from hiera_core.models.sam2 import hieradet, window_order
@@ -550,3 +551,57 @@ def test_models_lists_licences_and_filters_by_them(hiera: Command) -> None:
     assert {*NAMES, "hiera_small_abswin_256", "hiera_nano_32"} <= set(free)
     _, out, _ = hiera("models", "sam2", "--free", "-f", "csv")
     assert out.count("sam2_hiera") >= 4 and "Apache-2.0,yes" in out
+
+
+# Conversion ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["hub", "timm", "transformers"])
+@torch.no_grad()
+def test_conversions_come_back_bit_for_bit(
+    to: str, saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+) -> None:
+    """Every library loads the converted folder, and returns our maps."""
+    import timm
+    from transformers import Sam2HieraDetModel
+
+    model, folders = saved
+    dest = tmp_path / to
+    code, out, err = hiera(
+        "convert", folders["sam2"], dest, "--to", to, "--size", "128", "--verify", "forward"
+    )
+    assert code == 0, err
+    proof, x = json.loads(out)["proof"], torch.randn(1, 3, 128, 96)
+    assert proof["max_difference"] < 1e-4 and proof["what"] == "features"
+    if to == "timm":
+        theirs = timm.create_model(f"local-dir:{dest}", pretrained=True).eval()
+        assert_equal_maps(model(x), maps_of_timm(theirs, x))
+    if to == "transformers":
+        other = Sam2HieraDetModel.from_pretrained(dest).eval()
+        assert_equal_maps(model(x), list(other(x).intermediate_hidden_states))
+    back = hiera_core.create_model(str(dest))
+    assert back.config == {**model.config, "input_size": (128, 128)}
+    transform = hiera_core.transform_for(back)
+    assert isinstance(transform, ImageTransform)
+    assert (transform.size, transform.crop_mode) == ((128, 128), "squash")
+    assert all(torch.equal(back.state_dict()[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("to", ["pth", "onnx", "pt2"])
+def test_formats_without_a_place_for_it_say_so(
+    to: str, saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+) -> None:
+    code, _, err = hiera("convert", saved[1]["ours"], tmp_path / f"m.{to}", "--to", to)
+    assert code == 2 and "SAM 2's image encoder" in err and "hub, timm" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_whole_images_are_squashed_to_the_input_size() -> None:
+    from PIL import Image
+
+    transform = hiera_core.transform_for(hiera_core.create_model("sam2_hiera_tiny", **NARROW))
+    image = Image.new("RGB", (300, 100), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 150, 100))
+    pixels = transform.crop(image)
+    assert pixels.shape == (1024, 1024, 3)
+    assert pixels[0, 0].tolist() == [0, 0, 255] and pixels[-1, -1].tolist() == [255, 0, 0]

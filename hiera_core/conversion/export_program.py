@@ -71,6 +71,10 @@ def check_exportable(plan: ConversionPlan, name: str) -> None:
     Raises:
         UsageError: The model is an autoencoder.
     """
+    if plan.is_sam2:
+        raise UsageError(
+            f"{name} cannot hold SAM 2's image encoder yet", "use hub, timm or transformers"
+        )
     if plan.is_autoencoder:
         raise UsageError(
             f"{plan.name} is an autoencoder, and {name} can only hold classifiers and encoders",

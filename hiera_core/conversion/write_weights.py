@@ -14,6 +14,7 @@ from ..models.config import HieraConfig
 from ..weights import files, key_mapping
 from ..weights.download_record import sha256_of
 from ..weights.foreign_config import RESAMPLING, TIMM_ARGUMENTS, TRANSFORMERS_ARGUMENTS
+from . import sam2_files
 from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class
@@ -36,7 +37,10 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
         OutputError: The disk is full, or the folder cannot be written.
     """
     naming = FORMATS[name].naming or "reference"
-    state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
+    if plan.is_sam2:
+        state = sam2_files.sam2_state(plan, naming)
+    else:
+        state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
     extras = {"config": plan.config, "card": plan.card}
     if not FORMATS[name].folder:
         files.write_pickle(path, state, extras)
@@ -45,7 +49,8 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
     files.write_safetensors(path / WEIGHTS_NAME, state, None if is_hub else extras)
     # Only the hub gets a checksum, because computing it takes longer than writing.
     checksum = sha256_of(path / WEIGHTS_NAME) if is_hub else ""
-    for file, content in CONFIGS[name](plan).items():
+    configs = CONFIGS | SAM2_CONFIGS if plan.is_sam2 else CONFIGS
+    for file, content in configs[name](plan).items():
         files.write_json(path / file, content)
     with atomic_file(path / "README.md") as temporary:
         temporary.write_text(model_card(plan, name, checksum), encoding="utf-8")
@@ -58,6 +63,9 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
     Raises:
         UsageError: The format cannot; the hint names formats that can.
     """
+    if plan.is_sam2:
+        sam2_files.check_format(plan, name)
+        return
     config, dims = plan.config, len(plan.size)
     if name in ("timm", "transformers") and dims != 2:
         raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")
@@ -193,4 +201,8 @@ CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
     "hub": _hub_files,
     "timm": _timm_files,
     "transformers": _transformers_files,
+}
+SAM2_CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
+    "timm": sam2_files.timm_files,
+    "transformers": sam2_files.transformers_files,
 }

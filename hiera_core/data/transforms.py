@@ -25,6 +25,7 @@ from .clip_sampling import crop_offsets
 # is.
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
+SAM2_MODEL = "sam2_hiera_tiny"  # its preprocessing is that of all of SAM 2's encoders
 CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
 
@@ -42,6 +43,8 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
     model = unwrap_model(model)
     size = tuple(model.config["input_size"])
     saved = getattr(model, "card", {}).get("preprocessing")
+    if saved is None and model.family == "hieradet":
+        saved = zoo.get(SAM2_MODEL).preprocessing
     transform: ImageTransform | VideoTransform
     if model.input_kind() == "video":
         transform = VideoTransform.from_preprocessing(saved, size)

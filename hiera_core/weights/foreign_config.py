@@ -144,15 +144,21 @@ def _timm_pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _timm_card(config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained, card = _timm_pretrained(config), dict[str, Any]()
     preprocessing = {k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained}
-    if (mode := pretrained.get("crop_mode") or "center") != "center":
-        log.warning("config.json: crop_mode = %s is not supported; the centre is cropped", mode)
+    mode, crop = pretrained.get("crop_mode") or "center", float(pretrained.get("crop_pct") or 1.0)
+    if mode == "squash" and crop == 1:
+        preprocessing["crop_mode"] = mode
+    elif mode != "center":
+        log.warning(
+            "config.json: crop_mode = %s, crop_pct = %s is not supported; the centre is cropped",
+            mode,
+            crop,
+        )
     if "interpolation" in pretrained:
         preprocessing["interpolation"] = pretrained["interpolation"]
     size = pretrained.get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:
         preprocessing["size"] = list(size[1:])
         # timm's rule for the short side, which rounds down.
-        crop = float(pretrained.get("crop_pct") or 1.0)
         preprocessing["resize"] = math.floor(min(size[1:]) / crop + 1e-6)
     if preprocessing:
         card["preprocessing"] = preprocessing

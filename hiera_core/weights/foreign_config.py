@@ -23,9 +23,10 @@ TIMM_ARGUMENTS = {
         for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
         "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
         "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size "
-        "init_values use_expand_proj window_spec global_att_blocks".split()
+        "init_values use_expand_proj".split()
     },
 }
+TIMM_SAM2_ARGUMENTS = ("window_spec", "global_att_blocks")  # of SAM 2's encoder alone
 # Arguments of timm's models that do not change what a loaded model computes; norm_layer would, and
 # is checked.
 TIMM_IGNORED = {
@@ -121,7 +122,10 @@ def _timm_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any] | 
     norm = given.get("norm_layer") or "LayerNorm"
     if str(norm).lower() != "layernorm":
         raise _unsupported(source, "norm_layer", norm, "LayerNorm")
+    name = str(config["architecture"]).partition(".")[0]
     ours = {theirs: name for name, theirs in TIMM_ARGUMENTS.items()}
+    if name in zoo.models() and zoo.get(name).family == "hieradet":
+        ours |= {name: name for name in TIMM_SAM2_ARGUMENTS}
     unknown = sorted(set(given) - set(ours) - TIMM_IGNORED)
     if unknown:
         log.warning("config.json: %s not understood, and ignored", ", ".join(unknown))
@@ -129,7 +133,6 @@ def _timm_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any] | 
     size = _timm_pretrained(config).get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:
         arguments = {"in_chans": size[0], "input_size": size[1:], **arguments}
-    name = str(config["architecture"]).partition(".")[0]
     if name in zoo.models():
         return {**zoo.get(name).config, **_with_pairs(arguments)}
     return None if {"embed_dim", "stages"} - set(arguments) else _with_pairs(arguments)

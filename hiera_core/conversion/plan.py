@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..models import factory, pretrained
 from ..models.config import HieraConfig
 from ..models.encoder import Encoder
-from ..models.hiera import Hiera
+from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.pos_embed import ResampleRule
 from ..weights import download, files, load
@@ -127,7 +127,8 @@ def make_plan(
     state = {name: fit.state[name] for name in model.state_dict()}  # in the model's order
     model.card = _make_card(checkpoint)
     plan = ConversionPlan(checkpoint, model, state, model.card, _main_dtype(state))
-    if overrides and not plan.is_sam2 and not model._config.abs_win_pos_embed:
+    target = model._config
+    if overrides and isinstance(target, HieraConfig) and not target.abs_win_pos_embed:
         rule = "absolute-window rule" if resample == "absolute-window" else "plain bicubic"
         plan.changed.append("size")
         plan.notes.append(
@@ -184,7 +185,9 @@ def _merge_window_positions(plan: ConversionPlan) -> None:
     """Replace an absolute-window position embedding with a plain one for the model's input size.
     Most formats cannot hold the window part."""
     arguments = {**plan.arguments, "abs_win_pos_embed": False}
-    merged = plan.build().get_pos_embed().detach()
+    built = plan.build()
+    assert isinstance(built, HieraEncoder)
+    merged = built.get_pos_embed().detach()
     with torch.device("meta"):
         plan.model = type(plan.model)(**arguments)
     plan.model.card = plan.card

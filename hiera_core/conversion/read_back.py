@@ -19,6 +19,7 @@ import torch
 
 from ..errors import CheckpointError, first_line
 from ..models import factory
+from ..models.hiera import HieraEncoder
 from ..models.masking import MASK_RATIOS, visible_count
 from ..weights.load import read_checkpoint
 from .formats import FORMATS, WEIGHTS_NAME
@@ -123,7 +124,7 @@ def _load_timm(plan: ConversionPlan, path: Path) -> Forward:
     import timm
 
     config = json.loads((path / "config.json").read_text())
-    model = timm.create_model(
+    model: Any = timm.create_model(
         config["architecture"],
         checkpoint_path=path / WEIGHTS_NAME,
         num_classes=config["num_classes"],
@@ -143,6 +144,7 @@ def _load_transformers(plan: ConversionPlan, path: Path) -> Forward:
     if not plan.is_autoencoder:
         output = "logits" if plan.num_classes else "pooler_output"
         return lambda x: getattr(model(x), output)
+    assert isinstance(plan.model, HieraEncoder)
     noise = noise_for(plan.model.layout.windows)
     return lambda x: torch.stack([model(one[None], noise=noise).loss for one in x]).view(-1, 1)
 

@@ -34,6 +34,11 @@ class Encoder(nn.Module, PretrainedMixin):
     block_specs: list[BlockSpec]
     grad_checkpointing: bool = False
 
+    @property
+    def config(self) -> Any:
+        """Constructor arguments, ready for JSON."""
+        return self._config.to_json()
+
     def encode(
         self, x: torch.Tensor, *, collect: bool = False
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -28,6 +28,13 @@ Sam2Name = Literal[
 ]
 
 
+class ModelArguments(AutoencoderArguments, total=False):
+    """Constructor arguments of all models, for type checkers."""
+
+    window_spec: tuple[int, ...]
+    global_att_blocks: tuple[int, ...]
+
+
 @overload
 def create_model(  # type: ignore[overload-overlap]  # these names are str, too
     name: Sam2Name,
@@ -83,7 +90,7 @@ def create_model(
     strict: bool = True,
     features_only: bool = False,
     resample: ResampleRule = "absolute-window",
-    **config: Any,
+    **config: Unpack[ModelArguments],
 ) -> Encoder | FeatureBackbone:
     """Create a model from the zoo, the hub or a file.
 
@@ -329,7 +336,7 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
         checkpoint: str | None = entry.default,
         strict: bool = True,
         resample: ResampleRule = "absolute-window",
-        **config: Any,
+        **config: Unpack[ModelArguments],
     ) -> Encoder:
         if pretrained:
             loaded = load.read_released(entry, checkpoint)

@@ -146,7 +146,9 @@ def _timm_pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _timm_card(config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained, card = _timm_pretrained(config), dict[str, Any]()
-    preprocessing = {k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained}
+    preprocessing: dict[str, Any] = {
+        k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained
+    }
     mode, crop = pretrained.get("crop_mode") or "center", float(pretrained.get("crop_pct") or 1.0)
     if mode == "squash" and crop == 1:
         preprocessing["crop_mode"] = mode

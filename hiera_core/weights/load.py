@@ -136,8 +136,8 @@ def read_released(entry: zoo.ModelEntry, tag: str | None = None, **options: Any)
             f"no weights of {entry.name} have been released",
             "give your own with --checkpoint, or use --random-init",
         )
-    tag = tag or entry.default
-    if tag is None or tag not in entry.checkpoints:
+    tag = tag or str(entry.default)
+    if tag not in entry.checkpoints:
         hint = did_you_mean(tag, entry.checkpoints) or f"it has {', '.join(entry.checkpoints)}"
         raise UsageError(f"{entry.name} has no checkpoint {tag!r}", hint)
     found, source = entry.checkpoints[tag], f"{entry.name}.{tag}"

@@ -12,7 +12,7 @@ of a head, c channels, y, x rows and columns of tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -343,7 +343,7 @@ def _pool(x: torch.Tensor, group: WindowGroup, dim: int) -> torch.Tensor:
     return x.narrow(dim, 0, POOL**2 * pooled).unflatten(dim, (POOL**2, pooled)).amax(dim)
 
 
-def _make_room(cache: dict[object, object]) -> None:
+def _make_room(cache: dict[object, Any]) -> None:
     """Remove the oldest entry of a full cache."""
     if len(cache) >= MAX_CACHED:
         del cache[next(iter(cache))]

@@ -15,8 +15,9 @@ from ..records import Kind
 from ..zoo import Family
 from . import cpu
 from .attention import Implementation, MaskUnitAttention
-from .config import BlockSpec
+from .config import BlockSpec, HieraArguments
 from .pretrained import PretrainedMixin
+from .sam2.hieradet_config import HieraDetArguments
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -35,9 +36,9 @@ class Encoder(nn.Module, PretrainedMixin):
     grad_checkpointing: bool = False
 
     @property
-    def config(self) -> Any:
+    def config(self) -> HieraArguments | HieraDetArguments:
         """Constructor arguments, ready for JSON."""
-        return self._config.to_json()
+        raise NotImplementedError
 
     def encode(
         self, x: torch.Tensor, *, collect: bool = False

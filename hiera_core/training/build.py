@@ -250,6 +250,7 @@ def _build_state(
         model.compile(fullgraph=True)
     parallel_model = world.parallelize(model, options.parallel)
     inner = unwrap_model(parallel_model)
+    assert isinstance(inner, HieraEncoder)
     averages = {}
     if recipe.ema:
         averages = {name: p.detach().clone() for name, p in inner.named_parameters()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import nn
@@ -15,11 +15,17 @@ from ..records import Kind
 from ..zoo import Family
 from . import cpu
 from .attention import Implementation, MaskUnitAttention
-from .config import BlockSpec, HieraArguments
+from .config import BlockSpec
 from .pretrained import PretrainedMixin
-from .sam2.hieradet_config import HieraDetArguments
 
 NormLayer = Callable[[int], nn.Module]
+
+
+class EncoderArguments(TypedDict, total=False):
+    """Constructor arguments that all encoders have."""
+
+    input_size: tuple[int, ...]
+    in_chans: int
 
 
 class Encoder(nn.Module, PretrainedMixin):
@@ -36,7 +42,7 @@ class Encoder(nn.Module, PretrainedMixin):
     grad_checkpointing: bool = False
 
     @property
-    def config(self) -> HieraArguments | HieraDetArguments:
+    def config(self) -> EncoderArguments:
         """Constructor arguments, ready for JSON."""
         raise NotImplementedError
 

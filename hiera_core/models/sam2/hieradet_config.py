@@ -30,7 +30,7 @@ class HieraDetConfig:
     """
 
     # (y, x) in pixels. Preprocessing makes this size; a model takes any.
-    input_size: tuple[int, int] = (1024, 1024)
+    input_size: tuple[int, ...] = (1024, 1024)
     in_chans: int = 3
     embed_dim: int = 96  # channels of the first stage
     num_heads: int = 1  # heads of the first stage
@@ -198,7 +198,7 @@ def _are_ints(values: object, least: int, most: int) -> bool:
 class HieraDetArguments(TypedDict, total=False):
     """Keyword arguments of `HieraDet`, for type checkers: the fields of `HieraDetConfig`."""
 
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     in_chans: int
     embed_dim: int
     num_heads: int

@@ -13,7 +13,8 @@ from hiera_core.weights import names
 from .exit_codes import print_message
 
 if TYPE_CHECKING:
-    from hiera_core.models.hiera import Hiera, HieraEncoder
+    from hiera_core.models.encoder import Encoder
+    from hiera_core.models.hiera import Hiera
     from hiera_core.models.mae import MaskedAutoencoderHiera
 
 Task = Literal["classifier", "autoencoder", "encoder"]
@@ -64,12 +65,12 @@ def load_model(
 @overload
 def load_model(
     task: Literal["encoder"], name: str | None, checkpoint: str | None, random_init: bool
-) -> str | HieraEncoder | Callable[[Kind], HieraEncoder] | None: ...
+) -> str | Encoder | Callable[[Kind], Encoder] | None: ...
 
 
 def load_model(
     task: Task, name: str | None, checkpoint: str | None, random_init: bool
-) -> str | HieraEncoder | Callable[[Kind], HieraEncoder] | None:
+) -> str | Encoder | Callable[[Kind], Encoder] | None:
     """Return the model of a command, in a form that a `Pipeline` accepts.
 
     This is a model, its name, a function that builds a model for a kind of input, or None for the
@@ -91,7 +92,7 @@ def load_model(
         return name
     from hiera_core.models import factory
 
-    create: dict[Task, Callable[[str | None, str], HieraEncoder]] = {
+    create: dict[Task, Callable[[str | None, str], Encoder]] = {
         "classifier": factory.create_classifier,
         "autoencoder": factory.create_autoencoder,
         "encoder": factory.create_encoder,
@@ -101,7 +102,7 @@ def load_model(
 
 def _random_model(
     task: Task, name: str | None, checkpoint: str | None
-) -> HieraEncoder | Callable[[Kind], HieraEncoder]:
+) -> Encoder | Callable[[Kind], Encoder]:
     """Return a model with random weights, or, without a name, a function that builds one."""
     if checkpoint is not None or (name is not None and names.find_entry(name) is None):
         raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
@@ -111,7 +112,7 @@ def _random_model(
     prefix = "mae_" if task == "autoencoder" else ""
     defaults = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
 
-    def build(kind: Kind) -> HieraEncoder:
+    def build(kind: Kind) -> Encoder:
         import torch
 
         torch.manual_seed(0)  # every run gets the same weights

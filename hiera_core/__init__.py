@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .models.layers import Head as Head
     from .models.layers import PatchEmbed as PatchEmbed
     from .models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
+    from .models.sam2.hieradet import HieraDet as HieraDet
     from .models.token_layout import TokenLayout as TokenLayout
     from .training.build import RunOptions as RunOptions
     from .training.recipe import Recipe as Recipe
@@ -67,6 +68,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     hiera_base_plus_16x224: ModelFunction
     hiera_large_16x224: ModelFunction
     hiera_huge_16x224: ModelFunction
+    hiera_small_abswin_256: ModelFunction
+    hiera_base_abswin_256: ModelFunction
+    sam2_hiera_tiny: ModelFunction
+    sam2_hiera_small: ModelFunction
+    sam2_hiera_base_plus: ModelFunction
+    sam2_hiera_large: ModelFunction
     hiera_nano_32: ModelFunction
     hiera_nano_8x32: ModelFunction
     mae_hiera_tiny_224: ModelFunction
@@ -98,6 +105,7 @@ _PUBLIC = {
     "models.attention": ("MaskUnitAttention",),
     "models.attention_maps": ("AttentionMaps", "attention_maps"),
     "models.layers": ("Head", "PatchEmbed"),
+    "models.sam2.hieradet": ("HieraDet",),
     "models.token_layout": ("TokenLayout",),
     "models.feature_backbone": ("FeatureBackbone",),
     "data.clip_sampling": ("Sampling",),

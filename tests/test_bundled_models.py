@@ -23,7 +23,11 @@ from hiera_core.inference.predict import Classifier
 
 ASSETS = zoo.ASSETS
 SAMPLES = ASSETS / "samples"
-MODELS = [entry for entry in zoo.models().values() if entry.checkpoints[entry.default].asset]
+MODELS = [
+    entry
+    for entry in zoo.models().values()
+    if any(checkpoint.asset for checkpoint in entry.checkpoints.values())
+]
 NO_NETWORK = """
 import socket, sys
 def refuse(*_, **__): raise OSError("no network in this test")

@@ -206,7 +206,11 @@ def test_gaps_between_class_numbers_are_filled() -> None:
 @pytest.mark.parametrize(
     ("config", "processor", "message"),
     [
-        ({**TIMM, "pretrained_cfg": {"crop_mode": "squash"}}, {}, "crop_mode = squash"),
+        (
+            {**TIMM, "pretrained_cfg": {"crop_mode": "squash", "crop_pct": 0.9}},
+            {},
+            "crop_mode = squash",
+        ),
         ({"model_type": "hiera"}, {"do_resize": False}, "do_resize = false"),
         ({"model_type": "hiera"}, {"size": {"height": 64, "width": 96}}, "aspect ratio"),
         ({"model_type": "hiera"}, {"size": {"shortest_edge": 64}}, ""),

@@ -159,27 +159,3 @@ def test_native_models_save_and_load_at_any_size(tmp_path: Path) -> None:
 def test_native_absolute_window_models_are_for_images() -> None:
     with pytest.raises(ConfigError, match="for images"):
         hiera_core.Hiera(**{**VIDEO, "abs_win_pos_embed": True})
-
-
-@torch.no_grad()
-def test_absolute_window_models_of_timm_load(tmp_path: Path) -> None:
-    """timm's layer scale is folded into the projection that it scales."""
-    import timm
-
-    theirs = draw_weights(timm.create_model("hiera_base_abswin_256")).eval()
-    for name, parameter in theirs.named_parameters():
-        if name.endswith("gamma"):
-            parameter.add_(0.5)
-    save_file(theirs.state_dict(), tmp_path / "abswin.safetensors")
-    ours = hiera_core.create_model(str(tmp_path / "abswin.safetensors")).eval()
-    assert ours.config["input_size"] == (256, 256) and ours.config["global_pos_size"] == (14, 14)
-    x = torch.randn(1, 3, 256, 256)
-    assert_close(ours.forward_logits(x), theirs(x))
-
-    with pytest.raises(CheckpointError, match="name the file itself"):
-        hiera_core.create_model("hiera_base_224", checkpoint=tmp_path / "abswin.safetensors")
-
-    other = timm.create_model("hiera_small_abswin_256")  # it widens without a projection
-    save_file(other.state_dict(), tmp_path / "small.safetensors")
-    with pytest.raises(CheckpointError, match=r"blocks\.1\.proj\.weight is missing"):
-        hiera_core.create_model(str(tmp_path / "small.safetensors"))

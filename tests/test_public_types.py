@@ -23,6 +23,7 @@ from hiera_core.models.config import (
     HieraArguments,
     HieraConfig,
 )
+from hiera_core.models.sam2.hieradet_config import HieraDetArguments, HieraDetConfig
 
 
 def holds_any(hint: object) -> bool:
@@ -66,7 +67,11 @@ def test_public_signatures_have_no_any(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "config"),
-    [(HieraArguments, HieraConfig), (AutoencoderArguments, AutoencoderConfig)],
+    [
+        (HieraArguments, HieraConfig),
+        (AutoencoderArguments, AutoencoderConfig),
+        (HieraDetArguments, HieraDetConfig),
+    ],
 )
 def test_typed_arguments_are_the_fields_of_the_config(arguments: Any, config: Any) -> None:
     hints = typing.get_type_hints(arguments)

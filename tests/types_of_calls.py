@@ -37,3 +37,7 @@ def calls(x: torch.Tensor) -> None:
     mae = hiera.MaskedAutoencoderHiera()
     assert_type(mae.config["decoder_depth"], int)
     assert_type(hiera.reconstruct(mae, x).loss, torch.Tensor)
+    encoder = hiera.create_model("sam2_hiera_tiny")
+    assert_type(encoder, hiera.HieraDet)
+    assert_type(encoder.forward(x), Maps)
+    assert_type(encoder.config["window_spec"], tuple[int, ...])

@@ -250,7 +250,10 @@ def _model_names(models: list[str], all_models: bool) -> list[str]:
         raise UsageError("--all and names were given", "give one of them")
     if all_models:  # the paper gives a speed for its classifiers only
         return [name for name, entry in zoo.models().items() if entry.speed is not None]
-    return [zoo.get(name).name for name in models or [zoo.DEFAULT_IMAGE_MODEL]]
+    models = models or [zoo.DEFAULT_IMAGE_MODEL]
+    for name in models:
+        zoo.check_is_hiera(zoo.get(name).family, name)
+    return models
 
 
 def _parse_sizes(text: str) -> list[int]:

@@ -15,9 +15,14 @@ from .. import completion, options
 from ..output_formats import Format, print_text, resolve_format, write_rows
 from ..text_tables import stdout_width, wrap_line
 
-COLUMNS = ["name", "params", "gmacs", "input", "top1", "speed", "licence", "checkpoints", "cached"]
+COLUMNS = [
+    "name", "params", "gmacs", "input", "top1", "speed", "licence", "commercial_use", "checkpoints",
+    "cached",
+]  # fmt: skip
 # Columns that a narrow terminal does not show, the first to go first.
-OPTIONAL = ["cached", "checkpoints", "gmacs", "speed", "licence", "params", "input"]
+OPTIONAL = [
+    "cached", "checkpoints", "gmacs", "speed", "licence", "params", "input", "commercial_use",
+]  # fmt: skip
 LICENCE_LINE = (
     "CC BY-NC 4.0: no commercial use. The code, and the weights that ship with it: Apache 2.0."
 )
@@ -33,18 +38,23 @@ def models(
             show_default=False,
         ),
     ] = None,
+    free: Annotated[
+        bool,
+        typer.Option("--free", help="Only list models whose licence allows commercial use."),
+    ] = False,
     format: options.PrintFormatOpt = Format.auto,
 ) -> None:
     """List the models in the zoo.
 
     The table shows parameters, GMACs per input, input size, top-1 accuracy in percent (on
     ImageNet-1k or Kinetics-400; the nano models on their own data), the published speed in inputs
-    per second (A100, fp16), the licence of the weights, the checkpoints, and which of these are on
-    this machine.
+    per second (A100, fp16), the licence of the weights, whether it allows commercial use, the
+    checkpoints, and which of these are on this machine.
     """
     entries = [entry for entry in zoo.models().values() if not name or name in entry.name]
     if not entries:
         zoo.get(str(name))  # raises an error that suggests similar names
+    entries = [entry for entry in entries if entry.commercial_use or not free]
     rows = [_row(entry) for entry in entries]
     format = resolve_format(format, None)
     if format is Format.table:
@@ -61,6 +71,7 @@ def _row(entry: zoo.ModelEntry) -> dict[str, object]:
         "name": entry.name,
         "kind": entry.kind,
         "autoencoder": entry.autoencoder,
+        "family": entry.family,
         "params": entry.params,
         "gmacs": entry.gmacs,
         "input": "x".join(map(str, entry.config["input_size"])),
@@ -68,6 +79,7 @@ def _row(entry: zoo.ModelEntry) -> dict[str, object]:
         "speed": entry.speed,
         "checkpoints": list(entry.checkpoints),
         "licence": entry.licence,
+        "commercial_use": entry.commercial_use,
         "cached": [tag for tag, where in entry.checkpoints.items() if _is_cached(where)],
     }
 
@@ -87,4 +99,5 @@ def _is_cached(where: zoo.CheckpointEntry) -> bool:
     in_hub_cache = (
         path.is_file() for file in names.WEIGHT_NAMES for path in snapshots.glob(f"*/{file}")
     )
-    return (torch_home / "hub" / "checkpoints" / where.file).is_file() or any(in_hub_cache)
+    in_url_cache = torch_home / "hub" / "checkpoints" / (where.file or ".")
+    return in_url_cache.is_file() or any(in_hub_cache)

@@ -74,7 +74,7 @@ def bench(
     if any(size < 1 for size in batch_sizes or ()):
         raise UsageError(f"batch sizes {list(batch_sizes or ())}", "give numbers above 0")
     for name in models:
-        zoo.get(name)
+        zoo.check_is_hiera(zoo.get(name).family, name)
     for peer in against:
         peers.check(peer)
     header, length = settings(device, dtype, mode, seconds)

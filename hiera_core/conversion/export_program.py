@@ -21,6 +21,7 @@ import torch
 from ..device import DTYPES
 from ..errors import UsageError
 from ..models.attention import MAX_FUSED_BATCH
+from ..models.hiera import HieraEncoder
 from ..models.token_layout import TokenLayout
 from ..weights.files import open_deferring_errors
 from .plan import ConversionPlan
@@ -71,6 +72,10 @@ def check_exportable(plan: ConversionPlan, name: str) -> None:
     Raises:
         UsageError: The model is an autoencoder.
     """
+    if plan.is_sam2:
+        raise UsageError(
+            f"{name} cannot hold SAM 2's image encoder yet", "use hub, timm or transformers"
+        )
     if plan.is_autoencoder:
         raise UsageError(
             f"{plan.name} is an autoencoder, and {name} can only hold classifiers and encoders",
@@ -90,6 +95,7 @@ def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
         OSError: The file cannot be written.
     """
     model = plan.build()
+    assert isinstance(model, HieraEncoder)
     model.layout = GatherLayout.of(model.layout)
     program = Program(model, DTYPES[plan.dtype]).eval()
     # Two inputs, because torch.export treats a batch size of one as a constant.

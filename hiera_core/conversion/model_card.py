@@ -15,6 +15,7 @@ USES = {
     "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)',
     "transformers": ("from transformers import {cls}\nmodel = {cls}.from_pretrained(FOLDER)"),
 }
+SAM2_USES = {"hub": "import hiera_core\nmodel = hiera_core.{cls}.from_pretrained(FOLDER)"}
 
 
 def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
@@ -41,6 +42,7 @@ def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
     }
     if checksum:
         rows[f"SHA-256 of `{WEIGHTS_NAME}`"] = f"`{checksum}`"
+    uses = USES | SAM2_USES if plan.is_sam2 else USES
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     notes = "".join(f"- {note}\n" for note in plan.notes)
     return f"""---
@@ -57,7 +59,7 @@ def model_card(plan: ConversionPlan, name: str, checksum: str) -> str:
 {table}
 
 ```python
-{USES[name].format(cls=_class_name(plan, name))}
+{uses[name].format(cls=_class_name(plan, name))}
 ```
 {f"{chr(10)}{notes}" if notes else ""}"""
 

@@ -16,6 +16,7 @@ from ..device import DTYPES, dtype_name
 from ..errors import CheckpointError
 from ..models import factory, pretrained
 from ..models.config import HieraConfig
+from ..models.encoder import Encoder
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.pos_embed import ResampleRule
@@ -24,13 +25,16 @@ from .formats import full_size
 
 log = logging.getLogger("hiera")
 
+# The layer whose output each layer scale of a block multiplies.
+LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+
 
 @dataclass
 class ConversionPlan:
     """Everything that the writers need. Tensors whose values do not change stay memory-mapped."""
 
     checkpoint: load.Checkpoint  # the source, as read
-    model: HieraEncoder  # the model to write, on the meta device
+    model: Encoder  # the model to write, on the meta device
     state: dict[str, torch.Tensor]  # parameters of the model, in the reference's naming
     card: dict[str, Any]  # hiera.json: model, classes, preprocessing, source, licence
     dtype: str  # dtype of most parameters, such as fp32
@@ -56,8 +60,13 @@ class ConversionPlan:
         return isinstance(self.model, MaskedAutoencoderHiera)
 
     @property
+    def is_sam2(self) -> bool:
+        """Whether the model is SAM 2's image encoder."""
+        return self.model.family == "hieradet"
+
+    @property
     def num_classes(self) -> int:
-        return 0 if self.is_autoencoder else int(self.config["num_classes"])
+        return 0 if self.is_autoencoder else int(self.config.get("num_classes", 0))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -73,7 +82,7 @@ class ConversionPlan:
         self.notes.append(note)
         log.warning("%s", note)
 
-    def build(self) -> HieraEncoder:
+    def build(self) -> Encoder:
         """Build the model with its weights, in float32, to compare outputs or to export it."""
         with torch.device("meta"):
             built = type(self.model)(**self.arguments)
@@ -106,8 +115,8 @@ def make_plan(
         UsageError: The input size is not legal; the hint names the nearest legal sizes.
     """
     arguments = pretrained.architecture(checkpoint)
-    cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
-    if not checkpoint.is_autoencoder and not checkpoint.num_classes:
+    cls = factory.class_of(checkpoint.family, checkpoint.is_autoencoder)
+    if checkpoint.is_headless:
         arguments = {**arguments, "num_classes": 0}
     source_size = tuple(arguments.get("input_size", cls.config_class.input_size))
     new_size = source_size if size is None else full_size(tuple(size), len(source_size))
@@ -118,7 +127,8 @@ def make_plan(
     state = {name: fit.state[name] for name in model.state_dict()}  # in the model's order
     model.card = _make_card(checkpoint)
     plan = ConversionPlan(checkpoint, model, state, model.card, _main_dtype(state))
-    if overrides and not model._config.abs_win_pos_embed:
+    target = model._config
+    if overrides and isinstance(target, HieraConfig) and not target.abs_win_pos_embed:
         rule = "absolute-window rule" if resample == "absolute-window" else "plain bicubic"
         plan.changed.append("size")
         plan.notes.append(
@@ -132,6 +142,8 @@ def make_plan(
 
 def transformers_class(plan: ConversionPlan) -> str:
     """Return the name of the class in transformers that can hold the model of a plan."""
+    if plan.is_sam2:
+        return "Sam2HieraDetModel"
     if plan.is_autoencoder:
         return "HieraForPreTraining"
     return "HieraForImageClassification" if plan.num_classes else "HieraModel"
@@ -144,6 +156,9 @@ def adapt_to_format(plan: ConversionPlan, name: str) -> None:
         plan.add_note(f"timm has no autoencoder: the decoder is dropped ({dropped} tensors)")
     if plan.config.get("abs_win_pos_embed") and name != "timm":
         _merge_window_positions(plan)
+    is_scaled = plan.config.get("init_values") is not None and not plan.is_sam2
+    if is_scaled and name in ("hub", "pth", "transformers"):
+        _fold_layer_scale(plan)
 
 
 def drop_decoder(plan: ConversionPlan) -> int:
@@ -170,7 +185,9 @@ def _merge_window_positions(plan: ConversionPlan) -> None:
     """Replace an absolute-window position embedding with a plain one for the model's input size.
     Most formats cannot hold the window part."""
     arguments = {**plan.arguments, "abs_win_pos_embed": False}
-    merged = plan.build().get_pos_embed().detach()
+    built = plan.build()
+    assert isinstance(built, HieraEncoder)
+    merged = built.get_pos_embed().detach()
     with torch.device("meta"):
         plan.model = type(plan.model)(**arguments)
     plan.model.card = plan.card
@@ -182,6 +199,26 @@ def _merge_window_positions(plan: ConversionPlan) -> None:
         "absolute-window position embedding written as a plain one for inputs of "
         f"{_format_size(plan.size)} pixels"
     )
+
+
+def _fold_layer_scale(plan: ConversionPlan) -> None:
+    """Multiply the layer scales into the layers before them, for formats that cannot hold them.
+
+    The products are float32, because weights that are scaled by 1e-5 would underflow in 16 bits.
+    """
+    with torch.device("meta"):
+        plan.model = type(plan.model)(**{**plan.arguments, "init_values": None})
+    plan.model.card = plan.card
+    state = dict(plan.state)
+    for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        block, scale, _ = gamma.rsplit(".", 2)
+        factor = state.pop(gamma).float()
+        layer = f"{block}.{LAYER_SCALED[scale]}"
+        state[f"{layer}.weight"] = state[f"{layer}.weight"].float() * factor[:, None]
+        state[f"{layer}.bias"] = state[f"{layer}.bias"].float() * factor
+    plan.state = {name: state[name] for name in plan.model.state_dict()}
+    plan.changed.append("layer scale")
+    plan.add_note("layer scale multiplied into the layers that it scales")
 
 
 def _cast(plan: ConversionPlan, dtype: str) -> None:

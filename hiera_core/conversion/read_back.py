@@ -19,6 +19,7 @@ import torch
 
 from ..errors import CheckpointError, first_line
 from ..models import factory
+from ..models.hiera import HieraEncoder
 from ..models.masking import MASK_RATIOS, visible_count
 from ..weights.load import read_checkpoint
 from .formats import FORMATS, WEIGHTS_NAME
@@ -48,6 +49,8 @@ class LoadedModel:
 def wrap_model(model: Any, autoencoder: bool) -> LoadedModel:
     """Wrap a model of this package."""
     model = model.eval()
+    if model.family == "hieradet":
+        return LoadedModel("hiera-toolkit", lambda x: model.embedding(model(x)))
     return LoadedModel("hiera-toolkit", _losses(model) if autoencoder else model.forward_logits)
 
 
@@ -63,6 +66,8 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
         CheckpointError: The library cannot load it.
     """
     module, distribution, load = READERS[name]
+    if plan.is_sam2 and name == "hub":  # no other library reads this folder
+        return wrap_model(factory.from_checkpoint(read_checkpoint(path)), autoencoder=False)
     if importlib.util.find_spec(module) is None:
         log.warning("%s is not installed: the file is read back with this package", distribution)
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), plan.is_autoencoder)
@@ -119,13 +124,14 @@ def _load_timm(plan: ConversionPlan, path: Path) -> Forward:
     import timm
 
     config = json.loads((path / "config.json").read_text())
-    model = timm.create_model(
+    model: Any = timm.create_model(
         config["architecture"],
         checkpoint_path=path / WEIGHTS_NAME,
         num_classes=config["num_classes"],
         **config["model_args"],
     )
-    return model.float().eval()
+    model = model.float().eval()
+    return (lambda x: model.forward_features(x).mean((1, 2))) if plan.is_sam2 else model
 
 
 def _load_transformers(plan: ConversionPlan, path: Path) -> Forward:
@@ -133,9 +139,12 @@ def _load_transformers(plan: ConversionPlan, path: Path) -> Forward:
 
     cls = getattr(transformers, transformers_class(plan))
     model = cls.from_pretrained(path, dtype=torch.float32).eval()
+    if plan.is_sam2:
+        return lambda x: model(x).last_hidden_state.mean((1, 2))
     if not plan.is_autoencoder:
         output = "logits" if plan.num_classes else "pooler_output"
         return lambda x: getattr(model(x), output)
+    assert isinstance(plan.model, HieraEncoder)
     noise = noise_for(plan.model.layout.windows)
     return lambda x: torch.stack([model(one[None], noise=noise).loss for one in x]).view(-1, 1)
 

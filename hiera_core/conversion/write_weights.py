@@ -14,6 +14,7 @@ from ..models.config import HieraConfig
 from ..weights import files, key_mapping
 from ..weights.download_record import sha256_of
 from ..weights.foreign_config import RESAMPLING, TIMM_ARGUMENTS, TRANSFORMERS_ARGUMENTS
+from . import sam2_files
 from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
 from .plan import ConversionPlan, transformers_class
@@ -36,7 +37,10 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
         OutputError: The disk is full, or the folder cannot be written.
     """
     naming = FORMATS[name].naming or "reference"
-    state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
+    if plan.is_sam2:
+        state = sam2_files.sam2_state(plan, naming)
+    else:
+        state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
     extras = {"config": plan.config, "card": plan.card}
     if not FORMATS[name].folder:
         files.write_pickle(path, state, extras)
@@ -45,7 +49,8 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
     files.write_safetensors(path / WEIGHTS_NAME, state, None if is_hub else extras)
     # Only the hub gets a checksum, because computing it takes longer than writing.
     checksum = sha256_of(path / WEIGHTS_NAME) if is_hub else ""
-    for file, content in CONFIGS[name](plan).items():
+    configs = CONFIGS | SAM2_CONFIGS if plan.is_sam2 else CONFIGS
+    for file, content in configs[name](plan).items():
         files.write_json(path / file, content)
     with atomic_file(path / "README.md") as temporary:
         temporary.write_text(model_card(plan, name, checksum), encoding="utf-8")
@@ -58,11 +63,18 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
     Raises:
         UsageError: The format cannot; the hint names formats that can.
     """
+    if plan.is_sam2:
+        sam2_files.check_format(plan, name)
+        return
     config, dims = plan.config, len(plan.size)
     if name in ("timm", "transformers") and dims != 2:
         raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")
     if name in ("timm", "transformers") and config.get("norm_layer", "LayerNorm") != "LayerNorm":
         raise UsageError(f"{name} has no Hiera with {config['norm_layer']}", "use hub or pth")
+    if name != "timm" and not config.get("use_expand_proj", True):
+        raise UsageError(
+            f"{name} has no Hiera that widens without a projection", "use timm, onnx or pt2"
+        )
     if name == "transformers":
         step = config["q_stride"][0] ** (len(config["stages"]) - 1)
         if config["mask_unit_size"][0] % step:
@@ -106,6 +118,9 @@ def _timm_files(plan: ConversionPlan) -> dict[str, Any]:
     arguments = {theirs: config[ours] for ours, theirs in TIMM_ARGUMENTS.items()}
     if not arguments["abs_win_pos_embed"]:
         del arguments["abs_win_pos_embed"], arguments["global_pos_size"]
+    for argument in ("init_values", "use_expand_proj"):
+        if arguments[argument] == getattr(HieraConfig, argument):
+            del arguments[argument]
     transform = plan.transform
     pretrained = {
         "input_size": (config["in_chans"], *plan.size),
@@ -139,7 +154,9 @@ def timm_architecture(name: str) -> str:
     arguments config.json overrides."""
     name = name.removeprefix("mae_")
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
-    return name if name in [f"hiera_{size}_224" for size in sizes] else "hiera_base_224"
+    known = [f"hiera_{size}_224" for size in sizes]
+    known += ["hiera_small_abswin_256", "hiera_base_abswin_256"]
+    return name if name in known else "hiera_base_224"
 
 
 def _transformers_files(plan: ConversionPlan) -> dict[str, Any]:
@@ -184,4 +201,8 @@ CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
     "hub": _hub_files,
     "timm": _timm_files,
     "transformers": _transformers_files,
+}
+SAM2_CONFIGS: dict[str, Callable[[ConversionPlan], dict[str, Any]]] = {
+    "timm": sam2_files.timm_files,
+    "transformers": sam2_files.transformers_files,
 }

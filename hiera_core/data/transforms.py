@@ -26,6 +26,8 @@ from .clip_sampling import crop_offsets
 # is.
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
+SAM2_MODEL = "sam2_hiera_tiny"  # its preprocessing is that of all of SAM 2's encoders
+CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
 
 
@@ -48,6 +50,8 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
     inner = _unwrap(model)
     size = tuple(inner.config["input_size"])
     saved = getattr(inner, "card", {}).get("preprocessing")
+    if saved is None and inner.family == "hieradet":
+        saved = zoo.get(SAM2_MODEL).preprocessing
     transform: ImageTransform | VideoTransform
     if inner.input_kind() == "video":
         transform = VideoTransform.from_preprocessing(saved, size)
@@ -91,6 +95,7 @@ class ImageTransform:
         resize: Short side before the crop, in pixels.
         mean, std: Statistics of the channels, for pixels in [0, 1].
         interpolation: `bicubic` or `bilinear`, both with antialiasing.
+        crop_mode: `center`; or `squash` to resize the whole image to `size`, whatever its shape.
         grey: Whether the model takes one channel, of grey values.
     """
 
@@ -100,6 +105,7 @@ class ImageTransform:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     grey: bool = False
+    crop_mode: str = "center"
 
     default_model: ClassVar[str] = zoo.DEFAULT_IMAGE_MODEL
 
@@ -127,11 +133,15 @@ class ImageTransform:
                 raise ValueError(f"resize {resize} is more than {MAX_RESIZE} times {min(size)}")
             mean, std = _channel_statistics(known)
             interpolation = Image.Resampling[str(known["interpolation"]).upper()].name.lower()
+            crop_mode = known.get("crop_mode", "center")
+            if crop_mode not in CROP_MODES:
+                raise ValueError(f"crop_mode {crop_mode!r}")
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise CheckpointError(f"preprocessing is not usable ({error})") from error
         if (height, width) != size:  # keep the ratio of resize to crop (256 to 224)
             resize = round(min(height, width) * resize / min(size))
-        return cls((height, width), max(resize, min(height, width)), mean, std, interpolation)
+        resize = max(resize, min(height, width))
+        return cls((height, width), resize, mean, std, interpolation, crop_mode=crop_mode)
 
     def crop(self, image: Image.Image) -> np.ndarray:
         """Resize and centre-crop an RGB image. -> uint8 [height, width, 3]
@@ -140,12 +150,14 @@ class ImageTransform:
         20000x1 costs no more than any other, and the result is the same except for rounding.
         """
         (height, width), (w, h) = self.size, image.size
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if self.crop_mode == "squash":
+            return np.array(image.resize((width, height), resampling))
         new_w, new_h = _resized_image_size(w, h, self.resize)
         if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
             grow = max(width / new_w, height / new_h)
             new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
-        resampling = Image.Resampling[self.interpolation.upper()]
         if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
             resized = image.resize((new_w, new_h), resampling)
             return np.array(resized.crop((left, top, left + width, top + height)))

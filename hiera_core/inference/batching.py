@@ -19,12 +19,12 @@ from ..device import (
     translate_compile_errors,
 )
 from ..errors import DeviceError, UsageError
-from ..models.hiera import HieraEncoder
+from ..models.encoder import Encoder
 from ..records import Kind
 
 log = logging.getLogger("hiera")
 Result = TypeVar("Result")
-M = TypeVar("M", bound=HieraEncoder)
+M = TypeVar("M", bound=Encoder)
 
 # Views in one forward pass. A GPU needs many; on a CPU, more views only overflow the cache.
 DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {

@@ -19,7 +19,7 @@ from ..data.sources import Source
 from ..errors import InputError, UsageError, is_whole
 from ..models import factory
 from ..models.attention_maps import attention_grids, attention_maps
-from ..models.hiera import HieraEncoder
+from ..models.encoder import Encoder
 from ..models.unwrap import unwrap_model
 from ..records import Kind, Record
 from ..viz.attention_overlay import draw_attention
@@ -202,7 +202,7 @@ class FeatureSelection:
         return self.stages or (() if self.pool else (depth,))
 
 
-class BatchExtractor(BatchRunner[HieraEncoder, Tensors]):
+class BatchExtractor(BatchRunner[Encoder, Tensors]):
     """Computes the features of preprocessed views.
 
     A result holds `embedding` [c], or `stage1`, `stage2`, ... as [*grid, c] (pooled: [c]). With
@@ -329,7 +329,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         record.extra = {"features": shapes, **times, "file": done["file"]}
         return record
 
-    def load(self, name: str) -> HieraEncoder:
+    def load(self, name: str) -> Encoder:
         return factory.create_encoder(name)
 
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchExtractor:

@@ -268,6 +268,7 @@ def _check_classifier(model: torch.nn.Module) -> Hiera:
             "this is an autoencoder: it reconstructs, it does not classify",
             "use a classifier such as hiera_base_224",
         )
+    zoo.check_is_hiera(inner.family, "this model")
     if not isinstance(inner, Hiera):
         raise UsageError(f"a model of type {type(inner).__name__} has no classifier", "use Hiera")
     if not inner.config["num_classes"]:

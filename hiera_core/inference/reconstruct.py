@@ -161,6 +161,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         **options: Unpack[BatchOptions],
     ) -> None:
         inner = unwrap_model(model)
+        zoo.check_is_hiera(inner.family, "this model")
         if not isinstance(inner, MaskedAutoencoderHiera):
             raise UsageError(
                 "this is a classifier: it has no decoder to reconstruct with",
@@ -307,6 +308,7 @@ def save_reconstruction(
 
 def _check_autoencoder(model: torch.nn.Module) -> MaskedAutoencoderHiera:
     inner = find_model(model)
+    zoo.check_is_hiera(inner.family if inner else None, "this model")
     if not isinstance(inner, MaskedAutoencoderHiera):
         name = type(model).__name__
         hint = "create one, such as create_model('mae_hiera_base_224', pretrained=True)"

@@ -86,9 +86,22 @@ def pool_tokens(x: torch.Tensor, stride: int, window_size: int) -> torch.Tensor:
 
     `amax` shares the gradient among tied maxima; the reference's `max` gives it to one of them.
     """
+    batch, _, channels = x.shape
+    return _by_pool(x, stride, window_size).amax(2).view(batch, -1, channels)
+
+
+def pool_both(x: torch.Tensor, stride: int, window_size: int) -> torch.Tensor:
+    """Concatenate the maximum and the mean of each pool. b (w s t) c -> b (w t) 2c"""
+    batch, _, channels = x.shape
+    pools = _by_pool(x, stride, window_size)
+    return torch.cat([pools.amax(2), pools.mean(2)], -1).view(batch, -1, 2 * channels)
+
+
+def _by_pool(x: torch.Tensor, stride: int, window_size: int) -> torch.Tensor:
+    """b (w s t) c -> b w s t c"""
     batch, tokens, channels = x.shape
     size = window_size or tokens // stride  # 0: pooling has merged the windows into one
-    return x.view(batch, -1, stride, size, channels).amax(2).view(batch, -1, channels)
+    return x.view(batch, -1, stride, size, channels)
 
 
 def fused_attention(

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UsageError, check_type, is_whole
 from .attention import MaskUnitAttention
+from .encoder import Encoder
 from .hiera import HieraEncoder
 from .unwrap import unwrap_model
 
@@ -50,7 +51,7 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     """
     encoder = unwrap_model(model)
     check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
-    assert isinstance(encoder, HieraEncoder)
+    encoder = _as_hiera(encoder)
     index = _index(block, len(encoder.blocks))
     attention = _attention_of(encoder, index)
     layout, (pools, key_pools) = encoder.layout, _pools(encoder, index)
@@ -74,14 +75,21 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     return AttentionMaps(full, query_grid, key_grid)
 
 
-def attention_grids(model: HieraEncoder, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def attention_grids(model: Encoder, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the grids of a block's queries and keys; see `AttentionMaps`.
 
     Raises:
-        UsageError: There is no such block.
+        UsageError: There is no such block, or the model is SAM 2's encoder.
     """
+    model = _as_hiera(model)
     pools, key_pools = _pools(model, _index(block, len(model.blocks)))
     return model.layout.grid_after(pools), model.layout.grid_after(key_pools)
+
+
+def _as_hiera(model: Encoder) -> HieraEncoder:
+    if not isinstance(model, HieraEncoder):
+        raise UsageError("attention maps of SAM 2's encoder are not supported", "use a Hiera")
+    return model
 
 
 def _pools(model: HieraEncoder, index: int) -> tuple[int, int]:

@@ -101,6 +101,11 @@ class HieraConfig:
     # names are timm's; the reference does not have this form.
     abs_win_pos_embed: bool = False
     global_pos_size: tuple[int, ...] = (14, 14)  # cells of the map
+    # Initial layer scale, a factor for each channel of every residual branch; None for no scale.
+    # With `use_expand_proj` False, blocks that widen concatenate a maximum and a mean of the tokens
+    # that they pool, in place of a projection. Both are timm's names, and not in the reference.
+    init_values: float | None = None
+    use_expand_proj: bool = True
 
     # Order of positional arguments. Empty: the order of the fields.
     positional: ClassVar[tuple[str, ...]] = ()
@@ -192,6 +197,9 @@ class HieraConfig:
         values = dataclasses.asdict(self)
         if not self.abs_win_pos_embed:  # the reference fails on an argument that it does not know
             del values["abs_win_pos_embed"], values["global_pos_size"]
+        for name in ("init_values", "use_expand_proj"):
+            if values[name] == getattr(HieraConfig, name):
+                del values[name]
         if not isinstance(self.norm_layer, str):
             del values["norm_layer"]
         return values
@@ -222,6 +230,14 @@ class HieraConfig:
                 raise ConfigError(f"{name} is {value!r}", "give a number above 0")
             if value > MAX_FACTOR:
                 raise ConfigError(f"{name} is {value}", f"give at most {MAX_FACTOR:.0f}")
+        scale = self.init_values
+        if scale is not None and not (isinstance(scale, int | float) and abs(scale) < math.inf):
+            raise ConfigError(f"init_values is {scale!r}", "give a finite number, or None")
+        if not self.use_expand_proj and self.dim_mul != 2:
+            raise ConfigError(
+                f"use_expand_proj is False, and dim_mul is {self.dim_mul}",
+                "without a projection, the channels are doubled: use dim_mul = 2",
+            )
         if len(self.stages) > MAX_STAGES or sum(self.stages) > MAX_BLOCKS:
             raise ConfigError(
                 f"there are {len(self.stages)} stages with {sum(self.stages)} blocks",
@@ -418,6 +434,8 @@ class HieraArguments(TypedDict, total=False):
     sep_pos_embed: bool
     abs_win_pos_embed: bool
     global_pos_size: tuple[int, ...]
+    init_values: float | None
+    use_expand_proj: bool
 
 
 class AutoencoderArguments(HieraArguments, total=False):

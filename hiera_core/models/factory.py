@@ -11,10 +11,36 @@ from ..errors import CheckpointError, UsageError, did_you_mean
 from ..weights import download, load, names
 from . import pretrained as builder
 from .config import AutoencoderArguments
+from .encoder import Encoder
 from .feature_backbone import FeatureBackbone
 from .hiera import Hiera, HieraEncoder
 from .mae import MaskedAutoencoderHiera
 from .pos_embed import ResampleRule
+from .sam2.hieradet import HieraDet
+from .sam2.hieradet_config import HieraDetArguments
+
+ModelClass = type[Hiera] | type[MaskedAutoencoderHiera] | type[HieraDet]
+Sam2Name = Literal[
+    "sam2_hiera_tiny", "sam2_hiera_small", "sam2_hiera_base_plus", "sam2_hiera_large"
+]
+
+
+class ModelArguments(AutoencoderArguments, total=False):
+    """Constructor arguments of all models, for type checkers."""
+
+    window_spec: tuple[int, ...]
+    global_att_blocks: tuple[int, ...]
+
+
+@overload
+def create_model(  # type: ignore[overload-overlap]  # these names are str, too
+    name: Sam2Name,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    strict: bool = True,
+    features_only: Literal[False] = False,
+    **config: Unpack[HieraDetArguments],
+) -> HieraDet: ...
 
 
 @overload
@@ -61,8 +87,8 @@ def create_model(
     strict: bool = True,
     features_only: bool = False,
     resample: ResampleRule = "absolute-window",
-    **config: Unpack[AutoencoderArguments],
-) -> HieraEncoder | FeatureBackbone:
+    **config: Unpack[ModelArguments],
+) -> Encoder | FeatureBackbone:
     """Create a model from the zoo, the hub or a file.
 
     >>> model = hiera_core.create_model("hiera_base_224", pretrained=True)
@@ -80,6 +106,9 @@ def create_model(
             or plain `bicubic` (see pos_embed.py).
         config: Constructor arguments that differ from the zoo's, e.g. `num_classes=10`,
             `input_size=(384, 384)`.
+
+    Returns:
+        A `Hiera`, a `MaskedAutoencoderHiera`, or, for SAM 2's image encoder, a `HieraDet`.
 
     Raises:
         UsageError: The model or the checkpoint is unknown.
@@ -111,12 +140,14 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
+    zoo.check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
             f"use {entry.name.removeprefix('mae_')}",
         )
     loaded = _read_weights(entry, name, checkpoint)
+    zoo.check_is_hiera(loaded.family, loaded.source)
     if not loaded.num_classes:
         raise CheckpointError(
             f"{loaded.source} has no classifier: it was only pre-trained",
@@ -141,12 +172,15 @@ def create_autoencoder(
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
+    zoo.check_is_hiera(None if entry is None else entry.family, str(name))
     if entry is not None and not entry.autoencoder:
+        has_autoencoder = f"mae_{entry.name}" in zoo.models()
         raise UsageError(
             f"{entry.name} is a classifier: it has no decoder to reconstruct with",
-            f"use mae_{entry.name}",
+            f"use {f'mae_{entry.name}' if has_autoencoder else 'mae_hiera_base_224'}",
         )
     loaded = _read_weights(entry, name, checkpoint)
+    zoo.check_is_hiera(loaded.family, loaded.source)
     if not loaded.is_autoencoder:
         raise CheckpointError(
             f"{loaded.source} has no decoder: it cannot reconstruct",
@@ -157,8 +191,8 @@ def create_autoencoder(
     return model
 
 
-def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> HieraEncoder:
-    """Create a classifier or an autoencoder with its weights, for features.
+def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Encoder:
+    """Create a classifier, an autoencoder or SAM 2's encoder with its weights, for features.
 
     If a classifier gets the weights of an autoencoder, it has no head, and the encoder's norm
     becomes its own norm.
@@ -191,9 +225,16 @@ def list_models() -> list[str]:
     return zoo.names()
 
 
-def model_class(entry: zoo.ModelEntry) -> type[Hiera] | type[MaskedAutoencoderHiera]:
+def model_class(entry: zoo.ModelEntry) -> ModelClass:
     """Return the class of a model in the zoo."""
-    return MaskedAutoencoderHiera if entry.autoencoder else Hiera
+    return class_of(entry.family, entry.autoencoder)
+
+
+def class_of(family: zoo.Family, autoencoder: bool) -> ModelClass:
+    """Return the class of a family's encoder or classifier, or of its autoencoder."""
+    if family == "hieradet":
+        return HieraDet
+    return MaskedAutoencoderHiera if autoencoder else Hiera
 
 
 def from_zoo(
@@ -202,10 +243,10 @@ def from_zoo(
     strict: bool = True,
     resample: ResampleRule = "absolute-window",
     **config: Any,
-) -> HieraEncoder:
+) -> Encoder:
     """Build a model from the zoo, with the weights of a checkpoint or newly initialised."""
     cls = model_class(entry)
-    model: HieraEncoder
+    model: Encoder
     if checkpoint is None:
         model, card = cls(**{**entry.config, **config}), {}
     else:
@@ -230,11 +271,11 @@ def from_checkpoint(
     strict: bool = True,
     resample: ResampleRule = "absolute-window",
     **config: Any,
-) -> HieraEncoder:
+) -> Encoder:
     """Build the model that a checkpoint was saved from."""
-    cls = MaskedAutoencoderHiera if checkpoint.is_autoencoder else Hiera
+    cls = class_of(checkpoint.family, checkpoint.is_autoencoder)
     arguments = builder.architecture(checkpoint)
-    model: HieraEncoder = builder.build(
+    model: Encoder = builder.build(
         cls, arguments, checkpoint, overrides=config, strict=strict, resample=resample
     )
     entry = load.identify_model(checkpoint.state)
@@ -246,7 +287,7 @@ def from_checkpoint(
 def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:
     """Return the metadata of a model: name, preprocessing, classes, licence, source."""
     card: dict[str, Any] = {"model": entry.name, "preprocessing": entry.preprocessing}
-    if isinstance(entry.classes, list):
+    if isinstance(entry.classes, list) and entry.classes:
         card |= {"classes": entry.classes}
     if source is not None:
         card |= {"source": source}
@@ -265,7 +306,7 @@ class ModelFunction(Protocol):
 
     __name__: str
     checkpoints: Mapping[str, str]
-    default: str
+    default: str | None
 
     def __call__(
         self,
@@ -283,8 +324,8 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
         checkpoint: str | None = entry.default,
         strict: bool = True,
         resample: ResampleRule = "absolute-window",
-        **config: Unpack[AutoencoderArguments],
-    ) -> HieraEncoder:
+        **config: Unpack[ModelArguments],
+    ) -> Encoder:
         if pretrained:
             loaded = load.read_released(entry, checkpoint)
             return from_zoo(entry, loaded, strict=strict, resample=resample, **config)
@@ -302,8 +343,7 @@ def _model_function(entry: zoo.ModelEntry) -> ModelFunction:
         config: Constructor arguments that differ, e.g. `num_classes=10`.
     """
     function.checkpoints = {
-        tag: str(found.bundled_path or download.url_of(found.file))
-        for tag, found in entry.checkpoints.items()
+        tag: str(found.bundled_path or _url_of(found)) for tag, found in entry.checkpoints.items()
     }
     function.default = entry.default
     return function
@@ -323,6 +363,12 @@ def _read_weights(
         return load.read_weights(checkpoint)
     names.check_not_empty(checkpoint)
     return load.read_released(entry, str(checkpoint))
+
+
+def _url_of(checkpoint: zoo.CheckpointEntry) -> str:
+    """Return the URL of a checkpoint's file, or of its repository if it has no file."""
+    hub = f"https://huggingface.co/{checkpoint.hub}"
+    return download.url_of(checkpoint.file) if checkpoint.file else hub
 
 
 functions: dict[str, ModelFunction] = {

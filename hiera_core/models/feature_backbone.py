@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.transforms import MediaInputs
 from .config import HieraConfig
+from .encoder import Encoder
 from .hiera import HieraEncoder
 
 
@@ -20,14 +21,15 @@ class FeatureBackbone(nn.Module):
     decoder. So each of them gets a gradient, as DDP expects.
 
     Args:
-        model: The Hiera. It shares its parameters with the backbone, and is not changed.
+        model: The Hiera, or SAM 2's encoder. It shares its parameters with the backbone, and is not
+            changed.
 
     Attributes:
         feature_info: A dictionary for each stage: `num_chs` (number of channels), `reduction`
             (pixels that a cell of the map covers, along the last dimension) and `module`.
     """
 
-    def __init__(self, model: HieraEncoder) -> None:
+    def __init__(self, model: Encoder) -> None:
         super().__init__()
         self.model = encoder_of(model)
         stages = range(len(model.stage_ends))
@@ -53,9 +55,11 @@ class FeatureBackbone(nn.Module):
         return [stage_map.movedim(-1, 1) for stage_map in self.model.stage_maps(ends)]
 
 
-def encoder_of(model: HieraEncoder) -> HieraEncoder:
+def encoder_of(model: Encoder) -> Encoder:
     """Return the encoder of a classifier or autoencoder. It shares modules and parameters with the
     model, and has its card."""
+    if not isinstance(model, HieraEncoder):
+        return model  # SAM 2's encoder has nothing else
     names = [field.name for field in dataclasses.fields(HieraConfig)]
     arguments = {name: getattr(model._config, name) for name in names}
     with torch.device("meta"):

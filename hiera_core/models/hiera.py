@@ -13,20 +13,25 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError, check_type
-from ..records import Kind
 from . import cpu
-from .attention import Implementation, MaskUnitAttention, pool_tokens
+from .attention import MaskUnitAttention, pool_both, pool_tokens
 from .config import BlockSpec, HieraArguments, HieraConfig
-from .init_weights import init_classifier, init_head
-from .layers import DropPath, Head, Mlp, PatchEmbed
+from .encoder import Encoder, NormLayer, norm_factory
+from .layers import (
+    DropPath,
+    Head,
+    Mlp,
+    PatchEmbed,
+    init_classifier,
+    init_head,
+    layer_scale,
+)
 from .masking import (
     VisibleUnits,
     draw_units,
@@ -35,10 +40,7 @@ from .masking import (
     visible_units,
 )
 from .pos_embed import absolute_window
-from .pretrained import PretrainedMixin
 from .probes import known_forward
-
-NormLayer = Callable[[int], nn.Module]
 
 
 class BlockGroup(NamedTuple):
@@ -49,10 +51,11 @@ class BlockGroup(NamedTuple):
     blocks: tuple[int, ...]  # indices of the blocks
 
 
-class HieraEncoder(nn.Module, PretrainedMixin):
+class HieraEncoder(Encoder):
     """Patch embedding, position embedding and blocks: the part that all Hieras share."""
 
     config_class: ClassVar[type[HieraConfig]] = HieraConfig
+    _config: HieraConfig
 
     def __init__(
         self,
@@ -66,7 +69,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         self.block_specs = cfg.block_specs()
         self.block_groups = group_blocks(self.block_specs)
         self.norm_layer = norm_factory(cfg.norm_layer)
-        self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(
             cfg.in_chans, cfg.embed_dim, cfg.patch_kernel, cfg.patch_stride, cfg.patch_padding
@@ -82,7 +84,7 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
 
         self.blocks = nn.ModuleList(
-            HieraBlock.from_spec(spec, cfg.mlp_ratio, self.norm_layer) for spec in self.block_specs
+            HieraBlock.from_spec(spec, cfg, self.norm_layer) for spec in self.block_specs
         )
 
     # Properties under the reference's names ----------------------------------------------------
@@ -93,17 +95,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
         arguments: HieraArguments = self._config.to_json()  # type: ignore[assignment]
         return arguments
 
-    def input_kind(self) -> Kind:
-        """Return the kind of input: "image" or "video".
-
-        Raises:
-            UsageError: The model takes one-dimensional signals.
-        """
-        dims = len(self._config.input_size)
-        if dims == 1:
-            raise UsageError("this model takes signals", "use one for images or videos")
-        return "video" if dims == 3 else "image"
-
     @property
     def tokens_spatial_shape(self) -> list[int]:
         return list(self.layout.grid)
@@ -112,48 +103,12 @@ class HieraEncoder(nn.Module, PretrainedMixin):
     def mask_spatial_shape(self) -> list[int]:
         return list(self.layout.unit_grid)
 
-    @property
-    def stage_ends(self) -> list[int]:
-        """Index of the last block of each stage."""
-        return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
-
-    @property
-    def q_pool(self) -> int:
-        return self._config.q_pool
-
-    def reduction(self, stage: int) -> tuple[int, ...]:
-        """Return how many pixels (or frames) a cell of the stage's map covers along each dimension.
-
-        Stages are counted from 0.
-        """
-        pools = min(stage, self.q_pool)
-        pairs = zip(self._config.patch_stride, self._config.q_stride, strict=True)
-        return tuple(patch * q**pools for patch, q in pairs)
-
     def no_weight_decay(self) -> list[str]:
         """Return the names of parameters that get no weight decay. One-dimensional parameters never
         get any and are not listed."""
         if self._config.sep_pos_embed:
             return ["pos_embed_spatial", "pos_embed_temporal"]
         return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
-
-    # Switches -----------------------------------------------------------------------------------
-
-    def set_attention(self, implementation: Implementation) -> None:
-        """Choose `fused` attention (one kernel, the default) or `eager` (explicit softmax).
-
-        Raises:
-            UsageError: The name is unknown.
-        """
-        if implementation not in ("fused", "eager"):
-            raise UsageError(f"unknown attention {implementation!r}", "use 'fused' or 'eager'")
-        for module in self.modules():
-            if isinstance(module, MaskUnitAttention):
-                module.implementation = implementation
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.grad_checkpointing = enable
 
     # Masks ---------------------------------------------------------------------------------------
 
@@ -215,19 +170,11 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             x = gather_windows(x, visible.windows, self.layout.windows)
         ends: list[torch.Tensor] = []
         for group in self.block_groups:
-            x = self._run_group(group, x)
+            blocks = [self.blocks[number] for number in group.blocks]
+            x = self.run_blocks(blocks, x, windowed=group.windowed)
             if collect:  # the last group of a stage replaces those before it
                 ends[group.stage :] = [x]
         return x, ends
-
-    def _run_group(self, group: BlockGroup, x: torch.Tensor) -> torch.Tensor:
-        """b (w t) c -> b (w t') c'"""
-        blocks = [self.blocks[number] for number in group.blocks]
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return cpu.run_blocks(blocks, x, windowed=group.windowed)
-        for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False)
-        return x
 
     @overload
     def forward_features(
@@ -278,10 +225,6 @@ class HieraEncoder(nn.Module, PretrainedMixin):
             return self._as_map(x, len(self._config.stages) - 1, masked)
         maps = self.stage_maps(ends, masked)
         return maps[-1], maps
-
-    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
-        """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
-        raise NotImplementedError
 
     def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
         """Return stage maps in grid order from the tokens that `encode` collected.
@@ -425,6 +368,7 @@ class HieraBlock(nn.Module):
         drop_path: Probability of dropping a residual branch in training.
         norm_layer: Function that builds a norm for a number of channels.
         act_layer: Function that builds the activation.
+        init_values, use_expand_proj: As for `HieraConfig`.
     """
 
     def __init__(
@@ -439,6 +383,8 @@ class HieraBlock(nn.Module):
         q_stride: int = 1,
         window_size: int = 0,
         use_mask_unit_attn: bool = False,
+        init_values: float | None = None,
+        use_expand_proj: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.dim_out = dim, dim_out
@@ -449,39 +395,47 @@ class HieraBlock(nn.Module):
         self.norm2 = norm_layer(dim_out)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        if dim != dim_out:
+        self.ls1 = layer_scale(dim_out, init_values)
+        self.ls2 = layer_scale(dim_out, init_values)
+        self.has_proj = dim != dim_out and use_expand_proj
+        if self.has_proj:
             self.proj = nn.Linear(dim, dim_out)
 
     @classmethod
-    def from_spec(cls, spec: BlockSpec, mlp_ratio: float, norm_layer: NormLayer) -> HieraBlock:
+    def from_spec(cls, spec: BlockSpec, config: HieraConfig, norm_layer: NormLayer) -> HieraBlock:
         return cls(
             spec.dim,
             spec.dim_out,
             spec.heads,
-            mlp_ratio,
+            config.mlp_ratio,
             spec.drop_path,
             norm_layer,
             q_stride=spec.q_stride,
             window_size=spec.window_size,
             use_mask_unit_attn=spec.use_mask_unit_attn,
+            init_values=config.init_values,
+            use_expand_proj=config.use_expand_proj,
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, n, dim] -> [b, n / q_stride, dim_out], window-major."""
         x_norm = self.norm1(x)
-        x = self.shortcut(x, x_norm) + self.drop_path(self.attn(x_norm))
-        out: torch.Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.shortcut(x, x_norm) + self.drop_path(self.ls1(self.attn(x_norm)))
+        out: torch.Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
     def shortcut(self, x: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
         """Return the residual, widened and pooled like the output of the attention.
 
-        It is widened from the normalised input, as in the released models.
+        It is widened from the normalised input, as in the released models. Without a projection, it
+        is widened from the input itself.
         """
-        if self.dim != self.dim_out and self.attn.q_stride == 1:
+        if self.dim != self.dim_out and not self.has_proj:
+            return pool_both(x, self.attn.q_stride, self.attn.window_size)
+        if self.has_proj and self.attn.q_stride == 1:
             # The compiler fails if it sees a sum whose first term is the kernel of `cpu.linear`.
             x = self.proj(x_norm)
-        elif self.dim != self.dim_out:
+        elif self.has_proj:
             x = cpu.linear(self.proj, x_norm)
         if self.attn.q_stride > 1:
             x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
@@ -509,11 +463,6 @@ def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:
         range(len(specs)), lambda number: (specs[number].stage, specs[number].use_mask_unit_attn)
     )
     return [BlockGroup(stage, windowed, tuple(numbers)) for (stage, windowed), numbers in kinds]
-
-
-def norm_factory(norm: str | NormLayer) -> NormLayer:
-    """Return a constructor of norms: a class of torch.nn with eps 1e-6, or the given callable."""
-    return norm if callable(norm) else partial(getattr(nn, norm), eps=1e-6)
 
 
 Hiera.__signature__ = inspect.signature(HieraConfig)  # type: ignore[attr-defined]

@@ -17,8 +17,7 @@ from ..errors import UsageError
 from . import cpu
 from .config import AutoencoderArguments, AutoencoderConfig, HieraConfig
 from .hiera import HieraBlock, HieraEncoder
-from .init_weights import init_autoencoder
-from .layers import conv_nd
+from .layers import conv_nd, init_autoencoder
 from .masking import MASK_RATIOS, VisibleUnits, check_mask_ratio, gather_rows
 
 

@@ -21,6 +21,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 # Arguments of timm's absolute-window models. Their position embedding does not show the input size
 # that they were trained with.
 ABSOLUTE_WINDOW = {"abs_win_pos_embed": True, "input_size": (256, 256)}
+LAYER_SCALE = 1e-5  # initial value in timm's models; loaded weights replace it
 # File for everything that is not a constructor argument. The reference fails on other keys in
 # config.json.
 CARD_NAME = "hiera.json"
@@ -177,8 +178,18 @@ def _config_from_shapes(
 ) -> dict[str, Any]:
     """Return the arguments of a model in the zoo, adapted to the shapes of weights.
 
-    Weights from elsewhere can differ in their input size, or have absolute-window embeddings.
+    Weights from elsewhere can differ in their input size, have absolute-window embeddings or layer
+    scale, or widen without a projection.
     """
+    traits = load.traits_of(state)
+    if traits["hieradet"]:
+        return config
+    scale = config.get("init_values") or LAYER_SCALE
+    config = {
+        **config,
+        "init_values": scale if traits["layer_scale"] else None,
+        "use_expand_proj": traits["use_expand_proj"],
+    }
     window = state.get("pos_embed_win")
     if window is not None:
         return {**config, **ABSOLUTE_WINDOW, "global_pos_size": tuple(state["pos_embed"].shape[2:])}
@@ -218,18 +229,15 @@ def match(
         CheckpointError: The checkpoint does not fit; see `load.fit`.
         ConfigError: The input size is not valid. The message names the nearest legal sizes.
     """
+    check_family(cls, checkpoint, name)
     arguments = {**config, **(overrides or {})}
     if checkpoint.num_classes and "num_classes" not in (overrides or {}):
         arguments["num_classes"] = checkpoint.num_classes
     model = _on_meta(cls, arguments, checkpoint, bool(overrides))
-    target: HieraConfig = model._config  # type: ignore[assignment]
-    known = (checkpoint.config or config).get("input_size")
-    if overrides and "input_size" in overrides:
-        made_for = _size_before_resampling(checkpoint, known, target)
-    else:
-        likely = [known, target.input_size]
-        made_for = pos_embed.input_size_of(checkpoint.state, likely, target.patch_stride)
-    state = pos_embed.resample(checkpoint.state, made_for or target.input_size, target, resample)
+    state = checkpoint.state
+    target = model._config
+    if isinstance(target, HieraConfig):
+        state = _resample(checkpoint, config, target, overrides or {}, resample)
     expected = {key: value.shape for key, value in model.state_dict().items()}
     fitted = load.fit(
         dataclasses.replace(checkpoint, state=state),
@@ -238,6 +246,48 @@ def match(
         strict=strict,
     )
     return model, fitted, arguments
+
+
+def check_family(
+    cls: type[torch.nn.Module], checkpoint: load.Checkpoint, name: str | None = None
+) -> None:
+    """Check that weights are those of a Hiera, or of SAM 2's encoder, as the class expects.
+
+    Args:
+        cls: Class of the model.
+        checkpoint: The weights.
+        name: Name of the model, for messages.
+
+    Raises:
+        CheckpointError: They are those of the other.
+    """
+    if checkpoint.family == getattr(cls, "family", checkpoint.family):
+        return
+    entry = load.identify_model(checkpoint.state)
+    is_sam2 = checkpoint.family == "hieradet"
+    what = "of the image encoder of SAM 2" if is_sam2 else "of a Hiera"
+    model = entry.name if entry else "the model it was saved from"
+    raise CheckpointError(
+        f"{checkpoint.source} does not fit {name or cls.__name__}: it holds the weights {what}",
+        f"use {model}",
+    )
+
+
+def _resample(
+    checkpoint: load.Checkpoint,
+    config: Mapping[str, Any],
+    target: HieraConfig,
+    overrides: Mapping[str, Any],
+    rule: pos_embed.ResampleRule,
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a Hiera with position embeddings for the input size of `target`."""
+    known = (checkpoint.config or config).get("input_size")
+    if "input_size" in overrides:
+        made_for = _size_before_resampling(checkpoint, known, target)
+    else:
+        likely = [known, target.input_size]
+        made_for = pos_embed.input_size_of(checkpoint.state, likely, target.patch_stride)
+    return pos_embed.resample(checkpoint.state, made_for or target.input_size, target, rule)
 
 
 def _size_before_resampling(

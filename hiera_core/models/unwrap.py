@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..wrappers import find_inside, no_hiera
-from .hiera import HieraEncoder
+from .encoder import Encoder
 
 
-def unwrap_model(model: object) -> HieraEncoder:
+def unwrap_model(model: object) -> Encoder:
     """Return the Hiera inside of a wrapper, or the model itself if it has none.
 
     The wrappers are those of torch.compile, DataParallel, DDP, FSDP, averaged weights and PEFT. A
@@ -22,7 +22,7 @@ def unwrap_model(model: object) -> HieraEncoder:
     return inner
 
 
-def find_model(model: object) -> HieraEncoder | None:
+def find_model(model: object) -> Encoder | None:
     """Return the Hiera inside of a wrapper, or None if there is none."""
-    found = find_inside(model, lambda inner: isinstance(inner, HieraEncoder))
-    return found if isinstance(found, HieraEncoder) else None
+    found = find_inside(model, lambda inner: isinstance(inner, Encoder))
+    return found if isinstance(found, Encoder) else None

@@ -190,6 +190,7 @@ def _build_model(
                 f"{samples.num_classes} classes",
                 "leave it out: the data decides the number of classes",
             )
+    zoo.check_is_hiera(entry.family, entry.name)
     torch.manual_seed(derive_seed("weights", recipe.seed))
     loaded: load.Checkpoint | None = None
     if init_from is not None:
@@ -206,6 +207,7 @@ def _build_model(
         if not is_out_of_memory(error):
             raise
         raise DeviceError("there is no memory for the model", "use a smaller model") from error
+    assert isinstance(model, HieraEncoder)
     origin = f"trained with hiera-toolkit {__version__}"
     card = {k: v for k, v in model.card.items() if k not in ("licence", "classes", "training")}
     card["source"] = origin if loaded is None else f"{origin} from {loaded.source}"
@@ -226,6 +228,7 @@ def _build_state(
         model.compile(fullgraph=True)
     parallel_model = world.parallelize(model, options.parallel)
     inner = unwrap_model(parallel_model)
+    assert isinstance(inner, HieraEncoder)
     averages = {}
     if recipe.ema:
         averages = {name: p.detach().clone() for name, p in inner.named_parameters()}

@@ -310,6 +310,8 @@ def _built_in_values(name: str) -> dict[str, Any]:
         if name in shared["models"]:
             specific = shared.pop("models")[name]
             return _merge(_merge(shared, {"model": {"name": name}}), specific or {})
+    if name in zoo.models():
+        zoo.check_is_hiera(zoo.get(name).family, name)
     raise UsageError(
         f"no recipe {name!r}",
         did_you_mean(name, names()) or "give a .yaml file or a model from the zoo",

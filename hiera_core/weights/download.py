@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import zoo
 from ..errors import HubError, OutputError, UsageError, first_line
 from . import download_record, fetch, hub_patience, resume
 from .download_record import sha256_of
@@ -33,6 +34,7 @@ HINTS = (
     "set a mirror with HF_ENDPOINT"
 )
 RELEASED_BY = "facebook/"
+NON_COMMERCIAL = "CC-BY-NC-4.0"
 LICENCE_NOTE = "released Hiera weights are under CC BY-NC 4.0: no commercial use"
 HEAD_TRIES, HEAD_PAUSE_S = 3, 1.0  # for answers that say "try again"
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -66,7 +68,7 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
     if not options["local_files_only"] and not is_offline():
         options["local_files_only"] = not _hub_answers(repo, options, cached)
         if not cached:
-            log.info("downloading %s from the hub%s", repo, _licence(repo.startswith(RELEASED_BY)))
+            log.info("downloading %s from the hub%s", repo, _licence(repo))
     # The weights come last: if they are in the cache, the other files are too, if they exist.
     others = [_hub_file(repo, name, options) for name in CONFIG_NAMES]
     for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
@@ -183,7 +185,8 @@ def _download(
     """Download a URL to `partial`, check the content, and rename it to `target`."""
 
     def announce() -> None:
-        log.info("downloading %s%s", url, _licence(Path(url).name == _file_name(url)))
+        is_released = Path(url).name == _file_name(url)
+        log.info("downloading %s%s", url, f" ({LICENCE_NOTE})" if is_released else "")
 
     version = resume.download(url, partial, announce)
     actual = sha256_of(partial)
@@ -338,9 +341,14 @@ def _cached_parts(path: Path) -> list[Path]:
     return [*(file for file in linked if any(map(file.is_relative_to, caches))), path]
 
 
-def _licence(released: bool) -> str:
+def _licence(repo: str) -> str:
     """Return a note on the licence to append to a log line, if the weights are released ones."""
-    return f" ({LICENCE_NOTE})" if released else ""
+    entries = zoo.models().values()
+    licences = {found.hub: e.licence for e in entries for found in e.checkpoints.values()}
+    licence = licences.get(repo, NON_COMMERCIAL if repo.startswith(RELEASED_BY) else None)
+    if licence is None:
+        return ""
+    return f" ({LICENCE_NOTE if licence == NON_COMMERCIAL else f'licence: {licence}'})"
 
 
 def _url_cache() -> Path:

@@ -22,14 +22,16 @@ TIMM_ARGUMENTS = {
         name: name
         for name in "in_chans embed_dim num_heads stages q_pool q_stride mask_unit_size "
         "mask_unit_attn dim_mul head_mul patch_kernel patch_stride patch_padding mlp_ratio "
-        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size".split()
+        "drop_path_rate head_init_scale sep_pos_embed abs_win_pos_embed global_pos_size "
+        "init_values use_expand_proj".split()
     },
 }
+TIMM_SAM2_ARGUMENTS = ("window_spec", "global_att_blocks")  # of SAM 2's encoder alone
 # Arguments of timm's models that do not change what a loaded model computes; norm_layer would, and
 # is checked.
 TIMM_IGNORED = {
-    "num_classes", "global_pool", "fix_init", "weight_init", "init_values", "patch_drop_rate",
-    "norm_layer", "device", "dtype",
+    "num_classes", "global_pool", "fix_init", "weight_init", "patch_drop_rate", "norm_layer",
+    "device", "dtype",
 }  # fmt: skip
 # Maps our name of a constructor argument to its name in the config.json of transformers. Values
 # that its config.json leaves out are the defaults of its HieraConfig, which are ours, too.
@@ -52,6 +54,23 @@ TRANSFORMERS_ARGUMENTS = {
     "decoder_depth": "decoder_depth",
     "decoder_num_heads": "decoder_num_heads",
 }
+# Of SAM 2's encoder, whose config.json may be a part of that of the whole model.
+SAM2_ARGUMENTS = {
+    "input_size": "image_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "stages": "blocks_per_stage",
+    "window_spec": "window_size_per_stage",
+    "global_att_blocks": "global_attention_blocks",
+    "global_pos_size": "window_positional_embedding_background_size",
+    "patch_kernel": "patch_kernel_size",
+    "patch_stride": "patch_stride",
+    "patch_padding": "patch_padding",
+    "mlp_ratio": "mlp_ratio",
+}
+SAM2_TYPES = ("sam2_hiera_det_model", "sam2_vision_model", "sam2", "sam2_video")
+SAM2_BACKBONE = ("vision_config", "backbone_config")  # keys that lead to the encoder's values
 PAIRS = ("input_size", "q_stride", "mask_unit_size", "patch_kernel", "patch_stride",
          "patch_padding")  # fmt: skip
 MAX_CLASSES = 100_000  # a few bytes can name any class number
@@ -84,6 +103,8 @@ def read_config(
         if config.get("model_type") == "hiera":
             arguments = _transformers_arguments(config, source)
             return arguments, _transformers_card(config, processor or {}, source)
+        if config.get("model_type") in SAM2_TYPES:
+            return _sam2_arguments(config, source), _sam2_card(processor or {})
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{source}: config.json or preprocessor_config.json cannot be understood ({error})",
@@ -101,7 +122,10 @@ def _timm_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any] | 
     norm = given.get("norm_layer") or "LayerNorm"
     if str(norm).lower() != "layernorm":
         raise _unsupported(source, "norm_layer", norm, "LayerNorm")
+    name = str(config["architecture"]).partition(".")[0]
     ours = {theirs: name for name, theirs in TIMM_ARGUMENTS.items()}
+    if name in zoo.models() and zoo.get(name).family == "hieradet":
+        ours |= {name: name for name in TIMM_SAM2_ARGUMENTS}
     unknown = sorted(set(given) - set(ours) - TIMM_IGNORED)
     if unknown:
         log.warning("config.json: %s not understood, and ignored", ", ".join(unknown))
@@ -109,7 +133,6 @@ def _timm_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any] | 
     size = _timm_pretrained(config).get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:
         arguments = {"in_chans": size[0], "input_size": size[1:], **arguments}
-    name = str(config["architecture"]).partition(".")[0]
     if name in zoo.models():
         return {**zoo.get(name).config, **_with_pairs(arguments)}
     return None if {"embed_dim", "stages"} - set(arguments) else _with_pairs(arguments)
@@ -123,16 +146,24 @@ def _timm_pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _timm_card(config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained, card = _timm_pretrained(config), dict[str, Any]()
-    preprocessing = {k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained}
-    if (mode := pretrained.get("crop_mode") or "center") != "center":
-        log.warning("config.json: crop_mode = %s is not supported; the centre is cropped", mode)
+    preprocessing: dict[str, Any] = {
+        k: list(pretrained[k]) for k in ("mean", "std") if k in pretrained
+    }
+    mode, crop = pretrained.get("crop_mode") or "center", float(pretrained.get("crop_pct") or 1.0)
+    if mode == "squash" and crop == 1:
+        preprocessing["crop_mode"] = mode
+    elif mode != "center":
+        log.warning(
+            "config.json: crop_mode = %s, crop_pct = %s is not supported; the centre is cropped",
+            mode,
+            crop,
+        )
     if "interpolation" in pretrained:
         preprocessing["interpolation"] = pretrained["interpolation"]
     size = pretrained.get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3:
         preprocessing["size"] = list(size[1:])
         # timm's rule for the short side, which rounds down.
-        crop = float(pretrained.get("crop_pct") or 1.0)
         preprocessing["resize"] = math.floor(min(size[1:]) / crop + 1e-6)
     if preprocessing:
         card["preprocessing"] = preprocessing
@@ -178,6 +209,42 @@ def _transformers_arguments(config: Mapping[str, Any], source: str) -> dict[str,
             )
         arguments |= {"num_heads": heads[0], "head_mul": factor}
     return _with_pairs(arguments)
+
+
+def _sam2_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the constructor arguments of SAM 2's encoder."""
+    for key in SAM2_BACKBONE:
+        config = config.get(key, config)
+    stages = config.get("blocks_per_stage", (1, 2, 7, 2))
+    dim, heads = config.get("hidden_size", 96), config.get("num_attention_heads", 1)
+    expected = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "query_stride": [2, 2],
+        "num_query_pool_stages": len(stages) - 1,
+        "embed_dim_per_stage": [dim * 2**stage for stage in range(len(stages))],
+        "num_attention_heads_per_stage": [heads * 2**stage for stage in range(len(stages))],
+    }
+    for name, supported in expected.items():
+        if config.get(name, supported) != supported:
+            raise _unsupported(source, name, config[name], supported)
+    return _with_pairs(
+        {
+            ours: config[theirs]
+            for ours, theirs in SAM2_ARGUMENTS.items()
+            if config.get(theirs) is not None
+        }
+    )
+
+
+def _sam2_card(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the card of SAM 2: the whole image is resized, to height and width."""
+    if not processor:
+        return {}
+    found = _processor_preprocessing({**processor, "size": None, "crop_size": None})
+    if shape := _processor_size(processor.get("size")):
+        found |= {"size": shape, "resize": min(shape), "crop_mode": "squash"}
+    return {"preprocessing": found}
 
 
 def _transformers_card(

@@ -3,6 +3,9 @@
 `reference` is the naming of hiera-transformer and of this toolkit. The tables below map the naming
 schemes of timm and transformers to it; each row is (their prefix, our prefix). Tensors need no
 transpose or reshape.
+
+The image encoder of SAM 2 has names of its own in transformers, and in Meta's files (`sam2`), where
+it is a part of the whole model.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Literal, TypeVar
 from ..errors import CheckpointError
 from .state_dict import TRANSFORMERS_ENCODER, unwrap_names
 
-Naming = Literal["reference", "timm", "transformers"]
+Naming = Literal["reference", "timm", "transformers", "sam2"]
 T = TypeVar("T")
 
 TIMM = (
@@ -35,6 +38,18 @@ TRANSFORMERS = (
     ("decoder.decoder_pred.", "decoder_pred."),
 )
 TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
+# Within a block of SAM 2's encoder.
+SAM2_META = (("mlp.layers.0.", "mlp.fc1."), ("mlp.layers.1.", "mlp.fc2."))
+SAM2_TRANSFORMERS = (
+    ("layer_norm1.", "norm1."),
+    ("layer_norm2.", "norm2."),
+    ("mlp.proj_in.", "mlp.fc1."),
+    ("mlp.proj_out.", "mlp.fc2."),
+)
+SAM2_PATCHES = (("patch_embed.projection.", "patch_embed.proj."),)
+SAM2_TRUNK = "image_encoder.trunk."  # prefix of the encoder in Meta's files
+SAM2_EMBEDDING = "pos_embed_window"  # only SAM 2's encoder has this parameter
+_BLOCK = re.compile(r"(blocks\.\d{1,4}\.)(.+)")
 _STAGE = re.compile(r"encoder\.stages\.(\d{1,4})\.layers\.(\d{1,4})\.(.+)")
 _DECODER_BLOCK = re.compile(r"(decoder_blocks\.\d{1,4}\.)(.+)")
 
@@ -49,6 +64,8 @@ def detect_naming(names: Iterable[str]) -> Naming:
         CheckpointError: These are not the parameters of a Hiera.
     """
     names = [name.removeprefix(TRANSFORMERS_ENCODER) for name in names]
+    if SAM2_EMBEDDING in names:
+        return _detect_sam2_naming(names)
     if any(name.startswith("encoder.stages.") for name in names):
         return "transformers"
     if any(name.startswith(("head.fc.", "head.norm.")) for name in names):
@@ -76,6 +93,8 @@ def to_reference(state: Mapping[str, T]) -> tuple[dict[str, T], Naming]:
     """
     state = unwrap_names(state)
     naming = detect_naming(state)
+    if SAM2_EMBEDDING in state:
+        return _from_sam2(state), naming
     if naming == "reference":
         return dict(state), naming
     if naming == "timm":
@@ -98,6 +117,8 @@ def from_reference(
     """
     if naming == "reference":
         return dict(state)
+    if SAM2_EMBEDDING in state:
+        return {_to_sam2(name, naming): value for name, value in state.items()}
     if naming == "timm":
         to_timm = _inverse(TIMM)
         return {_rename(name, to_timm): value for name, value in state.items()}
@@ -107,6 +128,38 @@ def from_reference(
     has_head = any(name.startswith(("head.", "decoder_")) for name in state)
     prefix = TRANSFORMERS_ENCODER if has_head else ""
     return {_to_transformers(name, layers, prefix): value for name, value in state.items()}
+
+
+def _detect_sam2_naming(names: Iterable[str]) -> Naming:
+    names = list(names)
+    if "patch_embed.projection.weight" in names:
+        return "transformers"
+    if any(name.startswith("head.") for name in names):
+        return "timm"
+    return "sam2" if any(".mlp.layers." in name for name in names) else "reference"
+
+
+def _from_sam2(state: Mapping[str, T]) -> dict[str, T]:
+    """Rename the parameters of SAM 2's encoder from any naming. timm adds a head, which is left
+    out: the encoder has none."""
+    tables = (*SAM2_META, *SAM2_TRANSFORMERS)
+    renamed = {}
+    for name, value in state.items():
+        if match := _BLOCK.fullmatch(name):
+            name = match[1] + _rename(match[2], tables)
+        if not name.startswith("head."):
+            renamed[_rename(name, SAM2_PATCHES)] = value
+    return renamed
+
+
+def _to_sam2(name: str, naming: Naming) -> str:
+    """`blocks.0.mlp.fc1.bias` -> `image_encoder.trunk.blocks.0.mlp.layers.0.bias`"""
+    if naming == "timm":
+        return name
+    table = SAM2_META if naming == "sam2" else SAM2_TRANSFORMERS
+    if match := _BLOCK.fullmatch(name):
+        name = match[1] + _rename(match[2], _inverse(table))
+    return SAM2_TRUNK + name if naming == "sam2" else _rename(name, _inverse(SAM2_PATCHES))
 
 
 def _to_transformers(name: str, layers: Sequence[tuple[int, int]], prefix: str) -> str:

@@ -24,8 +24,7 @@ log = logging.getLogger("hiera")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
-# The layer scales of timm's models, and the layer whose output each of them multiplies.
-LAYER_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+WIDENING = re.compile(r"blocks\.\d{1,4}\.proj\.weight")
 
 
 @dataclass
@@ -57,9 +56,14 @@ class Checkpoint:
         return "decoder_pos_embed" in self.state
 
     @property
+    def family(self) -> zoo.Family:
+        return "hieradet" if key_mapping.SAM2_EMBEDDING in self.state else "hiera"
+
+    @property
     def is_headless(self) -> bool:
-        """Whether these are the weights of an encoder alone, without head and without decoder."""
-        return self.num_classes is None and not self.is_autoencoder
+        """Whether these are the weights of a Hiera's encoder alone, without head and decoder."""
+        is_hiera = self.family == "hiera"
+        return is_hiera and self.num_classes is None and not self.is_autoencoder
 
 
 def read_weights(name: str | Path, **options: Any) -> Checkpoint:
@@ -127,7 +131,12 @@ def read_released(entry: zoo.ModelEntry, tag: str | None = None, **options: Any)
         HubError: It cannot be downloaded.
         OutputError: The cache cannot be written.
     """
-    tag = tag or entry.default
+    if not entry.checkpoints:
+        raise UsageError(
+            f"no weights of {entry.name} have been released",
+            "give your own with --checkpoint, or use --random-init",
+        )
+    tag = tag or str(entry.default)
     if tag not in entry.checkpoints:
         hint = did_you_mean(tag, entry.checkpoints) or f"it has {', '.join(entry.checkpoints)}"
         raise UsageError(f"{entry.name} has no checkpoint {tag!r}", hint)
@@ -145,12 +154,39 @@ def identify_model(state: Mapping[str, torch.Tensor]) -> zoo.ModelEntry | None:
     matches = ((pattern.fullmatch(name), t) for name, t in state.items())
     dims = [t.shape[0] for _, t in sorted((int(m[1]), t) for m, t in matches if m)]
     kernel = tuple(state[PATCH_WEIGHT].shape[2:])
-    for entry in zoo.models().values():
-        fits = zoo.block_dims(entry.config) == dims
-        fits &= entry.autoencoder == ("decoder_pos_embed" in state)
-        if fits and entry.config.get("patch_kernel", (7, 7)) == kernel:
-            return entry
-    return None
+    traits = traits_of(state)
+    fitting = [
+        entry
+        for entry in zoo.models().values()
+        if zoo.block_dims(entry.config) == dims
+        and entry.autoencoder == ("decoder_pos_embed" in state)
+        and entry.config.get("patch_kernel", (7, 7)) == kernel
+    ]
+    exact = [entry for entry in fitting if traits == _expected_traits(entry)]
+    # A Hiera of this size that differs in a trait is the next best. A HieraDet is not, because its
+    # shapes do not show its windows.
+    similar = [] if traits["hieradet"] else [e for e in fitting if e.family == "hiera"]
+    return next(iter(exact + similar), None)
+
+
+def traits_of(state: Mapping[str, torch.Tensor]) -> dict[str, bool]:
+    """Return what the names of a Hiera's parameters show about its architecture."""
+    return {
+        "abs_win_pos_embed": "pos_embed_win" in state,
+        "layer_scale": any(name.endswith(".ls1.gamma") for name in state),
+        "use_expand_proj": any(WIDENING.fullmatch(name) for name in state),
+        "hieradet": key_mapping.SAM2_EMBEDDING in state,
+    }
+
+
+def _expected_traits(entry: zoo.ModelEntry) -> dict[str, bool]:
+    config = entry.config
+    return {
+        "abs_win_pos_embed": bool(config.get("abs_win_pos_embed")),
+        "layer_scale": config.get("init_values") is not None,
+        "use_expand_proj": bool(config.get("use_expand_proj", True)),
+        "hieradet": entry.family == "hieradet",
+    }
 
 
 @dataclass
@@ -209,6 +245,8 @@ def _fetch_released(entry: zoo.CheckpointEntry, options: dict[str, Any]) -> down
     try:
         return download.from_hub(entry.hub, **{**options, "cached_only": True})
     except HubError:
+        if not entry.file:
+            return download.from_hub(entry.hub, **options)
         if path := download.cached_url(url, entry.sha256):
             return download.FetchedFiles(path)
     try:
@@ -239,7 +277,6 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     raw, extras = files.read(fetched.weights)
     state, naming = key_mapping.to_reference(raw)
     check_shapes(state, source)
-    state = _fold_layer_scale(state)
     files.check_weights(state, source)
     config, card = _describe(fetched, extras, source)
     return Checkpoint(source, state, naming, config, card)
@@ -276,23 +313,6 @@ def _check_card(card: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: preprocessing in its card is no dictionary", "fix it")
     if classes is not None and not is_names:
         raise CheckpointError(f"{source}: classes in its card is no list of names", "fix it")
-
-
-def _fold_layer_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Multiply the layer scales of timm's newer models into the layers before them.
-
-    The products are float32, because weights that are scaled by 1e-5 would underflow in 16 bits.
-    """
-    state = dict(state)
-    for gamma in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
-        block, scale, _ = gamma.rsplit(".", 2)
-        factor = state.pop(gamma).float()
-        for kind in ("weight", "bias"):
-            name = f"{block}.{LAYER_SCALED[scale]}.{kind}"
-            if name in state and state[name].shape[0] == len(factor):
-                rows = factor.view(-1, *[1] * (state[name].dim() - 1))
-                state[name] = state[name].float() * rows
-    return state
 
 
 def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:

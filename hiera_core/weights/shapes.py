@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 DIMENSIONS = {
     r"patch_embed\.proj\.weight": (3, 4, 5),  # one to three dimensions, and channels in and out
     r"pos_embed": (3, 4),  # 4 in absolute-window embeddings
-    r"pos_embed_win": (4,),
+    r"pos_embed_win(dow)?": (4,),
     r"(pos_embed_(spatial|temporal)|decoder_pos_embed)": (3,),
     r"(.+\.)?(attn\.proj|mlp\.fc2|head\.projection)\.weight": (2,),
     r"(.+\.)?(attn\.proj|mlp\.fc2|head\.projection)\.bias": (1,),
@@ -24,7 +24,11 @@ DIMENSIONS = {
 }
 NEVER_EMPTY = re.compile(r"patch_embed\..+|.*pos_embed.*")
 # Parameters that come together.
-PARTNERS = {"pos_embed_win": "pos_embed", "pos_embed_spatial": "pos_embed_temporal"}
+PARTNERS = {
+    "pos_embed_win": "pos_embed",
+    "pos_embed_window": "pos_embed",
+    "pos_embed_spatial": "pos_embed_temporal",
+}
 
 
 def check_shapes(state: Mapping[str, torch.Tensor], source: str) -> None:

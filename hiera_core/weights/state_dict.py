@@ -20,8 +20,13 @@ from typing import Any, TypeVar
 log = logging.getLogger("hiera")
 T = TypeVar("T")
 
-# The patch embedding's weight: the name in the reference and timm, and that in transformers.
-ANCHORS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+# The patch embedding's weight: the name in the reference and timm, and those in transformers, of
+# Hiera and of SAM 2.
+ANCHORS = (
+    "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.projection.weight",
+)
 # transformers puts the encoder of a model with a head or decoder under this name.
 TRANSFORMERS_ENCODER = "hiera."
 # Parts that wrappers insert anywhere in a name: torch.compile, FSDP, activation checkpointing,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from ..errors import UsageError, did_you_mean
 from ..records import Kind
+
+# hiera: classifiers and autoencoders. hieradet: the image encoder of SAM 2, which returns maps.
+Family = Literal["hiera", "hieradet"]
 
 ASSETS = Path(__file__).with_name("assets")  # weights and sample inputs in the package
 DEFAULT_IMAGE_MODEL = "hiera_base_224"
@@ -22,7 +25,7 @@ class CheckpointEntry:
     """Where a checkpoint is: on the hub and at a URL, or in the package.
 
     Args:
-        file: Name of the .pth file, relative to `download.WEIGHTS_URL`.
+        file: Name of the .pth file, relative to `download.WEIGHTS_URL`. Empty if there is none.
         hub: Hub repository.
         sha256: Checksum of the .pth file, if zoo.yaml lists it.
         asset: Name of a file in ASSETS. The other fields are then not set.
@@ -52,14 +55,20 @@ class ModelEntry:
     checkpoints: dict[str, CheckpointEntry]  # by tag; the first is the default
     licence: str  # of the weights
     params: int  # number of parameters
+    family: Family = "hiera"
     gmacs: float | None = None  # 1e9 multiply-adds for one input
     top1: float | None = None  # accuracy in percent
     speed: float | None = None  # inputs/s on an A100 in fp16, as published
 
     @property
-    def default(self) -> str:
-        """Tag of the default checkpoint."""
-        return next(iter(self.checkpoints))
+    def default(self) -> str | None:
+        """Tag of the default checkpoint; None if no weights have been released."""
+        return next(iter(self.checkpoints), None)
+
+    @property
+    def commercial_use(self) -> bool:
+        """Whether the licence of the weights allows commercial use."""
+        return "NC" not in self.licence.split("-")
 
 
 @functools.cache
@@ -89,6 +98,25 @@ def get(name: str) -> ModelEntry:
     return entries[name]
 
 
+def check_is_hiera(family: Family | None, name: str) -> None:
+    """Check that a model can classify or reconstruct.
+
+    Args:
+        family: Its family, or None if it is not known yet.
+        name: The model or checkpoint, for messages.
+
+    Raises:
+        UsageError: It is the image encoder of SAM 2.
+    """
+    if family == "hieradet":
+        raise UsageError(
+            f"{name} is the image encoder of SAM 2: it has no classes and no decoder, and returns "
+            "maps of its stages",
+            "use it in `hiera features` or create_model(..., features_only=True); to classify, "
+            f"use a model such as {DEFAULT_IMAGE_MODEL}",
+        )
+
+
 def split_tag(name: str) -> tuple[str, str | None]:
     """`hiera_base_224.mae_in1k` -> (`hiera_base_224`, `mae_in1k`)."""
     base, dot, tag = name.partition(".")
@@ -114,11 +142,17 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
     config = {**table["sizes"][size], **input_fields["config"], **fields.pop("decoder", {})}
     if autoencoder:  # a mask unit keeps 2x2 tokens; classifiers pool once more
         config["q_pool"] = len(config["stages"]) - 2
-    by_tag = table["checkpoints"][f"{input_name}_autoencoder" if autoencoder else input_name]
+    config |= fields.pop("config", {})
+    checkpoints_name = f"{input_name}_autoencoder" if autoencoder else input_name
+    by_tag = table["checkpoints"][fields.pop("checkpoints", checkpoints_name)]
     base = name.removeprefix("mae_")
     checkpoints = {}
+    hyphenated = name.removeprefix("sam2_hiera_").replace("_", "-")
     for tag, locations in by_tag.items():
-        where = {key: text.format(base=base, name=name) for key, text in locations.items()}
+        where = {
+            key: text.format(base=base, name=name, size=hyphenated)
+            for key, text in locations.items()
+        }
         checkpoints[tag] = CheckpointEntry(**where, sha256=table["sha256"].get(where.get("file")))
     return ModelEntry(
         name=name,
@@ -129,6 +163,7 @@ def _entry(name: str, fields: dict[str, Any], table: dict[str, Any]) -> ModelEnt
         classes=input_fields["classes"],
         checkpoints=checkpoints,
         licence=input_fields["licence"],
+        family=input_fields.get("family", "hiera"),
         params=fields.pop("params", 0),
         **fields,
     )

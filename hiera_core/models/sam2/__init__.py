@@ -1,0 +1,1 @@
+"""The image encoder of SAM 2."""

@@ -1,0 +1,349 @@
+"""HieraDet, the image encoder of SAM 2 (Ravi et al. 2024, arXiv 2408.00714): a Hiera for images of
+any size, which returns the maps of its stages.
+
+It differs from Hiera in three ways: every stage has windows of its own size, some blocks attend to
+all tokens, and windows that do not fit the grid are padded. Tokens are in the order that
+window_order.py describes.
+
+Letters in shape comments: b batch, n tokens, w windows, t tokens of a window, h heads, d channels
+of a head, c channels, y, x rows and columns of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import UsageError
+from ...zoo import Family
+from .. import cpu
+from ..attention import eager_attention, fused_attention
+from ..config import MAX_TOKENS
+from ..encoder import Encoder, norm_factory
+from ..hiera import HieraBlock
+from ..layers import PatchEmbed, init_layer
+from ..probes import known_forward
+from .hieradet_config import HieraDetArguments, HieraDetConfig
+from .window_order import POOL, StageOrder, WindowGroup, is_nested, stage_orders
+
+MAX_CACHED = 8  # input sizes whose position embedding and token order are kept
+
+
+class Group(NamedTuple):
+    """Consecutive blocks of one stage that see the same windows.
+
+    Args:
+        stage: The stage, counted from 0.
+        windowed: Whether they attend within windows.
+        blocks: Indices of the blocks.
+        starts_stage: Whether the first of them is the first block of its stage.
+    """
+
+    stage: int
+    windowed: bool
+    blocks: list[int]
+    starts_stage: bool
+
+
+class HieraDet(Encoder):
+    """The image encoder of SAM 2. `HieraDetConfig` documents the arguments.
+
+    `forward` takes images of any size and returns the maps of all stages.
+    """
+
+    family: ClassVar[Family] = "hieradet"
+    config_class: ClassVar[type[HieraDetConfig]] = HieraDetConfig
+    _config: HieraDetConfig
+
+    def __init__(self, **arguments: Unpack[HieraDetArguments]) -> None:
+        super().__init__()
+        self._config = cfg = self.config_class(**arguments)
+        self.block_specs = cfg.block_specs()
+        self.groups = self._group_blocks()
+        self.num_features = self.block_specs[-1].dim_out
+        self._orders: dict[object, list[StageOrder]] = {}
+        self._pos_embeds: dict[object, torch.Tensor] = {}
+
+        side, norm_layer = cfg.window_spec[0], norm_factory("LayerNorm")
+        self.patch_embed = PatchEmbed(
+            cfg.in_chans, cfg.embed_dim, cfg.patch_kernel, cfg.patch_stride, cfg.patch_padding
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.global_pos_size))
+        self.pos_embed_window = nn.Parameter(torch.zeros(1, cfg.embed_dim, side, side))
+        self.blocks = nn.ModuleList(
+            HieraDetBlock(
+                spec.dim,
+                spec.dim_out,
+                spec.heads,
+                cfg.mlp_ratio,
+                spec.drop_path,
+                norm_layer,
+                q_stride=spec.q_stride,
+                window_size=spec.window_size,
+                use_mask_unit_attn=spec.use_mask_unit_attn,
+                init_values=cfg.init_values,
+            )
+            for spec in self.block_specs
+        )
+        self.init_weights()
+
+    @property
+    def config(self) -> HieraDetArguments:
+        """Constructor arguments, ready for JSON."""
+        arguments: HieraDetArguments = self._config.to_json()  # type: ignore[assignment]
+        return arguments
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the map of every stage, channels last.
+
+        Args:
+            x: Images [b, chans, y, x] of any size, normalised.
+
+        Returns:
+            [b, y / 4, x / 4, c], [b, y / 8, x / 8, 2c], ... for the usual patch stride. The first
+            is rounded up, the others down.
+
+        Raises:
+            UsageError: The input has other channels, is too small, or too large.
+        """
+        return self.encode(x, collect=True)[1]
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map of the last stage. [b, chans, y, x] -> [b, y / 32, x / 32, c]
+
+        Raises:
+            UsageError: As for `forward`.
+        """
+        return self.forward(x)[-1]
+
+    def encode(
+        self, x: torch.Tensor, *, collect: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the tokens after the last block, [b, n, c] in window-major order; and, with
+        `collect`, the map of every stage, [b, y, x, c].
+
+        Raises:
+            UsageError: As for `forward`.
+        """
+        grid = self._check_input(x)
+        orders = self.stage_orders(grid, x.device)
+        x = self.patch_embed(x)
+        x = x + self._position(grid).to(x.dtype)
+        x = x.index_select(1, orders[0].cells)
+        maps: list[torch.Tensor] = []
+        for group in self.groups:
+            x = self._run_group(group, x, orders)
+            reorder = orders[group.stage].reorder
+            if group.starts_stage and reorder is not None:
+                x = x.index_select(1, reorder)
+            if collect and group.blocks[-1] == self.stage_ends[group.stage]:
+                maps.append(orders[group.stage].to_grid(x))
+        return x, maps
+
+    def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
+        """Return the mean over the last stage's map. SAM 2 has no final norm. -> [b, c]"""
+        return ends[-1].mean((1, 2))
+
+    def stage_maps(self, ends: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the stage maps, which `encode` has collected. [b, y, x, c] each"""
+        return ends
+
+    def get_pos_embed(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return the position embedding of a grid of tokens in grid order, [1, n, c].
+
+        It is a global map, interpolated as in the released models (bicubic, without antialiasing),
+        plus the tiled embedding of a window.
+        """
+        side = self.pos_embed_window.shape[-1]
+        x = F.interpolate(self.pos_embed.float(), size=grid, mode="bicubic")
+        tiles = [-(-size // side) for size in grid]
+        window = self.pos_embed_window.tile(1, 1, *tiles)[..., : grid[0], : grid[1]]
+        return (x.to(window.dtype) + window).flatten(2).transpose(1, 2)
+
+    def stage_orders(
+        self, grid: tuple[int, int], device: torch.device | None = None
+    ) -> list[StageOrder]:
+        """Return the token order of every stage. It is kept for the next input of this size."""
+        if torch.compiler.is_compiling():
+            return stage_orders(grid, self._config.window_spec, device)
+        key = (grid, device)
+        if key not in self._orders:
+            _make_room(self._orders)
+            with torch.inference_mode(False):
+                self._orders[key] = stage_orders(grid, self._config.window_spec, device)
+        return self._orders[key]
+
+    def no_weight_decay(self) -> list[str]:
+        """Return the names of parameters that get no weight decay. One-dimensional parameters never
+        get any and are not listed."""
+        return ["pos_embed", "pos_embed_window"]
+
+    def train(self, mode: bool = True) -> HieraDet:
+        """Set training or evaluation mode, and forget position embeddings that were kept."""
+        self._pos_embeds.clear()
+        return super().train(mode)
+
+    def init_weights(self) -> None:
+        """Initialise as Hiera's; on the meta device, values come from a checkpoint."""
+        if self.pos_embed.is_meta:
+            return
+        for embedding in (self.pos_embed, self.pos_embed_window):
+            nn.init.trunc_normal_(embedding, std=0.02)
+        self.apply(init_layer)
+
+    def _position(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Return `get_pos_embed`. Without gradients, it is kept for the next input of this size."""
+        parameters = (self.pos_embed, self.pos_embed_window)
+        observed = torch.compiler.is_compiling() or any(p.is_inference() for p in parameters)
+        if observed or torch.is_grad_enabled():
+            return self.get_pos_embed(grid)
+        # A new version, place or dtype means new values.
+        key = (grid, *((p._version, p.data_ptr(), p.dtype) for p in parameters))
+        if key not in self._pos_embeds:
+            _make_room(self._pos_embeds)
+            self._pos_embeds[key] = self.get_pos_embed(grid)
+        return self._pos_embeds[key]
+
+    def _run_group(self, group: Group, x: torch.Tensor, orders: list[StageOrder]) -> torch.Tensor:
+        blocks = [self.blocks[number] for number in group.blocks]
+        before = orders[group.stage - group.starts_stage]
+        if not group.windowed or before.is_whole:
+            return self.run_blocks(blocks, x, windowed=group.windowed)
+        for number, block in enumerate(blocks):
+            windows = (before if number == 0 else orders[group.stage]).groups
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, windows, use_reentrant=False)
+            else:
+                x = block(x, windows)
+        return x
+
+    def _group_blocks(self) -> list[Group]:
+        """Split the blocks where the stage, its windows or the kind of attention change."""
+        groups: list[Group] = []
+        for number, spec in enumerate(self.block_specs):
+            first = spec.q_stride > 1
+            last = groups[-1] if groups else None
+            new_windows = (
+                last is not None
+                and last.starts_stage
+                and not is_nested(self._config.window_spec, spec.stage)
+            )
+            same = last is not None and (last.stage, last.windowed) == (
+                spec.stage,
+                spec.use_mask_unit_attn,
+            )
+            if last is not None and same and not new_windows:
+                last.blocks.append(number)
+            else:
+                groups.append(Group(spec.stage, spec.use_mask_unit_attn, [number], first))
+        return groups
+
+    def _check_input(self, x: torch.Tensor) -> tuple[int, int]:
+        """Return the grid of tokens for an input.
+
+        Raises:
+            UsageError: See `forward`.
+        """
+        chans, least = self._config.in_chans, self._config.least_size()
+        fits = x.dim() == 4 and x.shape[1] == chans
+        if not fits or x.shape[2] < least[0] or x.shape[3] < least[1]:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}",
+                f"expected [batch, {chans}, y, x] with at least {least[0]}x{least[1]} pixels",
+            )
+        grid = self._config.grid_of((x.shape[2], x.shape[3]))
+        if grid[0] * grid[1] > MAX_TOKENS:
+            raise UsageError(
+                f"an input of {x.shape[2]}x{x.shape[3]} pixels has {grid[0] * grid[1]} tokens",
+                f"use at most {MAX_TOKENS}: a smaller image",
+            )
+        return grid
+
+
+@known_forward
+class HieraDetBlock(HieraBlock):
+    """A block of Hiera that also takes windows which are not whole."""
+
+    def forward(
+        self, x: torch.Tensor, windows: Sequence[WindowGroup] | None = None
+    ) -> torch.Tensor:
+        """[b, n, dim] -> [b, n', dim_out], window-major.
+
+        Args:
+            x: Tokens.
+            windows: Groups of windows before the block; None if all windows are whole.
+        """
+        if windows is None:
+            return super().forward(x)
+        x_norm = self.norm1(x)
+        x = self._padded_shortcut(x, x_norm, windows)
+        x = x + self.drop_path(self.ls1(self._padded_attention(x_norm, windows)))
+        out: torch.Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return out
+
+    def _padded_shortcut(
+        self, x: torch.Tensor, x_norm: torch.Tensor, windows: Sequence[WindowGroup]
+    ) -> torch.Tensor:
+        """Return the residual, widened and pooled like the output of the attention."""
+        if self.attn.q_stride == 1:
+            return x
+        x = cpu.linear(self.proj, x_norm)
+        parts = zip(x.split([g.count * g.tokens for g in windows], 1), windows, strict=True)
+        # b (w s t) c -> b (w t) c
+        pooled = [
+            _pool(part.unflatten(1, (group.count, -1)), group, 2).flatten(1, 2)
+            for part, group in parts
+        ]
+        return torch.cat(pooled, 1)
+
+    def _padded_attention(
+        self, x_norm: torch.Tensor, windows: Sequence[WindowGroup]
+    ) -> torch.Tensor:
+        """b (w t) c -> b (w t') c', within windows that are padded with zeros.
+
+        Padded tokens take part in the attention, as in the released models: their keys and values
+        are those of a token of zeros. Their own outputs are not needed.
+        """
+        attn = self.attn
+        attend = fused_attention if attn.implementation == "fused" else eager_attention
+        qkv = cpu.linear(attn.qkv, x_norm)
+        zero = cpu.linear(attn.qkv, x_norm.new_zeros(1, attn.dim)).to(qkv.dtype)
+        _, zero_k, zero_v = zero.view(3, 1, attn.heads, 1, attn.head_dim).unbind(0)
+        whole = attn.q_stride * attn.window_size
+        done = []
+        for part, group in zip(
+            qkv.split([g.count * g.tokens for g in windows], 1), windows, strict=True
+        ):
+            # b (w t) c -> (b w) t 3 h d -> 3 (b w) h t d
+            part = part.reshape(-1, group.tokens, 3, attn.heads, attn.head_dim)
+            q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
+            q = _pool(q, group, 2) if attn.q_stride > 1 else q
+            if missing := whole - group.tokens:
+                shape = (len(k), attn.heads, missing, attn.head_dim)
+                k = torch.cat([k, zero_k.expand(shape)], 2)
+                v = torch.cat([v, zero_v.expand(shape)], 2)
+            if q.shape[2]:
+                out = attend(q, k, v, attn.scale)
+                # (b w) h t d -> b (w t) (h d)
+                done.append(out.transpose(1, 2).reshape(x_norm.shape[0], -1, attn.dim_out))
+        return cpu.linear(attn.proj, torch.cat(done, 1))
+
+
+def _pool(x: torch.Tensor, group: WindowGroup, dim: int) -> torch.Tensor:
+    """Take the maximum of every 2x2 pool of the tokens of windows, along a dimension.
+
+    Rows and columns that the pool loses come last, see window_order.py.
+    """
+    pooled = group.pooled().tokens
+    return x.narrow(dim, 0, POOL**2 * pooled).unflatten(dim, (POOL**2, pooled)).amax(dim)
+
+
+def _make_room(cache: dict[object, Any]) -> None:
+    """Remove the oldest entry of a full cache."""
+    if len(cache) >= MAX_CACHED:
+        del cache[next(iter(cache))]

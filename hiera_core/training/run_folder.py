@@ -20,7 +20,7 @@ from . import previews
 from .checkpoints import checkpoint
 from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
-from .checkpoints.run_recipe import RECIPE_NAME, other_recipe
+from .checkpoints.run_recipe import RECIPE_NAME, other_recipe, with_absolute_paths
 from .distributed import World, unwrap_model
 from .recipe import Recipe, RunOptions
 from .recipe_reader import differences, read_recipe
@@ -236,7 +236,7 @@ class RunFolder:
         """Return whether recipe.yaml is this run's recipe. Then it stays as it is, because
         somebody may have written it by hand, and may have left out the data."""
         try:
-            found = read_recipe(self.path / RECIPE_NAME)
+            found = with_absolute_paths(read_recipe(self.path / RECIPE_NAME))
         except UsageError:
             return False
         own = self.recipe

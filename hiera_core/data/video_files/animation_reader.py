@@ -35,7 +35,8 @@ class Animation:
         max_pixels: An animation with more pixels per frame is refused.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or not an image.
+        InputError: The file is missing, damaged, too large, or not an image; or more than a tenth of
+            its frames cannot be decoded.
     """
 
     declares_length = True
@@ -50,6 +51,9 @@ class Animation:
                 self.width, self.height = self._image.size
                 self._declared = int(getattr(self._image, "n_frames", 1)) - self._first
                 self._starts = self._measure()
+                present = len(self._starts) - 1
+                # Before segments are counted: a header may declare any number of frames.
+                check_damage(self._declared - present, self._declared)
         except BaseException:
             self.close()
             raise
@@ -76,10 +80,9 @@ class Animation:
         """Yield frames by index. Ascending order is fast.
 
         Raises:
-            InputError: More than a tenth of all frames cannot be decoded.
+            InputError: A frame cannot be decoded.
         """
         present = len(self._starts) - 1
-        check_damage(self.frames - present, self.frames)
         for index in indices:
             shown = bisect.bisect_right(self._starts, index / self.fps + 1e-6) - 1
             with as_input_errors():

@@ -35,8 +35,8 @@ class Animation:
         max_pixels: An animation with more pixels per frame is refused.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or not an image; or more than a tenth of
-            its frames cannot be decoded.
+        InputError: The file is missing, damaged, too large, or not an image; or more than a tenth
+            of its frames cannot be decoded.
     """
 
     declares_length = True

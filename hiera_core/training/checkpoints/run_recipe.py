@@ -68,8 +68,8 @@ def complete_recipe(
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe so that it can be used in any folder: with absolute paths of the data and of
-    the weights to start from. Names stay as they are."""
+    """Return the recipe so that it can be used in any folder: with absolute paths of the data and
+    of the weights to start from. Names stay as they are."""
     path, val, init_from = recipe.data.path, recipe.data.val, recipe.init_from
     path = None if path is None else _absolute_data(path)
     val = _absolute_data(val) if isinstance(val, str) else val

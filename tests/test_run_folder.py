@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,9 @@ def test_weights_to_start_from_are_not_deleted(tmp_path: Path) -> None:
     for start in ("run", "run/model.safetensors", "run/../run", "link"):
         with pytest.raises(UsageError, match="in its folder"):
             run(SHORT, tmp_path / "run", init_from=str(tmp_path / start), overwrite=True)
+        recipe = replace(SHORT, init_from=str(tmp_path / start))
+        with pytest.raises(UsageError, match="in its folder"):
+            run(recipe, tmp_path / "run", overwrite=True)
     (tmp_path / "link").unlink()
     assert contents(tmp_path) == before
 

@@ -153,10 +153,11 @@ class RunFolder:
         )
         if self.resumes_in_place:
             return
-        start = Path(os.path.realpath(options.init_from or ""))
-        if options.init_from and start.exists() and start.is_relative_to(path.resolve()):
+        init_from = options.init_from or (None if self.checkpoint else recipe.init_from)
+        start = Path(os.path.realpath(init_from or ""))
+        if init_from and start.exists() and start.is_relative_to(path.resolve()):
             raise UsageError(
-                f"{options.init_from}, where the run is to start from, is in its folder {path}",
+                f"{init_from}, where the run is to start from, is in its folder {path}",
                 "write the run to another folder with -o",
             )
         if not options.overwrite:

@@ -182,6 +182,17 @@ def test_a_declared_number_of_frames_is_checked_before_they_are_listed() -> None
         open_video(png((1, 1), 0, declared=2_000_000_000))
 
 
+def test_animations_that_would_take_hours_are_refused() -> None:
+    content = gif((100, 100), (1, 1), 0)
+    frame = content[-24:-1]
+    assert frame.startswith(b"\x21\xf9") and content.endswith(frame + b";")
+    content = content[:-1] + 198 * frame + b";"
+    with open_video(content, max_pixels=20_000) as video:
+        assert video.frames == 200
+    with pytest.raises(InputError, match="200 frames of 100x100 pixels take too long"):
+        open_video(content, max_pixels=19_000)
+
+
 def test_models_for_images_see_the_first_frame_and_models_for_videos_all(
     tmp_path: Path, hiera: Command
 ) -> None:

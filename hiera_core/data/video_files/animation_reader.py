@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from ...errors import InputError
 from ...records import Kind
 from ..image_formats import open_header
 from ..image_reader import MAX_PIXELS, as_input_errors, open_file, to_upright_rgb
@@ -21,6 +22,7 @@ FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 # Browsers show frames without a duration, and those of 10 ms or less, for this long.
 DEFAULT_MS = 100.0
 SHORTEST_MS = 10.0
+MAX_TOTAL = 100  # pixels in all frames, in multiples of the limit for one
 
 
 class Animation:
@@ -32,7 +34,8 @@ class Animation:
 
     Args:
         source: A path, or the bytes of the file.
-        max_pixels: An animation with more pixels per frame is refused.
+        max_pixels: An animation with more pixels per frame is refused, or one with more than
+            `MAX_TOTAL` times as many in all frames.
 
     Raises:
         InputError: The file is missing, damaged, too large, or not an image; or more than a tenth
@@ -102,6 +105,15 @@ class Animation:
         # A PNG file may begin with another image, for programs that do not support animations.
         self._first = int(getattr(image, "default_image", False))
 
+    def _check_total(self) -> None:
+        """Check the size of all frames together: a frame of a few bytes can take a second."""
+        width, height = self._image.size
+        if width * height * self._declared > MAX_TOTAL * self._max_pixels:
+            raise InputError(
+                f"{self._declared} frames of {width}x{height} pixels take too long to decode",
+                "convert it to a video file, or raise --max-pixels if you trust it",
+            )
+
     def _show(self, number: int) -> None:
         """Decode a frame."""
         if self._first + number < self._image.tell():
@@ -122,6 +134,7 @@ class Animation:
                 if number == 0:
                     raise
                 break
+            self._check_total()
             duration = float(self._image.info.get("duration") or 0.0)
             starts.append(starts[-1] + (duration if duration > SHORTEST_MS else DEFAULT_MS) / 1000)
         return starts

@@ -123,7 +123,7 @@ def gif(canvas: tuple[int, int], area: tuple[int, int], disposal: int) -> bytes:
     )
 
 
-def png(area: tuple[int, int], disposal: int) -> bytes:
+def png(area: tuple[int, int], disposal: int, declared: int = 2) -> bytes:
     """Return a PNG animation of 1x1 pixels whose second frame says that it covers `area`."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -138,7 +138,7 @@ def png(area: tuple[int, int], disposal: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
-        + chunk(b"acTL", struct.pack(">II", 2, 0))
+        + chunk(b"acTL", struct.pack(">II", declared, 0))
         + control(0, (1, 1))
         + chunk(b"IDAT", data)
         + control(1, area)
@@ -173,6 +173,24 @@ def test_areas_of_frames_are_checked_before_they_are_allocated(
     except InputError:
         pass
     assert max(allocated, default=0) <= 1000
+
+
+def test_a_declared_number_of_frames_is_checked_before_they_are_listed() -> None:
+    with open_video(png((1, 1), 0)) as video:
+        assert video.frames == 2
+    with pytest.raises(InputError, match="of 2000000000 frames are damaged or lost"):
+        open_video(png((1, 1), 0, declared=2_000_000_000))
+
+
+def test_animations_that_would_take_hours_are_refused() -> None:
+    content = gif((100, 100), (1, 1), 0)
+    frame = content[-24:-1]
+    assert frame.startswith(b"\x21\xf9") and content.endswith(frame + b";")
+    content = content[:-1] + 198 * frame + b";"
+    with open_video(content, max_pixels=20_000) as video:
+        assert video.frames == 200
+    with pytest.raises(InputError, match="200 frames of 100x100 pixels take too long"):
+        open_video(content, max_pixels=19_000)
 
 
 def test_models_for_images_see_the_first_frame_and_models_for_videos_all(

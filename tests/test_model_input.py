@@ -19,6 +19,7 @@ from hiera_core.errors import HieraError, InputError, UsageError
 from hiera_core.models.hiera import HieraEncoder
 
 from .conftest import assert_close
+from .test_animation_reader import write_animation
 
 SAMPLES = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples"
 PICTURE, CLIP = SAMPLES / "cat.jpg", SAMPLES / "moving_right.mp4"
@@ -52,6 +53,19 @@ def test_a_clip_is_what_predict_sees(video_model: HieraEncoder) -> None:
     assert isinstance(record, dict)
     for entry in record["topk"]:
         assert float(found[entry["id"]]) == pytest.approx(entry["prob"], abs=1e-6)
+
+
+def test_an_animation_is_a_clip_for_models_of_videos(
+    image_model: HieraEncoder, video_model: HieraEncoder, tmp_path: Path
+) -> None:
+    path = write_animation(tmp_path / "x.gif")
+    assert image_model.transform(path).shape == (1, 3, 32, 32)
+    with torch.inference_mode():
+        (found,) = video_model(video_model.transform(path))
+    sampling = hiera_core.Sampling(clips=1, crops=1)
+    record = hiera_core.predict(path, video_model, sampling=sampling, dtype="fp32", topk=1)
+    best = record["topk"][0]
+    assert int(found.argmax()) == best["id"] and abs(float(found.max()) - best["prob"]) < 1e-5
 
 
 def test_every_form_of_an_image_is_the_same(image_model: HieraEncoder) -> None:

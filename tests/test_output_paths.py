@@ -90,4 +90,5 @@ def test_endings_of_images_and_videos_are_split() -> None:
     ]:
         assert split_ending(name) == expected
     assert split_url("https://host:80/a%20b.jpg?v=1/2") == ("host_80/a b.jpg", "_v=1_2")
+    assert split_url("https://host/a.jpg?..\\..\\b")[1] == "_.._.._b"
     assert split_url("https://[::1") == ("https://[::1", "")

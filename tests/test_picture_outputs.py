@@ -16,6 +16,8 @@ from PIL import Image
 
 from hiera_core.zoo import ASSETS
 
+from .test_animation_reader import write_animation
+
 Command = Callable[..., tuple[int, str, str]]
 SAMPLES = ASSETS / "samples"
 MAE = ("-m", "mae_hiera_nano_32")
@@ -48,6 +50,8 @@ def test_a_single_input_may_have_a_file(hiera: Command, here: Path) -> None:
     for name in ("movie.mp4", "sheet.png"):
         code, out, _ = hiera("mae", "clip.mp4", *VIDEO, "-o", name)
         assert code == 0 and records(out)[0]["files"] == [name]
+    write_animation(Path("moving.gif"))
+    assert hiera("mae", "moving.gif", *VIDEO, "-o", "animation.mp4")[0] == 0
     with av.open("movie.mp4") as container:
         assert container.streams.video[0].width == 3 * 160 + 12
     with Image.open("sheet.png") as picture:
@@ -73,6 +77,8 @@ def test_a_single_input_may_have_a_file(hiera: Command, here: Path) -> None:
         (["mae", "a/x.png", *MAE, "-o", "a/x.png", "--overwrite"], "is a file that is an input"),
         (["mae", "a", *MAE, "-o", "a/x.png", "--overwrite"], "is a file that is an input"),
         (["mae", "a/x.png", *MAE, "-o", ""], "the path is empty"),
+        (["mae", "a/x.png", *MAE, "-o", "-"], "'-' is no file"),
+        (["predict", "a/x.png", *PREDICT, "--save-images", "-"], "'-' is no file"),
     ],
 )
 def test_outputs_are_refused_before_work(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hiera_core.atomic.lock import exclusive
 from hiera_core.data import toy_datasets
 from hiera_core.errors import CheckpointError, UsageError
 from hiera_core.training import build, run_folder, trainer
-from hiera_core.training.checkpoints import checkpoint
+from hiera_core.training.checkpoints import checkpoint, run_recipe
 from hiera_core.training.recipe_reader import read_recipe
 from tests.test_trainer import CPU, recipe_of, run
 
@@ -198,6 +199,9 @@ def test_weights_to_start_from_are_not_deleted(tmp_path: Path) -> None:
     for start in ("run", "run/model.safetensors", "run/../run", "link"):
         with pytest.raises(UsageError, match="in its folder"):
             run(SHORT, tmp_path / "run", init_from=str(tmp_path / start), overwrite=True)
+        recipe = replace(SHORT, init_from=str(tmp_path / start))
+        with pytest.raises(UsageError, match="in its folder"):
+            run(recipe, tmp_path / "run", overwrite=True)
     (tmp_path / "link").unlink()
     assert contents(tmp_path) == before
 
@@ -357,6 +361,28 @@ def test_a_recipe_records_the_run(photos: Path, monkeypatch: pytest.MonkeyPatch)
     first, second = ((here / f"runs/{n}/log.jsonl").read_text() for n in "ab")
     start = json.loads(first.splitlines()[0])
     assert start["weights"] == "from start" and start["classes"] == 2
+
+
+def test_paths_in_a_recipe_are_absolute_and_names_stay(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also names for which there is a folder: `./digits` is the folder."""
+    here, folder = photos.parent, photos.parent / "run"
+    monkeypatch.chdir(here)
+    for name in ("digits", "hiera_nano_32"):
+        (here / name).mkdir()
+    for data, init_from, expected in (
+        ("digits", "hiera_nano_32", ("digits", "hiera_nano_32")),
+        ("./digits", "./hiera_nano_32", (str(here / "digits"), str(here / "hiera_nano_32"))),
+        (Path("digits"), "hub/name", (str(here / "digits"), "hub/name")),
+    ):
+        options = build.RunOptions(init_from=init_from)
+        found = run_recipe.complete_recipe("hiera_nano_32", data, folder, options)
+        assert (found.data.path, found.init_from) == expected
+    given = {"data.path": "photos", "data.val": "photos", "init_from": "./hiera_nano_32"}
+    found = run_recipe.complete_recipe("hiera_nano_32", None, folder, build.RunOptions(), given)
+    assert (found.data.path, found.data.val) == (str(photos), str(photos))
+    assert found.init_from == str(here / "hiera_nano_32")
 
 
 @pytest.mark.parametrize("recipe", ["hiera_nano_32", None, "file", "own"])

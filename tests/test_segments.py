@@ -167,6 +167,19 @@ def test_resume_keeps_the_rows_of_finished_videos(
         assert code == 2 and "was made with views" in err, err
 
 
+def test_resume_with_other_weights_is_refused(film: Path, tmp_path: Path, hiera: Command) -> None:
+    """With --every, the model for images computes the features of videos."""
+    other = write_video(tmp_path / "other.mp4", frames=8, fps=8)
+    for options in ([*VIDEO, "--segments", "2"], ["-m", "hiera_nano_32", "--every", "2"]):
+        folder = tmp_path / options[-2]
+        run = ["features", film, *options, "-o", folder]
+        assert hiera(*run)[0] == 0
+        assert hiera(*run, SAMPLES / "moving_right.mp4", "--resume")[0] == 0
+        run += [other, "--random-init", "--resume"]
+        code, _, err = hiera(*run)
+        assert code == 2 and "was made with weights" in err, err
+
+
 @pytest.mark.parametrize(
     "change", [{"start": None}, {"end": [1.0]}, {"start": ["x"] * 2}, {"end": 3}]
 )

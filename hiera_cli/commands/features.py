@@ -13,7 +13,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
-from hiera_core.records import Record
+from hiera_core.records import Kind, Record
 
 from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
@@ -175,7 +175,12 @@ def _connected(store: FeatureStore, extractor: FeatureExtractor) -> Iterator[Non
     from hiera_core.inference.model_fingerprint import model_fingerprint
 
     def note_model(runner: BatchExtractor) -> None:
-        store.use_model(runner.kind, model_fingerprint(runner))
+        # With --every, the model for images also computes the features of videos.
+        is_for_all = extractor.sampling.every is not None
+        kinds: tuple[Kind, ...] = ("image", "video") if is_for_all else (runner.kind,)
+        facts = model_fingerprint(runner)
+        for kind in kinds:
+            store.use_model(kind, facts)
 
     extractor.on_model(note_model)
     extractor.find_done = store.find

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from hiera_core.data import sources
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
+from ..options import parse_path
 from .claims import claim_file, claim_folder
 
 if TYPE_CHECKING:
@@ -26,10 +25,9 @@ def parse_output(text: str) -> str:
     """Return the text of an option that names a file or folder; `out.v2/` is a folder.
 
     Raises:
-        BadParameter: The text is empty. As a path, it would be this folder.
+        BadParameter: See `options.parse_path`.
     """
-    if not text:
-        raise typer.BadParameter("the path is empty")
+    parse_path(text)
     return text
 
 
@@ -120,7 +118,7 @@ class PictureOutput:
 
     def _check_kind(self, source: Source) -> None:
         may_be_video = source.looks_like_video or source.url is not None or source.error is not None
-        if self.ending == ".mp4" and not may_be_video:
+        if self.ending == ".mp4" and not may_be_video and not _is_animation(source):
             raise UsageError(
                 f"{source.name!r} is an image, and {str(self.path)!r} would be a video",
                 "end it in .png",
@@ -133,3 +131,11 @@ class PictureOutput:
         if is_input:
             shown = repr(str(self.path))
             raise UsageError(f"output {shown} is a file that is an input", "name another file")
+
+
+def _is_animation(source: Source) -> bool:
+    from hiera_core.data.video_files.animation_reader import is_animation
+
+    content = source.path if source.span is None else None
+    content = source.data if content is None else content
+    return content is not None and is_animation(content)

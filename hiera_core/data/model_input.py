@@ -16,7 +16,6 @@ from . import memory
 from .clip_reader import read_segments
 from .clip_sampling import Sampling
 from .image_reader import open_image
-from .media_types import kind_of
 from .sources import Source, is_folder
 from .transforms import (
     ImageTransform,
@@ -25,6 +24,7 @@ from .transforms import (
     check_channels,
     transform_for,
 )
+from .video_files.animation_reader import kind_for_model
 
 CENTRE = Sampling(clips=1, crops=1)
 
@@ -76,12 +76,12 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndar
     try:
         if source.error is not None:
             raise source.error
+        takes_images = isinstance(transform, ImageTransform)
         content: Any = source.content() if source.pixels is None else source.pixels
         if isinstance(content, np.ndarray):
             kind = "video" if content.ndim == 4 else "image"
         else:
-            kind = kind_of(content, source.name)
-        takes_images = isinstance(transform, ImageTransform)
+            kind = kind_for_model(content, source.name, takes_videos=not takes_images)
         if (kind == "image") != takes_images:
             raise InputError(
                 "a picture, and the model takes video clips"

@@ -152,11 +152,7 @@ def build_training(
         precision=DTYPES[precision],
         world=world,
         workers=default_workers() if options.workers is None else options.workers,
-        weights="from the checkpoint"
-        if resumes
-        else f"from {init_from}"
-        if init_from
-        else "random",
+        weights="from the checkpoint" if resumes else _origin(init_from),
     )
 
 

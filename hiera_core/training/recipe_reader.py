@@ -17,8 +17,8 @@ from .recipe import Recipe
 
 log = logging.getLogger("hiera")
 RECIPES = Path(__file__).with_name("recipes")
-# Keys of the recipe that may change when a run resumes, because the weights do not depend on them:
-# the data is compared by its content, and the weights to start from have been read.
+# Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
+# The data is compared by its content.
 CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints", "data.path")
 
 

@@ -20,7 +20,7 @@ from . import previews
 from .checkpoints import checkpoint
 from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
-from .checkpoints.run_recipe import RECIPE_NAME, other_recipe
+from .checkpoints.run_recipe import RECIPE_NAME, other_recipe, with_absolute_paths
 from .distributed import World, unwrap_model
 from .recipe import Recipe, RunOptions
 from .recipe_reader import differences, read_recipe
@@ -153,10 +153,11 @@ class RunFolder:
         )
         if self.resumes_in_place:
             return
-        start = Path(os.path.realpath(options.init_from or ""))
-        if options.init_from and start.exists() and start.is_relative_to(path.resolve()):
+        init_from = options.init_from or (None if self.checkpoint else recipe.init_from)
+        start = Path(os.path.realpath(init_from or ""))
+        if init_from and start.exists() and start.is_relative_to(path.resolve()):
             raise UsageError(
-                f"{options.init_from}, where the run is to start from, is in its folder {path}",
+                f"{init_from}, where the run is to start from, is in its folder {path}",
                 "write the run to another folder with -o",
             )
         if not options.overwrite:
@@ -236,7 +237,7 @@ class RunFolder:
         """Return whether recipe.yaml is this run's recipe. Then it stays as it is, because
         somebody may have written it by hand, and may have left out the data."""
         try:
-            found = read_recipe(self.path / RECIPE_NAME)
+            found = with_absolute_paths(read_recipe(self.path / RECIPE_NAME))
         except UsageError:
             return False
         own = self.recipe

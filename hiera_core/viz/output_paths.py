@@ -93,7 +93,7 @@ def split_url(text: str) -> tuple[str, str]:
         url = urlparse(text)
     except ValueError:  # it is not valid: fetching it gives the reason
         return text, ""
-    query = f"_{url.query}".replace("/", "_") if url.query else ""
+    query = _safe_part(re.sub(r"[/\\\0]", "_", f"_{url.query}")) if url.query else ""
     return url.netloc.replace(":", "_") + unquote(url.path, errors="surrogateescape"), query
 
 

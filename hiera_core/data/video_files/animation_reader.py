@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from ...errors import InputError
 from ...records import Kind
 from ..image_formats import open_header
 from ..image_reader import MAX_PIXELS, as_input_errors, open_file, to_upright_rgb
@@ -21,6 +22,7 @@ FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 # Browsers show frames without a duration, and those of 10 ms or less, for this long.
 DEFAULT_MS = 100.0
 SHORTEST_MS = 10.0
+MAX_TOTAL = 100  # pixels in all frames, in multiples of the limit for one
 
 
 class Animation:
@@ -32,10 +34,12 @@ class Animation:
 
     Args:
         source: A path, or the bytes of the file.
-        max_pixels: An animation with more pixels per frame is refused.
+        max_pixels: An animation with more pixels per frame is refused, or one with more than
+            `MAX_TOTAL` times as many in all frames.
 
     Raises:
-        InputError: The file is missing, damaged, too large, or not an image.
+        InputError: The file is missing, damaged, too large, or not an image; or more than a tenth
+            of its frames cannot be decoded.
     """
 
     declares_length = True
@@ -50,6 +54,9 @@ class Animation:
                 self.width, self.height = self._image.size
                 self._declared = int(getattr(self._image, "n_frames", 1)) - self._first
                 self._starts = self._measure()
+                present = len(self._starts) - 1
+                # Before segments are counted: a header may declare any number of frames.
+                check_damage(self._declared - present, self._declared)
         except BaseException:
             self.close()
             raise
@@ -76,10 +83,9 @@ class Animation:
         """Yield frames by index. Ascending order is fast.
 
         Raises:
-            InputError: More than a tenth of all frames cannot be decoded.
+            InputError: A frame cannot be decoded.
         """
         present = len(self._starts) - 1
-        check_damage(self.frames - present, self.frames)
         for index in indices:
             shown = bisect.bisect_right(self._starts, index / self.fps + 1e-6) - 1
             with as_input_errors():
@@ -98,6 +104,15 @@ class Animation:
             self._file = stack.pop_all()
         # A PNG file may begin with another image, for programs that do not support animations.
         self._first = int(getattr(image, "default_image", False))
+
+    def _check_total(self) -> None:
+        """Check the size of all frames together: a frame of a few bytes can take a second."""
+        width, height = self._image.size
+        if width * height * self._declared > MAX_TOTAL * self._max_pixels:
+            raise InputError(
+                f"{self._declared} frames of {width}x{height} pixels take too long to decode",
+                "convert it to a video file, or raise --max-pixels if you trust it",
+            )
 
     def _show(self, number: int) -> None:
         """Decode a frame."""
@@ -119,6 +134,7 @@ class Animation:
                 if number == 0:
                     raise
                 break
+            self._check_total()
             duration = float(self._image.info.get("duration") or 0.0)
             starts.append(starts[-1] + (duration if duration > SHORTEST_MS else DEFAULT_MS) / 1000)
         return starts

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ...data.datasets import is_built_in
 from ...device import select_device
 from ...errors import CheckpointError, UsageError, check_type
+from ...weights import names
 from ..distributed import World
 from ..recipe import Recipe, RunOptions
 from ..recipe_reader import apply_settings, read_recipe, resumed_recipe
@@ -45,23 +48,33 @@ def complete_recipe(
     check_type("recipe", recipe, (str, Path, Recipe, NoneType), "the name of a model, or a path")
     kinds = (Mapping, NoneType)
     check_type("settings", settings, kinds, "a dictionary, such as {'optimizer.lr': 1e-3}")
-    more: dict[str, Any] = {} if data is None else {"data.path": _absolute(data)}
+    more: dict[str, Any] = {} if data is None else {"data.path": _absolute_data(data)}
     if options.init_from is not None:
-        more["init_from"] = _absolute(options.init_from)
+        more["init_from"] = _absolute_weights(options.init_from)
     if isinstance(recipe, Recipe):
-        return Recipe.from_dict(apply_settings(recipe.to_dict(), more))
+        return with_absolute_paths(Recipe.from_dict(apply_settings(recipe.to_dict(), more)))
     saved, wanted = _saved_recipe(folder, options), {**(settings or {}), **more}
     if saved is None and recipe is None:
         raise UsageError("no recipe", "name a model or a .yaml file, or resume a run")
     if saved is None:
         assert recipe is not None
-        return read_recipe(recipe, wanted, shorten_warmup=True)
+        return with_absolute_paths(read_recipe(recipe, wanted, shorten_warmup=True))
     if "init_from" not in saved:  # of an earlier version, which did not record it
         wanted.pop("init_from", None)
     chosen, lines = resumed_recipe(saved, recipe, wanted)
     if lines:
         raise other_recipe(lines, folder, options)
-    return chosen
+    return with_absolute_paths(chosen)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe so that it can be used in any folder: with absolute paths of the data and
+    of the weights to start from. Names stay as they are."""
+    path, val, init_from = recipe.data.path, recipe.data.val, recipe.init_from
+    path = None if path is None else _absolute_data(path)
+    val = _absolute_data(val) if isinstance(val, str) else val
+    init_from = None if init_from is None else _absolute_weights(init_from)
+    return replace(recipe, data=replace(recipe.data, path=path, val=val), init_from=init_from)
 
 
 def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -82,11 +95,18 @@ def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
     return read_recipe(path).to_dict()
 
 
-def _absolute(location: str | Path) -> str:
-    """Return a local path so that the recipe can be used in any folder; names stay as they are."""
+def _absolute_data(location: str | Path) -> str:
+    """Return the absolute path of data. A built-in data set, and what does not exist, stays."""
     text = str(location)
     is_path = os.path.lexists(text) or text.endswith(".tar")  # also a pattern of tar files
-    return str(Path(text).absolute()) if is_path and "://" not in text else text
+    is_path = (is_path and not is_built_in(location)) or isinstance(location, Path)
+    return str(Path(text).absolute()) if is_path else text
+
+
+def _absolute_weights(location: str | Path) -> str:
+    """Return the absolute path of weights. The name of a model, and what does not exist, stays."""
+    is_path = os.path.lexists(location) and names.find_entry(location) is None
+    return str(Path(location).absolute()) if is_path else str(location)
 
 
 def other_recipe(lines: list[str], folder: Path, options: RunOptions) -> UsageError:

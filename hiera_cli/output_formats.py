@@ -132,7 +132,7 @@ class TableWriter:
     def write(self, record: Record) -> None:
         name = printable(record.input)
         failed = "  error" if record.error else ""
-        notes = f"({'; '.join(record.notes)})" if record.notes else ""
+        notes = printable(f"({'; '.join(record.notes)})") if record.notes else ""
         fits = self.width is None or len(f"{name}{failed}  {notes}") <= self.width
         beside = f"  {notes}" if notes and fits else ""
         print(f"{self.bold}{name}{self.plain}{failed}{beside}", file=self.stream)
@@ -150,7 +150,7 @@ class TableWriter:
 
     def _print(self, text: str, indent: int = 4) -> None:
         """Print a line below the name of the input. `indent` is that of its further lines."""
-        for line in wrap_line(f"  {text}", self.width, indent):
+        for line in wrap_line(f"  {printable(text)}", self.width, indent):
             print(line, file=self.stream)
 
     def close(self) -> None: ...
@@ -249,7 +249,7 @@ def write_rows(
         writer.writeheader()
         writer.writerows({key: _cell_text(value) for key, value in row.items()} for row in rows)
         return text.getvalue()
-    cells = [[_cell_text(row[c]) or "-" for c in columns] for row in rows]
+    cells = [[printable(_cell_text(row[c])) or "-" for c in columns] for row in rows]
     if width is None:
         return format_table(columns, cells)
     return fit_table(columns, cells, width, optional)

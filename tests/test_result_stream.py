@@ -412,3 +412,17 @@ def test_names_cannot_drive_the_terminal_and_images_are_no_outputs(
     code, _, err = hiera("predict", picture, "-f", "table", "-o", picture, "--overwrite")
     assert code == 2 and "named like an image" in err
     assert picture.read_bytes() == (SAMPLES / "three.png").read_bytes()
+
+
+def test_labels_and_paths_cannot_drive_the_terminal_either(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    picture = tmp_path / "\x1b[31mred\nline.png"
+    shutil.copy(SAMPLES / "three.png", picture)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"\x1b[1m{number}" for number in range(10)) + "\n")
+    options = ["--labels", labels, "--save-images", tmp_path / "drawn", "-k", 1]
+    code, out, _ = hiera("predict", picture, *NANO, *options, "-f", "table")
+    assert code == 0 and "\x1b" not in out
+    first, best, drawn = out.splitlines()
+    assert "\\x1b[1m3" in best and drawn.endswith("\\x1b[31mred\\nline.png")

@@ -435,7 +435,9 @@ def test_downloads_from_the_hub_are_cached_and_failures_have_remedies(
     del old["model.safetensors"]
     code, from_bin, lines = predict("someone/old")
     assert code == 0, lines
-    assert json.loads(from_bin)["topk"] == json.loads(first)["topk"]
+    # On some processors, rounding depends on how a file aligns the weights in memory.
+    for found, expected in zip(*(json.loads(x)["topk"] for x in (from_bin, first)), strict=True):
+        assert found == expected | {"prob": pytest.approx(expected["prob"], abs=1e-6)}
     code, offline, lines = predict("someone/old", HF_HUB_OFFLINE="1")
     assert (code, offline) == (0, from_bin), lines
     code, _, lines = predict("some--one/else")

@@ -137,5 +137,4 @@ def _is_animation(source: Source) -> bool:
     from hiera_core.data.video_files.animation_reader import is_animation
 
     content = source.path if source.span is None else None
-    content = source.data if content is None else content
-    return content is not None and is_animation(content)
+    return any(is_animation(c) for c in (content, source.data) if c is not None)

@@ -424,5 +424,5 @@ def test_labels_and_paths_cannot_drive_the_terminal_either(
     options = ["--labels", labels, "--save-images", tmp_path / "drawn", "-k", 1]
     code, out, _ = hiera("predict", picture, *NANO, *options, "-f", "table")
     assert code == 0 and "\x1b" not in out
-    first, best, drawn = out.splitlines()
+    _, best, drawn = out.splitlines()
     assert "\\x1b[1m3" in best and drawn.endswith("\\x1b[31mred\\nline.png")

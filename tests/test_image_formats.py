@@ -242,3 +242,24 @@ def test_photos_of_phones_are_read_with_pillow_heif(tmp_path: Path, pictures: Pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stdout.count("\n") == 1
     assert "HEIC needs pillow-heif; pip install 'hiera-toolkit[heif]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("photos.zip", b"PK\x03\x04\x14\0", "extract it, or make it an uncompressed .tar"),
+        ("00000.tar.gz", b"\x1f\x8b\x08\0", "extract it, or make it an uncompressed .tar"),
+        ("scan.pdf", b"%PDF-1.7\n", "save its pages as PNG"),
+        ("logo.svg", b'<?xml version="1.0"?>\n<svg xmlns="', "convert it to PNG"),
+        ("photo.jpg", b"<!DOCTYPE html><title>404", "download the file again"),
+        ("list.csv", b"a.jpg,cat\n", "put @ before its name"),
+        ("photo.jpg", b"damaged, one way or another", "damaged, or not an image"),
+    ],
+)
+def test_what_is_not_an_image_is_told_what_to_do(
+    tmp_path: Path, name: str, content: bytes, hint: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="not a picture in a supported format") as error:
+        open_image(tmp_path / name)
+    assert hint in error.value.hint

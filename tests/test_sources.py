@@ -281,3 +281,13 @@ def test_lists_of_windows_and_names_with_brackets(tmp_path: Path) -> None:
     missing = [str(tmp_path / "photo[1].jpg"), str(tmp_path / "list.txt")]
     check_inputs(missing)
     assert [source.name for source in expand(missing)] == missing
+
+
+def test_a_missing_line_of_a_list_says_what_a_list_holds(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label\n")
+    (line,) = expand([f"@{tmp_path / 'list.csv'}"])
+    with pytest.raises(InputError, match="one path per line, relative to the current folder"):
+        line.content()
+    (missing,) = expand([str(tmp_path / "missing.png")])
+    with pytest.raises(InputError, match="check the path"):
+        missing.content()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hiera as reference
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -515,3 +516,16 @@ def test_urls_have_separate_files_and_stale_parts_are_deleted(
     for url in (f"{hub.url}/gone.pth", "http://127.0.0.1:9/x.pth", "http://bad host/x.pth"):
         with pytest.raises(HubError, match="could not be fetched"):
             client.from_url(url)
+
+
+def test_a_path_with_a_typing_error_is_not_only_taken_for_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="the folder 'runs' has no 'flowrs'; give a local file"):
+        load.read_checkpoint("runs/flowrs")
+    with pytest.raises(HubError) as error:
+        load.read_checkpoint("owner/flowrs")
+    assert "folder" not in error.value.hint

@@ -102,8 +102,9 @@ def predict(
     """Classify images and videos.
 
     This prints the most probable classes of each input, in the order of the inputs. Transparent
-    images are placed on a white background. For an animated image, the first frame is used. The
-    probabilities of a video are averaged over several clips and crops.
+    images are placed on a white background. An animated image is a video for a model that takes
+    videos; otherwise its first frame is used. The probabilities of a video are averaged over
+    several clips and crops.
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -14,12 +14,14 @@ import functools
 import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import BmpImagePlugin, GifImagePlugin, IcoImagePlugin, Image, ImageFile, PngImagePlugin
 from PIL import TiffImagePlugin as Tiff
 
 from ..errors import InputError
+from .media_types import SIGNATURE_BYTES
 
 # Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
 # call external programs, or take any bytes for an image (TGA). The decoder of JPEG 2000 needs up to
@@ -42,6 +44,22 @@ HEIF_SIGNATURE = re.compile(
     rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|msf1)", re.DOTALL
 )
 JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+# Files that people take for inputs, and what to do with them.
+_OTHER_FILES = [
+    (
+        re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
+        "it is an archive; extract it, or make it an uncompressed .tar",
+    ),
+    (re.compile(rb"%PDF-"), "it is a PDF file; save its pages as PNG"),
+    (re.compile(rb"(<\?xml[^>]*>)?\s*<svg"), "it is an SVG file; convert it to PNG"),
+    (re.compile(rb"8BPS"), "it is a Photoshop file; convert it to PNG or TIFF"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "it is JPEG XL; convert it to PNG or TIFF"),
+    (
+        re.compile(rb"\s*<(!doctype +)?html", re.IGNORECASE),
+        "it is a web page; download the file again",
+    ),
+]
+LIST_ENDINGS = (".csv", ".lst", ".tsv", ".txt")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
@@ -61,10 +79,10 @@ def open_header(
         InputError: The image is too large, or in no supported format.
         Exception: Pillow raises many types for damaged files.
     """
-    prefix = file.read(16)
+    prefix = file.read(SIGNATURE_BYTES)
     for format in _formats():
         reader, accepts = Image.OPEN[format]
-        accepted = accepts is None or accepts(prefix)
+        accepted = accepts is None or accepts(prefix[:16])
         if isinstance(accepted, str) or not accepted:  # a str says why not
             continue
         try:
@@ -82,7 +100,17 @@ def open_header(
         raise InputError("JPEG 2000 is not supported", "convert it to PNG or TIFF")
     if HEIF_SIGNATURE.match(prefix) and "HEIF" not in Image.OPEN:
         raise InputError("HEIC needs pillow-heif", "pip install 'hiera-toolkit[heif]'")
-    raise InputError("not a picture in a supported format", "the file is damaged, or not an image")
+    raise InputError("not a picture in a supported format", _hint(prefix, name))
+
+
+def _hint(prefix: bytes, name: str) -> str:
+    """Return what to do with a file that is not an image, by its first bytes or its extension."""
+    for signature, hint in _OTHER_FILES:
+        if signature.match(prefix):
+            return hint
+    if Path(name).suffix.lower() in LIST_ENDINGS:
+        return "for a file with one path per line, put @ before its name"
+    return "the file is damaged, or not an image"
 
 
 @functools.cache

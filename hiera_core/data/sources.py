@@ -40,6 +40,7 @@ STDIN = "-"
 # Unlike these, brackets are common in the names of files: `photo[1].jpg`.
 WILDCARD = re.compile(r"[*?]")
 MAX_MEMBER_BYTES = 512 << 20  # of a tar file
+LINE_HINT = "a list has one path per line, relative to the current folder"
 URLS = ("http://", "https://")
 
 
@@ -58,6 +59,7 @@ class Source:
         short_name: Its path within the folder or tar file that the user named. If it is empty, the
             short name is the last part of `name`.
         output_stem: Where its output files are; see `OutputNames`.
+        in_list: Whether it is a line of a list or of standard input.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Source:
     error: InputError | None = None
     short_name: str = ""
     output_stem: str = ""
+    in_list: bool = False
 
     def content(self) -> Path | bytes:
         """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker. For
@@ -85,7 +88,7 @@ class Source:
             return self.data
         assert self.path is not None
         if self.span is None:
-            return _check_regular_file(self.path)
+            return _check_regular_file(self.path, LINE_HINT if self.in_list else "check the path")
         return _read_span(self.path, *self.span)
 
     @property
@@ -422,14 +425,18 @@ def _from_line(line: bytes) -> Source:
     text = os.fsdecode(line.removesuffix(b"\r"))
     if text.startswith(URLS):
         return Source(text, url=text)
-    return Source(text, path=Path(text))
+    return Source(text, path=Path(text), in_list=True)
 
 
 # Content ------------------------------------------------------------------------------------------
 
 
-def _check_regular_file(path: Path) -> Path:
+def _check_regular_file(path: Path, hint: str = "check the path") -> Path:
     """Return the path if it is a regular file. Reading a pipe or a device could hang.
+
+    Args:
+        path: The path.
+        hint: What to do if there is no such file.
 
     Raises:
         InputError: There is no such file, or it is not a regular file.
@@ -437,7 +444,7 @@ def _check_regular_file(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise as_input_error(error) from error
+        raise InputError(as_input_error(error).message, hint) from error
     if stat.S_ISDIR(mode):
         raise InputError("is a folder", "name the folder itself as an input, not in a list")
     if not stat.S_ISREG(mode):

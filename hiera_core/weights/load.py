@@ -109,10 +109,20 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
         return _load_cached(lambda: download.from_url(text, check=check_weights_file), text, {})
     is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)
     if HUB_ID.fullmatch(text) and not is_file_name:
-        return _load_cached(lambda: download.from_hub(text, **options), text, options)
+        return _load_from_hub(text, options)
     raise CheckpointError(
         f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
     )
+
+
+def _load_from_hub(repo: str, options: dict[str, Any]) -> Checkpoint:
+    try:
+        return _load_cached(lambda: download.from_hub(repo, **options), repo, options)
+    except HubError as error:
+        owner, _, name = repo.partition("/")
+        if name and Path(owner).is_dir():  # more likely a path with a typing error
+            error.hint = f"if you mean a path: the folder {owner!r} has no {name!r}; {error.hint}"
+        raise
 
 
 def read_released(entry: zoo.ModelEntry, tag: str | None = None, **options: Any) -> Checkpoint:

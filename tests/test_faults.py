@@ -148,8 +148,8 @@ def test_contact_sheets_show_at_most_60_frames(tmp_path: Path) -> None:
     assert record.segments is not None and len(record.segments) == 120
     assert len(record.thumbnails) == 60, "at most 60, evenly spread"
     assert [s.seconds for s in record.thumbnails][:3] == pytest.approx([0, 0.1, 0.2], abs=0.04)
-    path = annotate.save_annotated(record, tmp_path)
-    assert path == tmp_path / "x.png"
+    sheet = annotate.draw_record(record)
+    assert sheet.width * sheet.height > 60 * 32 * 32
 
 
 def test_output_paths_stay_below_the_folder() -> None:

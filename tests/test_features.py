@@ -399,3 +399,12 @@ def test_attention_is_saved_and_drawn(tmp_path: Path, hiera: Command) -> None:
             assert picture.width > 160 * (1 + shape[0])
     code, _, err = hiera("features", SAMPLES / "cat.jpg", "-m", "hiera_nano_32", "--attention", 9)
     assert code == 2 and "choose among 1 to 5" in err
+
+
+def test_features_are_saved_as_plain_tensors(tmp_path: Path) -> None:
+    """`torch.load` reads them without our package, by its default of allowed types."""
+    found = hiera_core.features(SAMPLES / "three.png", "hiera_nano_32")
+    torch.save(found, tmp_path / "x.pt")
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert list(loaded) == ["embedding"]
+    assert torch.equal(loaded["embedding"], found["embedding"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack, overload
+from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ class Features(Tensors):
     def __missing__(self, name: str) -> torch.Tensor:
         raise KeyError(name) if self.error is None else self.error
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Tensors, str, InputError | None]]:
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        if self.error is None:  # a plain type, which `torch.load` reads
+            return OrderedDict, (list(self.items()),)
         return type(self), (dict(self), self.input, self.error)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..records import Prediction, Record
-from .grid import GAP, LINE, PAPER, captioned_grid, draw_lines, enlargement, save_png, wrap_text
-from .output_paths import output_path
+from .grid import GAP, LINE, PAPER, captioned_grid, draw_lines, enlargement, wrap_text
 
 LONG_SIDE = 640  # longest side of an annotated image, in pixels
 MIN_WIDTH = 320  # in pixels, so that labels have space
@@ -70,18 +68,6 @@ def draw_record(record: Record) -> Image.Image:
     if record.kind == "image":
         return _with_classes(record.thumbnails[0].picture, record.topk)
     return _with_classes(_contact_sheet(record.thumbnails), record.topk)
-
-
-def save_annotated(record: Record, folder: Path) -> Path:
-    """Draw a record, and write it below `folder` atomically. Return the path, see `output_path`.
-
-    Raises:
-        InputError: The file would replace the input.
-        OutputError: The file cannot be written.
-    """
-    path = output_path(folder, record, ".png")
-    save_png(draw_record(record), path)
-    return path
 
 
 def _with_classes(picture: Image.Image, topk: Sequence[Prediction]) -> Image.Image:

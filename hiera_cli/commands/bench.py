@@ -221,6 +221,7 @@ def bench(
             print_text(render(measurements, header, format, stdout_width()))
     if plot is not None:
         report.plot(plot, header, measurements)
+        print_message(f"the chart is in {plot}")
     for note in report.notes(measurements):
         print_message(note)
     slower = 0 if old is None else _print_comparison(old, measurements, tolerance)

@@ -112,15 +112,16 @@ def _clips(
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
+    is_short = False
     with video:
         for first, last in segment_bounds(video.frames, video.fps, sampling.segments):
             indices = first + clip_indices(
                 last - first, video.fps, clips, transform.frames, transform.stride, transform.fps
             )
-            if last - first < clip_span:
-                note = f"shorter than a clip ({last - first} frames): the last one is repeated"
-                if note not in report.notes:
-                    report.notes += (note,)
+            if last - first < clip_span and not is_short:
+                is_short = True  # one note is enough for all segments
+                note = f"shorter than a clip ({last - first} frames): the last frame is repeated"
+                report.notes += (note,)
             if (indices == indices[0]).all():
                 indices = indices[:1]  # the same clip again would not change the average
             wanted, rows = np.unique(indices, return_inverse=True)

@@ -200,8 +200,8 @@ class Trainer:
             self.run_log.show_start(self.recipe.model.name, facts)
             if self.setup.weights == "random" and self.setup.masking is None:
                 log.info(
-                    "weights are random: --init-from mae_%s starts from pre-trained ones, "
-                    "--init-from PATH from those of a run or a file",
+                    "weights are random, and need many more epochs than pre-trained ones: "
+                    "--init-from mae_%s starts from those, --init-from PATH from a run or a file",
                     self.recipe.model.name,
                 )
             if not last["step"]:

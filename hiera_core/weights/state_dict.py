@@ -119,9 +119,9 @@ def unwrap_names(state: Mapping[str, T]) -> dict[str, T]:
     others = [name for name in cleaned if not name.startswith(prefix)]
     if others:
         log.info(
-            "%d tensors beside %s* are not used: %s%s",
-            len(others),
+            "not used, because they are beside %s*: %d of the tensors (%s%s)",
             prefix,
+            len(others),
             ", ".join(others[:3]),
             ", ..." if len(others) > 3 else "",
         )

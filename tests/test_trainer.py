@@ -627,10 +627,7 @@ def test_the_first_step_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         r"on cpu in float32, weights random",
         start,
     )
-    assert (
-        "weights are random, and need many more epochs than pre-trained ones: --init-from mae_hiera_nano_32"
-        in hint
-    )
+    assert "weights are random" in hint and "--init-from mae_hiera_nano_32" in hint
     assert re.fullmatch(
         r"step 1/8, epoch 0.25, loss 2\.\d+, lr 0.0005, elapsed 0:00:\d\d, eta 0:\d\d:\d\d", first
     )

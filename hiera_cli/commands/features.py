@@ -94,8 +94,6 @@ def features(
     if not inputs:  # show the sample
         model = SAMPLE_MODEL if model is None and checkpoint is None else model
         format = output_formats.Format.table if format is output_formats.Format.auto else format
-        if not quiet:
-            print_message(f"no inputs: the features of a sample, by {model or checkpoint}")
     pooled = selected == () if pool is None else pool is Pool.mean
     times = () if segments is None and every is None else ("start", "end")
     out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
@@ -221,6 +219,8 @@ def _run(
                 grid.save_png(record.thumbnails[0], path)
                 record.extra["picture"] = str(path)
         record.lines = list(_text_lines(record))
+        if not inputs:
+            record.notes.append(f"by {record.model}")
         record.result, record.thumbnails = None, []
 
     if inputs:

@@ -13,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 PANELS: dict[str, tuple[str, ...]] = {
     "Input": ("recursive", "on-error", "max-pixels", "pictures"),
     "Model": (
-        "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set", "free",
+        "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
+        "free",
     ),
     "Measurement": (
         "all", "mode", "batch-sizes", "attention", "against", "seconds", "compare", "fail-over",

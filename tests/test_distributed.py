@@ -21,7 +21,7 @@ from hiera_core.errors import DeviceError, OutputError, TrainingError, UsageErro
 from hiera_core.training import distributed
 from hiera_core.training.build import RunOptions
 
-KILLS = int(os.environ.get("KILLS", "1"))  # of a run, one after the other
+KILLS = int(os.environ.get("HIERA_KILLS", "1"))  # number of runs to kill
 RECIPE = """
 extends: {model}
 model: {{config: {{embed_dim: 8, stages: [1, 1, 1], drop_path_rate: {drop_path}{decoder}}}}}

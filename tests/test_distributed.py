@@ -140,7 +140,8 @@ def test_the_number_of_processes_may_change(
     assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
 
 
-@pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
 def test_two_processes_resume_bit_exactly_with_drop_path(tmp_path: Path, parallel: str) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32", save_every=0.5, drop_path=0.3)
     train = ("train", path, "digits", "-q", "-j", "0", "--parallel", parallel, "-o")
@@ -318,7 +319,10 @@ def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
     assert f"step {step} of" in line
 
 
-@pytest.mark.parametrize("signalled", [(0, 1), (1,)], ids=["both", "one"])
+@pytest.mark.parametrize(
+    "signalled",
+    [pytest.param((0, 1), marks=pytest.mark.slow, id="both"), pytest.param((1,), id="one")],
+)
 def test_processes_stop_after_the_same_step(tmp_path: Path, signalled: tuple[int, ...]) -> None:
     """Also if only one of them gets the signal. The checkpoint can be resumed."""
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000, save_every=1000)

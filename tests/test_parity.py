@@ -22,8 +22,8 @@ CLASSIFIERS = [
     for name, entry in zoo.models().items()
     if not entry.autoencoder and entry.family == "hiera" and "abs_win_pos_embed" not in entry.config
 ]
-# The largest model of each kind takes minutes. Its autoencoder, of the same size, always runs.
-SLOW = ("hiera_huge_16x224", "hiera_large_16x224")
+# The largest models take minutes. Their autoencoders, of the same size, always run.
+SLOW = ("hiera_huge_224", "hiera_huge_16x224", "hiera_large_16x224", "hiera_base_plus_16x224")
 AUTOENCODERS = [name for name, entry in zoo.models().items() if entry.autoencoder]
 # Logits in training mode need a second forward pass. Above this many GMACs, only the head runs
 # again, on the tokens of the first pass.
@@ -109,7 +109,11 @@ def test_autoencoders_match_the_reference(name: str, fast_init: None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "batch"),
-    [("hiera_tiny_224", 2), ("mae_hiera_tiny_224", 2), ("mae_hiera_base_16x224", 1)],
+    [
+        ("hiera_tiny_224", 2),
+        ("mae_hiera_tiny_224", 2),
+        pytest.param("mae_hiera_base_16x224", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_match_the_reference(name: str, batch: int) -> None:
     theirs, ours = pair(name)

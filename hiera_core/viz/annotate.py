@@ -17,6 +17,7 @@ TILE = 192  # short side of a frame on a contact sheet, in pixels
 MAX_TILES = 60
 COLUMNS = 6
 BAR = (150, 190, 230)  # colour
+PERCENT = 60  # width of the probabilities, in pixels
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def _with_classes(picture: Image.Image, topk: Sequence[Prediction]) -> Image.Ima
     width = max(picture.width, MIN_WIDTH)
     space = width - 2 * GAP
     labels = [
-        wrap_text(f"{g.prob:.1%}  {g.label if g.label is not None else g.id}", space - 2)
-        for g in topk
+        wrap_text(str(g.label if g.label is not None else g.id), space - PERCENT - 4) for g in topk
     ]
     height = picture.height + LINE * sum(map(len, labels)) + 2 * GAP
     canvas = Image.new("RGB", (width, height), PAPER)
@@ -90,7 +90,8 @@ def _with_classes(picture: Image.Image, topk: Sequence[Prediction]) -> Image.Ima
     for guess, lines in zip(topk, labels, strict=True):
         end = GAP + space * guess.prob
         pen.rectangle((GAP, top + 1, end, top + LINE * len(lines) - 2), fill=BAR)
-        draw_lines(canvas, (GAP + 2, top + 1), lines)
+        draw_lines(canvas, (GAP + 8, top + 1), [f"{guess.prob:.1%}"])
+        draw_lines(canvas, (GAP + PERCENT, top + 1), lines)
         top += LINE * len(lines)
     return canvas
 

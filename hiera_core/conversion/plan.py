@@ -140,6 +140,17 @@ def make_plan(
     return plan
 
 
+def normalisation(transform: ImageTransform) -> dict[str, Any]:
+    """Return how pixels are normalised, as transformers' image processors name it."""
+    return {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": transform.mean,
+        "image_std": transform.std,
+    }
+
+
 def transformers_class(plan: ConversionPlan) -> str:
     """Return the name of the class in transformers that can hold the model of a plan."""
     if plan.is_sam2:

@@ -11,7 +11,7 @@ from ..device import DTYPES
 from ..errors import UsageError
 from ..weights import key_mapping
 from ..weights.foreign_config import RESAMPLING, SAM2_ARGUMENTS
-from .plan import ConversionPlan, transformers_class
+from .plan import ConversionPlan, normalisation, transformers_class
 
 FORMATS_OF_SAM2 = ("hub", "timm", "transformers")
 # Arguments that timm's model has under the same names.
@@ -99,10 +99,6 @@ def transformers_files(plan: ConversionPlan) -> dict[str, Any]:
         "do_resize": True,
         "size": dict(zip(("height", "width"), transform.size, strict=True)),
         "resample": RESAMPLING.index(transform.interpolation),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": transform.mean,
-        "image_std": transform.std,
+        **normalisation(transform),
     }
     return {"config.json": values, "preprocessor_config.json": processor}

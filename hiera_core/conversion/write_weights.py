@@ -17,7 +17,7 @@ from ..weights.foreign_config import RESAMPLING, TIMM_ARGUMENTS, TRANSFORMERS_AR
 from . import sam2_files
 from .formats import FORMATS, WEIGHTS_NAME
 from .model_card import model_card
-from .plan import ConversionPlan, transformers_class
+from .plan import ConversionPlan, normalisation, transformers_class
 
 _KINDS = {1: "signals", 3: "video"}  # by number of input dimensions
 
@@ -187,11 +187,7 @@ def _transformers_files(plan: ConversionPlan) -> dict[str, Any]:
         "resample": RESAMPLING.index(transform.interpolation),
         "do_center_crop": True,
         "crop_size": dict(zip(("height", "width"), transform.size, strict=True)),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": transform.mean,
-        "image_std": transform.std,
+        **normalisation(transform),
     }
     return {"config.json": values, "preprocessor_config.json": processor}
 

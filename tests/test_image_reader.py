@@ -6,15 +6,19 @@ import io
 import os
 import resource
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hiera_core import zoo
+from hiera_core.data import image_reader
 from hiera_core.data.image_reader import open_image
 from hiera_core.data.transforms import ImageTransform
 from hiera_core.errors import InputError
@@ -219,3 +223,28 @@ def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     if not os.access(secret, os.R_OK):  # root may read anything
         with pytest.raises(InputError, match="permission denied"):
             open_image(secret)
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1000, 1), (10_000, 2)], ids=["large", "small"])
+def test_large_images_are_decoded_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, limit: int, at_once: int
+) -> None:
+    """A thread in the decoder waits for a second one, which comes only if images are small."""
+    monkeypatch.setattr(image_reader, "LARGE_PIXELS", limit)
+    content, met = encoded(photo(), "PNG"), threading.Barrier(at_once)
+    decode = PngImagePlugin.PngImageFile.load
+    running: list[int] = []
+
+    def load(image: PngImagePlugin.PngImageFile) -> Any:
+        if "astronaut" not in image.info:  # Pillow loads an image more than once
+            image.info["astronaut"] = True
+            running.append(1)
+            met.wait(10)
+            time.sleep(0.01)
+            assert len(running) <= at_once
+            running.pop()
+        return decode(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with ThreadPoolExecutor(2) as pool:
+        assert [image.size for image, _ in pool.map(open_image, [content] * 4)] == [(64, 48)] * 4

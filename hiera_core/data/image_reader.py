@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,12 +17,15 @@ from .image_formats import open_header
 
 MAX_PIXELS = 178_956_970  # the size at which Pillow raises its decompression bomb error
 BACKGROUND = (255, 255, 255)  # colour behind transparent pixels
+LARGE_PIXELS = 32_000_000  # images with more are decoded one at a time, to limit the peak of memory
 MAX_COUNTED_PAGES = 1000  # of a TIFF file, because each further page takes longer to find
 DAMAGED = "the file is damaged, or not an image"
 # Messages for errors whose own text does not help. The others are quoted.
 REASONS = {
     "MemoryError": "too large for this machine's memory",
 }
+
+_large_images = threading.Lock()  # held while a large image is decoded
 
 
 def open_image(
@@ -49,8 +53,10 @@ def open_image(
     ):
         if count := _count_frames(image):
             notes.append(f"first of {count} frames")
-        image.load()
-        return to_upright_rgb(image, notes), notes
+        large = image.width * image.height > LARGE_PIXELS
+        with _large_images if large else contextlib.nullcontext():
+            image.load()
+            return to_upright_rgb(image, notes), notes
 
 
 @contextlib.contextmanager

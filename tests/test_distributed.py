@@ -6,10 +6,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from hiera_core.errors import DeviceError, OutputError, TrainingError, UsageErro
 from hiera_core.training import distributed
 from hiera_core.training.build import RunOptions
 
+from .fork_server import ForkedProcess, ForkServer
+
+HIERA = (sys.executable, "-m", "hiera_cli")
 KILLS = int(os.environ.get("HIERA_KILLS", "1"))  # number of runs to kill
 RECIPE = """
 extends: {model}
@@ -32,27 +36,52 @@ schedule: {{epochs: {epochs}, warmup_epochs: 0}}
 ema: 0.9
 val_every: 0.25
 """
+Start = Callable[..., list[ForkedProcess]]
+Call = Callable[..., str]
 DECODER = ", decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2"
 
 
-def command(*arguments: object, processes: int = 1) -> list[str]:
-    """Return a command line of hiera, under torchrun if it needs several processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "hiera_cli"]
-    return [*start, *map(str, arguments)]
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    running = ForkServer()
+    yield running
+    running.close()
 
 
-def call(*arguments: object, processes: int = 1) -> str:
-    """Run hiera and return its standard output."""
-    done = subprocess.run(
-        command(*arguments, processes=processes),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def start(server: ForkServer, tmp_path: Path) -> Start:
+    """Return a function that starts one process of hiera, or several that work together.
+
+    Several are started without torchrun, which would stop them all with the first.
+    """
+
+    def start(*arguments: object, processes: int = 1) -> list[ForkedProcess]:
+        if processes == 1:
+            return [server.start(tmp_path, *arguments)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            server.start(tmp_path, *arguments, **group, RANK=rank, LOCAL_RANK=rank)
+            for rank in range(processes)
+        ]
+
+    return start
+
+
+@pytest.fixture
+def call(start: Start) -> Call:
+    """Return a function that runs hiera and returns the standard output of the first process."""
+
+    def call(*arguments: object, processes: int = 1) -> str:
+        started = start(*arguments, processes=processes)
+        outputs = [process.communicate(300) for process in started]
+        for process, (_, stderr) in zip(started, outputs, strict=True):
+            assert process.returncode == 0, stderr
+        return outputs[0][0]
+
+    return call
 
 
 def write_recipe(
@@ -64,27 +93,6 @@ def write_recipe(
     decoder = DECODER if model.startswith("mae_") else ""
     path.write_text(RECIPE.format(**values, decoder=decoder))
     return path
-
-
-def start_processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start the processes of a run without torchrun, which would stop them all with the first."""
-    processes = []
-    for rank in range(count):
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "WORLD_SIZE": str(count),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(20000 + os.getpid() % 20000),
-        }
-        processes.append(
-            subprocess.Popen(
-                command(*arguments), env=environment, stderr=subprocess.PIPE, text=True
-            )
-        )
-    return processes
 
 
 def losses(folder: Path, after: int = 0) -> list[float]:
@@ -103,13 +111,11 @@ def test_an_unknown_way_to_share_a_model_is_refused() -> None:
         RunOptions(parallel="fdsp")  # type: ignore[arg-type]
 
 
-def test_ddp_and_fsdp_agree_with_one_process(
-    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_ddp_and_fsdp_agree_with_one_process(tmp_path: Path, call: Call) -> None:
     """Without drop path and dropout, which draw other numbers in each process."""
     path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
-    train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
-    assert hiera(*train, tmp_path / "one")[0] == 0
+    train = ("train", path, "digits", "-q", "-j", "0", "-o")
+    call(*train, tmp_path / "one")
     call(*train, tmp_path / "ddp", processes=2)
     call(*train, tmp_path / "fsdp", "--parallel", "fsdp", processes=2)
     one = losses(tmp_path / "one")
@@ -118,21 +124,19 @@ def test_ddp_and_fsdp_agree_with_one_process(
     assert largest_difference(one, losses(tmp_path / "fsdp")) < 1e-5
     # One process resumes from the shards of two processes.
     half, resumed = tmp_path / "fsdp/checkpoints/step_00000007", tmp_path / "fsdp-on"
-    assert hiera(*train, resumed, "--resume", half)[0] == 0
+    call(*train, resumed, "--resume", half)
     assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_may_change(
-    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_the_number_of_processes_may_change(tmp_path: Path, call: Call) -> None:
     path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
-    train: tuple[Any, ...] = ("train", path, "digits", "-q", "-j", "0", "-o")
-    assert hiera(*train, tmp_path / "one")[0] == 0
+    train = ("train", path, "digits", "-q", "-j", "0", "-o")
+    call(*train, tmp_path / "one")
     call(*train, tmp_path / "ddp", processes=2)
     # One process resumes from what two processes saved without shards.
     half, resumed = tmp_path / "ddp/checkpoints/step_00000007", tmp_path / "ddp-on"
-    assert hiera(*train, resumed, "--resume", half)[0] == 0
+    call(*train, resumed, "--resume", half)
     assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
     # And two processes with shards resume from what one process saved.
     half, resumed = tmp_path / "one/checkpoints/step_00000007", tmp_path / "one-on"
@@ -142,7 +146,9 @@ def test_the_number_of_processes_may_change(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
-def test_two_processes_resume_bit_exactly_with_drop_path(tmp_path: Path, parallel: str) -> None:
+def test_two_processes_resume_bit_exactly_with_drop_path(
+    tmp_path: Path, call: Call, parallel: str
+) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32", save_every=0.5, drop_path=0.3)
     train = ("train", path, "digits", "-q", "-j", "0", "--parallel", parallel, "-o")
     call(*train, tmp_path / "whole", processes=2)
@@ -153,7 +159,7 @@ def test_two_processes_resume_bit_exactly_with_drop_path(tmp_path: Path, paralle
     assert losses(tmp_path / "whole", 7) == losses(tmp_path / "cut")
 
 
-def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
+def test_evaluation_counts_every_sample_once(call: Call) -> None:
     """359 samples are not a multiple of the 2 processes."""
     evaluate = ("eval", "digits", "-m", "hiera_nano_32", "-f", "json", "-q")
     one, two = (json.loads(call(*evaluate, processes=n)) for n in (1, 2))
@@ -161,28 +167,24 @@ def test_evaluation_counts_every_sample_once(tmp_path: Path) -> None:
     assert one == two
 
 
-def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_exactly(tmp_path: Path, start: Start, call: Call) -> None:
     """SIGKILL arrives at a random moment, maybe while saving: every second step saves. The recipe
     uses drop path and mixup."""
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1, save_every=2 / 14, drop_path=0.3)
     arguments = ("train", path, "digits", "-q", "-j", "0", "-o")
-    start = time.monotonic()
+    begin = time.monotonic()
     call(*arguments, tmp_path / "whole")
-    duration = time.monotonic() - start
+    duration = time.monotonic() - begin
     expected = (tmp_path / "whole/model.safetensors").read_bytes()
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
     generator = random.Random(seed)
     for number in range(KILLS):
         folder = tmp_path / f"run{number}"
-        process = subprocess.Popen(
-            command(*arguments, folder),
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        (process,) = start(*arguments, folder)
         while not (folder / "log.jsonl").exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(generator.uniform(0, max(0.5, duration - 8)))
+        time.sleep(generator.uniform(0, max(0.5, duration - 2)))
         process.send_signal(signal.SIGKILL)
         process.wait()
         call(*arguments, folder, "--resume", "auto")
@@ -190,10 +192,11 @@ def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
         assert losses(folder) == losses(tmp_path / "whole")
 
 
-def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path) -> None:
+def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path, start: Start) -> None:
     """The test does not use torchrun, because that would stop the other process at once."""
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
-    processes = start_processes(2, "train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
+    arguments = ("train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
+    processes = start(*arguments, processes=2)
     log = tmp_path / "run/log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count('"step"') > 3):
@@ -209,14 +212,12 @@ def test_when_one_of_two_processes_dies_the_other_stops(tmp_path: Path) -> None:
     assert "Traceback" not in err and err.count("hiera:") == 1 and "--resume auto" in err
 
 
-def test_all_processes_end_if_the_folder_is_locked(tmp_path: Path) -> None:
+def test_all_processes_end_if_the_folder_is_locked(tmp_path: Path, start: Start) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32")
     (tmp_path / "run").mkdir()
     with exclusive(tmp_path / "run"):
-        processes = start_processes(
-            2, "train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run"
-        )
-        for process in processes:
+        arguments = ("train", path, "digits", "-q", "-j", "0", "-o", tmp_path / "run")
+        for process in start(*arguments, processes=2):
             _, err = process.communicate(timeout=120)
             assert process.returncode == 2
             assert err.count("hiera:") == 1 and f"process {os.getpid()}" in err
@@ -301,7 +302,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
     process = subprocess.Popen(
-        command("train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run"),
+        [*HIERA, "train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run"],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -323,12 +324,14 @@ def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
     "signalled",
     [pytest.param((0, 1), marks=pytest.mark.slow, id="both"), pytest.param((1,), id="one")],
 )
-def test_processes_stop_after_the_same_step(tmp_path: Path, signalled: tuple[int, ...]) -> None:
+def test_processes_stop_after_the_same_step(
+    tmp_path: Path, start: Start, signalled: tuple[int, ...]
+) -> None:
     """Also if only one of them gets the signal. The checkpoint can be resumed."""
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000, save_every=1000)
     folder = tmp_path / "run"
     arguments = ("train", path, "digits", "-q", "-j", "0", "--parallel", "fsdp", "-o", folder)
-    processes = start_processes(2, *arguments)
+    processes = start(*arguments, processes=2)
     log = folder / "log.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and log.read_text().count('"step"') > 3):

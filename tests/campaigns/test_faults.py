@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -33,6 +32,8 @@ from safetensors.numpy import load_file
 
 from hiera_core.inference import feature_formats
 
+from ..fork_server import ForkServer
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -41,6 +42,20 @@ pytestmark = [
 ]
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+# Commands import these late; the server imports them once.
+MODULES = tuple(
+    f"hiera_core.{name}"
+    for name in (
+        "data.clip_reader",
+        "data.toy_datasets",
+        "inference.evaluate",
+        "inference.feature_store",
+        "inference.features",
+        "inference.predict",
+        "inference.reconstruct",
+        "training.trainer",
+    )
+)
 KINDS = ("open", "write", "sync", "rename", "remove", "mkdir")
 SECONDS = 120.0  # after which a run counts as hung
 MAX_CALLS = 100  # of a kind; if there are more, as many are tried, evenly spread
@@ -131,37 +146,14 @@ precision: fp32
 """
 
 
-class Server:
-    """The process that runs the trials; see fork_server.py."""
-
-    def __init__(self, library: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.campaigns.fork_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, arguments: list[str], **environment: object) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        variables = {name: str(value) for name, value in environment.items()}
-        request = {"arguments": arguments, "environment": variables, "seconds": SECONDS}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     library = tmp_path_factory.mktemp("library") / "failing_io.so"
     source = Path(__file__).with_name("failing_io.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    running = Server(library)
-    with running.process:
-        yield running
-        running.process.kill()
+    running = ForkServer(*MODULES, LD_PRELOAD=str(library))
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +174,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Trials:
     """The trials of one job."""
 
-    def __init__(self, name: str, server: Server, inputs: Path, folder: Path) -> None:
+    def __init__(self, name: str, server: ForkServer, inputs: Path, folder: Path) -> None:
         self.job, self.server, self.folder = JOBS[name], server, folder
         self.inputs, self.counts, self.failures = inputs, Counter[str](), list[str]()
         self.log = folder / "calls"
@@ -203,7 +195,12 @@ class Trials:
         places = {"{in}": str(self.inputs), "{out}": str(self.out)}
         for place, path in places.items():
             arguments = [argument.replace(place, path) for argument in arguments]
-        return self.server.run(arguments, FAIL_ROOT=self.out, **environment)
+        process = self.server.start(self.folder, *arguments, FAIL_ROOT=self.out, **environment)
+        try:
+            code: int | None = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        return {"code": code, "stdout": process.text("out"), "stderr": process.text("err")}
 
     def trial(self, what: str, codes: tuple[int | None, ...], **environment: object) -> None:
         """Run the job with a fault, then complete it, and note what is wrong."""
@@ -282,7 +279,7 @@ def spread(count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_call_that_fails(name: str, server: Server, inputs: Path, tmp_path: Path) -> None:
+def test_every_call_that_fails(name: str, server: ForkServer, inputs: Path, tmp_path: Path) -> None:
     """Each open, write, sync, rename, removal and mkdir fails once, for a changing reason."""
     trials = Trials(name, server, inputs, tmp_path)
     for kind in KINDS:
@@ -294,7 +291,7 @@ def test_every_call_that_fails(name: str, server: Server, inputs: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_killed_at_every_call(name: str, server: Server, inputs: Path, tmp_path: Path) -> None:
+def test_killed_at_every_call(name: str, server: ForkServer, inputs: Path, tmp_path: Path) -> None:
     """SIGKILL before each call that changes the output folder."""
     trials = Trials(name, server, inputs, tmp_path)
     for call in spread(len(trials.calls)):
@@ -305,7 +302,7 @@ def test_killed_at_every_call(name: str, server: Server, inputs: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_interrupted_at_calls(name: str, server: Server, inputs: Path, tmp_path: Path) -> None:
+def test_interrupted_at_calls(name: str, server: ForkServer, inputs: Path, tmp_path: Path) -> None:
     """SIGINT and SIGTERM before a sample of the calls that change the output folder."""
     trials = Trials(name, server, inputs, tmp_path)
     count = len(trials.calls)

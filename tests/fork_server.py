@@ -1,0 +1,146 @@
+"""Run command lines in forked processes, which do not pay for the import of PyTorch.
+
+`ForkServer` starts `python -m tests.fork_server`, imports PyTorch there once, and forks for every
+command line. Signals, exit codes, standard output and standard error are those of a process of
+its own; only the start is quicker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODULES = ("torch", "torch.distributed", "torchvision", "numpy", "PIL.Image", "av")
+
+
+class ForkServer:
+    """Starts processes that have imported PyTorch.
+
+    Args:
+        modules: What else is imported once, for all of them.
+        environment: More variables for the server and its processes.
+    """
+
+    def __init__(self, *modules: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", *MODULES, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            cwd=Path(__file__).parents[1],
+        )
+
+    def start(self, folder: Path, *arguments: object, **environment: object) -> ForkedProcess:
+        """Start `hiera` with the arguments. Its output goes to files in the folder."""
+        place = folder / f"process-{time.monotonic_ns()}"
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "environment": {name: str(value) for name, value in environment.items()},
+            "folder": str(Path.cwd()),
+            "output": str(place),
+        }
+        return ForkedProcess(self, self.ask(start=request), place)
+
+    def ask(self, **request: object) -> Any:
+        """Send a request to the server and return its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class ForkedProcess:
+    """A process of a `ForkServer`, with the methods of `subprocess.Popen` that tests need."""
+
+    def __init__(self, server: ForkServer, pid: int, output: Path) -> None:
+        self.server, self.pid, self.output = server, pid, output
+        self.returncode: int | None = None  # negative: the signal that ended the process
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.server.ask(poll=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 120) -> int:
+        """Return the exit code.
+
+        Raises:
+            TimeoutExpired: The process was still running, and was killed.
+        """
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.send_signal(signal.SIGKILL)
+                raise subprocess.TimeoutExpired("hiera", timeout, stderr=self.text("err").encode())
+            time.sleep(0.005)
+        return code
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Return what the process wrote to standard output and standard error, after its end."""
+        self.wait(timeout)
+        return self.text("out"), self.text("err")
+
+    def text(self, stream: str) -> str:
+        return self.output.with_suffix(f".{stream}").read_text(errors="replace")
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process. SIGKILL also ends the processes that it started."""
+        if self.poll() is None:
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def serve(modules: list[str]) -> None:
+    """Answer requests until standard input ends."""
+    for module in modules:
+        importlib.import_module(module)
+    import torch
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            answer = _fork(**request["start"])
+        else:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _fork(arguments: list[str], environment: dict[str, str], folder: str, output: str) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{output}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.update(environment)
+        sys.argv = ["hiera", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from hiera_cli import app
+
+        app.main()
+    finally:
+        os._exit(99)  # `main` ends the process itself
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

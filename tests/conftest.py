@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from .fork_server import ForkServer
+
 # The test processes share the cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
@@ -22,6 +23,7 @@ torch.set_num_threads(THREADS)
 
 # A narrow and shallow Hiera: 4 stages and every kind of block. It runs in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
+RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
 
 
@@ -102,15 +104,25 @@ def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
     return call
 
 
-def run_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m hiera_cli` in a separate process, as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Return a server that starts processes of hiera, which is quicker than a new Python."""
+    running = ForkServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def run_process(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> RunProcess:
+    """Return a function that runs a command line of hiera in a separate process."""
+    folder = tmp_path_factory.mktemp("streams")
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = fork_server.start(folder, *arguments, **environment)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
+
+    return run
 
 
 class Hub(http.server.ThreadingHTTPServer):

@@ -29,23 +29,38 @@ class ForkServer:
     """
 
     def __init__(self, *modules: str, **environment: str) -> None:
+        self.environment = {"OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server", *MODULES, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **self.environment},
             cwd=Path(__file__).parents[1],
         )
 
-    def start(self, folder: Path, *arguments: object, **environment: object) -> ForkedProcess:
-        """Start `hiera` with the arguments. Its output goes to files in the folder."""
+    def start(
+        self, folder: Path, *arguments: object, stdout: str | None = None, **environment: object
+    ) -> ForkedProcess:
+        """Start `hiera` with the arguments.
+
+        Args:
+            folder: Gets files with what the process writes to standard output and error.
+            arguments: The command line.
+            stdout: Standard output, if it is another file.
+            environment: Variables, in addition to those of this process.
+        """
         place = folder / f"process-{time.monotonic_ns()}"
+        outputs = {"stdout": place.with_suffix(".out"), "stderr": place.with_suffix(".err")}
+        for path in outputs.values():
+            path.touch()
+        given = {name: str(value) for name, value in environment.items()}
         request = {
             "arguments": [str(argument) for argument in arguments],
-            "environment": {name: str(value) for name, value in environment.items()},
+            "environment": {**os.environ, **self.environment, **given},
             "folder": str(Path.cwd()),
-            "output": str(place),
+            **{stream: str(path) for stream, path in outputs.items()},
+            **({} if stdout is None else {"stdout": stdout}),
         }
         return ForkedProcess(self, self.ask(start=request), place)
 
@@ -122,7 +137,9 @@ def serve(modules: list[str]) -> None:
         sys.stdout.flush()
 
 
-def _fork(arguments: list[str], environment: dict[str, str], folder: str, output: str) -> int:
+def _fork(
+    arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str
+) -> int:
     child = os.fork()
     if child:
         return child
@@ -130,8 +147,9 @@ def _fork(arguments: list[str], environment: dict[str, str], folder: str, output
         os.setsid()
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, stream in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{output}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        for number, path in ((1, stdout), (2, stderr)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["hiera", *arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,7 +24,7 @@ from hiera_core.conversion import converter, formats, publish, verify, write_wei
 from hiera_core.errors import CheckpointError, HubError, UsageError
 from hiera_core.weights import download, files, key_mapping, load
 
-from .conftest import SMALL, Hub, HubHandler, assert_close, draw_weights, run_process
+from .conftest import SMALL, Hub, HubHandler, RunProcess, assert_close, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
 AUTOENCODER = {"q_pool": 2, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
@@ -636,7 +636,7 @@ def publishing_hub(hub: Hub) -> Iterator[Hub]:
 
 
 def test_published_files_equal_the_local_files(
-    publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path
+    run_process: RunProcess, publishing_hub: Hub, saved: dict[str, Path], tmp_path: Path
 ) -> None:
     """The real client uploads the files of DEST. They are kept if the upload fails."""
     hub = publishing_hub

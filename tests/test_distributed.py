@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,8 @@ Call = Callable[..., str]
 DECODER = ", decoder_embed_dim: 16, decoder_depth: 1, decoder_num_heads: 2"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    running = ForkServer()
-    yield running
-    running.close()
-
-
 @pytest.fixture
-def start(server: ForkServer, tmp_path: Path) -> Start:
+def start(fork_server: ForkServer, tmp_path: Path) -> Start:
     """Return a function that starts one process of hiera, or several that work together.
 
     Several are started without torchrun, which would stop them all with the first.
@@ -57,13 +50,13 @@ def start(server: ForkServer, tmp_path: Path) -> Start:
 
     def start(*arguments: object, processes: int = 1) -> list[ForkedProcess]:
         if processes == 1:
-            return [server.start(tmp_path, *arguments)]
+            return [fork_server.start(tmp_path, *arguments)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         group = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [
-            server.start(tmp_path, *arguments, **group, RANK=rank, LOCAL_RANK=rank)
+            fork_server.start(tmp_path, *arguments, **group, RANK=rank, LOCAL_RANK=rank)
             for rank in range(processes)
         ]
 

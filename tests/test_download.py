@@ -34,7 +34,7 @@ from hiera_core.errors import CheckpointError, HieraError, HubError, InputError,
 from hiera_core.weights import download, download_record, fetch, hub_patience, load
 from hiera_core.weights.integrity import DamagedFile, check_weights_file
 
-from .conftest import SMALL, draw_weights, run_process
+from .conftest import SMALL, RunProcess, draw_weights
 
 COMMIT = "c" * 40
 SIGN_IN = b"<!doctype html><html><title>Sign in</title></html>"
@@ -766,7 +766,7 @@ def test_a_redirect_loop_of_the_hub(server: Server, caches: Path) -> None:
 
 
 def test_the_clients_own_messages_stay_off_the_terminal(
-    server: Server, tmp_path: Path, repository: dict[str, bytes]
+    run_process: RunProcess, server: Server, tmp_path: Path, repository: dict[str, bytes]
 ) -> None:
     """It continues a download that breaks off, and logs that at a level that is on by default."""
     server.add_repository("me/small", **repository)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import run_process
+from .conftest import RunProcess
 
 # It prints to the descriptor as a C library does, and through Python.
 PROGRAM = """
@@ -47,7 +47,9 @@ def damaged_tiff() -> bytes:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_libraries_print_only_with_debug(small_folder: Path, tmp_path: Path, debug: bool) -> None:
+def test_libraries_print_only_with_debug(
+    run_process: RunProcess, small_folder: Path, tmp_path: Path, debug: bool
+) -> None:
     (tmp_path / "x.tiff").write_bytes(damaged_tiff())
     options = ["--debug"] if debug else []
     result = run_process(*options, "predict", tmp_path / "x.tiff", "-m", small_folder)

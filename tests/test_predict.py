@@ -28,7 +28,7 @@ from hiera_core.data import sources
 from hiera_core.device import has_native_bf16, select_device, select_dtype
 from hiera_core.errors import DeviceError, UsageError
 
-from .conftest import PICTURES, SMALL, assert_close, draw_weights, run_process
+from .conftest import PICTURES, SMALL, RunProcess, assert_close, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -523,7 +523,7 @@ def test_tables_show_markup_and_long_cells_unchanged() -> None:
     assert format_table(["label", ""], []) == "label\n"
 
 
-def test_version_and_completion() -> None:
+def test_version_and_completion(run_process: RunProcess) -> None:
     done = run_process("--version")
     assert done.stdout.strip() == f"hiera {hiera_core.__version__}"
     done = run_process(_HIERA_COMPLETE="complete_bash", COMP_WORDS="hiera mod", COMP_CWORD="1")

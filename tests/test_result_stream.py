@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import hiera_core
 
 from .conftest import draw_weights
+from .fork_server import ForkServer
 from .test_reconstruct import SAMPLES
 
 Command = Callable[..., tuple[int, str, str]]
@@ -286,18 +286,16 @@ def test_a_system_call_that_fails_is_one_line(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("format", ["table", "json", "jsonl", "csv"])
 @pytest.mark.parametrize("command", ["predict", "models"])
-def test_a_full_standard_output_is_one_line(command: str, format: str) -> None:
+def test_a_full_standard_output_is_one_line(
+    fork_server: ForkServer, tmp_path: Path, command: str, format: str
+) -> None:
     arguments = [*map(str, DIGITS), *NANO] if command == "predict" else []
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "hiera_cli", command, *arguments, "-f", format],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 5
-    assert done.stderr == "hiera: standard output cannot be written (No space left on device)\n"
+    process = fork_server.start(tmp_path, command, *arguments, "-f", format, stdout="/dev/full")
+    assert process.wait() == 5
+    assert (
+        process.text("err")
+        == "hiera: standard output cannot be written (No space left on device)\n"
+    )
 
 
 # Two at once, and odd paths -----------------------------------------------------------------------

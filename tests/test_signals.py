@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .fork_server import ForkServer
 from .test_feature_store import make_picture
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals differ")
@@ -139,18 +140,22 @@ def test_a_stuck_process_ends(tmp_path: Path, signum: int, code: int, word: str)
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["out.npz", "out"])
-def test_features_are_whole_or_can_be_resumed(tmp_path: Path, signum: int, name: str) -> None:
+def test_features_are_whole_or_can_be_resumed(
+    fork_server: ForkServer, tmp_path: Path, signum: int, name: str
+) -> None:
+    output = tmp_path / "streams"
+    output.mkdir()
     make_picture(tmp_path / "x.png", 0)
     (tmp_path / "list.txt").write_text(f"{tmp_path}/x.png\n" * 100_000)
-    process = start(
-        "-m", "hiera_cli", "features", f"@{tmp_path}/list.txt", "-m", "hiera_nano_32",
+    process = fork_server.start(
+        output, "features", f"@{tmp_path}/list.txt", "-m", "hiera_nano_32",
         "-o", tmp_path / name, "-b", "4", "--dtype", "fp32",
     )  # fmt: skip
-    assert process.stdout is not None
-    for _ in range(8):
-        assert process.stdout.readline()
+    while process.text("out").count("\n") < 8:
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signum)
-    (line,) = end(process)
+    (line,) = process.communicate(30)[1].splitlines()
     assert process.returncode == (-signum if signum == signal.SIGHUP else 128 + signum)
     if name == "out":
         assert line.endswith("out; --resume continues")
@@ -178,5 +183,6 @@ def test_a_signal_while_python_imports_is_one_line(number: signal.Signals, words
         "builtins.__import__ = stopping\n"
         "main()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 128 + number and done.stderr == f"hiera: {words}\n"
+    process = start("-c", program)
+    assert end(process) == [f"hiera: {words}"]
+    assert process.returncode == 128 + number

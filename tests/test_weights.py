@@ -20,7 +20,7 @@ from hiera_core.atomic import replacing
 from hiera_core.errors import CheckpointError, HubError, OutputError, UsageError
 from hiera_core.weights import files, key_mapping, load
 
-from .conftest import SMALL, Hub, assert_close, draw_weights, run_process
+from .conftest import SMALL, Hub, RunProcess, assert_close, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = {"embed_dim": 96, "stages": (1, 2, 7, 2)}
@@ -390,7 +390,7 @@ def test_weights_are_mapped_not_copied(small_folder: Path) -> None:
 
 
 def test_downloads_from_the_hub_are_cached_and_failures_have_remedies(
-    hub: Hub, small_folder: Path, pictures: Path, tmp_path: Path
+    run_process: RunProcess, hub: Hub, small_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """The real client downloads from a local server."""
     contents = {p.name: p.read_bytes() for p in small_folder.iterdir()}

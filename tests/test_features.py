@@ -88,8 +88,9 @@ def test_features_of_autoencoders_have_the_shapes_of_the_encoder(config: dict[st
         model.forward_features(x[:, :2])
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("config", [IMAGE, VIDEO], ids=["image", "video"])
+@pytest.mark.parametrize(
+    ("config", "masked"), [(IMAGE, False), (VIDEO, True)], ids=["image", "masked video"]
+)
 def test_features_compile_as_one_graph(config: dict[str, Any], masked: bool) -> None:
     autoencoder, x = some_model(config), some_input(config)
     encoder = {k: v for k, v in config.items() if not k.startswith("decoder")}

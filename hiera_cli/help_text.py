@@ -21,6 +21,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     "Reconstruction": ("mask-ratio", "seed", "raw", "reconstruction-only"),
     "Features": ("return-intermediates", "stages", "pool", "attention"),
+    "Probe": ("probe", "val", "neighbours", "cache"),
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
         "to", "topk", "output", "format", "save-as", "shard-size", "save-images", "visualize",
@@ -59,7 +60,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "eval": (
         "hiera eval flowers/ --checkpoint runs/flowers",
-        "hiera eval digits -m hiera_nano_32 -o accuracy.json",
+        "hiera eval imagenet/ -m mae_hiera_base_224 --probe linear",
     ),
     "convert": (
         "hiera convert runs/flowers flowers.onnx --to onnx",

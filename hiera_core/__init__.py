@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
     from .models.sam2.hieradet import HieraDet as HieraDet
     from .models.token_layout import TokenLayout as TokenLayout
+    from .probing.probe import probe as probe
     from .training.build import RunOptions as RunOptions
     from .training.recipe import Recipe as Recipe
     from .training.trainer import TrainingResult as TrainingResult
@@ -94,6 +95,7 @@ _PUBLIC = {
     "inference.features": ("features", "Features", "FeatureExtractor", "FeatureSelection"),
     "inference.reconstruct": ("reconstruct", "Reconstruction", "Reconstructor"),
     "inference.evaluate": ("evaluate", "Evaluation"),
+    "probing.probe": ("probe",),
     "training.trainer": ("train", "TrainingResult"),
     "training.build": ("RunOptions",),
     "training.recipe": ("Recipe",),

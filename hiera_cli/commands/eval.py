@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hiera_core.errors import UsageError
 from hiera_core.plain_data import to_json
 
 from .. import completion, load_model, options
@@ -22,8 +25,18 @@ from ..text_tables import stdout_width
 
 if TYPE_CHECKING:
     from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
+    from hiera_core.inference.pipeline import PipelineOptions
+    from hiera_core.training.distributed import World
 
 WORST = 20  # number of classes in the table
+Named = tuple[str | None, str | None, bool]  # --model, --checkpoint, --random-init
+
+
+class ProbeMethod(StrEnum):
+    """Values of --probe."""
+
+    knn = "knn"
+    linear = "linear"
 
 
 def evaluate(
@@ -60,6 +73,35 @@ def evaluate(
             show_default="3",
         ),
     ] = None,
+    probe: Annotated[
+        ProbeMethod | None,
+        typer.Option(
+            help="Judge the features of any model, also of an autoencoder: knn (nearest "
+            "neighbours) or linear (logistic regression) learns the classes from the features of "
+            "the training part of DATA, and is evaluated on the held-out part.",
+            metavar="METHOD",
+            show_default=False,
+        ),
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            help="With --probe: what to evaluate, as a share of DATA (0.1) or other data.",
+            show_default="val/ in DATA",
+        ),
+    ] = None,
+    neighbours: Annotated[
+        int,
+        typer.Option(min=1, help="With --probe knn: number of training samples that vote."),
+    ] = 20,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="With --probe: folder that keeps the features, so that the next probe is quick.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
     output: options.OutputOpt = None,
     format: Annotated[
         Format,
@@ -83,7 +125,7 @@ def evaluate(
     config: options.ConfigOpt = None,
 ) -> int:
     """Measure the top-1, top-5 and per-class accuracy of a classifier, and list its most frequent
-    mistakes.
+    mistakes. With --probe, measure what simple classifiers can read from the features of a model.
 
     Under torchrun, each process evaluates its share of the data, and every sample counts once.
     """
@@ -98,35 +140,29 @@ def evaluate(
         check_file(output, overwrite)
     format = resolve_format(format, output)
     load_model.check_model_name(model)
+    if probe is None and (val, cache) != (None, None):
+        raise UsageError("--val and --cache belong to --probe", "add --probe knn or --probe linear")
     from hiera_core.data.clip_sampling import Sampling
-    from hiera_core.data.datasets import open_eval_data
-    from hiera_core.inference.evaluate import evaluate_dataset
-    from hiera_core.inference.predict import Predictor
     from hiera_core.training.distributed import PATIENT, join_processes
 
-    dataset = open_eval_data(data)
     # The processes meet only at the end, and some shares take much longer than others.
     with join_processes(device, PATIENT) as world:
-        predictor = Predictor(
-            load_model.load_model("classifier", model, checkpoint, random_init),
-            sampling=Sampling(clips=clips, crops=crops),
-            workers=threads,
-            device=str(world.device),
-            dtype=dtype,
-            batch_size=batch,
-            compile=compile,
-        )
-        share = len(range(world.rank, len(dataset), world.size))
-        with _progress_bar(share, world.is_main_process and not quiet) as advance:
-            evaluation = evaluate_dataset(
-                dataset, predictor, rank=world.rank, world_size=world.size, on_sample=advance
-            )
-        shares: list[Evaluation] = world.gather(evaluation)
+        settings: PipelineOptions = {
+            "sampling": Sampling(clips=clips, crops=crops),
+            "workers": threads,
+            "device": str(world.device),
+            "dtype": dtype,
+            "batch_size": batch,
+            "compile": compile,
+        }
+        show = world.is_main_process and not quiet
+        named = (model, checkpoint, random_init)
+        if probe is None:
+            total = _classify(data, named, settings, world, show)
+        else:
+            total = _probe(data, val, named, settings, world, show, probe, neighbours, cache)
     if not world.is_main_process:
         return OK
-    total = shares[0]
-    for other in shares[1:]:
-        total.add(other)
     for name, message in total.failed:
         print_message(f"{name}: {message}")
     write_text(render(total, format, stdout_width() if output is None else None), output)
@@ -135,6 +171,63 @@ def evaluate(
             f"{total.samples} ok, {len(total.failed)} failed; failed samples do not count"
         )
     return SOME_FAILED if total.failed else OK
+
+
+def _classify(
+    data: str, named: Named, settings: PipelineOptions, world: World, show: bool
+) -> Evaluation:
+    """Evaluate a classifier in all processes, and return the sum."""
+    from hiera_core.data.datasets import open_eval_data
+    from hiera_core.inference.evaluate import TOP_K, evaluate_dataset
+    from hiera_core.inference.predict import Predictor
+
+    dataset = open_eval_data(data)
+    predictor = Predictor(load_model.load_model("classifier", *named), topk=TOP_K, **settings)
+    share = len(range(world.rank, len(dataset), world.size))
+    with _progress_bar(share, show) as advance:
+        evaluation = evaluate_dataset(
+            dataset, predictor, rank=world.rank, world_size=world.size, on_sample=advance
+        )
+    total, *others = world.gather(evaluation)
+    for other in others:
+        total.add(other)
+    return total
+
+
+def _probe(
+    data: str,
+    val: str | None,
+    named: Named,
+    settings: PipelineOptions,
+    world: World,
+    show: bool,
+    method: ProbeMethod,
+    neighbours: int,
+    cache: str | None,
+) -> Evaluation:
+    """Compute features in all processes, and judge them."""
+    from hiera_core.inference.features import FeatureExtractor
+    from hiera_core.probing.frozen_features import FrozenFeatures, frozen_features
+    from hiera_core.probing.probe import judge, open_probe_data
+
+    splits = open_probe_data(data, val)
+    extractor = FeatureExtractor(load_model.load_model("encoder", *named), **settings)
+    parts = {"train": splits.train, "val": splits.val}
+    found = []
+    for name, part in parts.items():
+        share = len(range(world.rank, len(part), world.size))
+        rank = f"{world.rank}-of-{world.size}" if world.size > 1 else ""
+        with _progress_bar(share, show) as advance:
+            features = frozen_features(
+                part,
+                extractor,
+                rank=world.rank,
+                world_size=world.size,
+                cache=None if cache is None else Path(cache, name, rank),
+                on_sample=advance,
+            )
+        found.append(FrozenFeatures.concatenate(world.gather(features)))
+    return judge(splits, *found, method=method.value, neighbours=neighbours)
 
 
 def render(evaluation: Evaluation, format: Format, width: int | None = None) -> str:

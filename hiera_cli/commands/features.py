@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
-from hiera_core.records import Kind, Record
+from hiera_core.records import Record
 
 from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
@@ -145,7 +144,7 @@ def features(
             resume=resume,
             overwrite=overwrite,
         )
-        with _connected(store, extractor):
+        with store.connected(extractor):
             code = _run(out, extractor, inputs, store, outputs, recursive, on_error)
             message = f"features are in {output}" if out.complete else store.stop()
     if message and ((out.ok and not quiet) or not out.complete):
@@ -164,26 +163,6 @@ def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, obje
         "max pixels": sampling.max_pixels,
         "attention": selection.attention,
     }
-
-
-@contextlib.contextmanager
-def _connected(store: FeatureStore, extractor: FeatureExtractor) -> Iterator[None]:
-    """Let the extractor skip what the store has already, and the store know the models."""
-    from hiera_core.inference.features import BatchExtractor
-    from hiera_core.inference.model_fingerprint import model_fingerprint
-
-    def note_model(runner: BatchExtractor) -> None:
-        # With --every, the model for images also computes the features of videos.
-        is_for_all = extractor.sampling.every is not None
-        kinds: tuple[Kind, ...] = ("image", "video") if is_for_all else (runner.kind,)
-        facts = model_fingerprint(runner)
-        for kind in kinds:
-            store.use_model(kind, facts)
-
-    extractor.on_model(note_model)
-    extractor.find_done = store.find
-    with store:
-        yield
 
 
 def _run(

@@ -8,6 +8,7 @@ features depend on: settings, weights, dtype, preprocessing; see `feature_format
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -23,6 +24,8 @@ from ..errors import InputError, OutputError, UsageError
 from ..records import Kind, Record
 from . import feature_formats, fingerprint
 from .feature_formats import TIMES
+from .features import BatchExtractor, FeatureExtractor
+from .model_fingerprint import model_fingerprint
 
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
@@ -127,6 +130,23 @@ class FeatureStore:
             except OutputError:
                 if error is None:  # otherwise it would replace the first error
                     raise
+
+    @contextlib.contextmanager
+    def connected(self, extractor: FeatureExtractor) -> Iterator[None]:
+        """Open the store, let the extractor skip what it has already, and note the models."""
+
+        def note_model(runner: BatchExtractor) -> None:
+            # With `every`, the model for images also computes the features of videos.
+            is_for_all = extractor.sampling.every is not None
+            kinds: tuple[Kind, ...] = ("image", "video") if is_for_all else (runner.kind,)
+            facts = model_fingerprint(runner)
+            for kind in kinds:
+                self.use_model(kind, facts)
+
+        extractor.on_model(note_model)
+        extractor.find_done = self.find
+        with self:
+            yield
 
     def use_model(self, kind: Kind, facts: dict[str, Any]) -> None:
         """Set what the features of a kind depend on, see `model_fingerprint`.

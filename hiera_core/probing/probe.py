@@ -1,0 +1,144 @@
+"""Judge an encoder: accuracy of a k-NN or linear classifier on its frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Unpack
+
+import torch
+
+from ..data.datasets import MediaDataset, open_splits
+from ..errors import UsageError, check_positive
+from ..inference.evaluate import Evaluation, topk_hits
+from ..inference.features import FeatureExtractor
+from ..inference.pipeline import PipelineOptions
+from .frozen_features import FrozenFeatures, frozen_features
+from .linear_probe import fit_linear_probe
+from .nearest_neighbours import NEIGHBOURS, knn_scores
+
+Method = Literal["knn", "linear"]
+METHODS: tuple[Method, ...] = ("knn", "linear")
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Labelled samples for training a probe, and others for judging it."""
+
+    train: MediaDataset
+    val: MediaDataset
+
+
+def probe(
+    data: str | Path,
+    model: str | Path | torch.nn.Module | None = None,
+    method: Method = "knn",
+    *,
+    val: str | float | None = None,
+    neighbours: int = NEIGHBOURS,
+    cache: str | Path | None = None,
+    **options: Unpack[PipelineOptions],
+) -> Evaluation:
+    """Measure how well a simple classifier recognises classes by the frozen features of a model.
+
+    >>> hiera_core.probe("imagenet", "mae_hiera_base_224", "linear").top1
+
+    Args:
+        data: Labelled data with a part for training and one for validation: a folder with `train/`
+            and `val/`, or `digits` or `shapes`; otherwise `val` says what to hold out.
+        model: Any encoder: a classifier, an autoencoder, or the image encoder of SAM 2; see
+            `FeatureExtractor`.
+        method: `knn` (nearest neighbours) or `linear` (logistic regression).
+        val: Validation data, or the share of `data` that is held out.
+        neighbours: Number of training samples that vote, for `knn`.
+        cache: Folder that keeps the features, so that the next probe of this model and data is
+            quick.
+        options: See `PipelineOptions`.
+
+    Raises:
+        UsageError: The method is unknown, or the data has no labels or nothing to hold out.
+        CheckpointError, HubError, DeviceError, OutputError: See `FeatureExtractor` and
+            `frozen_features`.
+    """
+    check_options(method, neighbours)
+    parts = open_probe_data(data, val)
+    extractor = FeatureExtractor(model, **options)
+    folder = None if cache is None else Path(cache)
+    found = [
+        frozen_features(part, extractor, cache=None if folder is None else folder / name)
+        for name, part in (("train", parts.train), ("val", parts.val))
+    ]
+    return judge(parts, *found, method=method, neighbours=neighbours)
+
+
+def check_options(method: str, neighbours: int) -> None:
+    """Check the arguments of `probe`.
+
+    Raises:
+        UsageError: The method is unknown, or the number of neighbours is not positive.
+    """
+    if method not in METHODS:
+        raise UsageError(f"unknown probe {method!r}", "use knn or linear")
+    check_positive("neighbours", neighbours)
+
+
+def open_probe_data(data: str | Path, val: str | float | None = None) -> ProbeData:
+    """Open data with a part for training and one for validation; see `open_splits`.
+
+    Raises:
+        UsageError: Nothing is held out.
+    """
+    splits = open_splits(data, val)
+    if splits.val is None:
+        raise UsageError(
+            f"{data} has no val/, and a probe needs data that it was not trained on",
+            "name other data with --val, or hold out a share: --val 0.1",
+        )
+    return ProbeData(splits.train, splits.val)
+
+
+def judge(
+    data: ProbeData,
+    train: FrozenFeatures,
+    val: FrozenFeatures,
+    *,
+    method: Method,
+    neighbours: int = NEIGHBOURS,
+) -> Evaluation:
+    """Train a probe on some features, and count how often it is right on others.
+
+    Args:
+        data: The data, with the names of the classes.
+        train, val: Its features.
+        method, neighbours: See `probe`.
+
+    Raises:
+        UsageError: No sample of a part could be read.
+    """
+    for name, part in (("training", train), ("validation", val)):
+        if not len(part):
+            raise UsageError(f"no {name} sample can be read", "check the paths in the data")
+    num_classes = data.train.num_classes or int(train.labels.max()) + 1
+    if method == "knn":
+        found = knn_scores(train, val.vectors, num_classes, neighbours)
+    else:
+        found = fit_linear_probe(train, num_classes).scores(val.vectors)
+    return _count(found, val, data.train.classes, train.failed)
+
+
+def _count(
+    scores: torch.Tensor,
+    val: FrozenFeatures,
+    names: Sequence[str] | None,
+    failed: list[tuple[str, str]],
+) -> Evaluation:
+    """Count the classes with the highest scores."""
+    evaluation = Evaluation.empty(scores.shape[1], names)
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    _, among_five = topk_hits(ranked, val.labels)
+    for label, first, hit in zip(val.labels, ranked[:, 0], among_five, strict=True):
+        evaluation.confusion[label, first] += 1
+        evaluation.within5[label] += int(hit)
+    evaluation.failed = [*failed, *val.failed]
+    return evaluation

@@ -65,8 +65,12 @@ def build(
         arguments["input_size"] = (*frames, size, size)
     if arguments.pop("global_pool", "avg") != "avg":
         raise UsageError("global_pool is not 'avg'", "all Hieras take the mean over tokens")
-    # A backbone and SAM 2's encoder have no head; timm's tools pass 0 or their default.
-    if features_only or (entry.family == "hieradet" and not arguments.get("num_classes")):
+    if entry.family == "hieradet" and not features_only and arguments.get("num_classes"):
+        raise UsageError(
+            f"num_classes is {arguments['num_classes']!r:.60}, and {entry.name} has no classes",
+            "use 0, or features_only=True",
+        )
+    if entry.family == "hieradet" or features_only:  # there is no head
         arguments.pop("num_classes", None)
     checkpoint = arguments.pop("checkpoint", None)
     if checkpoint is None and pretrained:

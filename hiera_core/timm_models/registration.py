@@ -88,13 +88,21 @@ def _checkpoint_of(
 ) -> str | Path | None:
     """Return the tag or the file of the weights that timm asks for; None for the default."""
     if cfg is None or isinstance(cfg, str):
-        values: dict[str, Any] = {"tag": cfg}
+        values: Mapping[str, Any] = {"tag": cfg}
     else:
-        values = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
-    values = {**values, **overlay}
-    file, tag = values.get("file"), values.get("tag")
-    bundled = {str(each.bundled_path) for each in entry.checkpoints.values()}
-    return tag or None if file is None or str(file) in bundled else file
+        values = cfg if isinstance(cfg, Mapping) else vars(cfg)
+    return _location(entry, overlay) or _location(entry, values)
+
+
+def _location(entry: zoo.ModelEntry, values: Mapping[str, Any]) -> str | Path | None:
+    """Return what a configuration of timm says about where weights are, or None.
+
+    Our own configurations name a tag, and where timm would look for it.
+    """
+    tag, file = values.get("tag"), values.get("file")
+    if tag in entry.checkpoints:
+        return str(tag)
+    return file or values.get("hf_hub_id") or values.get("url") or tag or None
 
 
 def _default_cfgs() -> dict[str, Any]:
@@ -112,6 +120,7 @@ def _default_cfgs() -> dict[str, Any]:
             "crop_pct": min(steps["size"]) / steps["resize"],
             "first_conv": "patch_embed.proj",
             "classifier": "head.projection",
+            "fixed_input_size": not _takes_any_size(entry),
             "license": entry.licence.lower(),
         }
         if not entry.checkpoints:
@@ -121,6 +130,11 @@ def _default_cfgs() -> dict[str, Any]:
             where = {"file": str(bundled)} if bundled else {"hf_hub_id": checkpoint.hub}
             found[f"{PREFIX}{entry.name}.{tag}"] = {**shared, **where}
     return found
+
+
+def _takes_any_size(entry: zoo.ModelEntry) -> bool:
+    """Return whether a model takes inputs of other sizes without being asked."""
+    return entry.family == "hieradet" or bool(entry.config.get("abs_win_pos_embed"))
 
 
 def _entry_point(entry: zoo.ModelEntry) -> Callable[..., nn.Module]:

@@ -59,10 +59,13 @@ class SizeCache:
         """Return the token order for `key`, which `compute` makes if it is not kept."""
         if torch.compiler.is_compiling():
             return compute()
-        if key not in self.orders:
-            with torch.inference_mode(False):
-                _keep(self.orders, key, compute())
-        return self.orders[key]  # type: ignore[return-value]
+        kept = self.orders.get(key)  # one step, since another thread can remove it
+        if kept is not None:
+            return kept  # type: ignore[return-value]
+        with torch.inference_mode(False):
+            found = compute()
+        _keep(self.orders, key, found)
+        return found
 
     def position(
         self,
@@ -89,7 +92,6 @@ class SizeCache:
         found = self.positions.get(key)
         if found is None or not found.is_current(parameters):
             found = KeptPosition.of(compute(), parameters)
-            self.positions.pop(key, None)
             _keep(self.positions, key, found)
         return found.embedding
 
@@ -119,6 +121,7 @@ def _may_keep(parameters: Sequence[torch.Tensor]) -> bool:
 
 def _keep(cache: dict[Hashable, T], key: Hashable, value: T) -> None:
     """Keep a value, in place of the oldest one if the cache is full."""
-    while len(cache) >= MAX_CACHED:
-        cache.pop(next(iter(cache)), None)
+    cache.pop(key, None)
+    for oldest in list(cache)[: max(0, len(cache) + 1 - MAX_CACHED)]:
+        cache.pop(oldest, None)
     cache[key] = value

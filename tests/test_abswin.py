@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,37 @@ def test_both_models_equal_those_of_timm(name: str) -> None:
         for ours_of_stage, theirs_of_stage in zip(maps, expected, strict=True):
             assert_close(ours_of_stage, theirs_of_stage)
         theirs.load_state_dict(key_mapping.from_reference(ours.state_dict(), "timm"), strict=True)
+
+
+def compare_at_call_time(name: str, sizes: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    """Compare a model that is called at several sizes with timm's models that are built for them.
+
+    No parameter of such a model depends on the size, so timm's takes our weights as they are.
+    """
+    import timm
+
+    size = sizes[0]
+    ours = hiera_core.create_model(name, input_size=(size, size), **arguments).eval()
+    draw_scaled_weights(ours)
+    state = key_mapping.from_reference(ours.state_dict(), "timm")
+    for size in sizes:
+        theirs = timm.create_model(name, img_size=size, **arguments).eval()
+        theirs.load_state_dict(state, strict=True)
+        x = torch.randn(1, 3, size, size)
+        assert_close(ours.forward_logits(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_sizes_at_call_time_equal_those_of_timm(name: str) -> None:
+    compare_at_call_time(name, (64, 96), NARROW[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NARROW)
+@torch.no_grad()
+def test_full_models_at_call_time_equal_those_of_timm(name: str) -> None:
+    compare_at_call_time(name, (256, 320), {})
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -281,3 +281,17 @@ def test_a_processor_without_bf16_products_computes_in_bf16(
     with torch.no_grad():
         expected, found = model.forward_logits(x), model.bfloat16().forward_logits(x.bfloat16())
     assert (found.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_backbone_compiles_as_users_compile_it() -> None:
+    """Without freezing, the compiler refuses oneDNN's product, so it is not called."""
+    backbone = hiera_core.create_model(
+        "hiera_nano_32", pretrained=True, features_only=True, out_indices=(0, 1)
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    for found, expected in zip(
+        torch.compile(backbone, fullgraph=True)(x), backbone(x), strict=True
+    ):
+        assert_close(found, expected)

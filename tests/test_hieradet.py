@@ -17,8 +17,9 @@ from hiera_core import zoo
 from hiera_core.data.transforms import ImageTransform
 from hiera_core.errors import CheckpointError, ConfigError, UsageError
 from hiera_core.models import factory
-from hiera_core.models.sam2 import hieradet, window_order
+from hiera_core.models.sam2 import window_order
 from hiera_core.models.sam2.hieradet import HieraDet
+from hiera_core.models.sizes import size_cache
 from hiera_core.weights import key_mapping
 from hiera_core.weights.load import read_checkpoint
 
@@ -255,17 +256,17 @@ def test_orders_hold_every_token_once(grid: tuple[int, int], sides: tuple[int, .
 def test_position_embeddings_and_orders_are_kept_for_a_size() -> None:
     model, x = build(), torch.randn(1, 3, 64, 96)
     first = model(x)
-    assert len(model._pos_embeds) == len(model._orders) == 1
+    assert len(model._cache.positions) == len(model._cache.orders) == 1
     model(torch.randn(1, 3, 64, 64))
-    assert len(model._pos_embeds) == len(model._orders) == 2
+    assert len(model._cache.positions) == len(model._cache.orders) == 2
     assert_equal_maps(model(x), first)
     model.pos_embed.add_(1.0)  # new values are seen
     assert (model(x)[0] - first[0]).abs().max() > 0.1
     for side in range(32, 32 + 4 * 12, 4):
         model(torch.randn(1, 3, side, 32))
-    assert len(model._pos_embeds) == len(model._orders) == hieradet.MAX_CACHED
+    assert len(model._cache.positions) == len(model._cache.orders) == size_cache.MAX_CACHED
     model.train()
-    assert not model._pos_embeds
+    assert not model._cache.positions
 
 
 def test_what_is_kept_in_inference_mode_serves_training() -> None:

@@ -44,7 +44,9 @@ class ConversionPlan:
     @property
     def config(self) -> dict[str, Any]:
         """Constructor arguments of the model, ready for JSON."""
-        return {**self.model.config}
+        config: dict[str, Any] = {**self.model.config}
+        config.pop("dynamic_size", None)  # other libraries do not have it
+        return config
 
     @property
     def size(self) -> tuple[int, ...]:

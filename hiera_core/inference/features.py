@@ -237,7 +237,7 @@ class BatchExtractor(BatchRunner[Encoder, Tensors]):
 
     def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         _, ends = self.model.encode(x, collect=True)
-        return self.model.embedding(ends), self.model.stage_maps(ends)
+        return self.model.embedding(ends), self.model.stage_maps(ends, size=x.shape[2:])
 
     def compute(self, x: torch.Tensor) -> Sequence[Tensors]:
         embedding, maps = self._features(x.to(self.dtype))

@@ -54,8 +54,8 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     encoder = _as_hiera(encoder)
     index = _index(block, len(encoder.blocks))
     attention = _attention_of(encoder, index)
-    layout, (pools, key_pools) = encoder.layout, _pools(encoder, index)
-    query_grid, key_grid = attention_grids(encoder, block)
+    layout, (pools, key_pools) = encoder.layout_of(x), _pools(encoder, index)
+    query_grid, key_grid = layout.grid_after(pools), layout.grid_after(key_pools)
     queries, keys = math.prod(query_grid), math.prod(key_grid)
     if 4 * len(x) * attention.heads * queries * keys > MAX_BYTES:
         raise UsageError(

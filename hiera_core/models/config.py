@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
+from .sizes import legal_sizes
 from .token_layout import TokenLayout
 
 # Least and largest value of each argument that is a number of something. A config.json of a few
@@ -106,6 +107,9 @@ class HieraConfig:
     # that they pool, in place of a projection. Both are timm's names, and not in the reference.
     init_values: float | None = None
     use_expand_proj: bool = True
+    # Whether a call may have inputs of any legal size, not only of `input_size`. Absolute-window
+    # models take them in any case. This is not in the reference.
+    dynamic_size: bool = False
 
     # Order of positional arguments. Empty: the order of the fields.
     positional: ClassVar[tuple[str, ...]] = ()
@@ -156,13 +160,33 @@ class HieraConfig:
     @property
     def tokens(self) -> tuple[int, ...]:
         """Tokens along each dimension after the patch embedding."""
-        return tuple(i // s for i, s in zip(self.input_size, self.patch_stride, strict=True))
+        return self.tokens_of(self.input_size)
 
     @property
     def layout(self) -> TokenLayout:
         """Token order of the model."""
+        return self.layout_of(self.input_size)
+
+    @property
+    def size_multiple(self) -> tuple[int, ...]:
+        """Number of pixels (or frames), along each dimension, of which sizes must be a multiple."""
         levels = len(self.stages) - 1
-        return TokenLayout(self.tokens, self.mask_unit_size, self.q_stride, levels, self.q_pool)
+        units = zip(self.q_stride, self.mask_unit_size, self.patch_stride, strict=True)
+        return tuple(math.lcm(stride**levels, unit) * patch for stride, unit, patch in units)
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether a call may have inputs of any legal size."""
+        return self.dynamic_size or self.abs_win_pos_embed
+
+    def tokens_of(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the number of tokens along each dimension for inputs of a legal size."""
+        return tuple(i // s for i, s in zip(size, self.patch_stride, strict=True))
+
+    def layout_of(self, size: Sequence[int]) -> TokenLayout:
+        """Return the token order for inputs of a legal size."""
+        levels, tokens = len(self.stages) - 1, self.tokens_of(size)
+        return TokenLayout(tokens, self.mask_unit_size, self.q_stride, levels, self.q_pool)
 
     def block_specs(self) -> list[BlockSpec]:
         """Return the specification of every block.
@@ -197,7 +221,7 @@ class HieraConfig:
         values = dataclasses.asdict(self)
         if not self.abs_win_pos_embed:  # the reference fails on an argument that it does not know
             del values["abs_win_pos_embed"], values["global_pos_size"]
-        for name in ("init_values", "use_expand_proj"):
+        for name in ("init_values", "use_expand_proj", "dynamic_size"):
             if values[name] == getattr(HieraConfig, name):
                 del values[name]
         if not isinstance(self.norm_layer, str):
@@ -267,22 +291,19 @@ class HieraConfig:
                 )
         if self.sep_pos_embed and dims != 3:
             raise ConfigError("sep_pos_embed is for video", "give input_size as (frames, y, x)")
+        if not isinstance(self.dynamic_size, bool):
+            raise ConfigError(f"dynamic_size is {self.dynamic_size!r}", "give True or False")
         if self.abs_win_pos_embed and (dims != 2 or len(self.global_pos_size) != 2):
             raise ConfigError("abs_win_pos_embed is for images", "give both sizes as (y, x)")
 
     def _check_input_size(self) -> None:
         """Check that sizes are multiples of patch stride x mask unit (32 pixels in the zoo)."""
-        units = zip(self.q_stride, self.mask_unit_size, strict=True)
-        levels = len(self.stages) - 1
-        for dim, (unit, size) in enumerate(zip(units, self.input_size, strict=True)):
-            step = math.lcm(unit[0] ** levels, unit[1]) * self.patch_stride[dim]
+        for dim, (size, step) in enumerate(zip(self.input_size, self.size_multiple, strict=True)):
             if size < 1 or size % step:
-                below = size // step * step
-                legal = f"{below} or {below + step}" if below else f"{step}"
                 raise ConfigError(
                     f"input_size {self.input_size}: {size} is not a multiple of {step} "
                     "(patch stride x mask unit)",
-                    f"the nearest legal size is {legal}",
+                    f"the nearest legal size is {legal_sizes.nearest(size, step)}",
                 )
             kernel, pad = self.patch_kernel[dim], self.patch_padding[dim]
             tokens = (size + 2 * pad - kernel) // self.patch_stride[dim] + 1
@@ -436,6 +457,7 @@ class HieraArguments(TypedDict, total=False):
     global_pos_size: tuple[int, ...]
     init_values: float | None
     use_expand_proj: bool
+    dynamic_size: bool
 
 
 class AutoencoderArguments(HieraArguments, total=False):

@@ -204,8 +204,9 @@ def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
 
 
 def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Return whether PyTorch compiles for inference, where it calls MKL for fp32 products."""
-    return (
+    """Return whether PyTorch compiles for inference with constant weights (freezing), where it
+    calls MKL for fp32 products. Without constant weights, the compiler refuses the operator."""
+    fits = (
         not torch.compiler.is_exporting()
         and not torch.is_grad_enabled()
         and all(
@@ -214,6 +215,13 @@ def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         )
         and x.dim() > 1
     )
+    if not fits:
+        return False
+    from torch._inductor import (
+        config,
+    )  # here, because it takes a while and only a compiler needs it
+
+    return bool(config.freezing)
 
 
 class _Linear(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, overload
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ from . import cpu
 from .attention import Implementation, MaskUnitAttention
 from .config import BlockSpec
 from .pretrained import PretrainedMixin
+from .timm_interface.feature_info import FeatureEntry, FeatureInfo, absolute_indices
+from .timm_interface.map_formats import arrange, channels_first
+from .timm_interface.parameter_groups import Group, group_matcher
+from .timm_interface.pretrained_config import pretrained_config
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -39,6 +43,7 @@ class Encoder(nn.Module, PretrainedMixin):
     family: ClassVar[Family] = "hiera"
     _config: Any  # `HieraConfig` or `HieraDetConfig`
     block_specs: list[BlockSpec]
+    blocks: nn.ModuleList
     grad_checkpointing: bool = False
 
     @property
@@ -57,8 +62,33 @@ class Encoder(nn.Module, PretrainedMixin):
         """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
         raise NotImplementedError
 
-    def stage_maps(self, ends: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return stage maps in grid order from the tokens that `encode` collected. [b, *grid, c]"""
+    def stage_maps(
+        self, ends: list[torch.Tensor], *, size: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """Return stage maps in grid order from the tokens that `encode` collected. [b, *grid, c]
+
+        `size` is the size of the inputs, if it is not the `input_size` of the model.
+        """
+        raise NotImplementedError
+
+    def maps_after(self, x: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """Return the map after each of some blocks, [b, *grid, c]. Later blocks do not run.
+
+        Args:
+            x: Inputs, [b, chans, *size].
+            blocks: Indices of the blocks, ascending.
+        """
+        raise NotImplementedError
+
+    def keep_blocks(self, count: int) -> None:
+        """Remove all blocks but the first `count`."""
+        if count < len(self.blocks):
+            self.blocks = nn.ModuleList([*self.blocks][:count])
+            self.block_specs = self.block_specs[:count]
+
+    def no_weight_decay(self) -> list[str]:
+        """Return the names of parameters that get no weight decay. One-dimensional parameters never
+        get any and are not listed."""
         raise NotImplementedError
 
     def input_kind(self) -> Kind:
@@ -73,9 +103,15 @@ class Encoder(nn.Module, PretrainedMixin):
         return "video" if dims == 3 else "image"
 
     @property
+    def num_features(self) -> int:
+        """Number of channels after the last block."""
+        return self.block_specs[-1].dim_out
+
+    @property
     def stage_ends(self) -> list[int]:
         """Index of the last block of each stage."""
-        return [sum(self._config.stages[: i + 1]) - 1 for i in range(len(self._config.stages))]
+        stages = [spec.stage for spec in self.block_specs]
+        return [i for i, stage in enumerate(stages) if stages[i + 1 : i + 2] != [stage]]
 
     @property
     def q_pool(self) -> int:
@@ -104,6 +140,133 @@ class Encoder(nn.Module, PretrainedMixin):
             if isinstance(module, MaskUnitAttention):
                 module.implementation = implementation
 
+    # timm's interface --------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without a head."""
+        return 0 if self.family == "hieradet" else int(self._config.num_classes)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Number of channels that a head gets."""
+        return self.num_features
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What the map of each stage is."""
+        ends = self.stage_ends
+        entries: list[FeatureEntry] = [
+            {
+                "num_chs": self.block_specs[end].dim_out,
+                "reduction": self.reduction(stage)[-1],
+                "module": f"blocks.{end}",
+                "index": stage,
+            }
+            for stage, end in enumerate(ends)
+        ]
+        return FeatureInfo(entries, range(len(ends)))
+
+    @property
+    def pretrained_cfg(self) -> dict[str, object]:
+        """Preprocessing, classes and licence, under the names that timm's tools read."""
+        config = self._config
+        return pretrained_config(
+            getattr(self, "card", {}),
+            config.input_size,
+            config.in_chans,
+            self.num_classes,
+            fixed_size=not config.takes_any_size,
+        )
+
+    @property
+    def default_cfg(self) -> dict[str, object]:
+        """The older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[Group]]:
+        """Return which layer each parameter belongs to, for timm's learning rates by layer.
+
+        Args:
+            coarse: Each stage is one layer, in place of each block.
+        """
+        return group_matcher([spec.stage for spec in self.block_specs], coarse)
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        intermediates_only: Literal[False] = False,
+        *,
+        coarse: bool = True,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        *,
+        intermediates_only: Literal[True],
+        coarse: bool = True,
+    ) -> list[torch.Tensor]: ...
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        coarse: bool = True,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | list[torch.Tensor]:
+        """Return the maps of stages or blocks, with timm's arguments.
+
+        Args:
+            x: Inputs, [b, chans, *size].
+            indices: Which maps: numbers from 0, or from the end if negative; a number n for the
+                last n; None for all.
+            norm: Apply the final norm to the last map of the model. The others have no norm.
+            stop_early: Do not run blocks after the last map.
+            output_fmt: "NCHW" or "NHWC", for videos also "NCTHW" or "NTHWC".
+            intermediates_only: Return only the list of maps.
+            coarse: The indices are those of stages; otherwise those of blocks.
+
+        Returns:
+            The map after the last block that ran, [b, *grid, c], as `forward_features` returns it;
+            and a list of the maps, [b, c, *grid] or [b, *grid, c], in the order of the network.
+
+        Raises:
+            UsageError: The input does not fit the model, there is no such map, or the model has no
+                final norm.
+        """
+        first = channels_first(output_fmt, len(self._config.input_size))
+        ends, count = self.stage_ends, len(self.blocks)
+        if coarse:
+            wanted = {ends[i] for i in absolute_indices(indices, len(ends))}
+        else:
+            wanted = set(absolute_indices(indices, count, "block"))
+        final_norm = getattr(self, "norm", None)
+        if norm and final_norm is None:
+            raise UsageError("this model has no final norm for maps", "use norm=False")
+        last = max(wanted) if stop_early else count - 1
+        numbers = sorted({*wanted, last})
+        after = dict(zip(numbers, self.maps_after(x, numbers), strict=True))
+        maps = [after[number] for number in sorted(wanted)]
+        if norm and final_norm is not None and count - 1 in wanted:
+            maps[-1] = final_norm(maps[-1])
+        maps = [arrange(each, first) for each in maps]
+        return maps if intermediates_only else (after[last], maps)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
@@ -123,6 +286,18 @@ class Encoder(nn.Module, PretrainedMixin):
         for block in blocks:
             x = checkpoint(block, x, use_reentrant=False)
         return x
+
+
+def split_blocks(blocks: Sequence[int], taps: Sequence[int], last: int) -> list[list[int]]:
+    """Split consecutive blocks after each of the blocks `taps`. Those after `last` are left out."""
+    parts: list[list[int]] = []
+    for number in blocks:
+        if number > last:
+            break
+        if not parts or parts[-1][-1] in taps:
+            parts.append([])
+        parts[-1].append(number)
+    return parts
 
 
 def norm_factory(norm: str | NormLayer) -> NormLayer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack, overload
 
@@ -64,6 +64,7 @@ def create_model(
     *,
     features_only: Literal[True],
     resample: ResampleRule = "absolute-window",
+    out_indices: int | Sequence[int] | None = None,
     **config: Unpack[AutoencoderArguments],
 ) -> FeatureBackbone: ...
 
@@ -76,6 +77,7 @@ def create_model(
     strict: bool = True,
     features_only: bool = False,
     resample: ResampleRule = "absolute-window",
+    out_indices: int | Sequence[int] | None = None,
     **config: Unpack[AutoencoderArguments],
 ) -> HieraEncoder | FeatureBackbone: ...
 
@@ -87,6 +89,7 @@ def create_model(
     strict: bool = True,
     features_only: bool = False,
     resample: ResampleRule = "absolute-window",
+    out_indices: int | Sequence[int] | None = None,
     **config: Unpack[ModelArguments],
 ) -> Encoder | FeatureBackbone:
     """Create a model from the zoo, the hub or a file.
@@ -104,16 +107,20 @@ def create_model(
         features_only: Return a `FeatureBackbone`: stage maps, channels first.
         resample: How position embeddings are resized to another `input_size`: `absolute-window`,
             or plain `bicubic` (see pos_embed.py).
+        out_indices: Which maps a backbone returns, as timm reads it: numbers of stages from 0, or
+            from the end if negative; a number n for the last n; None for all.
         config: Constructor arguments that differ from the zoo's, e.g. `num_classes=10`,
-            `input_size=(384, 384)`.
+            `input_size=(384, 384)`, or `dynamic_size=True` for inputs of any legal size.
 
     Returns:
         A `Hiera`, a `MaskedAutoencoderHiera`, or, for SAM 2's image encoder, a `HieraDet`.
 
     Raises:
-        UsageError: The model or the checkpoint is unknown.
+        UsageError: The model or the checkpoint is unknown, or there is no such map.
         CheckpointError, HubError: See `read_checkpoint`.
     """
+    if out_indices is not None and not features_only:
+        raise UsageError("out_indices is for a backbone", "add features_only=True")
     entry = names.find_entry(name)
     if checkpoint is not None:
         names.check_not_empty(checkpoint)
@@ -124,7 +131,7 @@ def create_model(
         wanted = pretrained or checkpoint not in (None, *entry.checkpoints)
         found = _read_weights(entry, name, checkpoint) if wanted else None
         model = from_zoo(entry, found, strict=strict, resample=resample, **config)
-    return FeatureBackbone(model) if features_only else model
+    return FeatureBackbone(model, out_indices) if features_only else model
 
 
 def create_classifier(name: str | None, checkpoint: str | Path | None = None) -> Hiera:
@@ -246,6 +253,7 @@ def from_zoo(
 ) -> Encoder:
     """Build a model from the zoo, with the weights of a checkpoint or newly initialised."""
     cls = model_class(entry)
+    config = _without_dynamic_size(cls, config)
     model: Encoder
     if checkpoint is None:
         model, card = cls(**{**entry.config, **config}), {}
@@ -274,6 +282,7 @@ def from_checkpoint(
 ) -> Encoder:
     """Build the model that a checkpoint was saved from."""
     cls = class_of(checkpoint.family, checkpoint.is_autoencoder)
+    config = _without_dynamic_size(cls, config)
     arguments = builder.architecture(checkpoint)
     model: Encoder = builder.build(
         cls, arguments, checkpoint, overrides=config, strict=strict, resample=resample
@@ -282,6 +291,12 @@ def from_checkpoint(
     known = card_of(entry, checkpoint.source) if entry else {"source": checkpoint.source}
     model.card = {**known, **checkpoint.card}
     return model
+
+
+def _without_dynamic_size(cls: ModelClass, config: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments without `dynamic_size` for SAM 2's encoder, which takes any size anyway."""
+    known = cls is not HieraDet
+    return {name: value for name, value in config.items() if known or name != "dynamic_size"}
 
 
 def card_of(entry: zoo.ModelEntry, source: str | None = None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, Unpack, overload
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple, Self, Unpack, overload
 
 import torch
 from torch import nn
@@ -21,8 +21,8 @@ from torch import nn
 from ..errors import UsageError, check_type
 from . import cpu
 from .attention import MaskUnitAttention, pool_both, pool_tokens
-from .config import BlockSpec, HieraArguments, HieraConfig
-from .encoder import Encoder, NormLayer, norm_factory
+from .config import MAX_TOKENS, BlockSpec, HieraArguments, HieraConfig
+from .encoder import Encoder, NormLayer, norm_factory, split_blocks
 from .layers import (
     DropPath,
     Head,
@@ -39,8 +39,11 @@ from .masking import (
     visible_from_units,
     visible_units,
 )
-from .pos_embed import absolute_window
+from .pos_embed import absolute_window, resize
 from .probes import known_forward
+from .sizes import legal_sizes
+from .sizes.size_cache import SizeCache
+from .token_layout import TokenLayout
 
 
 class BlockGroup(NamedTuple):
@@ -66,6 +69,7 @@ class HieraEncoder(Encoder):
         super().__init__()
         self._config = cfg = self.config_class.from_arguments(args, kwargs, config)
         self.layout = cfg.layout
+        self._cache = SizeCache()
         self.block_specs = cfg.block_specs()
         self.block_groups = group_blocks(self.block_specs)
         self.norm_layer = norm_factory(cfg.norm_layer)
@@ -121,29 +125,63 @@ class HieraEncoder(Encoder):
 
     def random_visible(self, x: torch.Tensor, mask_ratio: float) -> VisibleUnits:
         """Draw visible units for a batch of inputs [b, chans, *size]."""
-        units = draw_units(x.shape[0], self.layout.windows, mask_ratio, device=x.device)
-        return visible_from_units(units, self.layout)
+        layout = self.layout_of(x)
+        units = draw_units(x.shape[0], layout.windows, mask_ratio, device=x.device)
+        return visible_from_units(units, layout)
 
     def visible_units(
         self,
         mask: torch.Tensor | None = None,
         keep_ids: torch.Tensor | None = None,
         check_ids: bool = True,
+        *,
+        layout: TokenLayout | None = None,
     ) -> VisibleUnits | None:
-        """Return the visible units of a call, see `masking.visible_units`."""
-        return visible_units(mask, keep_ids, self.layout, check_ids)
+        """Return the visible units of a call, see `masking.visible_units`.
+
+        `layout` is the token order of the inputs, if they are not of the model's `input_size`.
+        """
+        return visible_units(mask, keep_ids, layout or self.layout, check_ids)
 
     # Forward --------------------------------------------------------------------------------------
 
-    def get_pos_embed(self) -> torch.Tensor:
-        """Return the position embedding in grid order, [1, n, c]."""
+    def layout_of(self, x: torch.Tensor) -> TokenLayout:
+        """Return the token order for a batch of inputs [b, chans, *size].
+
+        It is kept for the next inputs of this size.
+
+        Raises:
+            UsageError: The model does not take such inputs.
+        """
+        size = self._check_input(x)
+        if size == self._config.input_size:
+            return self.layout
+        return self._cache.order(size, lambda: self._config.layout_of(size))
+
+    def get_pos_embed(self, grid: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the position embedding in grid order, [1, n, c].
+
+        Args:
+            grid: Number of tokens along each dimension, if it is not that of the model's
+                `input_size`. A learned embedding is then resized by the absolute-window rule, see
+                pos_embed.py.
+        """
+        own, unit = self.layout.grid, self._config.mask_unit_size
+        grid = own if grid is None else tuple(grid)
         if self._config.abs_win_pos_embed:
-            return absolute_window(self.pos_embed, self.pos_embed_win, self.layout.grid)
+            return absolute_window(self.pos_embed, self.pos_embed_win, grid)
         if not self._config.sep_pos_embed:
-            return self.pos_embed
-        frames, *space = self.layout.grid
-        spatial = self.pos_embed_spatial.repeat(1, frames, 1)
-        return spatial + self.pos_embed_temporal.repeat_interleave(math.prod(space), dim=1)
+            return resize(self.pos_embed, own, grid, unit)
+        spatial = resize(self.pos_embed_spatial, own[1:], grid[1:], unit[1:])
+        temporal = resize(self.pos_embed_temporal, own[:1], grid[:1])
+        return spatial.repeat(1, grid[0], 1) + temporal.repeat_interleave(
+            math.prod(grid[1:]), dim=1
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode, and forget position embeddings that were kept."""
+        self._cache.forget_positions()
+        return super().train(mode)
 
     def encode(
         self, x: torch.Tensor, visible: VisibleUnits | None = None, collect: bool = False
@@ -160,21 +198,54 @@ class HieraEncoder(Encoder):
         Raises:
             UsageError: The input or the mask does not fit the model.
         """
-        self._check_input(x)
+        return self._run(x, self.stage_ends if collect else (), len(self.blocks) - 1, visible)
+
+    def maps_after(self, x: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """Return the map after each of some blocks, see `Encoder.maps_after`."""
+        layout = self.layout_of(x)
+        _, ends = self._run(x, blocks, max(blocks))
+        stages = [self.block_specs[number].stage for number in blocks]
+        return [
+            layout.to_grid(end, min(stage, self.q_pool))
+            for end, stage in zip(ends, stages, strict=True)
+        ]
+
+    def keep_blocks(self, count: int) -> None:
+        """Remove all blocks but the first `count`."""
+        super().keep_blocks(count)
+        self.block_groups = group_blocks(self.block_specs)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        taps: Sequence[int],
+        last: int,
+        visible: VisibleUnits | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the tokens after the block `last`, and after each of the blocks `taps`."""
+        layout = self.layout_of(x)
         if visible is not None:
             _check_visible(visible, x)
-        unit_grid = self.layout.unit_grid
-        mask = None if visible is None else visible.mask.view(-1, 1, *unit_grid)
-        x = self.layout.to_windows(self.patch_embed(x, mask) + self.get_pos_embed())
+        mask = None if visible is None else visible.mask.view(-1, 1, *layout.unit_grid)
+        x = layout.to_windows(self.patch_embed(x, mask) + self._position(layout))
         if visible is not None:
-            x = gather_windows(x, visible.windows, self.layout.windows)
+            x = gather_windows(x, visible.windows, layout.windows)
         ends: list[torch.Tensor] = []
         for group in self.block_groups:
-            blocks = [self.blocks[number] for number in group.blocks]
-            x = self.run_blocks(blocks, x, windowed=group.windowed)
-            if collect:  # the last group of a stage replaces those before it
-                ends[group.stage :] = [x]
+            for part in split_blocks(group.blocks, taps, last):
+                blocks = [self.blocks[number] for number in part]
+                x = self.run_blocks(blocks, x, windowed=group.windowed)
+                if part[-1] in taps:
+                    ends.append(x)
         return x, ends
+
+    def _position(self, layout: TokenLayout) -> torch.Tensor:
+        """Return `get_pos_embed`. Without gradients, what is computed for a size is kept."""
+        if layout is self.layout and not self._config.abs_win_pos_embed:
+            return self.get_pos_embed()
+        parameters = [self.get_parameter(name) for name in self.no_weight_decay()]
+        grid = layout.grid
+        return self._cache.position(grid, parameters, lambda: self.get_pos_embed(grid))
 
     @overload
     def forward_features(
@@ -218,34 +289,69 @@ class HieraEncoder(Encoder):
         Raises:
             UsageError: The input or the mask does not fit the model.
         """
-        visible = self.visible_units(mask, keep_ids)
+        layout = self.layout_of(x)
+        visible = self.visible_units(mask, keep_ids, layout=layout)
         x, ends = self.encode(x, visible, collect=return_intermediates)
         masked = visible is not None
         if not return_intermediates:
-            return self._as_map(x, len(self._config.stages) - 1, masked)
-        maps = self.stage_maps(ends, masked)
+            return self._as_map(x, self.block_specs[-1].stage, masked, layout)
+        maps = [self._as_map(end, stage, masked, layout) for stage, end in enumerate(ends)]
         return maps[-1], maps
 
-    def stage_maps(self, ends: list[torch.Tensor], masked: bool = False) -> list[torch.Tensor]:
+    def stage_maps(
+        self, ends: list[torch.Tensor], masked: bool = False, *, size: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
         """Return stage maps in grid order from the tokens that `encode` collected.
 
-        [b, *grid, c] each; if masked, [b, k, *unit, c].
+        [b, *grid, c] each; if masked, [b, k, *unit, c]. `size` is the size of the inputs, if it is
+        not the `input_size` of the model.
         """
-        return [self._as_map(x, stage, masked) for stage, x in enumerate(ends)]
+        own = size is None or tuple(size) == self._config.input_size
+        layout = self.layout if own else self._config.layout_of(size or ())
+        return [self._as_map(x, stage, masked, layout) for stage, x in enumerate(ends)]
 
-    def _as_map(self, x: torch.Tensor, stage: int, masked: bool) -> torch.Tensor:
-        arrange = self.layout.to_units if masked else self.layout.to_grid
+    def _as_map(
+        self, x: torch.Tensor, stage: int, masked: bool, layout: TokenLayout
+    ) -> torch.Tensor:
+        arrange = layout.to_units if masked else layout.to_grid
         return arrange(x, min(stage, self.q_pool))
 
-    def _check_input(self, x: torch.Tensor) -> None:
+    def _check_input(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Return the size of the inputs.
+
+        Raises:
+            UsageError: See `layout_of`.
+        """
         check_type("the input", x, torch.Tensor, "a tensor: model(model.transform(image))")
-        expected = (self._config.in_chans, *self._config.input_size)
-        if tuple(x.shape[1:]) != expected:
+        config, size = self._config, legal_sizes.constant(x.shape[2:])
+        expected = (config.in_chans, *config.input_size)
+        if tuple(x.shape[1:]) == expected:
+            return size
+        if not config.takes_any_size:
             raise UsageError(
                 f"input has shape {tuple(x.shape)}",
                 f"expected [batch, {', '.join(map(str, expected))}]; build the model with another "
-                "input_size or in_chans for other inputs",
+                "input_size or in_chans for other inputs, or with dynamic_size=True for inputs of "
+                "any legal size",
             )
+        steps = config.size_multiple
+        if x.dim() != 2 + len(steps) or x.shape[1] != config.in_chans:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}",
+                f"expected [batch, {config.in_chans}, *size] with {len(steps)} dimensions",
+            )
+        if (dim := legal_sizes.illegal_dimension(size, steps)) is not None:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}: {size[dim]} is not a multiple of {steps[dim]} "
+                "(patch stride x mask unit)",
+                f"the nearest legal size is {legal_sizes.nearest_whole(size, steps)}",
+            )
+        if math.prod(config.tokens_of(size)) > MAX_TOKENS:
+            raise UsageError(
+                f"input has shape {tuple(x.shape)}, which is too large",
+                f"use inputs of at most {MAX_TOKENS} tokens",
+            )
+        return size
 
 
 class Hiera(HieraEncoder):
@@ -255,6 +361,8 @@ class Hiera(HieraEncoder):
     `forward` returns class probabilities in evaluation mode and logits in training mode.
     """
 
+    logits_in_evaluation: bool = False  # see `return_logits`
+
     def __init__(
         self,
         *args: object,
@@ -262,7 +370,6 @@ class Hiera(HieraEncoder):
         **kwargs: Unpack[HieraArguments],
     ) -> None:
         super().__init__(*args, config=config, **kwargs)
-        self.num_features = self.block_specs[-1].dim_out
         self.norm = self.norm_layer(self.num_features)
         self.head = self._make_head(self._config.num_classes)
         self.init_weights()
@@ -315,15 +422,14 @@ class Hiera(HieraEncoder):
             UsageError: The input or the mask does not fit the model.
         """
         x = x[0] if isinstance(x, list) else x  # SlowFast's training passes a list of one
-        visible = self.visible_units(mask, keep_ids)
+        layout = self.layout_of(x)
+        visible = self.visible_units(mask, keep_ids, layout=layout)
         x, ends = self.encode(x, visible, collect=return_intermediates)
-        if visible is None:
-            out = self.head(self.pool(x))
-        else:
-            out = self.layout.reference_order(x, self.q_pool)
+        masked = visible is not None
+        out = layout.reference_order(x, self.q_pool) if masked else self.head(self.pool(x))
         if not return_intermediates:
             return out
-        return out, self.stage_maps(ends, masked=visible is not None)
+        return out, [self._as_map(end, stage, masked, layout) for stage, end in enumerate(ends)]
 
     def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits in either mode. [b, chans, *size] -> [b, classes]"""
@@ -339,18 +445,52 @@ class Hiera(HieraEncoder):
         """Return the input of the head: the last stage, pooled and normalised. -> [b, c]"""
         return self.pool(ends[-1])
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head with a newly initialised one for `num_classes`; 0 removes the head."""
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Return the output for the last map, as `forward` does for an input.
+
+        Args:
+            x: The last map [b, *grid, c], or its tokens [b, n, c].
+            pre_logits: Return the input of the head, [b, c].
+        """
+        pooled = self.pool(x.flatten(1, -2))
+        output: torch.Tensor = pooled if pre_logits else self.head(pooled)
+        return output
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer of the head, or an identity if there is no head."""
+        return self.head.projection if isinstance(self.head, Head) else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head with a newly initialised one for `num_classes`; 0 removes the head.
+
+        Args:
+            num_classes: Number of classes.
+            global_pool: timm's argument. All Hieras take the mean over tokens: "avg".
+
+        Raises:
+            UsageError: `global_pool` is another one.
+        """
+        if global_pool not in (None, "avg"):
+            raise UsageError(f"global_pool is {global_pool!r:.60}", "use 'avg' or None")
         self._config = type(self._config)(**{**vars(self._config), "num_classes": num_classes})
         parameter = next(self.parameters())
         self.head = self._make_head(num_classes)
         init_head(self.head, self._config.head_init_scale)
         self.head.train(self.training).to(parameter.device, parameter.dtype)
 
+    def return_logits(self) -> None:
+        """Return logits in evaluation mode, too, as models of timm do."""
+        self.logits_in_evaluation = True
+        if isinstance(self.head, Head):
+            self.head.act_func = nn.Identity()
+
     def _make_head(self, num_classes: int) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
-        return Head(self.num_features, num_classes, dropout_rate=self._config.head_dropout)
+        head = Head(self.num_features, num_classes, dropout_rate=self._config.head_dropout)
+        if self.logits_in_evaluation:
+            head.act_func = nn.Identity()
+        return head
 
     def init_weights(self) -> None:
         """Initialise as the reference does; on the meta device, values come from a checkpoint."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Unpack
 
 import torch
@@ -19,6 +20,8 @@ from .config import AutoencoderArguments, AutoencoderConfig, HieraConfig
 from .hiera import HieraBlock, HieraEncoder
 from .layers import conv_nd, init_autoencoder
 from .masking import MASK_RATIOS, VisibleUnits, check_mask_ratio, gather_rows
+from .pos_embed import resize
+from .token_layout import TokenLayout
 
 
 class DeletedTokens(NamedTuple):
@@ -131,11 +134,12 @@ class MaskedAutoencoderHiera(HieraEncoder):
 
         Arguments and errors are those of `forward`.
         """
-        visible = self.visible_units(mask, keep_ids, check_ids)
+        layout = self.layout_of(x)
+        visible = self.visible_units(mask, keep_ids, check_ids, layout=layout)
         if visible is None:
-            check_mask_ratio(mask_ratio, self.layout.windows)
+            check_mask_ratio(mask_ratio, layout.windows)
             visible = self.random_visible(x, mask_ratio)
-        elif visible.windows.shape[1] == self.layout.windows:
+        elif visible.windows.shape[1] == layout.windows:
             raise UsageError("the mask deletes no unit", "mask at least one")
         _, ends = self.encode(x, visible, collect=True)
         return self.fuse(ends), visible
@@ -166,18 +170,18 @@ class MaskedAutoencoderHiera(HieraEncoder):
             visible: Which units these are.
             deleted: The tokens to predict.
         """
-        batch, _, u, _ = latent.shape
+        (batch, _, u, _), layout = latent.shape, visible.layout
         x = cpu.linear(self.decoder_embed, latent)
         # Mask tokens everywhere, then the visible tokens at their positions. -> b w u c
-        full = self.mask_token.to(x.dtype).expand(batch, self.layout.windows, u, -1)
+        full = self.mask_token.to(x.dtype).expand(batch, layout.windows, u, -1)
         index = visible.windows[:, :, None, None].expand(-1, -1, u, x.shape[-1])
         x = full.scatter(1, index, x).flatten(1, 2)
         # Attention is global, so the tokens stay window-major and the embedding is permuted.
-        x = x + self.layout.to_windows(self.decoder_pos_embed, self.q_pool)
+        x = x + layout.to_windows(self._decoder_position(layout), self.q_pool)
         for block in self.decoder_blocks:
             x = block(x)
         if deleted is None:
-            x = self.layout.to_grid(x, self.q_pool).flatten(1, -2)
+            x = layout.to_grid(x, self.q_pool).flatten(1, -2)
         else:
             x = gather_rows(x, deleted.positions)
         return cpu.linear(self.decoder_pred, self.decoder_norm(x))
@@ -194,11 +198,11 @@ class MaskedAutoencoderHiera(HieraEncoder):
 
     def deleted_tokens(self, visible: VisibleUnits) -> DeletedTokens:
         """Return the tokens of the masked units, in grid order."""
-        kept = visible.windows.shape[1]
+        kept, layout = visible.windows.shape[1], visible.layout
         seen = torch.zeros_like(visible.mask, dtype=torch.uint8).scatter(1, visible.windows, 1)
         # The stable sort puts the masked windows first, in ascending order. -> b (w - k)
-        windows = seen.argsort(dim=1, stable=True)[:, : self.layout.windows - kept]
-        cells = self.layout.cell_of_token(self.q_pool, windows.device)  # w u
+        windows = seen.argsort(dim=1, stable=True)[:, : layout.windows - kept]
+        cells = layout.cell_of_token(self.q_pool, windows.device)  # w u
         u = cells.shape[1]
         positions = windows[..., None] * u + torch.arange(u, device=windows.device)
         cells, order = cells[windows].flatten(1).sort(dim=1)
@@ -221,15 +225,20 @@ class MaskedAutoencoderHiera(HieraEncoder):
         x = x.movedim(1, -1 if dims == 3 else 1 + dims)
         return x.flatten(1, dims).flatten(2)
 
-    def pixels_of(self, patches: torch.Tensor) -> torch.Tensor:
+    def pixels_of(
+        self, patches: torch.Tensor, *, size: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the inverse of `pixel_labels`. [b, n, p] -> [b, chans, *size]
+
+        `size` is the size of the inputs, if it is not the `input_size` of the model.
 
         For video, these are the predicted frames, one for each step of the token grid
         in time.
         """
-        size, dims = self.pred_stride, len(self._config.input_size)
-        patch = (size,) * min(2, dims)
-        x = patches.unflatten(1, self.layout.grid_after(self.q_pool))
+        dims = len(self._config.input_size)
+        patch = (self.pred_stride,) * min(2, dims)
+        layout = self._config.layout_of(size or self._config.input_size)
+        x = patches.unflatten(1, layout.grid_after(self.q_pool))
         if dims == 3:
             x = x.unflatten(-1, (*patch, -1)).movedim(-1, 1)
         else:
@@ -259,6 +268,18 @@ class MaskedAutoencoderHiera(HieraEncoder):
         return self.get_pixel_label_2d(input_vid, mask, norm)
 
     # Parts ------------------------------------------------------------------------------------
+
+    def _decoder_position(self, layout: TokenLayout) -> torch.Tensor:
+        """Return the decoder's position embedding in grid order, [1, n, c].
+
+        For inputs that are not of the model's `input_size`, it is interpolated as a whole, because
+        the decoder attends globally.
+        """
+        embed = self.decoder_pos_embed
+        old, new = (each.grid_after(self.q_pool) for each in (self.layout, layout))
+        if old == new:
+            return embed
+        return self._cache.position(("decoder", new), [embed], lambda: resize(embed, old, new))
 
     def _fusion_head(self, stage: int, dim: int) -> nn.Module:
         """Return a convolution from a stage's resolution to the last one, within a mask unit."""

@@ -30,6 +30,7 @@ class VisibleUnits(NamedTuple):
     mask: torch.Tensor  # [b, w] bool in grid order, True = visible
     keep_ids: torch.Tensor  # [b, k] numbers of the visible units in grid order
     windows: torch.Tensor  # [b, k] indices of the same units in window-major order, ascending
+    layout: TokenLayout  # token order of the inputs
 
 
 def check_mask_ratio(mask_ratio: float, units: int | None = None) -> None:
@@ -208,10 +209,10 @@ def _visible(mask: torch.Tensor, units: torch.Tensor, layout: TokenLayout) -> Vi
         )
     if layout.aligned_levels == layout.levels:  # windows are numbered in grid order
         units = units.sort(dim=1).values
-        return VisibleUnits(mask, units, units)
+        return VisibleUnits(mask, units, units, layout)
     unit_of_window = layout.unit_of_window(units.device)
     windows = unit_of_window.argsort()[units].sort(dim=1).values
-    return VisibleUnits(mask, unit_of_window[windows], windows)
+    return VisibleUnits(mask, unit_of_window[windows], windows, layout)
 
 
 def gather_windows(x: torch.Tensor, kept: torch.Tensor, windows: int) -> torch.Tensor:

@@ -58,16 +58,23 @@ def known_forward(cls: ModuleClass) -> ModuleClass:
     return cls
 
 
-def is_observed() -> bool:
+def is_watched() -> bool:
     """Return whether each operation has to be seen by a tracer, a mode, a functional transform, or
-    forward-mode differentiation; or is changed by autocast, a switch or a replaced function."""
+    forward-mode differentiation."""
     return bool(
         _get_tracing_state()
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or _is_any_autocast_enabled()
+    )
+
+
+def is_observed() -> bool:
+    """Return whether each operation has to be seen (see `is_watched`), or is changed by autocast, a
+    switch or a replaced function."""
+    return is_watched() or bool(
+        _is_any_autocast_enabled()
         or not _get_mkldnn_enabled()
         or F.linear is not PLAIN_LINEAR
         or F.gelu is not PLAIN_GELU

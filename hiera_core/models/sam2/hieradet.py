@@ -12,7 +12,7 @@ of a head, c channels, y, x rows and columns of tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,14 @@ from ...zoo import Family
 from .. import cpu
 from ..attention import eager_attention, fused_attention
 from ..config import MAX_TOKENS
-from ..encoder import Encoder, norm_factory
+from ..encoder import Encoder, norm_factory, split_blocks
 from ..hiera import HieraBlock
 from ..layers import PatchEmbed, init_layer
 from ..probes import known_forward
+from ..sizes import legal_sizes
+from ..sizes.size_cache import SizeCache
 from .hieradet_config import HieraDetArguments, HieraDetConfig
 from .window_order import POOL, StageOrder, WindowGroup, is_nested, stage_orders
-
-MAX_CACHED = 8  # input sizes whose position embedding and token order are kept
 
 
 class Group(NamedTuple):
@@ -65,9 +65,7 @@ class HieraDet(Encoder):
         self._config = cfg = self.config_class(**arguments)
         self.block_specs = cfg.block_specs()
         self.groups = self._group_blocks()
-        self.num_features = self.block_specs[-1].dim_out
-        self._orders: dict[object, list[StageOrder]] = {}
-        self._pos_embeds: dict[object, torch.Tensor] = {}
+        self._cache = SizeCache()
 
         side, norm_layer = cfg.window_spec[0], norm_factory("LayerNorm")
         self.patch_embed = PatchEmbed(
@@ -130,6 +128,21 @@ class HieraDet(Encoder):
         Raises:
             UsageError: As for `forward`.
         """
+        return self._run(x, self.stage_ends if collect else (), len(self.blocks) - 1)
+
+    def maps_after(self, x: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """Return the map after each of some blocks, see `Encoder.maps_after`."""
+        return self._run(x, blocks, max(blocks))[1]
+
+    def keep_blocks(self, count: int) -> None:
+        """Remove all blocks but the first `count`."""
+        super().keep_blocks(count)
+        self.groups = self._group_blocks()
+
+    def _run(
+        self, x: torch.Tensor, taps: Sequence[int], last: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the tokens after the block `last`, and the map after each of the blocks `taps`."""
         grid = self._check_input(x)
         orders = self.stage_orders(grid, x.device)
         x = self.patch_embed(x)
@@ -137,19 +150,19 @@ class HieraDet(Encoder):
         x = x.index_select(1, orders[0].cells)
         maps: list[torch.Tensor] = []
         for group in self.groups:
-            x = self._run_group(group, x, orders)
-            reorder = orders[group.stage].reorder
-            if group.starts_stage and reorder is not None:
-                x = x.index_select(1, reorder)
-            if collect and group.blocks[-1] == self.stage_ends[group.stage]:
-                maps.append(orders[group.stage].to_grid(x))
+            for part in split_blocks(group.blocks, taps, last):
+                x = self._run_part(group, part, x, orders)
+                if part[-1] in taps:
+                    maps.append(orders[group.stage].to_grid(x))
         return x, maps
 
     def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
         """Return the mean over the last stage's map. SAM 2 has no final norm. -> [b, c]"""
         return ends[-1].mean((1, 2))
 
-    def stage_maps(self, ends: list[torch.Tensor]) -> list[torch.Tensor]:
+    def stage_maps(
+        self, ends: list[torch.Tensor], *, size: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
         """Return the stage maps, which `encode` has collected. [b, y, x, c] each"""
         return ends
 
@@ -169,14 +182,8 @@ class HieraDet(Encoder):
         self, grid: tuple[int, int], device: torch.device | None = None
     ) -> list[StageOrder]:
         """Return the token order of every stage. It is kept for the next input of this size."""
-        if torch.compiler.is_compiling():
-            return stage_orders(grid, self._config.window_spec, device)
-        key = (grid, device)
-        if key not in self._orders:
-            _make_room(self._orders)
-            with torch.inference_mode(False):
-                self._orders[key] = stage_orders(grid, self._config.window_spec, device)
-        return self._orders[key]
+        sides = self._config.window_spec
+        return self._cache.order((grid, device), lambda: stage_orders(grid, sides, device))
 
     def no_weight_decay(self) -> list[str]:
         """Return the names of parameters that get no weight decay. One-dimensional parameters never
@@ -185,7 +192,7 @@ class HieraDet(Encoder):
 
     def train(self, mode: bool = True) -> HieraDet:
         """Set training or evaluation mode, and forget position embeddings that were kept."""
-        self._pos_embeds.clear()
+        self._cache.forget_positions()
         return super().train(mode)
 
     def init_weights(self) -> None:
@@ -199,28 +206,26 @@ class HieraDet(Encoder):
     def _position(self, grid: tuple[int, int]) -> torch.Tensor:
         """Return `get_pos_embed`. Without gradients, it is kept for the next input of this size."""
         parameters = (self.pos_embed, self.pos_embed_window)
-        observed = torch.compiler.is_compiling() or any(p.is_inference() for p in parameters)
-        if observed or torch.is_grad_enabled():
-            return self.get_pos_embed(grid)
-        # A new version, place or dtype means new values.
-        key = (grid, *((p._version, p.data_ptr(), p.dtype) for p in parameters))
-        if key not in self._pos_embeds:
-            _make_room(self._pos_embeds)
-            self._pos_embeds[key] = self.get_pos_embed(grid)
-        return self._pos_embeds[key]
+        return self._cache.position(grid, parameters, lambda: self.get_pos_embed(grid))
 
-    def _run_group(self, group: Group, x: torch.Tensor, orders: list[StageOrder]) -> torch.Tensor:
-        blocks = [self.blocks[number] for number in group.blocks]
-        before = orders[group.stage - group.starts_stage]
+    def _run_part(
+        self, group: Group, part: Sequence[int], x: torch.Tensor, orders: list[StageOrder]
+    ) -> torch.Tensor:
+        """Run some consecutive blocks of a group."""
+        starts_stage = group.starts_stage and part[0] == group.blocks[0]
+        before, after = orders[group.stage - starts_stage], orders[group.stage]
+        blocks = [self.blocks[number] for number in part]
         if not group.windowed or before.is_whole:
-            return self.run_blocks(blocks, x, windowed=group.windowed)
-        for number, block in enumerate(blocks):
-            windows = (before if number == 0 else orders[group.stage]).groups
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, windows, use_reentrant=False)
-            else:
-                x = block(x, windows)
-        return x
+            x = self.run_blocks(blocks, x, windowed=group.windowed)
+        else:
+            for number, block in enumerate(blocks):
+                windows = (before if number == 0 else after).groups
+                if self.grad_checkpointing and torch.is_grad_enabled():
+                    x = checkpoint(block, x, windows, use_reentrant=False)
+                else:
+                    x = block(x, windows)
+        # Where windows change, the first block of the stage is a group of its own.
+        return x.index_select(1, after.reorder) if starts_stage and after.reorder is not None else x
 
     def _group_blocks(self) -> list[Group]:
         """Split the blocks where the stage, its windows or the kind of attention change."""
@@ -256,10 +261,11 @@ class HieraDet(Encoder):
                 f"input has shape {tuple(x.shape)}",
                 f"expected [batch, {chans}, y, x] with at least {least[0]}x{least[1]} pixels",
             )
-        grid = self._config.grid_of((x.shape[2], x.shape[3]))
+        height, width = legal_sizes.constant(x.shape[2:])
+        grid = self._config.grid_of((height, width))
         if grid[0] * grid[1] > MAX_TOKENS:
             raise UsageError(
-                f"an input of {x.shape[2]}x{x.shape[3]} pixels has {grid[0] * grid[1]} tokens",
+                f"an input of {height}x{width} pixels has {grid[0] * grid[1]} tokens",
                 f"use at most {MAX_TOKENS}: a smaller image",
             )
         return grid
@@ -341,9 +347,3 @@ def _pool(x: torch.Tensor, group: WindowGroup, dim: int) -> torch.Tensor:
     """
     pooled = group.pooled().tokens
     return x.narrow(dim, 0, POOL**2 * pooled).unflatten(dim, (POOL**2, pooled)).amax(dim)
-
-
-def _make_room(cache: dict[object, Any]) -> None:
-    """Remove the oldest entry of a full cache."""
-    if len(cache) >= MAX_CACHED:
-        del cache[next(iter(cache))]

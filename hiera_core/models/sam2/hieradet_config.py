@@ -48,6 +48,7 @@ class HieraDetConfig:
     dim_mul: ClassVar[int] = 2
     q_stride: ClassVar[tuple[int, int]] = (POOL, POOL)
     num_classes: ClassVar[int] = 0
+    takes_any_size: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -23,9 +23,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Features": ("return-intermediates", "stages", "pool", "attention"),
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
-        "to", "topk", "output", "format", "save-as", "shard-size", "save-images", "visualize",
-        "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard", "resume",
-        "overwrite",
+        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "save-images",
+        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard",
+        "resume", "overwrite",
     ),
     "Machine": ("device", "dtype", "batch-size", "workers", "compile", "parallel"),
     "Other": (

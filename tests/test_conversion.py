@@ -224,7 +224,7 @@ def test_timm_loads_the_encoder_of_an_autoencoder(
     for to in ("hub", "transformers"):  # convert it again, as a model without a classifier
         arguments = ["convert", tmp_path / "timm", tmp_path / to, "--to", to]
         code, out, _ = hiera(*arguments, "--verify", "forward")
-        assert code == 0 and json.loads(out)["proof"]["what"] == "features"
+        assert code == 0 and json.loads(out)["proof"]["what"] == "embeddings"
 
 
 # Exported programs --------------------------------------------------------------------------------
@@ -246,6 +246,7 @@ def test_programs_of_the_bundled_models(name: str, tmp_path: Path, hiera: Comman
     import onnxruntime
 
     model = hiera_core.create_model(name, pretrained=True).eval()
+    kind = model.input_kind()
     batch = torch.randn(8, 3, *model.config["input_size"])
     expected = model.forward_logits(batch)
 
@@ -258,7 +259,7 @@ def test_programs_of_the_bundled_models(name: str, tmp_path: Path, hiera: Comman
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == model.card["classes"]
     for count in (1, 3, 8):
-        (logits,) = session.run(["logits"], {"input": batch[:count].numpy()})
+        (logits,) = session.run(["logits"], {kind: batch[:count].numpy()})
         assert_close(torch.from_numpy(logits), expected[:count], 1e-4)
 
     code, _, err = hiera("convert", name, tmp_path / "m.pt2", "--to", "pt2")

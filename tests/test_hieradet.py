@@ -572,7 +572,7 @@ def test_conversions_come_back_bit_for_bit(
     )
     assert code == 0, err
     proof, x = json.loads(out)["proof"], torch.randn(1, 3, 128, 96)
-    assert proof["max_difference"] < 1e-4 and proof["what"] == "features"
+    assert proof["max_difference"] < 1e-4 and proof["what"] == "embeddings"
     if to == "timm":
         theirs = timm.create_model(f"local-dir:{dest}", pretrained=True).eval()
         assert_equal_maps(model(x), maps_of_timm(theirs, x))

@@ -55,9 +55,14 @@ class SampleInputs:
         transform = type(self.transform).from_preprocessing(vars(self.transform), tuple(size))
         return SampleInputs(self.pictures, transform, self.chans, self.description)
 
-    def batches(self) -> Iterator[torch.Tensor]:
-        """Yield normalised batches, [b, chans, (t,) y, x]."""
-        for first in range(0, len(self.pictures), step := 1 if self._is_video else BATCH_SIZE):
+    def batches(self, largest: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield normalised batches, [b, chans, (t,) y, x].
+
+        Args:
+            largest: Size of the largest batch, if it has to be small.
+        """
+        step = min(1 if self._is_video else BATCH_SIZE, largest or BATCH_SIZE)
+        for first in range(0, len(self.pictures), step):
             views = [self._view(picture) for picture in self.pictures[first : first + step]]
             x = self.transform.normalise(torch.from_numpy(np.stack(views)))
             if x.shape[1] != self.chans:  # repeat the grey picture in every channel

@@ -324,7 +324,7 @@ class HieraDetBlock(HieraBlock):
             q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
             q = _pool(q, group, 2) if attn.q_stride > 1 else q
             if missing := whole - group.tokens:
-                shape = (len(k), attn.heads, missing, attn.head_dim)
+                shape = (k.shape[0], attn.heads, missing, attn.head_dim)
                 k = torch.cat([k, zero_k.expand(shape)], 2)
                 v = torch.cat([v, zero_v.expand(shape)], 2)
             if q.shape[2]:

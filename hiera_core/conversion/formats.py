@@ -57,6 +57,7 @@ FORMATS: dict[str, Format] = {
     "pth": Format("reference"),
     "timm": Format("timm", folder=True),
     "transformers": Format("transformers", folder=True),
+    "sam2": Format("sam2"),
     # No bf16, because onnxruntime has no bf16 kernels for a CPU.
     "onnx": Format(
         None,

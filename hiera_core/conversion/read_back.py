@@ -78,9 +78,9 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
     Raises:
         CheckpointError: The library cannot load it.
     """
-    module, distribution, load = READERS[name]
-    if plan.is_sam2 and name == "hub":  # no other library reads this folder
+    if plan.is_sam2 and name in ("hub", "sam2"):  # no library on PyPI reads the encoder alone
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), autoencoder=False)
+    module, distribution, load = READERS[name]
     if importlib.util.find_spec(module) is None:
         log.warning("%s is not installed: the file is read back with this package", distribution)
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), plan.is_autoencoder)

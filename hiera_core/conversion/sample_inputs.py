@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ VIEWS = (
     (0.4, 0.5, 0.6, 0.5),
 )
 BATCH_SIZE = 4  # of images; clips run one by one
+MANY_PIXELS = 512**2  # inputs of more pixels are compared on two pictures
 
 
 class SampleInputs:
@@ -100,6 +102,8 @@ def gather_samples(transform: Any, chans: int, pictures: Sequence[str] = ()) -> 
     digits = [open_image(path)[0] for path in sorted(SAMPLES.glob("*.png"))]
     if isinstance(transform, VideoTransform):
         return SampleInputs([photo, digits[1]], transform, chans, "2 clips panned over pictures")
+    if math.prod(transform.size) > MANY_PIXELS:
+        return SampleInputs([photo, digits[1]], transform, chans, "a photograph, a bundled digit")
     views = [_crop_view(photo, view) for view in VIEWS]
     description = f"{len(views)} views of a photograph, {len(digits)} bundled digits"
     return SampleInputs(views + digits, transform, chans, description)

@@ -126,8 +126,8 @@ def test_onnx_programs_return_the_maps_and_the_embedding(
 
 
 @torch.no_grad()
-def test_defaults_and_probabilities(
-    folders: dict[str, Path], program_of: ProgramOf, tmp_path: Path
+def test_several_outputs_are_a_dictionary(
+    folders: dict[str, Path], program_of: ProgramOf
 ) -> None:
     model = load(folders["image"])
     x = batch_for(model)
@@ -136,9 +136,6 @@ def test_defaults_and_probabilities(
     assert_close(found["probabilities"], model(x))
     assert_close(found["logits"], model.forward_logits(x))
     assert [*found][2:] == [f"stage{i}" for i in range(1, 5)]
-    done = convert(folders["headless"], tmp_path / "e.pt2", "pt2")
-    assert done.proof.what == "embeddings" and done.proof.agree is None
-    assert_close(torch.export.load(tmp_path / "e.pt2").module()(x), load(folders["headless"])(x))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +151,7 @@ def test_what_a_model_is_for_is_returned_by_default(
 
 @pytest.mark.parametrize(
     ("name", "to"),
-    [("mae", "onnx"), ("mae_video", "pt2"), slow("mae", "pt2"), slow("mae_video", "onnx")],
+    [("mae", "onnx"), slow("mae_video", "pt2"), slow("mae", "pt2"), slow("mae_video", "onnx")],
 )
 @torch.no_grad()
 def test_autoencoders_reconstruct_from_the_units_that_they_are_given(
@@ -230,7 +227,7 @@ def test_a_program_that_answers_otherwise_is_removed(
     [
         ("image", "pt2", "probabilities,logits,maps"),
         ("mae", "onnx", "reconstruction"),
-        ("mae_video", "pt2", "reconstruction"),
+        slow("mae_video", "pt2", "reconstruction"),
         ("sam2_padded", "onnx", "maps,embedding"),
         slow("video", "onnx", "maps,embedding"),
         slow("video", "pt2", "logits,maps"),

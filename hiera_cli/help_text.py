@@ -17,7 +17,8 @@ PANELS: dict[str, tuple[str, ...]] = {
         "free",
     ),
     "Measurement": (
-        "all", "mode", "batch-sizes", "attention", "against", "seconds", "compare", "fail-over",
+        "all", "mode", "size", "batch-sizes", "attention", "against", "seconds", "compare",
+        "fail-over",
     ),
     "Reconstruction": ("mask-ratio", "seed", "raw", "reconstruction-only"),
     "Features": ("return-intermediates", "stages", "pool", "attention"),
@@ -34,7 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 # Where an option has another panel in one command than in the others.
-PANELS_OF_COMMAND = {("features", "attention"): "Features"}
+PANELS_OF_COMMAND = {("features", "attention"): "Features", ("bench", "size"): "Measurement"}
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (

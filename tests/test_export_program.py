@@ -126,9 +126,7 @@ def test_onnx_programs_return_the_maps_and_the_embedding(
 
 
 @torch.no_grad()
-def test_several_outputs_are_a_dictionary(
-    folders: dict[str, Path], program_of: ProgramOf
-) -> None:
+def test_several_outputs_are_a_dictionary(folders: dict[str, Path], program_of: ProgramOf) -> None:
     model = load(folders["image"])
     x = batch_for(model)
     path = program_of("image", "pt2", "probabilities,logits,maps")

@@ -517,6 +517,7 @@ def test_other_commands_say_what_it_is(
 ) -> None:
     for arguments in (
         ["-m", saved[1]["det"]], ["--checkpoint", saved[1]["det"]], ["-m", "sam2_hiera_tiny"],
+        ["-m", saved[1]["meta.pt"]], ["--checkpoint", saved[1]["meta.pt"]],
         ["-m", "sam2_hiera_tiny", "--random-init"],
     ):  # fmt: skip
         if command == "eval" and "--random-init" in arguments:
@@ -528,13 +529,19 @@ def test_other_commands_say_what_it_is(
         assert "the image encoder of SAM 2" in err and "hiera features" in err
 
 
-def test_training_and_benchmarks_do_not_take_it(hiera: Command, tmp_path: Path) -> None:
-    for command in (
-        ["train", "sam2_hiera_tiny", "digits", "-o", tmp_path / "run"],
-        ["bench", "sam2_hiera_tiny"],
+def test_training_does_not_take_it(
+    saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+) -> None:
+    output = ["-o", tmp_path / "run"]
+    for arguments in (
+        ["sam2_hiera_tiny", "digits"],
+        ["hiera_nano_32", "digits", "--init-from", saved[1]["det"]],
+        ["hiera_nano_32", "digits", "--init-from", saved[1]["meta.pt"]],
     ):
-        code, _, err = hiera(*command)
-        assert code == 2 and "the image encoder of SAM 2" in err, err
+        code, _, err = hiera("train", *arguments, *output)
+        assert code in (2, 3) and "the image encoder of SAM 2" in err, err
+        assert "hiera features" in err or "sam2" in err, err
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_lists_licences_and_filters_by_them(hiera: Command) -> None:

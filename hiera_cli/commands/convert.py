@@ -11,6 +11,7 @@ import typer
 
 from hiera_core.conversion import formats
 from hiera_core.plain_data import to_json
+from hiera_core.zoo.input_sizes import parse_size
 
 from .. import completion, load_model, options
 from ..exit_codes import OK
@@ -169,7 +170,7 @@ def convert(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    pixels = None if size is None else formats.parse_size(size)
+    pixels = None if size is None else parse_size(size)
     names = [part.strip() for part in (returns or "").split(",") if part.strip()]
     formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     formats.check_program_options(to, names, batch_size)

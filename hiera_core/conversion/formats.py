@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,32 +192,3 @@ def _check_replaceable(dest: Path, target: Format, overwrite: bool) -> None:
 
 def _is_checkpoint_file(path: Path) -> bool:
     return path.is_file() and path.name in FOLDER_FILES
-
-
-def parse_size(text: str) -> tuple[int, ...]:
-    """Parse an input size: `384` -> (384,), `224x448` -> (224, 448).
-
-    Raises:
-        UsageError: The text is not one to three numbers with an x between them.
-    """
-    if not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,2}", text):
-        raise UsageError(
-            f"{text!r} is no size", "write 384 or 224x448 (y, x); for video 16x256 or 16x224x288"
-        )
-    return tuple(map(int, text.split("x")))
-
-
-def full_size(size: tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """Return a size with `dims` numbers. A single side stands for height and width.
-
-    Raises:
-        UsageError: There are too few or too many numbers.
-    """
-    full = (*size, size[-1]) if len(size) == max(dims - 1, 1) and dims > 1 else size
-    if len(full) != dims:
-        shapes = {1: "the number of samples", 2: "384 or 224x448", 3: "16x256 or 16x224x288"}
-        raise UsageError(
-            f"size {'x'.join(map(str, size))} does not fit a model of {dims} dimensions",
-            f"write {shapes[dims]}",
-        )
-    return full

@@ -21,7 +21,7 @@ from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.pos_embed import ResampleRule
 from ..weights import download, files, load
-from .formats import full_size
+from ..zoo.input_sizes import full_size
 
 log = logging.getLogger("hiera")
 

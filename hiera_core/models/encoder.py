@@ -39,6 +39,7 @@ class Encoder(nn.Module, PretrainedMixin):
     family: ClassVar[Family] = "hiera"
     _config: Any  # `HieraConfig` or `HieraDetConfig`
     block_specs: list[BlockSpec]
+    blocks: nn.ModuleList
     grad_checkpointing: bool = False
 
     @property

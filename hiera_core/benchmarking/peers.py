@@ -179,7 +179,7 @@ class TimmSam2(nn.Module):
         import timm
 
         super().__init__()
-        self.model = timm.create_model(entry.name, num_classes=0)
+        self.model: Any = timm.create_model(entry.name, num_classes=0)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[b, 3, y, x] -> four of [b, y, x, c]"""
@@ -196,16 +196,16 @@ class TransformersSam2(nn.Module):
         import transformers
 
         super().__init__()
-        config = {theirs: entry.config.get(ours) for ours, theirs in SAM2_ARGUMENTS.items()}
-        given = {name: value for name, value in config.items() if value is not None}
-        stages, ours = range(len(entry.config["stages"])), entry.config
-        self.model = transformers.Sam2HieraDetModel(
-            transformers.Sam2HieraDetConfig(
-                **{n: list(v) if isinstance(v, tuple) else v for n, v in given.items()},
-                embed_dim_per_stage=[ours["embed_dim"] * 2**stage for stage in stages],
-                num_attention_heads_per_stage=[ours["num_heads"] * 2**stage for stage in stages],
-            )
-        )
+        ours, stages = entry.config, range(len(entry.config["stages"]))
+        config: dict[str, Any] = {
+            theirs: list(ours[name]) if isinstance(ours[name], tuple) else ours[name]
+            for name, theirs in SAM2_ARGUMENTS.items()
+            if name in ours
+        }
+        config["embed_dim_per_stage"] = [ours["embed_dim"] * 2**stage for stage in stages]
+        heads = [ours["num_heads"] * 2**stage for stage in stages]
+        config["num_attention_heads_per_stage"] = heads
+        self.model = transformers.Sam2HieraDetModel(transformers.Sam2HieraDetConfig(**config))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[b, 3, y, x] -> four of [b, y, x, c]"""

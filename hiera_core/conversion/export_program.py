@@ -18,6 +18,7 @@ import torch
 
 from ..device import DTYPES
 from ..models.encoder import Encoder
+from ..models.hiera import HieraEncoder
 from ..weights.files import open_deferring_errors
 from . import aot_package
 from .formats import FORMATS
@@ -85,7 +86,8 @@ def _export(program: Program, plan: ConversionPlan, model: Encoder) -> Any:
     shapes: list[dict[int, Any]] = [{0: torch.export.Dim("batch", min=1, max=largest_batch(model))}]
     units = 0
     if takes_units(plan):
-        units = model.layout.windows  # type: ignore[union-attr]
+        assert isinstance(model, HieraEncoder)
+        units = model.layout.windows
         visible = {1: torch.export.Dim("visible", min=1, max=units - 1)} if units > 2 else {}
         shapes.append({**shapes[0], **visible})
     # Two inputs and two visible units, because torch.export treats a size of one as a constant.

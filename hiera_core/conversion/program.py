@@ -130,7 +130,8 @@ def takes_units(plan: ConversionPlan) -> bool:
 def largest_batch(model: Encoder) -> int:
     """Return the largest batch that runs as one call of the attention kernel."""
     if isinstance(model, HieraDet):
-        orders = model.stage_orders(model._config.grid_of(model._config.input_size[-2:]))
+        height, width = model._config.input_size
+        orders = model.stage_orders(model._config.grid_of((height, width)))
         windows = max(group.count for order in orders for group in order.groups)
     else:
         assert isinstance(model, HieraEncoder)

@@ -194,8 +194,7 @@ def test_models_that_a_format_cannot_hold(
     for source, to, message in [
         ("video", "transformers", "transformers has no Hiera for video"),
         ("video", "timm", "timm has no Hiera for video"),
-        ("mae", "onnx", "is an autoencoder"),
-        ("mae", "pt2", "is an autoencoder"),
+        ("image", "sam2", "sam2 is for SAM 2's image encoder"),
     ]:
         code, _, err = hiera("convert", saved[source], tmp_path / f"x{ENDING[to]}", "--to", to)
         assert code == 2 and message in err and err.count("\n") == 1
@@ -524,7 +523,7 @@ def test_destinations_are_checked_before_they_are_replaced(
         ("x.safetensors", "timm", [], "is named like a file; leave out .safetensors"),
         ("no/such/x.pth", "pth", [], "make it first"),
         ("x.pth", "pt", [], "pt"),
-        ("x", "pt2", [], "torch.export wants NAME.pt2"),
+        ("x", "pt2", [], "PyTorch wants NAME.pt2"),
     ]:
         code, _, err = hiera("convert", source, tmp_path / dest, "--to", to, *options)
         assert code == 2 and message in err, err

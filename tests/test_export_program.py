@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hiera_core import zoo
 from hiera_core.conversion import aot_package, graph_layout, plan, program, verify
 from hiera_core.conversion.converter import convert
 from hiera_core.errors import DeviceError, UsageError
+from hiera_core.models.cpu import HAS_ONEDNN
 from hiera_core.models.encoder import Encoder
 from hiera_core.weights.load import read_checkpoint
 
@@ -277,6 +279,26 @@ def test_models_prepared_for_export_compute_the_same(name: str, folders: dict[st
         keep = torch.stack([torch.randperm(model.layout.windows)[:2] for _ in range(2)])
         for one, other in zip(model(x, keep_ids=keep), prepared(x, keep_ids=keep), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+@torch.no_grad()
+def test_linear_layers_of_a_package_are_those_of_onednn(folders: dict[str, Path]) -> None:
+    """No operator in the graph is one of this package's, so it runs without it."""
+    model = load(folders["image"])
+    graph_layout.prepare_for_export(model, (64, 64))
+    module = program.Program(model, ("logits",), torch.float32).eval()
+    x = batch_for(model)
+    exported = torch.export.export(module, (x,))
+    before = Counter(node.target for node in exported.graph.nodes)
+    aot_package.use_onednn(exported)
+    after = Counter(node.target for node in exported.graph.nodes)
+    onednn, gelu = torch.ops.mkldnn._linear_pointwise.default, torch.ops.aten.gelu.default
+    assert after[onednn] == before[torch.ops.aten.linear.default] > 10
+    assert before[gelu] == len(model.blocks) and not after[gelu]
+    assert_close(exported.module()(x), model.forward_logits(x))
+    operators = [target for target in after if isinstance(target, torch._ops.OpOverload)]
+    assert {operator.namespace for operator in operators} == {"aten", "mkldnn"}
 
 
 # AOTInductor --------------------------------------------------------------------------------------

@@ -354,6 +354,7 @@ def test_a_package_runs_without_this_package_and_without_a_compiler(
     x = batch_for(model)
     found, metadata, _ = run_package(tmp_path / "m.pt2", x)
     assert_close(found, model.forward_logits(x), 1e-4)
+    assert json.loads(metadata["input_shapes"]) == [[2, 3, 64, 64]]
     assert metadata["batch_size"] == "2" and json.loads(metadata["outputs"]) == ["logits"]
 
 

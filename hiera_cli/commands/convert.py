@@ -94,6 +94,7 @@ def convert(
             "(of all stages), reconstruction (of an autoencoder, from the mask units that are its "
             "second input).",
             metavar="NAME,NAME",
+            autocompletion=completion.returns,
             show_default="logits; embedding without a head, reconstruction of an autoencoder, "
             "maps of SAM 2",
         ),

@@ -105,14 +105,17 @@ def metadata(plan: ConversionPlan) -> dict[str, str]:
     """Return what a user of the file needs in addition to the program. Values that are not text
     are encoded as JSON."""
     card = {key: str(value) for key, value in plan.card.items() if key in ("source", "licence")}
-    batch = {} if plan.batch_size is None else {"batch_size": str(plan.batch_size)}
+    fixed = {}
+    if plan.batch_size is not None:
+        shapes = [tensor.shape for tensor in _example(plan, plan.batch_size)]
+        fixed = {"batch_size": str(plan.batch_size), "input_shapes": json.dumps(shapes)}
     return {
         "model": plan.name,
         **card,
         "input_size": json.dumps(plan.size),
         "inputs": json.dumps(input_names(plan)),
         "outputs": json.dumps(tensor_names(plan)),
-        **batch,
+        **fixed,
         "labels": json.dumps(plan.class_names or []),
         "preprocessing": json.dumps(vars(plan.transform)),
     }

@@ -608,6 +608,7 @@ def test_a_file_of_meta_comes_back_bit_for_bit(
 ) -> None:
     """The encoder goes to Meta's names and back, and on to timm and transformers."""
     import timm
+    from timm.models import hieradet_sam2
     from transformers import Sam2HieraDetModel
 
     model, folders = saved
@@ -621,6 +622,11 @@ def test_a_file_of_meta_comes_back_bit_for_bit(
                for n in names}  # fmt: skip
     assert all(name.startswith("image_encoder.trunk.") for name in state)
     assert renamed == {*model.state_dict()} and len(names - renamed) == 4 * len(model.blocks)
+    filtered = hieradet_sam2.checkpoint_filter_fn(
+        torch.load(meta, weights_only=True), theirs := build_timm(model), "image_encoder.trunk."
+    )
+    missing, unexpected = theirs.load_state_dict(filtered, strict=False)  # as timm reads the file
+    assert not unexpected and all(name.startswith("head.") for name in missing)
     code, _, err = hiera("convert", meta, tmp_path / "back", "--to", "hub")
     assert code == 0, err
     back = hiera_core.HieraDet.from_pretrained(tmp_path / "back")

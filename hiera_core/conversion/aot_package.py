@@ -65,8 +65,8 @@ def compile_package(exported: Any, path: Path, metadata: dict[str, str]) -> None
             torch._inductor.aoti_compile_and_package(
                 exported, package_path=content, inductor_configs=options
             )
-    except RuntimeError as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # the compiler raises errors of many types
+        if isinstance(error, OSError) or is_out_of_memory(error):
             raise
         raise DeviceError(
             f"AOTInductor cannot compile the program ({type(error).__name__})",
@@ -105,8 +105,11 @@ def use_onednn(exported: Any) -> None:
 
 
 def _is_plain_product(node: Any) -> bool:
-    value = node.args[0].meta["val"]
-    return value.dtype is torch.float32 and value.dim() > 1
+    """Return whether oneDNN can replace a linear layer. The compiler fails if it sees a sum whose
+    first term is oneDNN's product."""
+    value, add = node.args[0].meta["val"], torch.ops.aten.add.Tensor
+    is_summed = any(user.target is add and user.args[0] is node for user in node.users)
+    return value.dtype is torch.float32 and value.dim() > 1 and not is_summed
 
 
 @contextlib.contextmanager

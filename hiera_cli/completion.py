@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from hiera_core import zoo
+from hiera_core.conversion.formats import OUTPUTS
 
 PEERS = ("reference", "timm", "transformers", "hiera-optim", "vit")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -43,6 +44,13 @@ def peers(context: typer.Context, incomplete: str) -> list[str]:
     name, colon, _ = last.partition(":")
     choices = [f"{name}:{dtype}" for dtype in DTYPES] if colon and name in PEERS else list(PEERS)
     return [start + choice for choice in _matching(choices, last) if choice not in earlier]
+
+
+def returns(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the last name of `maps,embedding`."""
+    *earlier, last = incomplete.split(",")
+    start = "".join(f"{name}," for name in earlier)
+    return [start + name for name in _matching(OUTPUTS, last) if name not in earlier]
 
 
 def devices(context: typer.Context, incomplete: str) -> list[str]:

@@ -17,16 +17,17 @@ PANELS: dict[str, tuple[str, ...]] = {
         "free",
     ),
     "Measurement": (
-        "all", "mode", "batch-sizes", "attention", "against", "seconds", "compare", "fail-over",
+        "all", "mode", "size", "batch-sizes", "attention", "against", "seconds", "compare",
+        "fail-over",
     ),
     "Reconstruction": ("mask-ratio", "seed", "raw", "reconstruction-only"),
     "Features": ("return-intermediates", "stages", "pool", "attention"),
     "Probe": ("probe", "val", "neighbours", "cache"),
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
-        "to", "topk", "output", "format", "save-as", "shard-size", "save-images", "visualize",
-        "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard", "resume",
-        "overwrite",
+        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "save-images",
+        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard",
+        "resume", "overwrite",
     ),
     "Machine": ("device", "dtype", "batch-size", "workers", "compile", "parallel"),
     "Other": (
@@ -35,7 +36,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 # Where an option has another panel in one command than in the others.
-PANELS_OF_COMMAND = {("features", "attention"): "Features"}
+PANELS_OF_COMMAND = {("features", "attention"): "Features", ("bench", "size"): "Measurement"}
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (

@@ -181,6 +181,9 @@ def test_the_table_fits_the_terminal(
         (["hiera_nano_32", "--compare", "/dev/full"], 2, "holds no measurements"),
         (["hiera_nano_32", "-o", "out.csv", "--export", "./out.csv"], 2, "given for two outputs"),
         (["--all", "hiera_nano_32"], 2, "give one of them"),
+        (["hiera_nano_32", "--size", "33"], 2, "input"),
+        (["hiera_nano_32", "--size", "8x32x32"], 2, "does not fit a model of 2 dimensions"),
+        (["sam2_hiera_tiny", "--size", "big"], 2, "is no size"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_measurement(
@@ -382,6 +385,45 @@ def test_peers_build_the_same_model(name: str, model: str, mode: Any) -> None:
     (variant,) = workloads.build(job)
     assert variant.row.params == pytest.approx(zoo.get(model).params, abs=10)
     assert timer.timed(variant.step, machine.select_device("cpu")) > 0
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers", "reference", "hiera-optim"])
+@pytest.mark.parametrize("model", ["sam2_hiera_tiny", "hiera_small_abswin_256"])
+def test_peers_build_the_other_hieras(name: str, model: str) -> None:
+    """timm has all of them, transformers SAM 2's encoder, and the reference none."""
+    job = Job(name, model, batch=1, size=(64, 96))
+    if name != "timm" and (name, model) != ("transformers", "sam2_hiera_tiny"):
+        with pytest.raises(peers.NotOffered, match="has no"):
+            workloads.build(job)
+        return
+    (variant,) = workloads.build(job)
+    assert variant.row.params == pytest.approx(zoo.get(model).params, abs=2000)  # timm's norm
+    assert (variant.row.size, variant.row.published) == ("64x96", None)
+    ours = workloads.build(Job("hiera", model, batch=1, size=(64, 96)))
+    theirs = variant.step()
+    for maps in (one.step() for one in ours):
+        if model.startswith("sam2"):
+            assert [m.shape for m in maps] == [m.shape for m in theirs]
+        else:
+            assert maps.shape == theirs.shape
+
+
+def test_operations_of_sam2_are_counted_at_any_size() -> None:
+    """The published size is 1024x1024. A global block makes the count grow faster than the area."""
+    job = Job("hiera", "sam2_hiera_tiny", 1)
+    whole = flops.count_gmacs(job)
+    assert whole == pytest.approx(zoo.get("sam2_hiera_tiny").gmacs, rel=0.01)
+    half = flops.count_gmacs(replace(job, size=(512, 1024)))
+    assert 0.4 * whole < half < 0.5 * whole
+    padded = flops.count_gmacs(replace(job, size=(928, 928)))  # windows of 14 do not divide 58
+    assert padded > whole * (928 / 1024) ** 4
+
+
+def test_a_training_step_of_sam2_runs() -> None:
+    (variant, _) = workloads.build(
+        Job("hiera", "sam2_hiera_tiny", batch=1, mode="train", size=(64, 64))
+    )
+    variant.step()
 
 
 def test_a_vit_has_its_own_operation_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -518,6 +518,7 @@ def test_other_commands_say_what_it_is(
 ) -> None:
     for arguments in (
         ["-m", saved[1]["det"]], ["--checkpoint", saved[1]["det"]], ["-m", "sam2_hiera_tiny"],
+        ["-m", saved[1]["meta.pt"]], ["--checkpoint", saved[1]["meta.pt"]],
         ["-m", "sam2_hiera_tiny", "--random-init"],
     ):  # fmt: skip
         if command == "eval" and "--random-init" in arguments:
@@ -529,13 +530,19 @@ def test_other_commands_say_what_it_is(
         assert "the image encoder of SAM 2" in err and "hiera features" in err
 
 
-def test_training_and_benchmarks_do_not_take_it(hiera: Command, tmp_path: Path) -> None:
-    for command in (
-        ["train", "sam2_hiera_tiny", "digits", "-o", tmp_path / "run"],
-        ["bench", "sam2_hiera_tiny"],
+def test_training_does_not_take_it(
+    saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+) -> None:
+    output = ["-o", tmp_path / "run"]
+    for arguments in (
+        ["sam2_hiera_tiny", "digits"],
+        ["hiera_nano_32", "digits", "--init-from", saved[1]["det"]],
+        ["hiera_nano_32", "digits", "--init-from", saved[1]["meta.pt"]],
     ):
-        code, _, err = hiera(*command)
-        assert code == 2 and "the image encoder of SAM 2" in err, err
+        code, _, err = hiera("train", *arguments, *output)
+        assert code in (2, 3) and "the image encoder of SAM 2" in err, err
+        assert "hiera features" in err or "sam2" in err, err
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_lists_licences_and_filters_by_them(hiera: Command) -> None:
@@ -573,7 +580,7 @@ def test_conversions_come_back_bit_for_bit(
     )
     assert code == 0, err
     proof, x = json.loads(out)["proof"], torch.randn(1, 3, 128, 96)
-    assert proof["max_difference"] < 1e-4 and proof["what"] == "features"
+    assert proof["max_difference"] < 1e-4 and proof["what"] == "embeddings"
     if to == "timm":
         theirs = timm.create_model(f"local-dir:{dest}", pretrained=True).eval()
         assert_equal_maps(model(x), maps_of_timm(theirs, x))
@@ -588,13 +595,57 @@ def test_conversions_come_back_bit_for_bit(
     assert all(torch.equal(back.state_dict()[n], t) for n, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("to", ["pth", "onnx", "pt2"])
-def test_formats_without_a_place_for_it_say_so(
-    to: str, saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+def test_pth_has_no_place_for_it(
+    saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
 ) -> None:
-    code, _, err = hiera("convert", saved[1]["ours"], tmp_path / f"m.{to}", "--to", to)
-    assert code == 2 and "SAM 2's image encoder" in err and "hub, timm" in err
+    code, _, err = hiera("convert", saved[1]["ours"], tmp_path / "m.pth", "--to", "pth")
+    assert code == 2 and "SAM 2's image encoder" in err and "hub, sam2, timm" in err
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_file_of_meta_comes_back_bit_for_bit(
+    saved: tuple[HieraDet, dict[str, Path]], hiera: Command, tmp_path: Path
+) -> None:
+    """The encoder goes to Meta's names and back, and on to timm and transformers."""
+    import timm
+    from timm.models import hieradet_sam2
+    from transformers import Sam2HieraDetModel
+
+    model, folders = saved
+    meta = tmp_path / "sam2_hiera.pt"
+    code, out, err = hiera("convert", folders["ours"], meta, "--to", "sam2")
+    assert code == 0, err
+    assert json.loads(out)["proof"]["tensors"] == len(model.state_dict())
+    state = torch.load(meta, weights_only=True)["model"]
+    names = {name.removeprefix("image_encoder.trunk.") for name in state}
+    renamed = {n.replace("mlp.layers.0.", "mlp.fc1.").replace("mlp.layers.1.", "mlp.fc2.")
+               for n in names}  # fmt: skip
+    assert all(name.startswith("image_encoder.trunk.") for name in state)
+    assert renamed == {*model.state_dict()} and len(names - renamed) == 4 * len(model.blocks)
+    filtered = hieradet_sam2.checkpoint_filter_fn(
+        torch.load(meta, weights_only=True), theirs := build_timm(model), "image_encoder.trunk."
+    )
+    missing, unexpected = theirs.load_state_dict(filtered, strict=False)  # as timm reads the file
+    assert not unexpected and all(name.startswith("head.") for name in missing)
+    code, _, err = hiera("convert", meta, tmp_path / "back", "--to", "hub")
+    assert code == 0, err
+    back = hiera_core.HieraDet.from_pretrained(tmp_path / "back")
+    assert back.config == model.config
+    assert all(torch.equal(back.state_dict()[n], t) for n, t in model.state_dict().items())
+    x = torch.randn(1, 3, 128, 96)
+    for to in ("timm", "transformers"):
+        code, _, err = hiera("convert", meta, tmp_path / to, "--to", to)
+        assert code == 0, err
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert_equal_maps(model(x), maps_of_timm(theirs, x))
+    other = Sam2HieraDetModel.from_pretrained(tmp_path / "transformers").eval()
+    assert_equal_maps(model(x), list(other(x).intermediate_hidden_states))
+
+
+def test_other_models_are_not_written_as_sam2(hiera: Command, tmp_path: Path) -> None:
+    code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "m.pt", "--to", "sam2")
+    assert code == 2 and "sam2 is for SAM 2's image encoder" in err
 
 
 def test_whole_images_are_squashed_to_the_input_size() -> None:

@@ -15,6 +15,7 @@ import typer
 
 from hiera_core import zoo
 from hiera_core.errors import DeviceError, UsageError
+from hiera_core.zoo.input_sizes import parse_size
 
 from .. import completion, options
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -72,6 +73,15 @@ def bench(
             "and a step of the optimiser."
         ),
     ] = Mode.infer,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Input size in pixels: 384, or 224x448 for height x width. For videos, also the "
+            "number of frames: 16x256.",
+            metavar="SIZE",
+            show_default="the size of each model",
+        ),
+    ] = None,
     batch_sizes: Annotated[
         str,
         typer.Option(
@@ -171,13 +181,14 @@ def bench(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     names = _model_names(models or [], all_models)
+    pixels = None if size is None else parse_size(size)
     sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over or "5%")
     if fail_over is not None and compare is None:
         raise UsageError("--fail-over is for --compare", "add --compare OLD.json")
     peer_names = _split_names(against)
     from hiera_core.benchmarking import job as jobs
     from hiera_core.benchmarking import machine, peers, report
-    from hiera_core.benchmarking.bench import measure_models
+    from hiera_core.benchmarking.bench import check_size, measure_models
 
     for path in export or []:
         report.check_ending(path)
@@ -190,12 +201,13 @@ def bench(
     for peer in peer_names:
         peers.check(peer)
     old = None if compare is None else report.read(compare)
+    check_size(names, pixels)
     header, length = machine.settings(device, dtype, mode.value, seconds)
     for line in header.lines() if not quiet else ():
         print(line, file=sys.stderr)
     attentions = ("fused", "eager") if attention is Attention.both else (attention.value,)
     template = jobs.Job(
-        jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile
+        jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile, pixels
     )
     measurements: list[Measurement] = []
     begun: list[str] = []  # models, the last of which may not be finished
@@ -253,7 +265,7 @@ def _model_names(models: list[str], all_models: bool) -> list[str]:
         return [name for name, entry in zoo.models().items() if entry.speed is not None]
     models = models or [zoo.DEFAULT_IMAGE_MODEL]
     for name in models:
-        zoo.check_is_hiera(zoo.get(name).family, name)
+        zoo.get(name)
     return models
 
 

@@ -11,6 +11,7 @@ import typer
 
 from hiera_core.conversion import formats
 from hiera_core.plain_data import to_json
+from hiera_core.zoo.input_sizes import parse_size
 
 from .. import completion, load_model, options
 from ..exit_codes import OK
@@ -30,8 +31,10 @@ class Target(StrEnum):
     pth = "pth"
     timm = "timm"
     transformers = "transformers"
+    sam2 = "sam2"
     onnx = "onnx"
     pt2 = "pt2"
+    aoti = "aoti"
 
 
 class Verify(StrEnum):
@@ -77,11 +80,25 @@ def convert(
             metavar="FORMAT",
             help="Format of DEST. hub: safetensors and config.json, for hiera-transformer and this "
             "package. pth: the older format of hiera-transformer. timm, transformers: a folder "
-            "that these libraries load. onnx, pt2: a program that computes logits from normalised "
-            "pixels, for any batch size up to a limit that depends on the model.",
+            "that these libraries load. sam2: a file named as in Meta's files of SAM 2. onnx, pt2: "
+            "a program that computes what --returns names from normalised pixels, for any batch "
+            "size up to a limit that depends on the model. aoti: the same, compiled for this "
+            "machine's CPU and for one batch size.",
             show_default=False,
         ),
     ],
+    returns: Annotated[
+        str | None,
+        typer.Option(
+            help="What a program returns, one or several: logits, probabilities, embedding, maps "
+            "(of all stages), reconstruction (of an autoencoder, from the mask units that are its "
+            "second input).",
+            metavar="NAME,NAME",
+            autocompletion=completion.returns,
+            show_default="logits; embedding without a head, reconstruction of an autoencoder, "
+            "maps of SAM 2",
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +113,7 @@ def convert(
         typer.Option(
             metavar="DTYPE",
             help="Data type of the weights: fp32, bf16 or fp16. auto: that of the source, but fp32 "
-            "for onnx and pt2.",
+            "for onnx, pt2 and aoti.",
         ),
     ] = Dtype.auto,
     resample: Annotated[
@@ -108,6 +125,16 @@ def convert(
             "all of it.",
         ),
     ] = Resample.absolute_window,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            help="Size of every batch that an aoti program takes.",
+            metavar="N",
+            show_default="1",
+        ),
+    ] = None,
     verify: Annotated[
         Verify,
         typer.Option(
@@ -144,8 +171,10 @@ def convert(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    pixels = None if size is None else formats.parse_size(size)
+    pixels = None if size is None else parse_size(size)
+    names = [part.strip() for part in (returns or "").split(",") if part.strip()]
     formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
+    formats.check_program_options(to, names, batch_size)
     load_model.check_model_name(source)
     from hiera_core.conversion import converter
 
@@ -160,6 +189,8 @@ def convert(
         pictures=pictures or (),
         overwrite=overwrite,
         push_to_hub=push_to_hub,
+        returns=names,
+        batch_size=batch_size,
     )
     print_text(render(conversion, resolve_format(format, None), stdout_width()))
     return OK
@@ -203,7 +234,7 @@ def proof_lines(proof: Proof) -> list[str]:
             + _agreement(proof.agree, proof.inputs)
         )
     if proof.cost is not None:
-        what = "features" if proof.what == "features" else "probabilities"
+        what = "embeddings" if proof.what.startswith("embeddings") else "probabilities"
         lines.append(
             f"cost: {what} differ from the source's by at most {proof.cost.max_difference:.2g}"
             + _agreement(proof.cost.agree, proof.inputs)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .. import zoo
 from ..errors import DeviceError, UsageError, check_choice
+from ..models.factory import model_class
 from . import peers, runner
 from .job import OURS, Job, Mode, RunLength
 from .machine import Header, batch_for, settings
@@ -36,6 +37,7 @@ def bench(
     seconds: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    size: int | Sequence[int] | None = None,
 ) -> Benchmark:
     """Measure throughput, latency and memory of models, each in a process of its own.
 
@@ -57,9 +59,12 @@ def bench(
         seconds: How long to measure each variant; None for 3 seconds or more.
         device: `auto`, `cpu`, `cuda` or `mps`.
         dtype: `auto`, `fp32`, `bf16` or `fp16`.
+        size: Input size in pixels, with the frames first for video; a single side stands for
+            height and width. None for each model's own.
 
     Raises:
-        UsageError: A model, peer or dtype is unknown, or a peer is not installed.
+        UsageError: A model, peer or dtype is unknown, a peer is not installed, or a model does not
+            take the size.
         DeviceError: The device does not exist, or everything fails on it. If only some of the
             measurements fail, these have an `error`.
     """
@@ -73,17 +78,29 @@ def bench(
         raise UsageError("no attention to measure", "use fused, eager or both")
     if any(size < 1 for size in batch_sizes or ()):
         raise UsageError(f"batch sizes {list(batch_sizes or ())}", "give numbers above 0")
-    for name in models:
-        zoo.check_is_hiera(zoo.get(name).family, name)
+    check_size(models, size)
     for peer in against:
         peers.check(peer)
     header, length = settings(device, dtype, mode, seconds)
     template = Job(OURS, "", 0, header.device, header.dtype, mode, tuple(attention), compile)
+    template = replace(template, size=(size,) if isinstance(size, int) else size)
     measured = list(measure_models(models, batch_sizes, template, against, length))
     failed = [m for m in measured if m.error is not None]
     if failed and len(failed) == len(measured):
         raise DeviceError(f"{failed[0].model}: {failed[0].error}", "use a smaller model or batch")
     return Benchmark(header, measured)
+
+
+def check_size(models: Sequence[str], size: int | Sequence[int] | None) -> None:
+    """Check that models exist, and take inputs of a size.
+
+    Raises:
+        UsageError: A model is unknown, or does not take this size; the hint names those nearest.
+    """
+    sides = (size,) if isinstance(size, int) else size
+    for name in models:
+        entry = Job(OURS, name, 0, size=sides).entry
+        model_class(entry).config_class(**entry.config)
 
 
 def measure_models(
@@ -108,7 +125,9 @@ def measure_models(
     """
     for number, name in enumerate(models, 1):
         starting(name)
-        sizes = batch_sizes or [batch_for(zoo.get(name).kind, template.device, template.mode)]
+        entry = zoo.get(name)
+        default = batch_for(entry.kind, template.device, template.mode, entry.family)
+        sizes = batch_sizes or [default]
         for jobs in runner.job_groups([name], sizes, template, against):
             place = f"{number}/{len(models)}"
             try:

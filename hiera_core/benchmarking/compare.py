@@ -95,7 +95,7 @@ def cells(changes: Sequence[Change]) -> tuple[list[str], list[list[str]]]:
         old, new = change.old, change.new
         if old is None or new is None or not (old.throughput and new.throughput):
             continue
-        row = [new.model, new.label, new.mode, new.device, new.dtype, str(new.batch)]
+        row = [new.model + new.at_size, new.label, new.mode, new.device, new.dtype, str(new.batch)]
         row += [significant(m.throughput) for m in (old, new)]
         row += [f"{new.throughput / old.throughput:.2f}x", f"±{change.noise or 0:.1%}"]
         row += ["" if change.drift is None else f"{change.drift:+.1%}", change.verdict]

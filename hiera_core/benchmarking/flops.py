@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import zoo
 from ..models import cpu
 from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
@@ -21,7 +20,7 @@ def count_gmacs(job: Job) -> float:
     They are counted with eager attention, because the counter may not see fused and compiled
     kernels. The model is on the meta device, so nothing is computed.
     """
-    entry = zoo.get(job.model)
+    entry = job.entry
     with torch.device("meta"):
         if job.implementation == OURS or peers.PEERS[job.implementation].same_model:
             model: nn.Module = model_class(entry)(**entry.config)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from .. import zoo
+from ..zoo.input_sizes import full_size
 
 Mode = Literal["infer", "grad", "train"]
 OURS = "hiera"  # name of this package's implementation
@@ -23,6 +27,7 @@ class Job:
             backward and a step of AdamW.
         attentions: Variants of our attention: `fused`, `eager` or both. Peers ignore it.
         compile: Measure a compiled variant, too.
+        size: Input size in pixels, with the frames first for video; None for the model's own.
     """
 
     implementation: str
@@ -33,6 +38,21 @@ class Job:
     mode: Mode = "infer"
     attentions: tuple[str, ...] = ("fused", "eager")
     compile: bool = False
+    size: Sequence[int] | None = None
+
+    @property
+    def entry(self) -> zoo.ModelEntry:
+        """The zoo's entry of the model, with the input size of this job.
+
+        Raises:
+            UsageError: The model is unknown, or the size has too few or too many numbers.
+        """
+        entry = zoo.get(self.model)
+        if self.size is None:
+            return entry
+        own: tuple[int, ...] = entry.config["input_size"]
+        config = {**entry.config, "input_size": full_size(tuple(self.size), len(own))}
+        return replace(entry, config=config)
 
 
 @dataclass(frozen=True)

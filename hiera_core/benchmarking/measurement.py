@@ -36,12 +36,18 @@ class Measurement:
     ratio_high: float | None = None  # upper quartile
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    size: str | None = None  # of the input, such as 512x512, if it is not the model's own
 
     @property
     def key(self) -> str:
         """Text that is the same for measurements that can be compared."""
         parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
-        return " ".join(map(str, (*parts, self.device, self.dtype, self.batch)))
+        return " ".join(map(str, (*parts, self.device, self.dtype, self.batch))) + self.at_size
+
+    @property
+    def at_size(self) -> str:
+        """The input size as the end of a name, such as ` 512x512`; "" for the model's own."""
+        return f" {self.size}" if self.size else ""
 
     @property
     def label(self) -> str:

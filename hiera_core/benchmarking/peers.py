@@ -19,6 +19,7 @@ from torch import nn
 from .. import zoo
 from ..device import DTYPES
 from ..errors import UsageError, did_you_mean
+from ..weights.foreign_config import SAM2_ARGUMENTS
 from .job import Mode
 
 
@@ -84,6 +85,7 @@ def _build_reference(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     import hiera
     from hiera.hiera_mae import MaskedAutoencoderHiera
 
+    _check_plain(entry, "hiera-transformer")
     cls = MaskedAutoencoderHiera if entry.autoencoder else hiera.Hiera
     model: nn.Module = cls(**entry.config)
     return model
@@ -95,6 +97,7 @@ def _build_hiera_optim(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     hiera-optim imports the modules `models.hiera` and `utils.hiera_utils` of a fork of the
     reference. Stand-ins under these names let it use the released reference.
     """
+    _check_plain(entry, "hiera-optim")
     import hiera.hiera
     import hiera.hiera_mae
     import hiera.hiera_utils
@@ -118,6 +121,8 @@ def _build_hiera_optim(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
 
 
 def _build_timm(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
+    if entry.family == "hieradet":
+        return TimmSam2(entry)
     from timm.models.hiera import Hiera
 
     if entry.autoencoder:
@@ -133,6 +138,9 @@ def _build_timm(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
 def _build_transformers(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     import transformers
 
+    if entry.family == "hieradet":
+        return TransformersSam2(entry)
+    _check_plain(entry, "transformers")
     if entry.kind == "video":
         raise NotOffered("transformers has no Hiera for video")
     ours = entry.config
@@ -164,6 +172,59 @@ def _build_transformers(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     return transformers.HieraForPreTraining(transformers.HieraConfig(**config))
 
 
+class TimmSam2(nn.Module):
+    """timm's image encoder of SAM 2, which returns the maps of all stages."""
+
+    def __init__(self, entry: zoo.ModelEntry) -> None:
+        import timm
+
+        super().__init__()
+        self.model: Any = timm.create_model(entry.name, num_classes=0)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[b, 3, y, x] -> four of [b, y, x, c]"""
+        maps: list[torch.Tensor] = self.model.forward_intermediates(
+            x, output_fmt="NHWC", intermediates_only=True
+        )
+        return maps
+
+
+class TransformersSam2(nn.Module):
+    """transformers' image encoder of SAM 2, which returns the maps of all stages."""
+
+    def __init__(self, entry: zoo.ModelEntry) -> None:
+        import transformers
+
+        super().__init__()
+        ours, stages = entry.config, range(len(entry.config["stages"]))
+        config: dict[str, Any] = {
+            theirs: list(ours[name]) if isinstance(ours[name], tuple) else ours[name]
+            for name, theirs in SAM2_ARGUMENTS.items()
+            if name in ours
+        }
+        config["embed_dim_per_stage"] = [ours["embed_dim"] * 2**stage for stage in stages]
+        heads = [ours["num_heads"] * 2**stage for stage in stages]
+        config["num_attention_heads_per_stage"] = heads
+        self.model = transformers.Sam2HieraDetModel(transformers.Sam2HieraDetConfig(**config))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[b, 3, y, x] -> four of [b, y, x, c]"""
+        maps: list[torch.Tensor] = list(self.model(x).intermediate_hidden_states)
+        return maps
+
+
+def _check_plain(entry: zoo.ModelEntry, peer: str) -> None:
+    """Check that a model is one from the paper, without the parts that only timm has.
+
+    Raises:
+        NotOffered: It is not.
+    """
+    if entry.family == "hieradet":
+        raise NotOffered(f"{peer} has no image encoder of SAM 2")
+    if entry.config.get("abs_win_pos_embed"):
+        raise NotOffered(f"{peer} has no {entry.name}")
+
+
 # Maps the size of a Hiera to the ViT of about the same size that the paper compares it with.
 VIT_OF = {
     "tiny": "vit_small_patch16_224",
@@ -181,7 +242,8 @@ def _build_vit(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
     size = entry.name.removeprefix("hiera_").rpartition("_")[0]
     if entry.autoencoder or entry.kind == "video" or size not in VIT_OF:
         raise NotOffered(f"timm has no ViT to compare with {entry.name}")
-    return timm.create_model(VIT_OF[size])
+    pixels = entry.config["input_size"]
+    return timm.create_model(VIT_OF[size], **({} if pixels == (224, 224) else {"img_size": pixels}))
 
 
 PEERS = {

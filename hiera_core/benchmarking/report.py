@@ -21,7 +21,7 @@ PLOT_ENDING = ".png"
 MAX_READ_BYTES = 256 << 20  # a file for --compare holds every sample
 # Maps a column name to the function that returns its text. The variant's column has no name.
 COLUMNS: dict[str, Callable[[Measurement], str]] = {
-    "model": lambda m: m.model,
+    "model": lambda m: m.model + m.at_size,
     "": lambda m: m.label,
     "dtype": lambda m: m.dtype,
     "batch": lambda m: str(m.batch),

@@ -39,7 +39,7 @@ def build(job: Job) -> list[Variant]:
         peers.NotOffered: The peer has no such model.
         HieraError: The model is unknown, or cannot be used in this way.
     """
-    entry = zoo.get(job.model)
+    entry = job.entry
     device, dtype = torch.device(job.device), DTYPES[job.dtype]
     is_ours = job.implementation == OURS
     model = _build_ours(entry, device, dtype) if is_ours else _build_peer(job, entry)
@@ -60,7 +60,8 @@ def build(job: Job) -> list[Variant]:
             job.batch, "clips" if entry.kind == "video" else "images",
             version=None if is_ours else peers.version(job.implementation),
             params=sum(p.numel() for p in model.parameters()),
-            gmacs=gmacs, published=entry.speed if is_ours else None,
+            gmacs=gmacs, published=entry.speed if is_ours and job.size is None else None,
+            size=None if job.size is None else "x".join(map(str, entry.config["input_size"])),
         )  # fmt: skip
         variants.append(Variant(measurement, _make_step(job, entry, model, attention, compiled)))
     return variants
@@ -130,6 +131,8 @@ def _draw_units(
 
 
 def _make_loss(entry: zoo.ModelEntry, forward: Step, batch: int, device: torch.device) -> Step:
+    if entry.family == "hieradet":  # it has no classes
+        return lambda: torch.stack([m.float().square().mean() for m in forward()]).sum()
     target = torch.arange(batch, device=device) % entry.config["num_classes"]
 
     def loss() -> torch.Tensor:

@@ -54,12 +54,14 @@ def convert(
     pictures: Sequence[str] = (),
     overwrite: bool = False,
     push_to_hub: str | None = None,
+    returns: Sequence[str] = (),
+    batch_size: int | None = None,
 ) -> Conversion:
     """Write a checkpoint in another format and verify that it holds the intended model.
 
     Args:
         source: Zoo name, hub repository, folder, URL or file, in any naming.
-        dest: Folder (hub, timm, transformers) or file (pth, onnx, pt2) to write.
+        dest: Folder (hub, timm, transformers) or file (pth, sam2, onnx, pt2, aoti) to write.
         to: Name of the format, see `formats.FORMATS`.
         size: Input size in pixels, with the frames first for video. A single side stands for
             height and width.
@@ -72,16 +74,22 @@ def convert(
         pictures: Image files or folders to compare outputs on, in place of the package's samples.
         overwrite: Replace an existing DEST.
         push_to_hub: Hub repository to publish the result in.
+        returns: What a program returns: names from `formats.OUTPUTS`. () for the logits of a
+            classifier, the embedding of a model without a head, the reconstruction of an
+            autoencoder, and the maps of SAM 2's encoder.
+        batch_size: Size of every batch of an AOTInductor package; None for 1.
 
     Returns:
         The result: what was written, and the proof.
 
     Raises:
-        UsageError: DEST exists, the format cannot hold this model, or the input size is not legal.
+        UsageError: DEST exists, the format cannot hold this model, an output or the input size is
+            not legal, or the C++ compiler for an AOTInductor package is missing.
         CheckpointError: The source is not a usable checkpoint, or verification failed. DEST is
             not changed.
         HubError: The source cannot be fetched, or the result cannot be published.
         OutputError: DEST cannot be written. DEST is not changed.
+        DeviceError: The C++ compiler fails. DEST is not changed.
     """
     check_choice("verification", verify, ("auto", "forward"))
     if not isinstance(source, str | Path):
@@ -92,11 +100,12 @@ def convert(
     source, dtype = str(source), dtype_name(dtype)
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
+    formats.check_program_options(to, returns, batch_size)
     if push_to_hub is not None:
         publish.check(push_to_hub)
     with exclusive(dest, beside=True):  # a second conversion to DEST is refused at once
         formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
-        is_program = target.naming is None
+        is_program = target.is_program
         with single_thread():
             checkpoint = load.read_weights(source)
         if is_program and dtype == "auto":
@@ -104,8 +113,10 @@ def convert(
         size = (size,) if isinstance(size, int) else size
         plan = make_plan(checkpoint, size=size, dtype=dtype, resample=resample)
         adapt_to_format(plan, to)
-        check = export_program.check_exportable if is_program else write_weights.check_representable
-        check(plan, to)
+        if is_program:
+            export_program.prepare_program(plan, to, returns, batch_size)
+        else:
+            write_weights.check_representable(plan, to)
         samples = None
         if is_program or plan.changed or verify == "forward":
             samples = _gather_samples(plan, pictures)
@@ -149,7 +160,7 @@ def _write_and_verify(
     """Write the model of a plan in the format `name`. Compare the tensors of a weights file, and
     the outputs if there are samples."""
     tensors = None
-    if formats.FORMATS[name].naming is None:
+    if formats.FORMATS[name].is_program:
         export_program.write_program(plan, name, path)
     else:
         state = write_weights.write_weights(plan, name, path)

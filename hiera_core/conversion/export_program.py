@@ -1,86 +1,61 @@
-"""Export models as programs that run without this package: ONNX and torch.export.
+"""Export models as programs that run without this package: ONNX, torch.export and AOTInductor.
 
-A program takes `input`, normalised float32 [batch, chans, *size], for any batch size up to a limit.
-It returns `logits` [batch, classes] in float32, or `features` [batch, chans] if the model has no
-classifier.
+A program takes `image` or `video`, normalised float32 [batch, chans, *size]; that of an autoencoder
+also takes `keep`, the numbers of the mask units that it sees. program.py says what it returns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from ..device import DTYPES
-from ..errors import UsageError
-from ..models.attention import MAX_FUSED_BATCH
+from ..models.encoder import Encoder
 from ..models.hiera import HieraEncoder
-from ..models.token_layout import TokenLayout
 from ..weights.files import open_deferring_errors
+from . import aot_package
+from .formats import FORMATS
+from .graph_layout import prepare_for_export
 from .plan import ConversionPlan
+from .program import (
+    Program,
+    check_outputs,
+    draw_keep,
+    input_names,
+    largest_batch,
+    takes_units,
+    tensor_names,
+)
 
 OPSET = 18
 PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights go to a second file next to the .onnx file
 
 
-class GatherLayout(TokenLayout):
-    """A token layout that permutes by gathering tokens.
+def prepare_program(
+    plan: ConversionPlan, name: str, outputs: Sequence[str], batch_size: int | None
+) -> None:
+    """Choose and check what the program of a plan takes and returns.
 
-    `TokenLayout` permutes up to 14 dimensions, one for each level of strides, and runtimes such as
-    TensorRT stop at 8. Gathers cost about the same where the program runs.
-    """
-
-    @classmethod
-    def of(cls, layout: TokenLayout) -> Self:
-        """Return the layout that permutes as `layout` does."""
-        values = {f.name: getattr(layout, f.name) for f in dataclasses.fields(layout) if f.init}
-        gathering = cls(**values)
-        cells = layout.cell_of_token(0).flatten()
-        object.__setattr__(gathering, "cells", cells)
-        return gathering
-
-    def to_windows(self, x: torch.Tensor, pools: int = 0) -> torch.Tensor:
-        """b n c -> b (w t) c"""
-        if pools:
-            return super().to_windows(x, pools)
-        cells: torch.Tensor = self.cells  # type: ignore[attr-defined]
-        return x.index_select(1, cells)
-
-
-class Program(torch.nn.Module):
-    """Module to export. It takes and returns float32, for weights of any precision."""
-
-    def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model.to(dtype), dtype
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.forward_logits(input.to(self.dtype))  # type: ignore[operator]
-        return logits.float()
-
-
-def check_exportable(plan: ConversionPlan, name: str) -> None:
-    """Check that a model maps an input to logits or features.
+    Args:
+        plan: The model to write.
+        name: Name of the format.
+        outputs: See `program.check_outputs`.
+        batch_size: Size of every batch, for formats with a fixed batch.
 
     Raises:
-        UsageError: The model is an autoencoder.
+        UsageError: The model does not have an output, or the compiler is missing.
     """
-    if plan.is_sam2:
-        raise UsageError(
-            f"{name} cannot hold SAM 2's image encoder yet", "use hub, timm or transformers"
-        )
-    if plan.is_autoencoder:
-        raise UsageError(
-            f"{plan.name} is an autoencoder, and {name} can only hold classifiers and encoders",
-            "use hub, pth or transformers, or convert a fine-tuned checkpoint",
-        )
+    plan.outputs = check_outputs(plan, outputs)
+    if FORMATS[name].fixed_batch:
+        plan.batch_size = batch_size or 1
+        aot_package.check_compiler()
 
 
 def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
@@ -93,36 +68,57 @@ def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
 
     Raises:
         OSError: The file cannot be written.
+        DeviceError: The compiler fails.
     """
     model = plan.build()
-    assert isinstance(model, HieraEncoder)
-    model.layout = GatherLayout.of(model.layout)
-    program = Program(model, DTYPES[plan.dtype]).eval()
-    # Two inputs, because torch.export treats a batch size of one as a constant.
-    example = torch.zeros(2, plan.config["in_chans"], *plan.size)
-    # Larger batches would need another program: the model splits their fused attention.
-    batch = torch.export.Dim("batch", min=1, max=MAX_FUSED_BATCH // model.layout.windows)
+    prepare_for_export(model, plan.size)
+    program = Program(model, plan.outputs, DTYPES[plan.dtype]).eval()
     with _quiet_exporters(), torch.no_grad():
-        exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
+        exported = _export(program, plan, model)
         EXPORTERS[name](exported, plan, path)
+
+
+def _export(program: Program, plan: ConversionPlan, model: Encoder) -> Any:
+    """Trace a program. Sizes are constants, but for the batch and the number of visible units."""
+    if plan.batch_size is not None:
+        return torch.export.export(program, _example(plan, plan.batch_size))
+    # Larger batches would need another program: the model splits their fused attention.
+    shapes: list[dict[int, Any]] = [{0: torch.export.Dim("batch", min=1, max=largest_batch(model))}]
+    units = 0
+    if takes_units(plan):
+        assert isinstance(model, HieraEncoder)
+        units = model.layout.windows
+        visible = {1: torch.export.Dim("visible", min=1, max=units - 1)} if units > 2 else {}
+        shapes.append({**shapes[0], **visible})
+    # Two inputs and two visible units, because torch.export treats a size of one as a constant.
+    example = _example(plan, 2, least=2 if units > 2 else 1)
+    return torch.export.export(program, example, dynamic_shapes=tuple(shapes))
+
+
+def _example(plan: ConversionPlan, batch: int, least: int = 1) -> tuple[torch.Tensor, ...]:
+    """Return inputs of a program, to trace it with. At least `least` mask units are visible."""
+    x = torch.zeros(batch, plan.config["in_chans"], *plan.size)
+    return (x, draw_keep(plan, batch, least)) if takes_units(plan) else (x,)
 
 
 def metadata(plan: ConversionPlan) -> dict[str, str]:
     """Return what a user of the file needs in addition to the program. Values that are not text
     are encoded as JSON."""
     card = {key: str(value) for key, value in plan.card.items() if key in ("source", "licence")}
+    fixed = {}
+    if plan.batch_size is not None:
+        shapes = [tensor.shape for tensor in _example(plan, plan.batch_size)]
+        fixed = {"batch_size": str(plan.batch_size), "input_shapes": json.dumps(shapes)}
     return {
         "model": plan.name,
         **card,
         "input_size": json.dumps(plan.size),
+        "inputs": json.dumps(input_names(plan)),
+        "outputs": json.dumps(tensor_names(plan)),
+        **fixed,
         "labels": json.dumps(plan.class_names or []),
         "preprocessing": json.dumps(vars(plan.transform)),
     }
-
-
-def output_name(plan: ConversionPlan) -> str:
-    """Return the name of the program's output: `logits`, or `features` without a classifier."""
-    return "logits" if plan.num_classes else "features"
 
 
 def _write_pt2(exported: Any, plan: ConversionPlan, path: Path) -> None:
@@ -133,8 +129,8 @@ def _write_pt2(exported: Any, plan: ConversionPlan, path: Path) -> None:
 def _write_onnx(exported: Any, plan: ConversionPlan, path: Path) -> None:
     program = torch.onnx.export(
         exported,
-        input_names=["input"],
-        output_names=[output_name(plan)],
+        input_names=input_names(plan),
+        output_names=tensor_names(plan),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -145,16 +141,22 @@ def _write_onnx(exported: Any, plan: ConversionPlan, path: Path) -> None:
     program.save(path, external_data=size > PROTOBUF_LIMIT * 0.9)
 
 
+def _write_package(exported: Any, plan: ConversionPlan, path: Path) -> None:
+    aot_package.compile_package(exported, path, metadata(plan))
+
+
 EXPORTERS: dict[str, Callable[[Any, ConversionPlan, Path], None]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
+    "aoti": _write_package,
 }
 
 
 @contextlib.contextmanager
 def _quiet_exporters() -> Iterator[None]:
     """Hide the warnings and log lines of the exporters. The written file is verified later."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.utils.cpp_extension", "torch._inductor")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean, is_whole
 from ..weights.key_mapping import Naming
 
 WEIGHTS_NAME = "model.safetensors"  # name of the weights file in a folder format
 FOLDER_FILES = {WEIGHTS_NAME, "config.json", "hiera.json", "preprocessor_config.json", "README.md"}
 FILE_ENDINGS = {".pth", ".pt", ".bin", ".safetensors", ".onnx", ".pt2"}
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# What a program can return. maps: stage1, stage2, ...; reconstruction: also predictions and mask.
+OUTPUTS = ("logits", "probabilities", "embedding", "maps", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Format:
         ending: File extension that the library requires, or an empty string.
         side_file_ending: Extension, appended to the name of DEST, of a second file for large
             weights, or an empty string.
+        fixed_batch: Whether a program takes batches of one size only.
     """
 
     naming: Naming | None
@@ -40,6 +43,12 @@ class Format:
     precisions: tuple[str, ...] = PRECISIONS
     ending: str = ""
     side_file_ending: str = ""
+    fixed_batch: bool = False
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the model is exported as a program."""
+        return self.naming is None
 
 
 FORMATS: dict[str, Format] = {
@@ -47,6 +56,7 @@ FORMATS: dict[str, Format] = {
     "pth": Format("reference"),
     "timm": Format("timm", folder=True),
     "transformers": Format("transformers", folder=True),
+    "sam2": Format("sam2"),
     # No bf16, because onnxruntime has no bf16 kernels for a CPU.
     "onnx": Format(
         None,
@@ -56,7 +66,11 @@ FORMATS: dict[str, Format] = {
         side_file_ending=".data",
     ),
     "pt2": Format(None, ending=".pt2"),
+    "aoti": Format(None, ending=".pt2", fixed_batch=True),
 }
+
+
+PROGRAMS = [name for name, target in FORMATS.items() if target.is_program]
 
 
 def get_format(name: str) -> Format:
@@ -102,7 +116,7 @@ def check_destination(
     if not dest.name.endswith(target.ending):
         raise UsageError(
             f"{str(dest)!r} does not end in {target.ending}",
-            f"torch.export wants NAME{target.ending}",
+            f"PyTorch wants NAME{target.ending}",
         )
     if os.path.lexists(dest):
         _check_replaceable(dest, target, overwrite)
@@ -114,6 +128,28 @@ def check_destination(
     if not os.access(dest.parent, os.W_OK):
         raise UsageError(f"folder {str(dest.parent)!r} is read-only", "choose another folder")
     return target
+
+
+def check_program_options(name: str, outputs: Sequence[str], batch_size: int | None) -> None:
+    """Check that a format takes the options of programs that are given.
+
+    Raises:
+        UsageError: It does not, an output is unknown, or the batch size is not positive.
+    """
+    if outputs and not FORMATS[name].is_program:
+        raise UsageError(
+            f"{name} holds weights, not a program with outputs", f"use {', '.join(PROGRAMS)}"
+        )
+    for output in outputs:
+        if output not in OUTPUTS:
+            hint = did_you_mean(output, OUTPUTS) or f"use {', '.join(OUTPUTS)}"
+            raise UsageError(f"unknown output {output!r}", hint)
+    if batch_size is None:
+        return
+    if not FORMATS[name].fixed_batch:
+        raise UsageError(f"{name} has no fixed batch size", "leave it out, or use aoti")
+    if not is_whole(batch_size) or batch_size < 1:
+        raise UsageError(f"batch size {batch_size}", "give a number above 0")
 
 
 def _check_name(dest: Path) -> None:
@@ -156,32 +192,3 @@ def _check_replaceable(dest: Path, target: Format, overwrite: bool) -> None:
 
 def _is_checkpoint_file(path: Path) -> bool:
     return path.is_file() and path.name in FOLDER_FILES
-
-
-def parse_size(text: str) -> tuple[int, ...]:
-    """Parse an input size: `384` -> (384,), `224x448` -> (224, 448).
-
-    Raises:
-        UsageError: The text is not one to three numbers with an x between them.
-    """
-    if not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,2}", text):
-        raise UsageError(
-            f"{text!r} is no size", "write 384 or 224x448 (y, x); for video 16x256 or 16x224x288"
-        )
-    return tuple(map(int, text.split("x")))
-
-
-def full_size(size: tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """Return a size with `dims` numbers. A single side stands for height and width.
-
-    Raises:
-        UsageError: There are too few or too many numbers.
-    """
-    full = (*size, size[-1]) if len(size) == max(dims - 1, 1) and dims > 1 else size
-    if len(full) != dims:
-        shapes = {1: "the number of samples", 2: "384 or 224x448", 3: "16x256 or 16x224x288"}
-        raise UsageError(
-            f"size {'x'.join(map(str, size))} does not fit a model of {dims} dimensions",
-            f"write {shapes[dims]}",
-        )
-    return full

@@ -21,7 +21,7 @@ from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.pos_embed import ResampleRule
 from ..weights import download, files, load
-from .formats import full_size
+from ..zoo.input_sizes import full_size
 
 log = logging.getLogger("hiera")
 
@@ -40,6 +40,8 @@ class ConversionPlan:
     dtype: str  # dtype of most parameters, such as fp32
     changed: list[str] = field(default_factory=list)  # reasons why values differ from the source
     notes: list[str] = field(default_factory=list)  # for the user: what was changed or dropped
+    outputs: tuple[str, ...] = ()  # of a program, see `formats.OUTPUTS`
+    batch_size: int | None = None  # of a program that takes batches of one size only
 
     @property
     def config(self) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from ..models.masking import MASK_RATIOS, visible_count
 from ..weights.load import read_checkpoint
 from .formats import FORMATS, WEIGHTS_NAME
 from .plan import ConversionPlan, transformers_class
+from .program import Program, draw_keep, input_names, takes_units, tensor_names
 
 log = logging.getLogger("hiera")
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[[torch.Tensor], torch.Tensor | dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -36,8 +37,9 @@ class LoadedModel:
 
     Args:
         name: Library and version.
-        run: Function from a batch to logits or features [b, c], or to the losses [b, 1] of an
-            autoencoder, masked according to `noise_for`.
+        run: Function from a batch to logits or embeddings [b, c], or to the losses [b, 1] of an
+            autoencoder, masked according to `noise_for`. That of a program returns what the program
+            does; several outputs are a dictionary.
         computes_as_stored: Whether `run` computes in the precision of the file instead of float32.
     """
 
@@ -54,6 +56,17 @@ def wrap_model(model: Any, autoencoder: bool) -> LoadedModel:
     return LoadedModel("hiera-toolkit", _losses(model) if autoencoder else model.forward_logits)
 
 
+def wrap_program(plan: ConversionPlan) -> LoadedModel:
+    """Wrap the program of a plan before its export, computed by this package in float32."""
+    program = Program(plan.build(), plan.outputs, torch.float32).eval()
+    return LoadedModel("hiera-toolkit", lambda x: program(*program_inputs(plan, x)))
+
+
+def program_inputs(plan: ConversionPlan, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the inputs of a program for a batch of images or clips."""
+    return [x, draw_keep(plan, len(x))] if takes_units(plan) else [x]
+
+
 def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
     """Load a written file with the library of its format.
 
@@ -65,9 +78,9 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
     Raises:
         CheckpointError: The library cannot load it.
     """
-    module, distribution, load = READERS[name]
-    if plan.is_sam2 and name == "hub":  # no other library reads this folder
+    if plan.is_sam2 and name in ("hub", "sam2"):  # no library on PyPI reads the encoder alone
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), autoencoder=False)
+    module, distribution, load = READERS[name]
     if importlib.util.find_spec(module) is None:
         log.warning("%s is not installed: the file is read back with this package", distribution)
         return wrap_model(factory.from_checkpoint(read_checkpoint(path)), plan.is_autoencoder)
@@ -82,6 +95,15 @@ def read_back(plan: ConversionPlan, name: str, path: Path) -> LoadedModel:
         ) from error
     library = f"{distribution} {_version(distribution)}".rstrip()
     return LoadedModel(library, run, computes_as_stored=FORMATS[name].naming is None)
+
+
+def named(
+    plan: ConversionPlan, found: torch.Tensor | dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the output of a model by name. A single tensor gets the name of the only output."""
+    if isinstance(found, dict):
+        return found
+    return {(tensor_names(plan) or [""])[0]: found}
 
 
 def noise_for(windows: int) -> torch.Tensor:
@@ -154,12 +176,31 @@ def _load_onnx(plan: ConversionPlan, path: Path) -> Forward:
 
     onnxruntime.set_default_logger_severity(3)  # errors only
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    names = tensor_names(plan)
+
+    def run(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        given = zip(input_names(plan), program_inputs(plan, x), strict=True)
+        found = session.run(names, {name: tensor.numpy() for name, tensor in given})
+        return {name: torch.from_numpy(array) for name, array in zip(names, found, strict=True)}
+
+    return run
 
 
 def _load_pt2(plan: ConversionPlan, path: Path) -> Forward:
     program = torch.export.load(path).module()
-    return lambda x: program(x)
+    return lambda x: program(*program_inputs(plan, x))
+
+
+def _load_aoti(plan: ConversionPlan, path: Path) -> Forward:
+    program = torch._inductor.aoti_load_package(str(path))
+    size = plan.batch_size or 1
+
+    def run(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        full = torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
+        found = named(plan, program(*program_inputs(plan, full)))
+        return {name: tensor[: len(x)] for name, tensor in found.items()}
+
+    return run
 
 
 @contextlib.contextmanager
@@ -190,4 +231,5 @@ READERS: dict[str, tuple[str, str, Callable[[ConversionPlan, Path], Any]]] = {
     "transformers": ("transformers", "transformers", _load_transformers),
     "onnx": ("onnxruntime", "onnxruntime", _load_onnx),
     "pt2": ("torch", "torch", _load_pt2),
+    "aoti": ("torch", "torch", _load_aoti),
 }

@@ -1,4 +1,4 @@
-"""Files of SAM 2's image encoder for timm and transformers."""
+"""Files of SAM 2's image encoder in Meta's naming, and for timm and transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..weights import key_mapping
 from ..weights.foreign_config import RESAMPLING, SAM2_ARGUMENTS
 from .plan import ConversionPlan, normalisation, transformers_class
 
-FORMATS_OF_SAM2 = ("hub", "timm", "transformers")
+FORMATS_OF_SAM2 = ("hub", "sam2", "timm", "transformers")
+STATE_KEY = "model"  # key of the tensors in Meta's files
 # Arguments that timm's model has under the same names.
 TIMM_NAMES = (
     "in_chans", "embed_dim", "num_heads", "stages", "window_spec", "global_att_blocks",

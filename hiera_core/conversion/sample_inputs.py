@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ VIEWS = (
     (0.4, 0.5, 0.6, 0.5),
 )
 BATCH_SIZE = 4  # of images; clips run one by one
+MANY_PIXELS = 512**2  # inputs of more pixels are compared on two pictures
 
 
 class SampleInputs:
@@ -55,9 +57,14 @@ class SampleInputs:
         transform = type(self.transform).from_preprocessing(vars(self.transform), tuple(size))
         return SampleInputs(self.pictures, transform, self.chans, self.description)
 
-    def batches(self) -> Iterator[torch.Tensor]:
-        """Yield normalised batches, [b, chans, (t,) y, x]."""
-        for first in range(0, len(self.pictures), step := 1 if self._is_video else BATCH_SIZE):
+    def batches(self, largest: int | None = None) -> Iterator[torch.Tensor]:
+        """Yield normalised batches, [b, chans, (t,) y, x].
+
+        Args:
+            largest: Size of the largest batch, if it has to be small.
+        """
+        step = min(1 if self._is_video else BATCH_SIZE, largest or BATCH_SIZE)
+        for first in range(0, len(self.pictures), step):
             views = [self._view(picture) for picture in self.pictures[first : first + step]]
             x = self.transform.normalise(torch.from_numpy(np.stack(views)))
             if x.shape[1] != self.chans:  # repeat the grey picture in every channel
@@ -95,6 +102,8 @@ def gather_samples(transform: Any, chans: int, pictures: Sequence[str] = ()) -> 
     digits = [open_image(path)[0] for path in sorted(SAMPLES.glob("*.png"))]
     if isinstance(transform, VideoTransform):
         return SampleInputs([photo, digits[1]], transform, chans, "2 clips panned over pictures")
+    if math.prod(transform.size) > MANY_PIXELS:
+        return SampleInputs([photo, digits[1]], transform, chans, "a photograph, a bundled digit")
     views = [_crop_view(photo, view) for view in VIEWS]
     description = f"{len(views)} views of a photograph, {len(digits)} bundled digits"
     return SampleInputs(views + digits, transform, chans, description)

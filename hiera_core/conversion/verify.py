@@ -16,22 +16,22 @@ import torch
 from ..device import is_out_of_memory
 from ..errors import CheckpointError, first_line
 from ..weights import files
-from .export_program import output_name
 from .plan import ConversionPlan, drop_decoder, make_plan
-from .read_back import LoadedModel, read_back, wrap_model
+from .read_back import LoadedModel, named, read_back, wrap_model, wrap_program
 from .sample_inputs import SampleInputs
 
 GROUP_BYTES = 256 << 20  # size of a group of tensors that is compared at a time
-# Largest accepted difference of logits, features or losses, relative to the largest of them or to
+# Largest accepted difference of logits, embeddings or losses, relative to the largest of them or to
 # 1, whichever is larger. 16-bit programs compute in 16 bits and are compared with float32 outputs.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+PLURALS = {"embedding": "embeddings", "reconstruction": "reconstructions"}
 
 
 @dataclass
 class Cost:
     """Effect of changed values: how much outputs differ from those of the unchanged source."""
 
-    max_difference: float  # of probabilities, or of features
+    max_difference: float  # of probabilities, or of embeddings
     agree: int | None  # number of inputs with the same top-1 class
 
 
@@ -44,7 +44,7 @@ class Proof:
     inputs: int = 0  # number of samples
     samples: str = ""  # description of the samples
     max_difference: float | None = None  # of the outputs
-    what: str = ""  # kind of the outputs: logits, features or losses
+    what: str = ""  # kinds of outputs: logits, embeddings, losses, maps
     agree: int | None = None  # number of inputs with the same top-1 class
     cost: Cost | None = None
 
@@ -96,34 +96,88 @@ def verify_outputs(plan: ConversionPlan, name: str, path: Path, samples: SampleI
     """
     reader = read_back(plan, name, path)
     proof = Proof(reader=reader.name, inputs=len(samples), samples=samples.description)
-    try:
-        got = outputs_of(reader, samples)
-    except Exception as error:  # libraries raise errors of many types
-        if is_out_of_memory(error):
-            raise
-        reason = first_line(error)
-        raise verification_error(f"{reader.name} cannot run it: {reason}") from error
-    expected = outputs_of(wrap_model(plan.build(), plan.is_autoencoder), samples)
-    scale = max(1.0, expected.abs().max().item())
-    proof.what = "losses" if plan.is_autoencoder else output_name(plan)
-    proof.max_difference = (got - expected).abs().max().item()
-    allowed = TOLERANCE[plan.dtype if reader.computes_as_stored else "fp32"] * scale
-    if not proof.max_difference <= allowed:  # also if it is NaN
-        raise verification_error(
-            f"{reader.name} answers otherwise: outputs differ by {proof.max_difference:.2g}, "
-            f"at most {allowed:.2g} is allowed"
-        )
-    if plan.num_classes:
+    ours = wrap_program(plan) if plan.outputs else wrap_model(plan.build(), plan.is_autoencoder)
+    differences, scales, kept = _compare(reader, ours, samples, plan)
+    allowed = TOLERANCE[plan.dtype if reader.computes_as_stored else "fp32"]
+    proof.what = _kind_of_outputs(plan)
+    proof.max_difference = max(differences.values())
+    for tensor, difference in differences.items():
+        limit = allowed * max(1.0, scales[tensor])
+        if not difference <= limit:  # also if it is NaN
+            which = f"{tensor} differs" if tensor else "outputs differ"
+            raise verification_error(
+                f"{reader.name} answers otherwise: {which} by {difference:.2g}, "
+                f"at most {limit:.2g} is allowed"
+            )
+    if not kept:
+        return proof
+    got, expected = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    if plan.num_classes and got.shape[-1] == plan.num_classes:
         proof.agree = _count_agreeing(got, expected)
     if plan.changed:
         proof.cost = _measure_cost(plan, got, samples)
     return proof
 
 
+def _compare(
+    reader: LoadedModel, ours: LoadedModel, samples: SampleInputs, plan: ConversionPlan
+) -> tuple[dict[str, float], dict[str, float], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Run both models on all samples, batch by batch.
+
+    Returns:
+        By name of the output: the largest difference, and the largest value. And the output itself,
+        of the library and ours, for each batch, if it is a vector.
+    """
+    differences: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    kept = []
+    for batch in samples.batches(plan.batch_size):
+        try:
+            with torch.inference_mode():
+                got = named(plan, reader.run(batch))
+        except Exception as error:  # libraries raise errors of many types
+            if is_out_of_memory(error):
+                raise
+            reason = first_line(error)
+            raise verification_error(f"{reader.name} cannot run it: {reason}") from error
+        with torch.inference_mode():
+            expected = named(plan, ours.run(batch))
+        if {n: t.shape for n, t in got.items()} != {n: t.shape for n, t in expected.items()}:
+            raise verification_error(f"{reader.name} returns {_shapes(got)}")
+        for name, tensor in expected.items():
+            one, other = tensor.float().cpu(), got[name].float().cpu()
+            difference = (one - other).abs().max().item()
+            before = differences.get(name, 0.0)
+            differences[name] = before if difference <= before else difference  # NaN stays
+            scales[name] = max(scales.get(name, 0.0), one.abs().max().item())
+        first = next(iter(expected))
+        if expected[first].dim() == 2 and not plan.is_autoencoder:
+            kept.append((got[first].float().cpu(), expected[first].float().cpu()))
+    return differences, scales, kept
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name or 'an output'} {tuple(t.shape)}" for name, t in tensors.items())
+
+
+def _kind_of_outputs(plan: ConversionPlan) -> str:
+    """Return what is compared, as text."""
+    if plan.outputs:
+        return " and ".join(PLURALS.get(output, output) for output in plan.outputs)
+    if plan.is_autoencoder:
+        return "losses"
+    return "logits" if plan.num_classes else "embeddings"
+
+
 def outputs_of(reader: LoadedModel, samples: SampleInputs) -> torch.Tensor:
-    """Return logits or features of all samples [n, c], or losses of an autoencoder [n, 1]."""
+    """Return logits or embeddings of all samples [n, c], or losses of an autoencoder [n, 1]."""
+    found = []
     with torch.inference_mode():
-        return torch.cat([reader.run(batch).float().cpu() for batch in samples.batches()])
+        for batch in samples.batches():
+            output = reader.run(batch)
+            assert isinstance(output, torch.Tensor)
+            found.append(output.float().cpu())
+    return torch.cat(found)
 
 
 def verification_error(reason: str) -> CheckpointError:
@@ -142,10 +196,14 @@ def _measure_cost(plan: ConversionPlan, got: torch.Tensor, samples: SampleInputs
     source = make_plan(plan.checkpoint)
     if source.is_autoencoder:  # then the plan has dropped the decoder, too
         drop_decoder(source)
-    before = outputs_of(wrap_model(source.build(), False), samples.at(source.size))
-    if not plan.num_classes:
+    source.outputs = plan.outputs[:1]
+    model = wrap_program(source) if plan.outputs else wrap_model(source.build(), False)
+    before = outputs_of(model, samples.at(source.size))
+    what = plan.outputs[0] if plan.outputs else "logits" if plan.num_classes else "embedding"
+    if what == "embedding":
         return Cost((before - got).abs().max().item(), None)
-    before, got = before.softmax(-1), got.softmax(-1)
+    if what == "logits":
+        before, got = before.softmax(-1), got.softmax(-1)
     return Cost((before - got).abs().max().item(), _count_agreeing(before, got))
 
 

@@ -43,7 +43,8 @@ def write_weights(plan: ConversionPlan, name: str, path: Path) -> dict[str, Any]
         state = key_mapping.from_reference(plan.state, naming, plan.config["stages"])
     extras = {"config": plan.config, "card": plan.card}
     if not FORMATS[name].folder:
-        files.write_pickle(path, state, extras)
+        key = {"key": sam2_files.STATE_KEY} if name == "sam2" else {}
+        files.write_pickle(path, state, extras, **key)
         return state
     is_hub = name == "hub"  # its folder has config.json and hiera.json in place of the extras
     files.write_safetensors(path / WEIGHTS_NAME, state, None if is_hub else extras)
@@ -66,6 +67,10 @@ def check_representable(plan: ConversionPlan, name: str) -> None:
     if plan.is_sam2:
         sam2_files.check_format(plan, name)
         return
+    if name == "sam2":
+        raise UsageError(
+            f"sam2 is for SAM 2's image encoder, and {plan.name} is not one", "use hub or pth"
+        )
     config, dims = plan.config, len(plan.size)
     if name in ("timm", "transformers") and dims != 2:
         raise UsageError(f"{name} has no Hiera for {_KINDS[dims]}", "use hub or pth")

@@ -13,6 +13,9 @@ from ..errors import UsageError, check_type, is_whole
 from .attention import MaskUnitAttention
 from .encoder import Encoder
 from .hiera import HieraEncoder
+from .sam2 import window_attention
+from .sam2.hieradet import HieraDet
+from .token_layout import TokenLayout
 from .unwrap import unwrap_model
 
 MAX_BYTES = 2 << 30  # largest attention matrix
@@ -24,14 +27,18 @@ class AttentionMaps:
 
     Attributes:
         weights: [b, heads, queries, keys] in row-major grid order. The weights of a query add up to
-            1. In a block that attends within mask units, they are 0 outside the query's unit.
+            1. In a block that attends within windows, they are 0 outside the query's window.
         query_grid, key_grid: Grids of the queries and keys, e.g. (14, 14) and (28, 28) in a block
             that pools.
+        padding: [b, heads, queries], of SAM 2's encoder alone: the share of each query's attention
+            that goes to padded tokens, where windows do not fit the grid. There, the weights of a
+            query and this share add up to 1. It is 0 where nothing is padded.
     """
 
     weights: torch.Tensor
     query_grid: tuple[int, ...]
     key_grid: tuple[int, ...]
+    padding: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -41,7 +48,7 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     >>> hiera_core.attention_maps(model, x, block=24).weights.mean((1, 2))  # seen from everywhere
 
     Args:
-        model: A Hiera; it may be compiled, or wrapped by DDP or PEFT.
+        model: A Hiera, or SAM 2's encoder; it may be compiled, or wrapped by DDP or PEFT.
         x: [b, chans, *size], normalised as in the model's preprocessing.
         block: Number of the block, counted from 1; or from the end, if it is negative.
 
@@ -51,20 +58,57 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     """
     encoder = unwrap_model(model)
     check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
-    encoder = _as_hiera(encoder)
+    check_type("the model", encoder, Encoder, "a Hiera, or SAM 2's encoder")
+    assert isinstance(encoder, HieraEncoder | HieraDet)
     index = _index(block, len(encoder.blocks))
-    attention = _attention_of(encoder, index)
-    layout, (pools, key_pools) = encoder.layout_of(x), _pools(encoder, index)
-    query_grid, key_grid = layout.grid_after(pools), layout.grid_after(key_pools)
+    if isinstance(encoder, HieraDet):
+        grid = encoder.check_input(x)
+        query_grid, key_grid = window_attention.attention_grids(encoder, index, grid)
+    else:
+        query_grid, key_grid = _grids_of(encoder, index, encoder.layout_of(x))
     queries, keys = math.prod(query_grid), math.prod(key_grid)
-    if 4 * len(x) * attention.heads * queries * keys > MAX_BYTES:
+    heads = _attention_of(encoder, index).heads
+    if 4 * len(x) * heads * queries * keys > MAX_BYTES:
         raise UsageError(
             f"the attention of block {index + 1} has {queries} x {keys} weights for each of its "
-            f"{attention.heads} heads, more than 2 GiB in all",
+            f"{heads} heads, more than 2 GiB in all",
             "choose a later block, or fewer inputs at a time",
         )
     with _evaluation_mode(encoder):
-        weights = _weights(attention, _input_of(encoder, attention, x))
+        if isinstance(encoder, HieraDet):
+            weights, padding = window_attention.attention_weights(encoder, index, x, grid)
+            return AttentionMaps(weights, query_grid, key_grid, padding)
+        return AttentionMaps(_on_grid(encoder, index, x), query_grid, key_grid)
+
+
+def attention_grids(model: Encoder, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the grids of a block's queries and keys, for inputs of the model's own size; see
+    `AttentionMaps`.
+
+    Raises:
+        UsageError: There is no such block.
+    """
+    index = _index(block, len(model.blocks))
+    if isinstance(model, HieraDet):
+        grid = model._config.grid_of(model._config.input_size)
+        return window_attention.attention_grids(model, index, grid)
+    assert isinstance(model, HieraEncoder)
+    return _grids_of(model, index, model.layout)
+
+
+def _grids_of(
+    model: HieraEncoder, index: int, layout: TokenLayout
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    pools, key_pools = _pools(model, index)
+    return layout.grid_after(pools), layout.grid_after(key_pools)
+
+
+def _on_grid(encoder: HieraEncoder, index: int, x: torch.Tensor) -> torch.Tensor:
+    """Return the attention weights of a block of a Hiera. -> b h q k"""
+    attention, layout = _attention_of(encoder, index), encoder.layout_of(x)
+    pools, key_pools = _pools(encoder, index)
+    queries, keys = (math.prod(layout.grid_after(count)) for count in (pools, key_pools))
+    weights = _weights(attention, _input_of(encoder, attention, x))
     weights = weights.unflatten(0, (len(x), -1)).transpose(1, 2)  # b h w q k
     # With one global window, all tokens are in it, window by window.
     shape = (weights.shape[2], -1)
@@ -72,24 +116,7 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     key_cells = layout.cell_of_token(key_pools, x.device).reshape(shape[0], 1, -1)
     full = weights.new_zeros(len(x), attention.heads, queries, keys)
     full[:, :, query_cells, key_cells] = weights
-    return AttentionMaps(full, query_grid, key_grid)
-
-
-def attention_grids(model: Encoder, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the grids of a block's queries and keys; see `AttentionMaps`.
-
-    Raises:
-        UsageError: There is no such block, or the model is SAM 2's encoder.
-    """
-    model = _as_hiera(model)
-    pools, key_pools = _pools(model, _index(block, len(model.blocks)))
-    return model.layout.grid_after(pools), model.layout.grid_after(key_pools)
-
-
-def _as_hiera(model: Encoder) -> HieraEncoder:
-    if not isinstance(model, HieraEncoder):
-        raise UsageError("attention maps of SAM 2's encoder are not supported", "use a Hiera")
-    return model
+    return full
 
 
 def _pools(model: HieraEncoder, index: int) -> tuple[int, int]:
@@ -98,7 +125,7 @@ def _pools(model: HieraEncoder, index: int) -> tuple[int, int]:
     return pools, pools - (_attention_of(model, index).q_stride > 1)
 
 
-def _attention_of(model: HieraEncoder, index: int) -> MaskUnitAttention:
+def _attention_of(model: Encoder, index: int) -> MaskUnitAttention:
     attention = model.blocks[index].attn
     assert isinstance(attention, MaskUnitAttention)
     return attention

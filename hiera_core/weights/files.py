@@ -122,6 +122,7 @@ def write_safetensors(
         path: The file.
         state: Tensors by name.
         extras: `config` and `card`, which `read` returns.
+        key: Key of the tensors. Meta's files of SAM 2 have `model`.
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
@@ -172,7 +173,10 @@ def _sort_metadata(path: Path) -> None:
 
 
 def write_pickle(
-    path: Path, state: Mapping[str, torch.Tensor], extras: Mapping[str, Any] | None = None
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    extras: Mapping[str, Any] | None = None,
+    key: str = "model_state",
 ) -> None:
     """Write tensors atomically in the reference's format: `torch.save({"model_state": ...})`.
 
@@ -188,7 +192,7 @@ def write_pickle(
         OutputError: The disk is full, or the folder cannot be written.
     """
     plain = {name: _own_storage(tensor) for name, tensor in state.items()}
-    content = {"model_state": plain, **({EXTRAS: dict(extras)} if extras else {})}
+    content = {key: plain, **({EXTRAS: dict(extras)} if extras else {})}
     with atomic_file(path) as temporary, open_deferring_errors(temporary) as file:
         torch.save(content, file)
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import UsageError
 from ...zoo import Family
 from .. import cpu
-from ..attention import eager_attention, fused_attention
+from ..attention import MaskUnitAttention, eager_attention, fused_attention
 from ..config import MAX_TOKENS
 from ..encoder import Encoder, norm_factory, split_blocks
 from ..hiera import HieraBlock
@@ -143,7 +143,7 @@ class HieraDet(Encoder):
         self, x: torch.Tensor, taps: Sequence[int], last: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the tokens after the block `last`, and the map after each of the blocks `taps`."""
-        grid = self._check_input(x)
+        grid = self.check_input(x)
         orders = self.stage_orders(grid, x.device)
         x = self.patch_embed(x)
         x = x + self._position(grid).to(x.dtype)
@@ -248,7 +248,7 @@ class HieraDet(Encoder):
                 groups.append(Group(spec.stage, spec.use_mask_unit_attn, [number], first))
         return groups
 
-    def _check_input(self, x: torch.Tensor) -> tuple[int, int]:
+    def check_input(self, x: torch.Tensor) -> tuple[int, int]:
         """Return the grid of tokens for an input.
 
         Raises:
@@ -302,7 +302,7 @@ class HieraDetBlock(HieraBlock):
         parts = zip(x.split([g.count * g.tokens for g in windows], 1), windows, strict=True)
         # b (w s t) c -> b (w t) c
         pooled = [
-            _pool(part.unflatten(1, (group.count, -1)), group, 2).flatten(1, 2)
+            pool_window(part.unflatten(1, (group.count, -1)), group, 2).flatten(1, 2)
             for part, group in parts
         ]
         return torch.cat(pooled, 1)
@@ -318,8 +318,7 @@ class HieraDetBlock(HieraBlock):
         attn = self.attn
         attend = fused_attention if attn.implementation == "fused" else eager_attention
         qkv = cpu.linear(attn.qkv, x_norm)
-        zero = cpu.linear(attn.qkv, x_norm.new_zeros(1, attn.dim)).to(qkv.dtype)
-        _, zero_k, zero_v = zero.view(3, 1, attn.heads, 1, attn.head_dim).unbind(0)
+        zero_k, zero_v = zero_keys_values(attn, x_norm, qkv.dtype)
         whole = attn.q_stride * attn.window_size
         done = []
         for part, group in zip(
@@ -328,9 +327,9 @@ class HieraDetBlock(HieraBlock):
             # b (w t) c -> (b w) t 3 h d -> 3 (b w) h t d
             part = part.reshape(-1, group.tokens, 3, attn.heads, attn.head_dim)
             q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
-            q = _pool(q, group, 2) if attn.q_stride > 1 else q
+            q = pool_window(q, group, 2) if attn.q_stride > 1 else q
             if missing := whole - group.tokens:
-                shape = (len(k), attn.heads, missing, attn.head_dim)
+                shape = (k.shape[0], attn.heads, missing, attn.head_dim)
                 k = torch.cat([k, zero_k.expand(shape)], 2)
                 v = torch.cat([v, zero_v.expand(shape)], 2)
             if q.shape[2]:
@@ -340,7 +339,19 @@ class HieraDetBlock(HieraBlock):
         return cpu.linear(attn.proj, torch.cat(done, 1))
 
 
-def _pool(x: torch.Tensor, group: WindowGroup, dim: int) -> torch.Tensor:
+def zero_keys_values(
+    attn: MaskUnitAttention, x: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the key and the value of a padded token, beside the tokens `x`.
+
+    -> two of [1, heads, 1, channels of a head]
+    """
+    zero = cpu.linear(attn.qkv, x.new_zeros(1, attn.dim)).to(dtype)
+    _, key, value = zero.view(3, 1, attn.heads, 1, attn.head_dim).unbind(0)
+    return key, value
+
+
+def pool_window(x: torch.Tensor, group: WindowGroup, dim: int) -> torch.Tensor:
     """Take the maximum of every 2x2 pool of the tokens of windows, along a dimension.
 
     Rows and columns that the pool loses come last, see window_order.py.

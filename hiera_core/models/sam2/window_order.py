@@ -98,7 +98,7 @@ def stage_orders(
     """
     orders = [_new_order(grid, sides, 0, device)]
     for stage in range(1, len(sides)):
-        pooled = _pool(orders[-1])
+        pooled = pooled_order(orders[-1])
         if not is_nested(sides, stage):
             order = _new_order(pooled.grid, sides, stage, device)
             reorder = invert(pooled.cells)[order.cells]
@@ -159,7 +159,7 @@ def _nested(windows: torch.Tensor, pools: int) -> torch.Tensor:
     return torch.cat(parts + lost, 1)
 
 
-def _pool(order: StageOrder) -> StageOrder:
+def pooled_order(order: StageOrder) -> StageOrder:
     """Return the order after a pool that keeps the windows."""
     height, width = (size // POOL for size in order.grid)
     groups = tuple(group.pooled() for group in order.groups)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from .. import zoo
 from ..errors import CheckpointError, UsageError
@@ -254,9 +255,13 @@ def _channel_statistics(
 class CropGrid:
     """Rows and columns of the resized frame that the crops need, and where each crop begins."""
 
-    y: np.ndarray  # in source pixels
+    scaled: tuple[int, int]  # (height, width) of the whole resized frame
+    rows: np.ndarray  # of the resized frame, that some crop needs
+    columns: np.ndarray
+    y: np.ndarray  # the same rows and columns, in source pixels
     x: np.ndarray
-    boxes: list[tuple[int, int]]  # (top, left) of each crop in the sampled frame
+    corners: list[tuple[int, int]]  # (top, left) of each crop in the resized frame
+    boxes: list[tuple[int, int]]  # the same, in the sampled frame
 
     @classmethod
     def for_crops(cls, height: int, width: int, size: tuple[int, int], crops: int) -> CropGrid:
@@ -274,7 +279,13 @@ class CropGrid:
             for top, left in corners
         ]
         return cls(
-            _pixel_centres(rows, height / new_h), _pixel_centres(columns, width / new_w), boxes
+            (new_h, new_w),
+            rows,
+            columns,
+            _pixel_centres(rows, height / new_h),
+            _pixel_centres(columns, width / new_w),
+            corners,
+            boxes,
         )
 
     def sample(self, pixels: np.ndarray) -> np.ndarray:
@@ -283,6 +294,16 @@ class CropGrid:
         uint8 [height, width, 3] -> float32 [rows, columns, 3]
         """
         return _interpolate_axis(_interpolate_axis(pixels, self.y, 0), self.x, 1)
+
+
+def resize_frames(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize frames: bilinear, not antialiased, as in SlowFast. Same device.
+
+    uint8 [n, height, width, 3] -> float32 [n, *size, 3]
+    """
+    planes = frames.permute(0, 3, 1, 2).to(torch.float32)
+    resized = functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 def scaled_size(height: int, width: int, short: int) -> tuple[int, int]:

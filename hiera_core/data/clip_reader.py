@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -166,12 +166,13 @@ def read_segments(
     sampling: Sampling,
     transform: ImageTransform | VideoTransform,
     threads: DecoderThreads | None = None,
+    empty: Callable[[tuple[int, ...], Any], np.ndarray] = np.empty,
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
     in memory that has as many frames as the model takes is the model's clip. For `threads`, see
-    `Video`.
+    `Video`. `empty` allocates the memory for the frames.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
@@ -191,11 +192,17 @@ def read_segments(
         assert sampling.every is not None
         return report, _single_frames(video, sampling.every, transform, report)
     stride, fps = sampling.stride or transform.stride, sampling.fps or transform.fps
-    return report, _clips(video, sampling, replace(transform, stride=stride, fps=fps), report)
+    return report, _clips(
+        video, sampling, replace(transform, stride=stride, fps=fps), report, empty
+    )
 
 
 def _clips(
-    video: AnyVideo, sampling: Sampling, transform: VideoTransform, report: VideoReport
+    video: AnyVideo,
+    sampling: Sampling,
+    transform: VideoTransform,
+    report: VideoReport,
+    empty: Callable[[tuple[int, ...], Any], np.ndarray],
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
@@ -212,7 +219,9 @@ def _clips(
             if (indices == indices[0]).all():
                 indices = indices[:1]  # the same clip again would not change the average
             wanted, rows = np.unique(indices, return_inverse=True)
-            frames, grid = _read_frames(video, wanted.tolist(), crops, transform.size, report)
+            frames, grid = _read_frames(
+                video, wanted.tolist(), crops, transform.size, report, empty
+            )
             clip_rows, size = rows.reshape(indices.shape), transform.size
             shown: Sequence[np.ndarray] | np.ndarray = frames
             if frames.dtype == np.uint8:
@@ -231,6 +240,7 @@ def _read_frames(
     crops: int,
     size: tuple[int, int],
     report: VideoReport,
+    empty: Callable[[tuple[int, ...], Any], np.ndarray],
 ) -> tuple[np.ndarray, CropGrid]:
     """Decode frames, and keep whatever is smaller: their pixels, or the resized part of them that
     the crops need.
@@ -244,14 +254,22 @@ def _read_frames(
             grid = CropGrid.for_crops(height, width, size, crops)
             keeps_pixels = _is_smaller_unresized((height, width), grid)
             shape = (height, width) if keeps_pixels else (len(grid.y), len(grid.x))
-            frames = np.empty((len(wanted), *shape, 3), np.uint8 if keeps_pixels else np.float32)
-        frames[row] = decoded.pixels if keeps_pixels else grid.sample(decoded.pixels)
+            frames = empty((len(wanted), *shape, 3), np.uint8 if keeps_pixels else np.float32)
+        pixels = _at_size(decoded.pixels, (height, width))
+        frames[row] = pixels if keeps_pixels else grid.sample(pixels)
         damaged += not decoded.intact
     report.used += len(wanted)
     report.damaged += damaged
     check_damage(damaged, len(wanted))
     assert frames is not None
     return frames, grid
+
+
+def _at_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a frame at the size of the first one, which another rotation can change."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def _is_smaller_unresized(source: tuple[int, int], grid: CropGrid) -> bool:

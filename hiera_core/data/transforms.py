@@ -30,6 +30,7 @@ MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memo
 SAM2_MODEL = "sam2_hiera_tiny"  # its preprocessing is that of all of SAM 2's encoders
 CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
+_constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}  # see `_constant`
 
 
 # What the functions of the library take for one image or video, and for several.
@@ -329,10 +330,23 @@ def normalise_channels(
 ) -> torch.Tensor:
     """Normalise pixels in 0..255. float32 [..., 3] -> [..., 3], or [..., 1] with `grey`."""
     if grey:
-        weights = torch.tensor(GREY_WEIGHTS, device=pixels.device)
-        pixels = (pixels * weights).sum(-1, True)
-    centre, scale = (torch.tensor(v, device=pixels.device) for v in (mean, std))
+        pixels = (pixels * _constant(GREY_WEIGHTS, pixels)).sum(-1, True)
+    centre, scale = _constant(mean, pixels), _constant(std, pixels)
     return pixels.div(255).sub(centre).div(scale)
+
+
+def _constant(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return values as a tensor on the device of another tensor. It is copied there once, because
+    the host waits for such a copy."""
+    key = values, like.device
+    found = _constants.get(key)
+    if found is not None:
+        return found
+    with torch.inference_mode(False):  # gradients may be taken through it later
+        made = torch.tensor(values, device=like.device)
+    if like.device.type != "cpu" and type(made) is torch.Tensor:  # not within a tracer
+        _constants[key] = made
+    return made
 
 
 def _resized_image_size(width: int, height: int, short: int) -> tuple[int, int]:

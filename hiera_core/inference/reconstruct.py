@@ -173,13 +173,16 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         windows = self.model.layout.windows
         check_mask_ratio(self.mask_ratio, windows)
         generator = torch.Generator().manual_seed(seed)
-        self.units = draw_units(1, windows, self.mask_ratio, generator=generator)
+        units = draw_units(1, windows, self.mask_ratio, generator=generator)
+        self.units = units.to(self.device)  # once, because the host waits for such a copy
         self._forward = self.compiled(self.model.decode_all if raw else self.model)
 
-    def compute(self, x: torch.Tensor) -> Sequence[Reconstruction]:
-        units = self.units.to(x.device).expand(len(x), -1)
-        found = reconstruct(self.model, x, keep_ids=units, raw=self.raw, forward=self._forward)
-        return found.cpu().unbind()
+    def compute(self, x: torch.Tensor) -> Reconstruction:
+        units = self.units.expand(len(x), -1)
+        return reconstruct(self.model, x, keep_ids=units, raw=self.raw, forward=self._forward)
+
+    def split(self, found: Reconstruction) -> Sequence[Reconstruction]:
+        return found.unbind()
 
     @property
     def frame_rate(self) -> Fraction:

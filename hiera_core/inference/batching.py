@@ -265,7 +265,10 @@ class BatchRunner(Generic[M, Result]):
         with torch.inference_mode(), translate_compile_errors(), self._normalised(pixels) as x:
             with single_thread() if self._is_little_work(x) else contextlib.nullcontext():
                 found = self.compute(x)
-            return Launched(Download(found, self.device), count, self.split)
+            return Launched(self._download(found), count, self.split)
+
+    def _download(self, found: Any) -> Download:
+        return Download(found) if self.uploads is None else self.uploads.download(found)
 
     @contextlib.contextmanager
     def _normalised(self, pixels: Any) -> Iterator[torch.Tensor]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,16 +33,30 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-class Cuda(Protocol):
-    """The part of `torch.cuda` that is used here; tests have a stand-in that notes all calls."""
+class Cuda:
+    """The part of `torch.cuda` that is used here. Tests have a stand-in that notes the order."""
 
-    def Stream(self, device: torch.device) -> Any: ...
+    def new_stream(self, device: torch.device) -> Any:
+        return torch.cuda.Stream(device)
 
-    def Event(self) -> Event: ...
+    def new_event(self) -> Event:
+        event: Event = torch.cuda.Event()
+        return event
 
-    def stream(self, stream: Any) -> contextlib.AbstractContextManager[Any]: ...
+    def on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        """Give the operations within the block to a stream."""
+        return torch.cuda.stream(stream)
 
-    def current_stream(self, device: torch.device) -> Any: ...
+    def current_stream(self, device: torch.device) -> Any:
+        return torch.cuda.current_stream(device)
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return page-locked memory. PyTorch keeps it until all copies from and to it are done."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def keep_for(self, tensor: torch.Tensor, stream: Any) -> None:
+        """Keep the memory of a tensor until what a stream has to do by now is done."""
+        tensor.record_stream(stream)
 
 
 class PixelSlots:
@@ -51,13 +66,12 @@ class PixelSlots:
 
     Args:
         count: Number of images.
-        shape: (height, width) of an image, which has 3 channels.
-        pinned: Whether the memory is page-locked. Only tests without CUDA leave this out.
+        shape: (height, width, channels) of an image.
+        cuda: CUDA, or a stand-in.
     """
 
-    def __init__(self, count: int, shape: tuple[int, int], *, pinned: bool = True) -> None:
-        memory = torch.empty((count, *shape, 3), dtype=torch.uint8, pin_memory=pinned)
-        self._pixels: np.ndarray = memory.numpy()
+    def __init__(self, count: int, shape: tuple[int, ...], cuda: Cuda) -> None:
+        self._pixels: np.ndarray = cuda.pinned((count, *shape), torch.uint8).numpy()
         self._size = self._pixels[0].nbytes
         self._lock = threading.Lock()
         self._free: collections.deque[tuple[int, Event | None]]
@@ -96,16 +110,16 @@ class Uploads:
 
     Args:
         device: A CUDA device.
-        cuda: `torch.cuda`, or a stand-in.
+        cuda: CUDA, or a stand-in.
     """
 
     def __init__(self, device: torch.device, cuda: Cuda | None = None) -> None:
-        self._cuda: Cuda = cuda or cast(Cuda, torch.cuda)
+        self._cuda = cuda or Cuda()
         self._device, self._lock = device, threading.Lock()
         self._slots: PixelSlots | None = None
         self._copied: dict[int, Event] = {}  # of the images in slots, by number
-        self._stream = self._cuda.Stream(device)
-        self._buffers = [_Buffer(self._cuda.Event()) for _ in range(BUFFERS)]
+        self._stream = self._cuda.new_stream(device)
+        self._buffers = [_Buffer(self._cuda.new_event()) for _ in range(BUFFERS)]
         self._next = 0
         # Frames that are on the device already: several batches can show views of one video.
         self._resident: tuple[weakref.ref[ClipViews], torch.Tensor, torch.Tensor] | None = None
@@ -113,9 +127,12 @@ class Uploads:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return page-locked memory for the frames of a video. PyTorch keeps it for the next one
         when the device has read it."""
-        is_cuda, kind = self._device.type == "cuda", _dtype_of(np.empty(0, dtype))
-        pixels: np.ndarray = torch.empty(shape, dtype=kind, pin_memory=is_cuda).numpy()
+        pixels: np.ndarray = self._cuda.pinned(shape, _dtype_of(np.empty(0, dtype))).numpy()
         return pixels
+
+    def download(self, found: Any) -> Download:
+        """Start to copy results to the host, behind the work that computes them."""
+        return Download(found, self._device, self._cuda)
 
     def slots(self, count: int, pixels: np.ndarray) -> PixelSlots:
         """Return the slots for images such as `pixels`. They are made for the first of them.
@@ -127,8 +144,7 @@ class Uploads:
         with self._lock:
             if self._slots is None:
                 count = max(1, min(count, MAX_SLOT_BYTES // pixels.nbytes))
-                pinned = self._device.type == "cuda"
-                self._slots = PixelSlots(count, pixels.shape[:2], pinned=pinned)
+                self._slots = PixelSlots(count, pixels.shape, self._cuda)
             return self._slots
 
     def release(self, pixels: np.ndarray) -> None:
@@ -164,8 +180,8 @@ class Uploads:
         assert buffer.pixels is not None
         if buffer.is_used:
             self._stream.wait_event(buffer.read)
-        copied = self._cuda.Event()
-        with self._cuda.stream(self._stream):
+        copied = self._cuda.new_event()
+        with self._cuda.on(self._stream):
             for row, view in enumerate(views):
                 buffer.pixels[row].copy_(self._pinned(view, copied), non_blocking=True)
             copied.record(self._stream)
@@ -198,15 +214,17 @@ class Uploads:
         if self._resident is None or self._resident[0]() is not parent:
             self._resident = None  # its memory is free before the next frames are copied
             current = self._cuda.current_stream(self._device)
-            with self._cuda.stream(self._stream):  # the memory belongs to this stream
+            with self._cuda.on(self._stream):  # the memory belongs to this stream
                 frames, clips = (
-                    self._pinned(array).to(self._device, non_blocking=True)
+                    torch.empty(array.shape, dtype=_dtype_of(array), device=self._device)
                     for array in (parent.frames, parent.clips)
                 )
+                # The frames were read into page-locked memory: see `empty`.
+                frames.copy_(torch.from_numpy(parent.frames), non_blocking=True)
+                clips.copy_(self._pinned(parent.clips), non_blocking=True)
             current.wait_stream(self._stream)
             for tensor in (frames, clips):
-                if tensor.is_cuda:
-                    tensor.record_stream(current)
+                self._cuda.keep_for(tensor, current)
             self._resident = weakref.ref(parent), frames, clips
         return self._resident[1:]
 
@@ -220,7 +238,7 @@ class Uploads:
         if number is not None and copied is not None:
             self._copied[number] = copied
             return tensor
-        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return self._cuda.pinned(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 @dataclasses.dataclass
@@ -246,17 +264,18 @@ class Download:
 
     Args:
         found: A tensor, or a dictionary or dataclass of tensors.
-        device: Where they are computed.
-        cuda: `torch.cuda`, or a stand-in.
+        device: The CUDA device that computes them; None for another device.
+        cuda: CUDA, or a stand-in.
     """
 
-    def __init__(self, found: Any, device: torch.device, cuda: Cuda | None = None) -> None:
+    def __init__(
+        self, found: Any, device: torch.device | None = None, cuda: Cuda | None = None
+    ) -> None:
         self._done: Event | None = None
-        if device.type == "cuda":
-            module: Cuda = cuda or cast(Cuda, torch.cuda)
-            self._found = map_tensors(_start_copy, found)
-            self._done = module.Event()
-            self._done.record(module.current_stream(device))
+        if device is not None and cuda is not None:
+            self._found = map_tensors(functools.partial(_start_copy, cuda), found)
+            self._done = cuda.new_event()
+            self._done.record(cuda.current_stream(device))
         else:
             self._found = map_tensors(lambda tensor: tensor.cpu(), found)
 
@@ -277,10 +296,9 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], found: Any) ->
     return type(found)(*(map_tensors(function, value) for value in values))
 
 
-def _start_copy(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+def _start_copy(cuda: Cuda, tensor: torch.Tensor) -> torch.Tensor:
+    return cuda.pinned(tensor.shape, tensor.dtype).copy_(tensor, non_blocking=True)
 
 
 def _dtype_of(array: np.ndarray) -> torch.dtype:
-    return torch.uint8 if array.dtype == np.uint8 else torch.float32
+    return torch.from_numpy(array[:0]).dtype

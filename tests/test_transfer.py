@@ -18,7 +18,7 @@ from hiera_core.data import sources
 from hiera_core.data.clip_reader import read_segments, unresized
 from hiera_core.data.clip_sampling import Sampling
 from hiera_core.data.transforms import VideoTransform
-from hiera_core.inference import transfer
+from hiera_core.inference import batching, transfer
 from hiera_core.inference.predict import Predictor
 from hiera_core.inference.transfer import Cuda, Event, PixelSlots, Uploads
 
@@ -231,10 +231,12 @@ def test_results_are_one_batch_behind(pictures: Path, monkeypatch: pytest.Monkey
     assert max(ahead) == 2, order
 
 
-def test_memory_that_runs_out_on_a_device_halves_the_batch(pictures: Path) -> None:
+def test_memory_that_runs_out_on_a_device_halves_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "compile_for_inference", lambda function, device: function)
     model = draw_weights(hiera_core.Hiera(**SMALL)).eval()
     classifier = Predictor(model, batch_size=8, compile=True).classifier("image")
-    classifier._logits = classifier.model.forward_logits  # what is compiled takes no part here
     classifier.uploads = Uploads(CPU, FakeCuda())
     compute, tried = classifier.compute, []
 
@@ -247,3 +249,45 @@ def test_memory_that_runs_out_on_a_device_halves_the_batch(pictures: Path) -> No
     classifier.compute = limited  # type: ignore[method-assign]
     assert len(classifier.run(pictures_of(11, 64))) == 11
     assert tried == [8, 4, 4, 4]
+
+
+# On a GPU -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_answers_of_the_cpu(pictures: Path) -> None:
+    model = draw_weights(hiera_core.Hiera(**SMALL)).eval()
+    paths = [str(pictures)] * 8
+    plain = Predictor(model, device="cpu", dtype="fp32", batch_size=4)
+    on_gpu = Predictor(model, device="cuda", dtype="fp32", batch_size=4)
+    expected, found = (list(p(sources.expand(paths))) for p in (plain, on_gpu))
+    assert [r.input for r in found] == [r.input for r in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [k.id for k in ours.topk] == [k.id for k in theirs.topk]
+        assert ours.topk[0].prob == pytest.approx(theirs.topk[0].prob, abs=1e-3)
+
+
+@pytest.mark.cuda
+def test_a_gpu_resizes_clips_as_the_cpu_does(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "x.mp4", frames=90, size=(96, 64))
+    transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
+    uploads = Uploads(torch.device("cuda", 0))
+    _, segments = read_segments(path, Sampling(), transform, empty=uploads.empty)
+    views = next(segments).views
+    found = uploads.clips(unresized(views)).cpu()  # type: ignore[arg-type]
+    assert_close(found, torch.from_numpy(np.stack(list(views))), 1e-4)
+
+
+@pytest.mark.cuda
+def test_the_host_does_not_wait_while_batches_start() -> None:
+    classifier = Predictor(
+        draw_weights(hiera_core.Hiera(**SMALL)).eval(), device="cuda", batch_size=4
+    ).classifier("image")
+    views = [classifier.stage(picture, 8) for picture in pictures_of(8, 64)]
+    classifier.start(views).results()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        started = classifier.start(views)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(started.results()) == 8

@@ -12,9 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +29,9 @@ from ..data.video_files.decoder_threads import DecoderThreads
 from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
 from .batching import BatchRunner, Started
+from .decoded_input import DecodedInput, StartedBatch, checked_sources, with_input_errors
 from .prefetch import prefetch_map, prefetch_next
+from .segments import check_sampling
 
 # Largest number of records, counted in batches, that wait for a batch of images to fill.
 MAX_WAITING_BATCHES = 4
@@ -60,25 +61,6 @@ class PipelineOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
-
-
-@dataclass
-class DecodedInput:
-    """An input on its way to the model: the pixels of an image, the segments of a video, or
-    neither if the record is finished."""
-
-    record: Record
-    pixels: np.ndarray | None = None
-    report: VideoReport | None = None
-    segments: Iterator[DecodedSegment] | None = None
-
-
-@dataclass
-class _StartedBatch:
-    """Inputs, and the results of the images among them, which the device may still compute."""
-
-    inputs: list[DecodedInput]
-    started: Started[Any]
 
 
 class Pipeline(Generic[R]):
@@ -134,7 +116,7 @@ class Pipeline(Generic[R]):
         self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
             only = self._make_ready(model)
-            self._check_sampling(only)
+            check_sampling(only, self.sampling)
             self._runners[only.kind] = only
         else:
             self._build = model or (lambda kind: self.load(self.default_models[kind]))
@@ -177,10 +159,10 @@ class Pipeline(Generic[R]):
             DeviceError: There is not enough memory for a single image or clip.
             CheckpointError, HubError: The model for an input cannot be loaded.
         """
-        inputs = _checked_sources(inputs)
+        inputs = checked_sources(inputs)
         limit = self._limit
         waiting: list[DecodedInput] = []
-        behind: list[_StartedBatch] = []
+        behind: list[StartedBatch] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             for decoded in prefetch_map(
@@ -327,7 +309,7 @@ class Pipeline(Generic[R]):
             decoded.report, found = self._read_segments(content, runner)
             yield from found
 
-        decoded.segments = _with_input_errors(segments())
+        decoded.segments = with_input_errors(segments())
         return decoded
 
     def _read_segments(
@@ -336,7 +318,7 @@ class Pipeline(Generic[R]):
         report, segments = read_segments(
             content, self.sampling, runner.transform, self._decoder_threads, runner.pixels_of_clips
         )
-        return report, _with_input_errors(segments)
+        return report, with_input_errors(segments)
 
     @property
     def _limit(self) -> int:
@@ -360,7 +342,7 @@ class Pipeline(Generic[R]):
         self,
         batch: list[DecodedInput],
         pool: ThreadPoolExecutor,
-        behind: list[_StartedBatch],
+        behind: list[StartedBatch],
         more: bool,
     ) -> Iterator[Record]:
         """Start a batch, and yield the records of the batches before it.
@@ -379,12 +361,12 @@ class Pipeline(Generic[R]):
             started = self.runner("image").start(images) if images else Started[Any]()
         while behind:
             yield from self._complete(behind.pop(), pool)
-        behind.append(_StartedBatch(batch, started))
+        behind.append(StartedBatch(batch, started))
         has_video = bool(batch) and batch[-1].segments is not None
         if has_video or not (more and started.is_running):
             yield from self._complete(behind.pop(), pool)
 
-    def _complete(self, batch: _StartedBatch, pool: ThreadPoolExecutor) -> Iterator[Record]:
+    def _complete(self, batch: StartedBatch, pool: ThreadPoolExecutor) -> Iterator[Record]:
         """Yield the records of a batch that was started."""
         results = iter(batch.started.results())
         for decoded in batch.inputs:
@@ -430,47 +412,9 @@ class Pipeline(Generic[R]):
 
     # Models -------------------------------------------------------------------------------------
 
-    def _check_sampling(self, only: R) -> None:
-        """Check that the only model can see what the sampling asks for.
-
-        Raises:
-            UsageError: Segments for an image model, or single frames for a video model.
-        """
-        if self.sampling.segments is not None and only.kind == "image":
-            raise UsageError(
-                f"{only.name} takes pictures, and segments are for video models",
-                "use --every SECONDS, or a video model such as hiera_base_16x224",
-            )
-        if self.sampling.every is not None and only.kind == "video":
-            raise UsageError(
-                f"{only.name} takes clips, and single frames are for image models",
-                "use --segments SECONDS, or an image model such as hiera_base_224",
-            )
-
     def _make_ready(self, model: str | torch.nn.Module) -> R:
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
         return self.make_runner(
             built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
         )
-
-
-def _checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:
-    """Yield the sources.
-
-    Raises:
-        UsageError: One of them is something else, such as a path.
-    """
-    for item in [inputs] if isinstance(inputs, str | Path) else inputs:
-        check_type("an input", item, Source, "sources: sources.expand([path, ...]) makes them")
-        yield cast(Source, item)
-
-
-def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:
-    """Convert every decoding error to an InputError, so that the other inputs continue."""
-    try:
-        yield from segments
-    except HieraError:
-        raise
-    except Exception as error:
-        raise InputError(str(error) or type(error).__name__) from error

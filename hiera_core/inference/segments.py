@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..data.clip_reader import DecodedSegment, unresized
+from ..data.clip_sampling import Sampling
+from ..errors import UsageError
 from .batching import BatchRunner, Started
 
 Result = TypeVar("Result")
@@ -72,3 +74,21 @@ def _start(runner: BatchRunner[Any, Result], segments: list[DecodedSegment]) -> 
     views: Any = [view for segment in segments for view in unresized(segment.views)]
     overlaps = isinstance(runner, BatchRunner) and runner.overlaps
     return _Running(segments, runner.start(views) if overlaps else Started(runner.run(views)))
+
+
+def check_sampling(runner: BatchRunner[Any, Any], sampling: Sampling) -> None:
+    """Check that a model can see what the sampling asks for.
+
+    Raises:
+        UsageError: Segments for an image model, or single frames for a video model.
+    """
+    if sampling.segments is not None and runner.kind == "image":
+        raise UsageError(
+            f"{runner.name} takes pictures, and segments are for video models",
+            "use --every SECONDS, or a video model such as hiera_base_16x224",
+        )
+    if sampling.every is not None and runner.kind == "video":
+        raise UsageError(
+            f"{runner.name} takes clips, and single frames are for image models",
+            "use --segments SECONDS, or an image model such as hiera_base_224",
+        )

@@ -78,11 +78,14 @@ def measure(case: Case, path: Path, options: argparse.Namespace, seconds: float)
     command = [sys.executable, "-m", "hiera_cli", "bench", *words, *common.split()]
     if seconds <= 0:
         return False
+    process = subprocess.Popen([*command, f"--export={path}"], stdout=subprocess.DEVNULL)
     try:
-        done = subprocess.run([*command, f"--export={path}"], timeout=seconds)
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
+        process.terminate()  # it ends its workers, which would disturb the next case
+        process.wait()
         return False
-    return done.returncode in (0, 1) and path.exists()  # 1: a peer failed, and the file says so
+    return code in (0, 1) and path.exists()  # 1: a peer failed, and the file says so
 
 
 def files_to_answers(options: argparse.Namespace) -> dict[str, float]:

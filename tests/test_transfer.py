@@ -164,7 +164,7 @@ def test_images_in_slots_are_not_copied_on_the_host() -> None:
     for image in staged:
         uploads.release(image)
     assert uploads.slots(4, pictures[0]) is slots
-    uploads.forget_slots()
+    uploads.forget()
     uploads.release(staged[0])
     assert uploads.slots(4, pictures[0]) is not slots
 

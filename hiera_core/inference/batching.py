@@ -202,7 +202,7 @@ class BatchRunner(Generic[M, Result]):
     def end_stream(self) -> None:
         """Forget the images that `stage` returned, since nobody will release them."""
         if self.uploads is not None:
-            self.uploads.forget_slots()
+            self.uploads.forget()
 
     def release(self, pixels: np.ndarray) -> None:
         """Let the memory of an image that `stage` returned be used again."""

@@ -149,15 +149,15 @@ class Uploads:
 
     def release(self, pixels: np.ndarray) -> None:
         """Let the slot of an image be filled again, once the image is copied."""
-        if self._slots is not None:
-            number = self._slots.number_of(pixels)
-            if number is not None:
-                self._slots.give_back(number, self._copied.pop(number, None))
+        slots = self._slots
+        number = None if slots is None else slots.number_of(pixels)
+        if slots is not None and number is not None:
+            slots.give_back(number, self._copied.pop(number, None))
 
-    def forget_slots(self) -> None:
-        """Forget the slots, with those that nobody gives back because a stream ended early."""
+    def forget(self) -> None:
+        """Forget the slots, which nobody gives back if a stream ends early, and the last frames."""
         with self._lock:
-            self._slots, self._copied = None, {}
+            self._slots, self._copied, self._resident = None, {}, None
 
     @contextlib.contextmanager
     def images(self, views: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 MEMBERSHIP = Path("/proc/self/cgroup")  # on Linux: the control groups of this process
 GROUPS = Path("/sys/fs/cgroup")  # where their files are
+# How threads of OpenMP wait: in general, in GCC's library, and in that of Intel and LLVM.
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Folders of `GROUPS` in which version 1 has the CPU controller.
 CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 
@@ -38,9 +40,17 @@ def limit_threads() -> None:
     """Let numerical libraries start one thread for each allowed core.
 
     They count the cores of the affinity, and ignore a quota. Threads beyond a quota make the system
-    pause all threads of the process. This has to be called before PyTorch is imported. Nothing is
-    changed if OMP_NUM_THREADS is set, or if there is no quota.
+    pause all threads of the process. The number is not changed if OMP_NUM_THREADS is set, or if
+    there is no quota.
+
+    Threads that wait for one another sleep, unless the user has chosen. By default they keep their
+    core busy for milliseconds after each layer, while another thread has to decode, or another
+    process needs the core that they wait for.
+
+    This has to be called before PyTorch is imported.
     """
+    if not any(name in os.environ for name in WAIT_SETTINGS):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
     cores = allowed_cores()
     has_affinity = hasattr(os, "sched_getaffinity")
     if has_affinity and cores < len(os.sched_getaffinity(0)):

@@ -27,6 +27,12 @@ RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @torch.no_grad()
 def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Fill a model with random weights that affect its output.

@@ -140,3 +140,26 @@ def test_mps_has_no_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hiera_core.device._has_mps", lambda: True)
     with pytest.raises(DeviceError, match="mps has no float64"):
         Classifier(hiera_core.Hiera(**SMALL).double(), device="mps")
+
+
+@pytest.mark.parametrize(("size", "threads"), [(32, 1), (2048, 2)])
+def test_one_thread_does_little_work(
+    size: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of a small layer wait for one another, which decoding threads make slow."""
+    monkeypatch.setattr(batching, "LITTLE_WORK", 1e9)
+    model = hiera_core.create_model("hiera_nano_32", input_size=(size, size)).eval()
+    runner, used = Classifier(model, dtype="fp32"), []
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return torch.zeros(len(x), 10)
+
+    monkeypatch.setattr(runner, "compute", compute)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        runner(views(1, size))
+        assert used == [threads] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

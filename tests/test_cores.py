@@ -138,6 +138,23 @@ def test_libraries_start_a_thread_for_each_allowed_core(
     assert os.environ["OMP_NUM_THREADS"] == "9"
 
 
+@pytest.mark.parametrize("name", cores.WAIT_SETTINGS)
+def test_waiting_threads_sleep_unless_the_user_has_chosen(
+    groups: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write(groups, V2.format(path="/"), **{"cpu.max": "max 100000"})
+    for setting in cores.WAIT_SETTINGS:
+        monkeypatch.setenv(setting, "")
+        monkeypatch.delenv(setting)
+    cores.limit_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv(name, "7")
+    cores.limit_threads()
+    assert os.environ[name] == "7"
+    assert name == "OMP_WAIT_POLICY" or "OMP_WAIT_POLICY" not in os.environ
+
+
 def test_the_command_line_limits_threads_before_torch_starts_them() -> None:
     code = (
         "import os, sys; from hiera_core import cores\n"

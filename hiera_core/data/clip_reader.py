@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .memory import FrameArray
-from .transforms import CropGrid, ImageTransform, VideoTransform
+from .transforms import CropGrid, ImageTransform, VideoTransform, resize_frames
 from .video_files.animation_reader import Animation, open_video
 from .video_files.decoder_threads import DecoderThreads
 from .video_files.video_reader import Video, check_damage
 
 AnyVideo = Video | Animation | FrameArray
+# Largest size of a resized frame, in multiples of the part that the crops need.
+MAX_RESIZED = 3
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,14 @@ class DecodedSegment:
     """What the model sees of a segment of a video.
 
     `views` yields arrays in the form that the model's transform normalises: float32
-    [frames, height, width, 3] for clips, uint8 [height, width, 3] for single frames.
+    [frames, height, width, 3] for clips, uint8 [height, width, 3] for single frames. `unresized`
+    returns those of clips before they are resized.
     """
 
     start: float  # seconds
     end: float
     views: Sequence[np.ndarray]
-    frames: Sequence[np.ndarray] | np.ndarray  # the frames that the views are cut from
+    frames: Sequence[np.ndarray] | np.ndarray  # the resized frames that the views are cut from
     times: Sequence[float]  # of those frames, in seconds
 
 
@@ -39,10 +43,11 @@ class ClipViews(Sequence[np.ndarray]):
     """Clips x crops that share their frames: view i is clip i // crops, crop i % crops.
 
     Args:
-        frames: float32 [n, rows, columns, 3].
+        frames: uint8 [n, height, width, 3], as decoded; or float32 [n, rows, columns, 3], resized.
         clips: Indices into `frames`, int64 [clips, length].
-        boxes: (top, left) of each crop.
+        boxes: (top, left) of each crop in the resized frame.
         size: (height, width) of a crop.
+        scaled: (height, width) to which the frames are resized, or None if they are resized.
     """
 
     def __init__(
@@ -51,8 +56,12 @@ class ClipViews(Sequence[np.ndarray]):
         clips: np.ndarray,
         boxes: list[tuple[int, int]],
         size: tuple[int, int],
+        scaled: tuple[int, int] | None = None,
     ) -> None:
         self.frames, self.clips, self.boxes, self.size = frames, clips, boxes, size
+        self.scaled = scaled
+        # The crops of a clip follow one another, so the last clip is resized once for all of them.
+        self._last: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.clips) * len(self.boxes)
@@ -64,14 +73,92 @@ class ClipViews(Sequence[np.ndarray]):
     def __getitem__(self, index: slice) -> list[np.ndarray]: ...
 
     def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """Return a view, float32 [length, height, width, 3] in 0..255."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        clip, crop = divmod(index, len(self.boxes))
-        (top, left), (height, width) = self.boxes[crop], self.size
-        view: np.ndarray = self.frames[self.clips[clip], top : top + height, left : left + width]
+        clip = index // len(self.boxes)
+        if self._last is None or self._last[0] != clip:
+            self._last = None  # its memory is free before the next clip is resized
+            frames = torch.from_numpy(self.frames)
+            self._last = clip, self.resize_clip(frames, torch.from_numpy(self.clips[clip]))
+        view: np.ndarray = self.crop(self._last[1], index).numpy()
         return view
+
+    def resize_clip(self, frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return frames of a clip, resized. -> float32 [length, rows, columns, 3], same device
+
+        Args:
+            frames: `self.frames`, on any device.
+            rows: Indices into it, on the same device.
+        """
+        if self.scaled is None:
+            return frames[rows]
+        if frames.device.type == "cpu":  # one by one, so that they stay in the cache
+            resized = torch.empty(len(rows), *self.scaled, 3)
+            for place, row in enumerate(rows.tolist()):
+                resized[place] = resize_frames(frames[row, None], self.scaled)[0]
+            return resized
+        return resize_frames(frames[rows], self.scaled)
+
+    def crop(self, resized: torch.Tensor, index: int) -> torch.Tensor:
+        """Cut view `index` out of its resized clip. -> [length, height, width, 3]"""
+        (top, left), (height, width) = self.boxes[index % len(self.boxes)], self.size
+        return resized[:, top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """A view of a clip that is resized only where it is needed, on the model's device."""
+
+    parent: ClipViews
+    index: int
+
+    @property
+    def clip(self) -> int:
+        """The number of its clip."""
+        return self.index // len(self.parent.boxes)
+
+    def pixels(self) -> np.ndarray:
+        """Return the view, float32 [length, height, width, 3] in 0..255."""
+        return self.parent[self.index]
+
+
+def unresized(views: Sequence[np.ndarray]) -> Sequence[np.ndarray | ClipView]:
+    """Return views as they travel to the device: those of clips are not resized yet."""
+    if isinstance(views, ClipViews):
+        return [ClipView(views, index) for index in range(len(views))]
+    return views
+
+
+class ResizedFrames(Sequence[np.ndarray]):
+    """Frames of a video, resized one by one when they are looked at.
+
+    Args:
+        frames: uint8 [n, height, width, 3].
+        grid: The part of the resized frame that is shown.
+    """
+
+    def __init__(self, frames: np.ndarray, grid: CropGrid) -> None:
+        self.frames, self.grid = frames, grid
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        grid = self.grid
+        whole = resize_frames(torch.from_numpy(self.frames[index][None]), grid.scaled)[0].numpy()
+        shown: np.ndarray = whole[grid.rows[:, None], grid.columns]
+        return shown
 
 
 def read_segments(
@@ -79,12 +166,13 @@ def read_segments(
     sampling: Sampling,
     transform: ImageTransform | VideoTransform,
     threads: DecoderThreads | None = None,
+    empty: Callable[[tuple[int, ...], Any], np.ndarray] = np.empty,
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
     in memory that has as many frames as the model takes is the model's clip. For `threads`, see
-    `Video`.
+    `Video`. `empty` allocates the memory for the frames.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
@@ -104,11 +192,17 @@ def read_segments(
         assert sampling.every is not None
         return report, _single_frames(video, sampling.every, transform, report)
     stride, fps = sampling.stride or transform.stride, sampling.fps or transform.fps
-    return report, _clips(video, sampling, replace(transform, stride=stride, fps=fps), report)
+    return report, _clips(
+        video, sampling, replace(transform, stride=stride, fps=fps), report, empty
+    )
 
 
 def _clips(
-    video: AnyVideo, sampling: Sampling, transform: VideoTransform, report: VideoReport
+    video: AnyVideo,
+    sampling: Sampling,
+    transform: VideoTransform,
+    report: VideoReport,
+    empty: Callable[[tuple[int, ...], Any], np.ndarray],
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
@@ -125,38 +219,68 @@ def _clips(
             if (indices == indices[0]).all():
                 indices = indices[:1]  # the same clip again would not change the average
             wanted, rows = np.unique(indices, return_inverse=True)
-            frames, boxes = _crop_frames(video, wanted.tolist(), crops, transform.size, report)
-            views = ClipViews(frames, rows.reshape(indices.shape), boxes, transform.size)
+            frames, grid = _read_frames(
+                video, wanted.tolist(), crops, transform.size, report, empty
+            )
+            clip_rows, size = rows.reshape(indices.shape), transform.size
+            shown: Sequence[np.ndarray] | np.ndarray = frames
+            if frames.dtype == np.uint8:
+                views = ClipViews(frames, clip_rows, grid.corners, size, grid.scaled)
+                shown = ResizedFrames(frames, grid)
+            else:
+                views = ClipViews(frames, clip_rows, grid.boxes, size)
             report.views += len(views)
             times = (wanted / video.fps).tolist()
-            yield DecodedSegment(first / video.fps, last / video.fps, views, frames, times)
+            yield DecodedSegment(first / video.fps, last / video.fps, views, shown, times)
 
 
-def _crop_frames(
+def _read_frames(
     video: AnyVideo,
     wanted: list[int],
     crops: int,
     size: tuple[int, int],
     report: VideoReport,
-) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Decode frames and resize the part of them that the crops need.
+    empty: Callable[[tuple[int, ...], Any], np.ndarray],
+) -> tuple[np.ndarray, CropGrid]:
+    """Decode frames, and keep whatever is smaller: their pixels, or the resized part of them that
+    the crops need.
 
-    -> float32 [n, rows, columns, 3], and (top, left) of each crop
+    -> uint8 [n, height, width, 3] or float32 [n, rows, columns, 3]
     """
-    frames, boxes, damaged = None, [(0, 0)], 0
+    frames, damaged = None, 0
     for row, decoded in enumerate(video.read(wanted)):
         if frames is None:
             height, width = decoded.pixels.shape[:2]
             grid = CropGrid.for_crops(height, width, size, crops)
-            boxes = grid.boxes
-            frames = np.empty((len(wanted), len(grid.y), len(grid.x), 3), np.float32)
-        frames[row] = grid.sample(decoded.pixels)
+            keeps_pixels = _is_smaller_unresized((height, width), grid)
+            shape = (height, width) if keeps_pixels else (len(grid.y), len(grid.x))
+            frames = empty((len(wanted), *shape, 3), np.uint8 if keeps_pixels else np.float32)
+        pixels = _at_size(decoded.pixels, (height, width))
+        frames[row] = pixels if keeps_pixels else grid.sample(pixels)
         damaged += not decoded.intact
     report.used += len(wanted)
     report.damaged += damaged
     check_damage(damaged, len(wanted))
     assert frames is not None
-    return frames, boxes
+    return frames, grid
+
+
+def _at_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a frame at the size of the first one, which another rotation can change."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _is_smaller_unresized(source: tuple[int, int], grid: CropGrid) -> bool:
+    """Return whether a frame needs less memory as it is than resized, in float32.
+
+    Very long frames are large when they are resized whole, so these are resized in part.
+    """
+    cropped = len(grid.y) * len(grid.x)
+    height, width = source
+    is_long = grid.scaled[0] * grid.scaled[1] > MAX_RESIZED * cropped
+    return height * width <= np.float32().itemsize * cropped and not is_long
 
 
 def _single_frames(

@@ -92,6 +92,16 @@ class Source:
         return _read_span(self.path, *self.span)
 
     @property
+    def is_named_like_video(self) -> bool:
+        """Whether this is a video by its name, or by its content where that is in memory.
+
+        Nothing is opened for this.
+        """
+        if self.path is None or self.span is not None:
+            return self.looks_like_video
+        return ending_of(self.name) in VIDEO_ENDINGS
+
+    @property
     def looks_like_video(self) -> bool:
         """Whether this seems to be a video, by its first bytes or, failing that, by its name.
 

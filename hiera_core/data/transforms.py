@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from .. import zoo
 from ..errors import CheckpointError, UsageError
@@ -29,6 +30,7 @@ MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memo
 SAM2_MODEL = "sam2_hiera_tiny"  # its preprocessing is that of all of SAM 2's encoders
 CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
+_constants: dict[tuple[tuple[float, ...], torch.device], torch.Tensor] = {}  # see `_constant`
 
 
 # What the functions of the library take for one image or video, and for several.
@@ -254,9 +256,13 @@ def _channel_statistics(
 class CropGrid:
     """Rows and columns of the resized frame that the crops need, and where each crop begins."""
 
-    y: np.ndarray  # in source pixels
+    scaled: tuple[int, int]  # (height, width) of the whole resized frame
+    rows: np.ndarray  # of the resized frame, that some crop needs
+    columns: np.ndarray
+    y: np.ndarray  # the same rows and columns, in source pixels
     x: np.ndarray
-    boxes: list[tuple[int, int]]  # (top, left) of each crop in the sampled frame
+    corners: list[tuple[int, int]]  # (top, left) of each crop in the resized frame
+    boxes: list[tuple[int, int]]  # the same, in the sampled frame
 
     @classmethod
     def for_crops(cls, height: int, width: int, size: tuple[int, int], crops: int) -> CropGrid:
@@ -274,7 +280,13 @@ class CropGrid:
             for top, left in corners
         ]
         return cls(
-            _pixel_centres(rows, height / new_h), _pixel_centres(columns, width / new_w), boxes
+            (new_h, new_w),
+            rows,
+            columns,
+            _pixel_centres(rows, height / new_h),
+            _pixel_centres(columns, width / new_w),
+            corners,
+            boxes,
         )
 
     def sample(self, pixels: np.ndarray) -> np.ndarray:
@@ -283,6 +295,16 @@ class CropGrid:
         uint8 [height, width, 3] -> float32 [rows, columns, 3]
         """
         return _interpolate_axis(_interpolate_axis(pixels, self.y, 0), self.x, 1)
+
+
+def resize_frames(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize frames: bilinear, not antialiased, as in SlowFast. Same device.
+
+    uint8 [n, height, width, 3] -> float32 [n, *size, 3]
+    """
+    planes = frames.permute(0, 3, 1, 2).to(torch.float32)
+    resized = functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 def scaled_size(height: int, width: int, short: int) -> tuple[int, int]:
@@ -308,10 +330,23 @@ def normalise_channels(
 ) -> torch.Tensor:
     """Normalise pixels in 0..255. float32 [..., 3] -> [..., 3], or [..., 1] with `grey`."""
     if grey:
-        weights = torch.tensor(GREY_WEIGHTS, device=pixels.device)
-        pixels = (pixels * weights).sum(-1, True)
-    centre, scale = (torch.tensor(v, device=pixels.device) for v in (mean, std))
+        pixels = (pixels * _constant(GREY_WEIGHTS, pixels)).sum(-1, True)
+    centre, scale = _constant(mean, pixels), _constant(std, pixels)
     return pixels.div(255).sub(centre).div(scale)
+
+
+def _constant(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return values as a tensor on the device of another tensor. It is copied there once, because
+    the host waits for such a copy."""
+    key = values, like.device
+    found = _constants.get(key)
+    if found is not None:
+        return found
+    with torch.inference_mode(False):  # gradients may be taken through it later
+        made = torch.tensor(values, device=like.device)
+    if like.device.type != "cpu" and type(made) is torch.Tensor:  # not within a tracer
+        _constants[key] = made
+    return made
 
 
 def _resized_image_size(width: int, height: int, short: int) -> tuple[int, int]:

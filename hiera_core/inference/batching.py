@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
 
+from ..data.clip_reader import ClipView, unresized
 from ..data.transforms import check_channels, transform_for
 from ..device import (
     compile_for_inference,
     is_out_of_memory,
     select_device,
     select_dtype,
+    single_thread,
     translate_compile_errors,
 )
 from ..errors import DeviceError, UsageError
 from ..models.encoder import Encoder
 from ..records import Kind
+from .transfer import Download, Uploads
 
 log = logging.getLogger("hiera")
 Result = TypeVar("Result")
+T = TypeVar("T")
 M = TypeVar("M", bound=Encoder)
 
 # Views in one forward pass. A GPU needs many; on a CPU, more views only overflow the cache.
@@ -31,6 +36,11 @@ DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {
     "image": {"cpu": 8, "cuda": 64, "mps": 16},
     "video": {"cpu": 1, "cuda": 16, "mps": 2},
 }
+
+
+# Less work than this, in parameters x pixels of a batch, is done by one CPU thread. The smallest
+# model of the paper has seven times as much for one image; a batch of the nano models has a tenth.
+LITTLE_WORK = 2e11
 
 
 class BatchOptions(TypedDict, total=False):
@@ -41,6 +51,48 @@ class BatchOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
+
+
+class Launched(Generic[Result]):
+    """A batch that the device computes.
+
+    Args:
+        found: Its results on their way to the host.
+        count: Number of inputs, without those that only fill the batch.
+        split: See `BatchRunner.split`.
+    """
+
+    def __init__(
+        self, found: Download, count: int, split: Callable[[Any], Sequence[Result]]
+    ) -> None:
+        self._found, self._count, self._split = found, count, split
+
+    def results(self) -> Sequence[Result]:
+        """Return one result for each input, when the device has computed them."""
+        return self._split(self._found.wait())[: self._count]
+
+
+class Started(Generic[Result]):
+    """Views that were given to a device: see `BatchRunner.start`.
+
+    Args:
+        done: Results that are complete.
+        batches: Batches that the device computes.
+    """
+
+    def __init__(
+        self, done: Sequence[Result] = (), batches: Sequence[Launched[Result]] = ()
+    ) -> None:
+        self._done, self._batches = done, batches
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the device may still compute."""
+        return bool(self._batches)
+
+    def results(self) -> list[Result]:
+        """Return one result for each view, when the device has computed them."""
+        return [*self._done, *(r for batch in self._batches for r in batch.results())]
 
 
 class BatchRunner(Generic[M, Result]):
@@ -80,15 +132,22 @@ class BatchRunner(Generic[M, Result]):
         self.name = str(card.get("model") or type(model).__name__)
         sizes = DEFAULT_BATCH_SIZES[self.kind]
         self.batch_size = batch_size or sizes.get(self.device.type, sizes["cpu"])
+        self._parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
         # A compiled program takes a fixed number of views; smaller batches are padded to it.
         self._compile, self._compiled_for = compile, 0
 
-    def compute(self, x: torch.Tensor) -> Sequence[Result]:
-        """Return one result for each input of a batch.
+    def compute(self, x: torch.Tensor) -> Any:
+        """Return the results of a batch, on the device: a tensor, or a dictionary or dataclass of
+        tensors.
 
         Args:
             x: [b, 3, *size], normalised, float32, on the device.
         """
+        raise NotImplementedError
+
+    def split(self, found: Any) -> Sequence[Result]:
+        """Return one result for each input of a batch, from what `compute` returned, on the CPU."""
         raise NotImplementedError
 
     def run(self, views: Sequence[np.ndarray]) -> list[Result]:
@@ -100,22 +159,76 @@ class BatchRunner(Generic[M, Result]):
         Raises:
             DeviceError: There is not enough memory for a single view.
         """
-        done: list[Result] = []
-        while len(done) < len(views):
-            last = min(len(done) + self.batch_size, len(views))
-            results = self._try_batch([views[i] for i in range(len(done), last)])
-            if results is None:
-                self._halve_batch(last - len(done))
-            else:
-                done += results
-        return done
+        if self.overlaps:
+            return self.start(views).results()
+        return [result for results in self._batches(views, self._run_batch) for result in results]
+
+    def start(self, views: Sequence[np.ndarray]) -> Started[Result]:
+        """Give views to the device, and return what their results can be had from.
+
+        On CUDA, this does not wait for the device. Elsewhere, the results are complete.
+
+        Raises:
+            DeviceError: There is not enough memory for a single view.
+        """
+        if not self.overlaps:
+            return Started(self.run(views))
+        return Started(batches=list(self._batches(views, self._launch)))
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the device computes while this process goes on."""
+        return self.uploads is not None
+
+    # Images in page-locked memory ---------------------------------------------------------------
+
+    def stage(self, pixels: np.ndarray, count: int) -> np.ndarray:
+        """Return a decoded image in memory that the device reads by itself. Called by workers.
+
+        Args:
+            pixels: uint8 [height, width, 3].
+            count: Number of images that can be on their way at a time.
+        """
+        if self.uploads is None:
+            return pixels
+        return self.uploads.slots(count, pixels).put(pixels)
+
+    def pixels_of_clips(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return memory for the frames of clips: on CUDA, memory that the device reads itself."""
+        if self.uploads is None:
+            return np.empty(shape, dtype)
+        return self.uploads.empty(shape, dtype)
+
+    def end_stream(self) -> None:
+        """Forget the images that `stage` returned, since nobody will release them."""
+        if self.uploads is not None:
+            self.uploads.forget()
+
+    def release(self, pixels: np.ndarray) -> None:
+        """Let the memory of an image that `stage` returned be used again."""
+        if self.uploads is not None:
+            self.uploads.release(pixels)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, compiled with torch.compile if `compile` is set."""
         return compile_for_inference(function, self.device) if self._compile else function
 
-    def _try_batch(self, views: Sequence[np.ndarray]) -> Sequence[Result] | None:
-        """Return one result for each view, or None if memory ran out.
+    def _batches(self, views: Sequence[np.ndarray], function: Callable[[Any], T]) -> Iterator[T]:
+        """Yield what a function returns for each batch, in batches that fit in memory."""
+        waiting, done = unresized(views), 0
+        while done < len(waiting):
+            last = min(done + self.batch_size, len(waiting))
+            found = self._try_batch([waiting[i] for i in range(done, last)], function)
+            if found is None:
+                self._halve_batch(last - done)
+            else:
+                done = last
+                yield found
+
+    def _try_batch(
+        self, views: Sequence[np.ndarray | ClipView], function: Callable[[Any], T]
+    ) -> T | None:
+        """Return what a function returns for a batch, or None if memory ran out.
 
         The error is not kept: its traceback refers to every tensor of the failed batch, and these
         have to be freed before the next try.
@@ -124,7 +237,8 @@ class BatchRunner(Generic[M, Result]):
             DeviceError: Memory ran out for a single view.
         """
         try:
-            return self._run_batch(np.stack(views))
+            is_copied_one_by_one = self.overlaps or isinstance(views[0], ClipView)
+            return function(views if is_copied_one_by_one else np.stack(views))  # type: ignore[arg-type]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,22 +249,50 @@ class BatchRunner(Generic[M, Result]):
                 "use a smaller model or --dtype bf16",
             ) from error
 
-    def _run_batch(self, pixels: np.ndarray) -> Sequence[Result]:
+    def _run_batch(self, pixels: np.ndarray | Sequence[Any]) -> Sequence[Result]:
+        return self._launch(pixels).results()
+
+    def _launch(self, pixels: np.ndarray | Sequence[Any]) -> Launched[Result]:
+        """Start a batch. `pixels` is an array of images, or a list of images or views of clips."""
         count = len(pixels)
         missing = self._padded(count) - count
-        if missing:
+        if missing and isinstance(pixels, np.ndarray):
             pixels = np.concatenate([pixels, pixels[:1].repeat(missing, 0)])
+        elif missing:
+            pixels = [*pixels, *[pixels[0]] * missing]
         if self._compile:
             self._compiled_for = len(pixels)
-        batch = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            # Only a copy from pinned memory may go on in the background: PyTorch keeps that memory
-            # until the copy is done. On other devices `pixels` could be freed before.
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        with torch.inference_mode(), translate_compile_errors(), self._normalised(pixels) as x:
+            with single_thread() if self._is_little_work(x) else contextlib.nullcontext():
+                found = self.compute(x)
+            return Launched(self._download(found), count, self.split)
+
+    def _download(self, found: Any) -> Download:
+        return Download(found) if self.uploads is None else self.uploads.download(found)
+
+    @contextlib.contextmanager
+    def _normalised(self, pixels: Any) -> Iterator[torch.Tensor]:
+        """Copy a batch to the device, and normalise it there."""
+        is_clips = isinstance(pixels[0], ClipView)
+        if self.uploads is None:
+            if is_clips:
+                batch = torch.stack([torch.from_numpy(view.pixels()) for view in pixels])
+            else:
+                batch = torch.from_numpy(pixels)
+            # Only a copy from pinned memory may go on in the background: on devices other than
+            # CUDA, `pixels` could be freed before it is done.
+            yield self.transform.normalise(batch.to(self.device))
+        elif is_clips:
+            yield self.transform.normalise(self.uploads.clips(pixels))
         else:
-            batch = batch.to(self.device)
-        with torch.inference_mode(), translate_compile_errors():
-            return self.compute(self.transform.normalise(batch))[:count]
+            with self.uploads.images(pixels) as batch:
+                x = self.transform.normalise(batch)
+            yield x
+
+    def _is_little_work(self, x: torch.Tensor) -> bool:
+        """Return whether one thread computes this batch. Threads wait for one another after each
+        layer, which takes longer than a small layer if other threads need the cores, too."""
+        return self.device.type == "cpu" and self._parameters * x[:, 0].numel() < LITTLE_WORK
 
     def _padded(self, count: int) -> int:
         """Return the number of views, with padding, that the model gets for `count` views."""

@@ -239,24 +239,28 @@ class BatchExtractor(BatchRunner[Encoder, Tensors]):
         _, ends = self.model.encode(x, collect=True)
         return self.model.embedding(ends), self.model.stage_maps(ends, size=x.shape[2:])
 
-    def compute(self, x: torch.Tensor) -> Sequence[Tensors]:
+    def compute(self, x: torch.Tensor) -> Tensors:
         embedding, maps = self._features(x.to(self.dtype))
         found: Tensors = {}
         if not self.stages:
-            found["embedding"] = embedding.float().cpu()
+            found["embedding"] = embedding.float()
         for stage in self.stages:
             values = maps[stage - 1].float()
             values = values.flatten(1, -2).mean(1) if self.selection.pool else values
-            found[f"stage{stage}"] = values.cpu()
+            found[f"stage{stage}"] = values
         if self.keep_maps:
             drawn = self.stages or range(1, len(maps) + 1)
-            found |= {f"map{stage}": maps[stage - 1].float().cpu() for stage in drawn}
+            found |= {f"map{stage}": maps[stage - 1].float() for stage in drawn}
         if self.selection.attention is not None:
             # One by one, because the weights of a batch can be large.
             block = self.selection.attention
             each = [attention_maps(self.model, one[None], block).weights.cpu() for one in x]
             found["attention"] = torch.cat(each)
-        return [{name: values[i] for name, values in found.items()} for i in range(len(x))]
+        return found
+
+    def split(self, found: Tensors) -> Sequence[Tensors]:
+        count = len(next(iter(found.values())))
+        return [{name: values[i] for name, values in found.items()} for i in range(count)]
 
     def cell_size(self, stage: int) -> tuple[int, ...]:
         """Return how many pixels (and frames) a cell of a stage's map covers."""

@@ -12,9 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +28,10 @@ from ..data.video_files.animation_reader import kind_for_model
 from ..data.video_files.decoder_threads import DecoderThreads
 from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
-from .batching import BatchRunner
+from .batching import BatchRunner, Started
+from .decoded_input import DecodedInput, StartedBatch, checked_sources, with_input_errors
 from .prefetch import prefetch_map, prefetch_next
+from .segments import check_sampling
 
 # Largest number of records, counted in batches, that wait for a batch of images to fill.
 MAX_WAITING_BATCHES = 4
@@ -60,17 +61,6 @@ class PipelineOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
-
-
-@dataclass
-class DecodedInput:
-    """An input on its way to the model: the pixels of an image, the segments of a video, or
-    neither if the record is finished."""
-
-    record: Record
-    pixels: np.ndarray | None = None
-    report: VideoReport | None = None
-    segments: Iterator[DecodedSegment] | None = None
 
 
 class Pipeline(Generic[R]):
@@ -126,7 +116,7 @@ class Pipeline(Generic[R]):
         self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
             only = self._make_ready(model)
-            self._check_sampling(only)
+            check_sampling(only, self.sampling)
             self._runners[only.kind] = only
         else:
             self._build = model or (lambda kind: self.load(self.default_models[kind]))
@@ -169,9 +159,10 @@ class Pipeline(Generic[R]):
             DeviceError: There is not enough memory for a single image or clip.
             CheckpointError, HubError: The model for an input cannot be loaded.
         """
-        inputs = _checked_sources(inputs)
-        limit = min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
+        inputs = checked_sources(inputs)
+        limit = self._limit
         waiting: list[DecodedInput] = []
+        behind: list[StartedBatch] = []
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             for decoded in prefetch_map(
@@ -179,16 +170,18 @@ class Pipeline(Generic[R]):
                 self._begin_records(inputs),
                 pool=pool,
                 limit=limit,
-                cost=lambda item: limit // self.workers if item[0].looks_like_video else 1,
+                cost=lambda item: limit // self.workers if item[0].is_named_like_video else 1,
             ):
                 if decoded is not None:
                     waiting.append(decoded)
                 if decoded is None or self._fills_batch(waiting):
-                    yield from self._compute(waiting, pool)
+                    yield from self._compute(waiting, pool, behind, more=decoded is not None)
                     waiting = []
-            yield from self._compute(waiting, pool)
+            yield from self._compute(waiting, pool, behind, more=False)
         finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
+            for runner in self._runners.values():
+                runner.end_stream()
 
     def runner(self, kind: Kind) -> R:
         """Return the `BatchRunner` for images or for videos. It is built when it is first needed.
@@ -276,14 +269,17 @@ class Pipeline(Generic[R]):
             record.kind = kind
             runner = self.runner(kind)
             record.model = runner.name
-            if kind == "video":
+            if kind == "video" and source.is_named_like_video:
                 return self._open_video(record, content, runner)
+            if kind == "video":  # nothing is decoded ahead, since it counts as an image
+                return self._open_later(record, content, runner)
             if isinstance(content, np.ndarray):
                 image = Image.fromarray(content)
             else:
                 image, record.notes = open_image(content, self.sampling.max_pixels)
             self.on_image_decoded(record, image)
-            return DecodedInput(record, runner.transform.crop(image))
+            pixels = runner.stage(runner.transform.crop(image), self._images_ahead(runner))
+            return DecodedInput(record, pixels)
         except InputError as error:
             return DecodedInput(record.fail(error))
         except HieraError:
@@ -295,16 +291,43 @@ class Pipeline(Generic[R]):
         self, record: Record, content: Path | bytes | np.ndarray, runner: R
     ) -> DecodedInput:
         """Open a video and decode its first segment; the others follow while the model works."""
-        report, segments = read_segments(
-            content, self.sampling, runner.transform, self._decoder_threads
-        )
-        segments = _with_input_errors(segments)
+        report, segments = self._read_segments(content, runner)
         try:
             first = next(segments)
         except InputError as error:
             record.video = report.to_json()
             return DecodedInput(record.fail(error))
         return DecodedInput(record, report=report, segments=itertools.chain([first], segments))
+
+    def _open_later(
+        self, record: Record, content: Path | bytes | np.ndarray, runner: R
+    ) -> DecodedInput:
+        """Return a video that is opened only when its turn comes."""
+        decoded = DecodedInput(record)
+
+        def segments() -> Iterator[DecodedSegment]:
+            decoded.report, found = self._read_segments(content, runner)
+            yield from found
+
+        decoded.segments = with_input_errors(segments())
+        return decoded
+
+    def _read_segments(
+        self, content: Path | bytes | np.ndarray, runner: R
+    ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
+        report, segments = read_segments(
+            content, self.sampling, runner.transform, self._decoder_threads, runner.pixels_of_clips
+        )
+        return report, with_input_errors(segments)
+
+    @property
+    def _limit(self) -> int:
+        """Number of images that are decoded ahead."""
+        return min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
+
+    def _images_ahead(self, runner: R) -> int:
+        """Return how many images can be decoded, wait for a batch, or be on the device."""
+        return self._limit + 3 * runner.batch_size
 
     # Computing ----------------------------------------------------------------------------------
 
@@ -315,25 +338,56 @@ class Pipeline(Generic[R]):
         full = images >= size or len(waiting) >= MAX_WAITING_BATCHES * size
         return full or waiting[-1].segments is not None
 
-    def _compute(self, batch: list[DecodedInput], pool: ThreadPoolExecutor) -> Iterator[Record]:
+    def _compute(
+        self,
+        batch: list[DecodedInput],
+        pool: ThreadPoolExecutor,
+        behind: list[StartedBatch],
+        more: bool,
+    ) -> Iterator[Record]:
+        """Start a batch, and yield the records of the batches before it.
+
+        The device has this batch before the last one is read and its records are written. So
+        records are one batch behind, unless there is nothing to wait for.
+
+        Args:
+            batch: Decoded inputs.
+            pool: The worker threads.
+            behind: The batch that the device computes, if any. It is replaced by this one.
+            more: Whether more inputs are ready.
+        """
         images = [d.pixels for d in batch if d.pixels is not None]
         with self._compile_notice():
-            results = iter(self.runner("image").run(images) if images else ())
-        for decoded in batch:
+            started = self.runner("image").start(images) if images else Started[Any]()
+        while behind:
+            yield from self._complete(behind.pop(), pool)
+        behind.append(StartedBatch(batch, started))
+        has_video = bool(batch) and batch[-1].segments is not None
+        if has_video or not (more and started.is_running):
+            yield from self._complete(behind.pop(), pool)
+
+    def _complete(self, batch: StartedBatch, pool: ThreadPoolExecutor) -> Iterator[Record]:
+        """Yield the records of a batch that was started."""
+        results = iter(batch.started.results())
+        for decoded in batch.inputs:
             if decoded.pixels is not None:
                 self.finish_image(decoded.record, decoded.pixels, next(results))
+                self.runner("image").release(decoded.pixels)
             elif decoded.segments is not None:
                 self._compute_video(decoded, pool)
             yield decoded.record
 
     def _compute_video(self, decoded: DecodedInput, pool: ThreadPoolExecutor) -> None:
-        record, report = decoded.record, decoded.report
-        assert decoded.segments is not None and report is not None
+        record = decoded.record
+        assert decoded.segments is not None
         try:
             with self._compile_notice():
                 self.finish_video(record, prefetch_next(decoded.segments, pool))
         except InputError as error:
             record.fail(error)
+        report = decoded.report
+        if report is None:  # it could not be opened
+            return
         record.video = report.to_json()
         record.notes += report.notes
         if record.error is None and report.damaged:
@@ -358,47 +412,9 @@ class Pipeline(Generic[R]):
 
     # Models -------------------------------------------------------------------------------------
 
-    def _check_sampling(self, only: R) -> None:
-        """Check that the only model can see what the sampling asks for.
-
-        Raises:
-            UsageError: Segments for an image model, or single frames for a video model.
-        """
-        if self.sampling.segments is not None and only.kind == "image":
-            raise UsageError(
-                f"{only.name} takes pictures, and segments are for video models",
-                "use --every SECONDS, or a video model such as hiera_base_16x224",
-            )
-        if self.sampling.every is not None and only.kind == "video":
-            raise UsageError(
-                f"{only.name} takes clips, and single frames are for image models",
-                "use --segments SECONDS, or an image model such as hiera_base_224",
-            )
-
     def _make_ready(self, model: str | torch.nn.Module) -> R:
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
         return self.make_runner(
             built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
         )
-
-
-def _checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:
-    """Yield the sources.
-
-    Raises:
-        UsageError: One of them is something else, such as a path.
-    """
-    for item in [inputs] if isinstance(inputs, str | Path) else inputs:
-        check_type("an input", item, Source, "sources: sources.expand([path, ...]) makes them")
-        yield cast(Source, item)
-
-
-def _with_input_errors(segments: Iterator[DecodedSegment]) -> Iterator[DecodedSegment]:
-    """Convert every decoding error to an InputError, so that the other inputs continue."""
-    try:
-        yield from segments
-    except HieraError:
-        raise
-    except Exception as error:
-        raise InputError(str(error) or type(error).__name__) from error

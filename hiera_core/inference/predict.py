@@ -155,9 +155,12 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
                 "give one name for each class, in the order of the classes",
             )
 
-    def compute(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
-        probabilities: torch.Tensor = self._logits(x.to(self.dtype)).float().softmax(-1).cpu()
-        return probabilities.unbind()
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        probabilities: torch.Tensor = self._logits(x.to(self.dtype)).float().softmax(-1)
+        return probabilities
+
+    def split(self, found: torch.Tensor) -> Sequence[torch.Tensor]:
+        return found.unbind()
 
 
 class Predictor(Pipeline[Classifier]):

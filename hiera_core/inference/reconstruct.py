@@ -76,6 +76,7 @@ def reconstruct(
     keep_ids: torch.Tensor | None = None,
     raw: bool = False,
     forward: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
+    check_ids: bool = True,
 ) -> Reconstruction:
     """Mask a batch, let the model fill in what is hidden, and return the pictures.
 
@@ -91,6 +92,7 @@ def reconstruct(
         raw: Show the decoder's output everywhere; otherwise visible patches show the original.
         forward: Called in place of `model`, or in place of its `decode_all` with `raw`. It may be a
             compiled version of it.
+        check_ids: Check the values of `keep_ids`, for which the host waits for a GPU.
 
     Raises:
         UsageError: The model is not an autoencoder, the ratio leaves no visible or no masked unit,
@@ -98,7 +100,7 @@ def reconstruct(
     """
     autoencoder = _check_autoencoder(model)
     check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
-    visible = autoencoder.visible_units(mask, keep_ids)
+    visible = autoencoder.visible_units(mask, keep_ids, check_ids)
     if visible is None:
         ratio = MASK_RATIOS[autoencoder.input_kind()] if mask_ratio is None else mask_ratio
         check_mask_ratio(ratio, autoencoder.layout.windows)
@@ -173,13 +175,23 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         windows = self.model.layout.windows
         check_mask_ratio(self.mask_ratio, windows)
         generator = torch.Generator().manual_seed(seed)
-        self.units = draw_units(1, windows, self.mask_ratio, generator=generator)
+        units = draw_units(1, windows, self.mask_ratio, generator=generator)
+        self.units = units.to(self.device)  # once, because the host waits for such a copy
         self._forward = self.compiled(self.model.decode_all if raw else self.model)
 
-    def compute(self, x: torch.Tensor) -> Sequence[Reconstruction]:
-        units = self.units.to(x.device).expand(len(x), -1)
-        found = reconstruct(self.model, x, keep_ids=units, raw=self.raw, forward=self._forward)
-        return found.cpu().unbind()
+    def compute(self, x: torch.Tensor) -> Reconstruction:
+        units = self.units.expand(len(x), -1)
+        return reconstruct(
+            self.model,
+            x,
+            keep_ids=units,
+            raw=self.raw,
+            forward=self._forward,
+            check_ids=False,  # they were drawn here
+        )
+
+    def split(self, found: Reconstruction) -> Sequence[Reconstruction]:
+        return found.unbind()
 
     @property
     def frame_rate(self) -> Fraction:

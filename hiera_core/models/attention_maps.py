@@ -61,6 +61,8 @@ def attention_maps(model: torch.nn.Module, x: torch.Tensor, block: int = -1) -> 
     check_type("the model", encoder, Encoder, "a Hiera, or SAM 2's encoder")
     assert isinstance(encoder, HieraEncoder | HieraDet)
     index = _index(block, len(encoder.blocks))
+    query_grid: tuple[int, ...]
+    key_grid: tuple[int, ...]
     if isinstance(encoder, HieraDet):
         grid = encoder.check_input(x)
         query_grid, key_grid = window_attention.attention_grids(encoder, index, grid)
@@ -90,7 +92,8 @@ def attention_grids(model: Encoder, block: int) -> tuple[tuple[int, ...], tuple[
     """
     index = _index(block, len(model.blocks))
     if isinstance(model, HieraDet):
-        grid = model._config.grid_of(model._config.input_size)
+        height, width = model._config.input_size
+        grid = model._config.grid_of((height, width))
         return window_attention.attention_grids(model, index, grid)
     assert isinstance(model, HieraEncoder)
     return _grids_of(model, index, model.layout)

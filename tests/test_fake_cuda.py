@@ -141,7 +141,7 @@ def test_steps_of_inference(
     pixels = torch.empty(shape, dtype=torch.uint8, device=device)
     with torch.inference_mode():
         found = runner.compute(runner.transform.normalise(pixels))
-    results = runner.split(found)
+    results = runner._split(found)
     assert len(results) == 3
     devices: list[torch.device] = []
 

@@ -212,7 +212,7 @@ def test_results_are_one_batch_behind(pictures: Path, monkeypatch: pytest.Monkey
     classifier = predictor.classifier("image")
     classifier.uploads = Uploads(CPU, FakeCuda())
     order: list[str] = []
-    launch, split = classifier._launch, classifier.split
+    launch, split = classifier._launch, classifier._split
 
     def noted_launch(pixels: Any) -> Any:
         order.append("launch")
@@ -223,7 +223,7 @@ def test_results_are_one_batch_behind(pictures: Path, monkeypatch: pytest.Monkey
         return split(found)
 
     monkeypatch.setattr(classifier, "_launch", noted_launch)
-    monkeypatch.setattr(classifier, "split", noted_split)
+    monkeypatch.setattr(classifier, "_split", noted_split)
     found = list(predictor(sources.expand(paths)))
     assert [r.to_json() for r in found] == [r.to_json() for r in expected]
     assert order.count("launch") == order.count("read") == 6

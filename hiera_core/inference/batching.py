@@ -59,7 +59,7 @@ class Launched(Generic[Result]):
     Args:
         found: Its results on their way to the host.
         count: Number of inputs, without those that only fill the batch.
-        split: See `BatchRunner.split`.
+        split: See `BatchRunner._split`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class BatchRunner(Generic[M, Result]):
         # A compiled program takes a fixed number of views; smaller batches are padded to it.
         self._compile, self._compiled_for = compile, 0
 
-    def compute(self, x: torch.Tensor) -> Any:
+    def compute(self, x: torch.Tensor) -> object:
         """Return the results of a batch, on the device: a tensor, or a dictionary or dataclass of
         tensors.
 
@@ -146,7 +146,7 @@ class BatchRunner(Generic[M, Result]):
         """
         raise NotImplementedError
 
-    def split(self, found: Any) -> Sequence[Result]:
+    def _split(self, found: Any) -> Sequence[Result]:
         """Return one result for each input of a batch, from what `compute` returned, on the CPU."""
         raise NotImplementedError
 
@@ -193,7 +193,7 @@ class BatchRunner(Generic[M, Result]):
             return pixels
         return self.uploads.slots(count, pixels).put(pixels)
 
-    def pixels_of_clips(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def pixels_of_clips(self, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         """Return memory for the frames of clips: on CUDA, memory that the device reads itself."""
         if self.uploads is None:
             return np.empty(shape, dtype)
@@ -265,7 +265,7 @@ class BatchRunner(Generic[M, Result]):
         with torch.inference_mode(), translate_compile_errors(), self._normalised(pixels) as x:
             with single_thread() if self._is_little_work(x) else contextlib.nullcontext():
                 found = self.compute(x)
-            return Launched(self._download(found), count, self.split)
+            return Launched(self._download(found), count, self._split)
 
     def _download(self, found: Any) -> Download:
         return Download(found) if self.uploads is None else self.uploads.download(found)

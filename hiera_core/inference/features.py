@@ -258,7 +258,7 @@ class BatchExtractor(BatchRunner[Encoder, Tensors]):
             found["attention"] = torch.cat(each)
         return found
 
-    def split(self, found: Tensors) -> Sequence[Tensors]:
+    def _split(self, found: Tensors) -> Sequence[Tensors]:
         count = len(next(iter(found.values())))
         return [{name: values[i] for name, values in found.items()} for i in range(count)]
 

@@ -159,7 +159,7 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
         probabilities: torch.Tensor = self._logits(x.to(self.dtype)).float().softmax(-1)
         return probabilities
 
-    def split(self, found: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _split(self, found: torch.Tensor) -> Sequence[torch.Tensor]:
         return found.unbind()
 
 

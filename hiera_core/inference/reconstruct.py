@@ -190,7 +190,7 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
             check_ids=False,  # they were drawn here
         )
 
-    def split(self, found: Reconstruction) -> Sequence[Reconstruction]:
+    def _split(self, found: Reconstruction) -> Sequence[Reconstruction]:
         return found.unbind()
 
     @property

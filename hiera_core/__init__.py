@@ -42,12 +42,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .models.attention import MaskUnitAttention as MaskUnitAttention
     from .models.attention_maps import AttentionMaps as AttentionMaps
     from .models.attention_maps import attention_maps as attention_maps
+    from .models.block import HieraBlock as HieraBlock
     from .models.factory import ModelFunction
     from .models.factory import create_model as create_model
     from .models.factory import list_models as list_models
     from .models.feature_backbone import FeatureBackbone as FeatureBackbone
     from .models.hiera import Hiera as Hiera
-    from .models.hiera import HieraBlock as HieraBlock
     from .models.layers import Head as Head
     from .models.layers import PatchEmbed as PatchEmbed
     from .models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
@@ -102,7 +102,8 @@ _PUBLIC = {
     "conversion.converter": ("convert", "Conversion"),
     "benchmarking.bench": ("bench", "Benchmark"),
     "models.factory": ("create_model", "list_models", *_zoo.names()),
-    "models.hiera": ("Hiera", "HieraBlock"),
+    "models.block": ("HieraBlock",),
+    "models.hiera": ("Hiera",),
     "models.mae": ("MaskedAutoencoderHiera",),
     "models.attention": ("MaskUnitAttention",),
     "models.attention_maps": ("AttentionMaps", "attention_maps"),

@@ -20,8 +20,7 @@ from ..data.sources import Source
 from ..errors import InputError, UsageError, is_whole
 from ..models import factory
 from ..models.attention_maps import attention_grids, attention_maps
-from ..models.encoder import Encoder
-from ..models.unwrap import unwrap_model
+from ..models.encoder import Encoder, unwrap_model
 from ..records import Kind, Record
 from ..viz.attention_overlay import draw_attention
 from ..viz.feature_maps import draw_feature_maps

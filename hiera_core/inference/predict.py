@@ -16,9 +16,9 @@ from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
 from ..errors import InputError, UsageError, check_positive
 from ..models import factory
+from ..models.encoder import unwrap_model
 from ..models.hiera import Hiera
 from ..models.mae import MaskedAutoencoderHiera
-from ..models.unwrap import unwrap_model
 from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
 from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner

@@ -27,9 +27,9 @@ from ..data.video_files import video_writer
 from ..errors import InputError, UsageError, check_type
 from ..models import factory
 from ..models.config import AutoencoderConfig
+from ..models.encoder import find_model, unwrap_model
 from ..models.mae import MaskedAutoencoderHiera, patch_statistics, reconstruction_error
 from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_rows
-from ..models.unwrap import find_model, unwrap_model
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
 from .batching import BatchOptions, BatchRunner

@@ -11,12 +11,11 @@ import torch
 
 from ..errors import UsageError, check_type, is_whole
 from .attention import MaskUnitAttention
-from .encoder import Encoder
+from .encoder import Encoder, unwrap_model
 from .hiera import HieraEncoder
 from .sam2 import window_attention
 from .sam2.hieradet import HieraDet
 from .token_layout import TokenLayout
-from .unwrap import unwrap_model
 
 MAX_BYTES = 2 << 30  # largest attention matrix
 

@@ -1,7 +1,8 @@
 """Hiera, the hierarchical vision transformer (Ryali et al. 2023, arXiv 2306.00989).
 
-Read from the top: the encoder that the classifier and the masked autoencoder share, the classifier,
-the block. Tokens are in window-major order between patch embedding and output: see token_layout.py.
+Read from the top: the encoder that the classifier and the masked autoencoder share, the classifier.
+The block is in block.py. Tokens are in window-major order between patch embedding and output: see
+token_layout.py.
 
 Letters in shape comments: b batch, n tokens, w windows (mask units), k kept windows, t tokens of a
 window, c channels.
@@ -12,35 +13,31 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Self, Unpack, overload
 
 import torch
 from torch import nn
 
 from ..errors import UsageError, check_type
-from . import cpu
-from .attention import MaskUnitAttention, pool_both, pool_tokens
+from .block import HieraBlock
 from .config import MAX_TOKENS, BlockSpec, HieraArguments, HieraConfig
-from .encoder import Encoder, NormLayer, norm_factory, split_blocks
+from .encoder import Encoder, norm_factory, split_blocks
 from .layers import (
-    DropPath,
     Head,
-    Mlp,
     PatchEmbed,
     init_classifier,
     init_head,
-    layer_scale,
 )
 from .masking import (
     VisibleUnits,
+    check_visible,
     draw_units,
     gather_windows,
     visible_from_units,
     visible_units,
 )
 from .pos_embed import absolute_window, resize
-from .probes import known_forward
 from .sizes import legal_sizes
 from .sizes.size_cache import SizeCache
 from .token_layout import TokenLayout
@@ -225,7 +222,7 @@ class HieraEncoder(Encoder):
         """Return the tokens after the block `last`, and after each of the blocks `taps`."""
         layout = self.layout_of(x)
         if visible is not None:
-            _check_visible(visible, x)
+            check_visible(visible, x)
         mask = None if visible is None else visible.mask.view(-1, 1, *layout.unit_grid)
         x = layout.to_windows(self.patch_embed(x, mask) + self._position(layout))
         if visible is not None:
@@ -496,105 +493,6 @@ class Hiera(HieraEncoder):
         """Initialise as the reference does; on the meta device, values come from a checkpoint."""
         if not self.patch_embed.proj.weight.is_meta:
             init_classifier(self, self.no_weight_decay(), self._config.head_init_scale)
-
-
-@known_forward
-class HieraBlock(nn.Module):
-    """Attention (which may pool and widen) and MLP, each with a residual connection.
-
-    Args:
-        dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn: As for `MaskUnitAttention`.
-        mlp_ratio: Hidden width of the MLP relative to `dim_out`.
-        drop_path: Probability of dropping a residual branch in training.
-        norm_layer: Function that builds a norm for a number of channels.
-        act_layer: Function that builds the activation.
-        init_values, use_expand_proj: As for `HieraConfig`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        dim_out: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        norm_layer: NormLayer = nn.LayerNorm,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        q_stride: int = 1,
-        window_size: int = 0,
-        use_mask_unit_attn: bool = False,
-        init_values: float | None = None,
-        use_expand_proj: bool = True,
-    ) -> None:
-        super().__init__()
-        self.dim, self.dim_out = dim, dim_out
-        self.norm1 = norm_layer(dim)
-        self.attn = MaskUnitAttention(
-            dim, dim_out, heads, q_stride, window_size, use_mask_unit_attn
-        )
-        self.norm2 = norm_layer(dim_out)
-        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.ls1 = layer_scale(dim_out, init_values)
-        self.ls2 = layer_scale(dim_out, init_values)
-        self.has_proj = dim != dim_out and use_expand_proj
-        if self.has_proj:
-            self.proj = nn.Linear(dim, dim_out)
-
-    @classmethod
-    def from_spec(cls, spec: BlockSpec, config: HieraConfig, norm_layer: NormLayer) -> HieraBlock:
-        return cls(
-            spec.dim,
-            spec.dim_out,
-            spec.heads,
-            config.mlp_ratio,
-            spec.drop_path,
-            norm_layer,
-            q_stride=spec.q_stride,
-            window_size=spec.window_size,
-            use_mask_unit_attn=spec.use_mask_unit_attn,
-            init_values=config.init_values,
-            use_expand_proj=config.use_expand_proj,
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, n, dim] -> [b, n / q_stride, dim_out], window-major."""
-        x_norm = self.norm1(x)
-        x = self.shortcut(x, x_norm) + self.drop_path(self.ls1(self.attn(x_norm)))
-        out: torch.Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        return out
-
-    def shortcut(self, x: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:
-        """Return the residual, widened and pooled like the output of the attention.
-
-        It is widened from the normalised input, as in the released models. Without a projection, it
-        is widened from the input itself.
-        """
-        if self.dim != self.dim_out and not self.has_proj:
-            return pool_both(x, self.attn.q_stride, self.attn.window_size)
-        if self.has_proj and self.attn.q_stride == 1:
-            # The compiler fails if it sees a sum whose first term is the kernel of `cpu.linear`.
-            x = self.proj(x_norm)
-        elif self.has_proj:
-            x = cpu.linear(self.proj, x_norm)
-        if self.attn.q_stride > 1:
-            x = pool_tokens(x, self.attn.q_stride, self.attn.window_size)
-        return x
-
-
-def _check_visible(visible: VisibleUnits, x: torch.Tensor) -> None:
-    """Check that visible units have as many rows as a batch, and are on its device."""
-    rows, device = visible.mask.shape[0], visible.mask.device
-    if rows != x.shape[0]:
-        raise UsageError(
-            f"mask or keep_ids has {rows} rows for {x.shape[0]} inputs",
-            "give one row for each input",
-        )
-    if device != x.device:
-        raise UsageError(
-            f"mask or keep_ids is on {device}, and the input on {x.device}",
-            "move it to the device of the input",
-        )
 
 
 def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:

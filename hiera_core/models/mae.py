@@ -16,8 +16,9 @@ from torch import nn
 
 from ..errors import UsageError
 from . import cpu
+from .block import HieraBlock
 from .config import AutoencoderArguments, AutoencoderConfig, HieraConfig
-from .hiera import HieraBlock, HieraEncoder
+from .hiera import HieraEncoder
 from .layers import conv_nd, init_autoencoder
 from .masking import MASK_RATIOS, VisibleUnits, check_mask_ratio, gather_rows
 from .pos_embed import resize

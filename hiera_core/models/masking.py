@@ -225,3 +225,18 @@ def gather_windows(x: torch.Tensor, kept: torch.Tensor, windows: int) -> torch.T
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """b n c, b m -> b m c"""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def check_visible(visible: VisibleUnits, x: torch.Tensor) -> None:
+    """Check that visible units have as many rows as a batch, and are on its device."""
+    rows, device = visible.mask.shape[0], visible.mask.device
+    if rows != x.shape[0]:
+        raise UsageError(
+            f"mask or keep_ids has {rows} rows for {x.shape[0]} inputs",
+            "give one row for each input",
+        )
+    if device != x.device:
+        raise UsageError(
+            f"mask or keep_ids is on {device}, and the input on {x.device}",
+            "move it to the device of the input",
+        )

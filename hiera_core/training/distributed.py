@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..device import select_device
 from ..errors import DeviceError, HieraError, TrainingError
+from ..models.encoder import unwrap_model as unwrap_model
 from ..models.hiera import HieraEncoder
-from ..models.unwrap import unwrap_model as unwrap_model
 from .recipe import Parallel
 
 # Found in the message of the RuntimeError that PyTorch raises when another process is lost.

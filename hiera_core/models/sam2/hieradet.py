@@ -23,9 +23,9 @@ from ...errors import UsageError
 from ...zoo import Family
 from .. import cpu
 from ..attention import MaskUnitAttention, eager_attention, fused_attention
+from ..block import HieraBlock
 from ..config import MAX_TOKENS
 from ..encoder import Encoder, norm_factory, split_blocks
-from ..hiera import HieraBlock
 from ..layers import PatchEmbed, init_layer
 from ..probes import known_forward
 from ..sizes import legal_sizes

@@ -14,7 +14,7 @@ from torch import nn
 
 import hiera_core
 from hiera_core.errors import UsageError
-from hiera_core.models.unwrap import unwrap_model
+from hiera_core.models.encoder import unwrap_model
 from hiera_core.zoo import ASSETS
 
 from .conftest import assert_close

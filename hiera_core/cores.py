@@ -11,8 +11,12 @@ from pathlib import Path
 
 MEMBERSHIP = Path("/proc/self/cgroup")  # on Linux: the control groups of this process
 GROUPS = Path("/sys/fs/cgroup")  # where their files are
-# How threads of OpenMP wait: in general, in GCC's library, and in that of Intel and LLVM.
-WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# Variables that say how threads of OpenMP wait: in general, and in GCC's library.
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+# How often a waiting thread looks before it sleeps; by default 300,000 times, which takes
+# milliseconds. On an idle machine with 2 cores, Hiera-B at batch 1 is 2% slower with this value, and
+# 15% slower with 0. With four other busy processes it is many times faster than by default.
+SPIN_COUNT = 10_000
 # Folders of `GROUPS` in which version 1 has the CPU controller.
 CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 
@@ -43,14 +47,15 @@ def limit_threads() -> None:
     pause all threads of the process. The number is not changed if OMP_NUM_THREADS is set, or if
     there is no quota.
 
-    Threads that wait for one another sleep, unless the user has chosen. By default they keep their
-    core busy for milliseconds after each layer, while another thread has to decode, or another
-    process needs the core that they wait for.
+    Threads of GCC's OpenMP, which PyTorch's packages for Linux use, soon sleep while they wait for
+    one another, unless the user has chosen. By default they keep their core busy for milliseconds
+    after each layer, while another thread has to decode, or another process needs the core that
+    they wait for.
 
     This has to be called before PyTorch is imported.
     """
     if not any(name in os.environ for name in WAIT_SETTINGS):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     cores = allowed_cores()
     has_affinity = hasattr(os, "sched_getaffinity")
     if has_affinity and cores < len(os.sched_getaffinity(0)):

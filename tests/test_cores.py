@@ -139,7 +139,7 @@ def test_libraries_start_a_thread_for_each_allowed_core(
 
 
 @pytest.mark.parametrize("name", cores.WAIT_SETTINGS)
-def test_waiting_threads_sleep_unless_the_user_has_chosen(
+def test_waiting_threads_soon_sleep_unless_the_user_has_chosen(
     groups: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     write(groups, V2.format(path="/"), **{"cpu.max": "max 100000"})
@@ -147,12 +147,12 @@ def test_waiting_threads_sleep_unless_the_user_has_chosen(
         monkeypatch.setenv(setting, "")
         monkeypatch.delenv(setting)
     cores.limit_threads()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert os.environ["GOMP_SPINCOUNT"] == str(cores.SPIN_COUNT)
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv(name, "7")
     cores.limit_threads()
     assert os.environ[name] == "7"
-    assert name == "OMP_WAIT_POLICY" or "OMP_WAIT_POLICY" not in os.environ
+    assert name == "GOMP_SPINCOUNT" or "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_the_command_line_limits_threads_before_torch_starts_them() -> None:

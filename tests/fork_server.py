@@ -153,6 +153,8 @@ def _fork(
         os.environ.update(environment)
         sys.argv = ["hiera", *arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # `nohup pytest` ignores one of them
+            signal.signal(number, signal.SIG_DFL)
         from hiera_cli import app
 
         app.main()

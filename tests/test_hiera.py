@@ -259,7 +259,7 @@ def test_gradient_checkpointing_does_not_change_gradients() -> None:
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    drop = hiera_core.models.hiera.DropPath(0.25)
+    drop = hiera_core.models.layers.DropPath(0.25)
     torch.manual_seed(0)
     kept = drop(torch.ones(4000, 2))
     assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])

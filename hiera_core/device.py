@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +140,16 @@ def translate_compile_errors() -> Iterator[None]:
         ) from error
 
 
+class _SingleThread:
+    """How many threads are within `single_thread`, and what to restore after the last."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.threads = threading.Lock(), 0, 1
+
+
+_single = _SingleThread()
+
+
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
     """Run torch's CPU operations in one thread.
@@ -146,12 +157,19 @@ def single_thread() -> Iterator[None]:
     This is for passes over weights, which are limited by memory bandwidth. More threads would only
     add a synchronisation at every tensor.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    # The setting is that of the process. Only the first of several threads saves it, and the last
+    # one restores it, so that none restores the 1 of another.
+    with _single.lock:
+        if _single.users == 0:
+            _single.threads = torch.get_num_threads()
+        _single.users += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _single.lock:
+            _single.users -= 1
+            torch.set_num_threads(_single.threads if _single.users == 0 else 1)
 
 
 def _has_cuda() -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core.device import select_device, select_dtype, translate_compile_errors
+from hiera_core.device import select_device, select_dtype, single_thread, translate_compile_errors
 from hiera_core.errors import DeviceError, UsageError
 
 from .conftest import SMALL
@@ -76,3 +76,18 @@ def test_memory_that_runs_out_in_the_compiler_is_no_error_of_the_compiler() -> N
         raise BackendCompilerFailed("backend='inductor' raised: CUDA out of memory")
     with pytest.raises(DeviceError, match=r"torch\.compile failed"), translate_compile_errors():
         raise BackendCompilerFailed("no compiler")
+
+
+def test_threads_that_compute_in_one_thread_restore_the_setting() -> None:
+    """The first one that enters leaves first. The second one must not restore its 1."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        first, second = single_thread(), single_thread()
+        first.__enter__(), second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

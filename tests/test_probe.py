@@ -41,8 +41,8 @@ def digits() -> ProbeData:
 def features(digits: ProbeData, cache: Path) -> Features:
     extractor = FeatureExtractor(MODEL, dtype="fp32")
     return (
-        frozen_features(digits.train, extractor, cache=cache / "train"),
-        frozen_features(digits.val, extractor, cache=cache / "val"),
+        frozen_features(digits.train, extractor, cache=cache / "train-features"),
+        frozen_features(digits.val, extractor, cache=cache / "val-features"),
     )
 
 
@@ -117,10 +117,11 @@ def test_cached_features_are_not_computed_again(
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["samples"] == 359 and found["top1"] > 97 and found["top5"] == 100
+    assert found["probe"]["method"] == "linear" and found["probe"]["train_samples"] == 1438
     code, out, _ = hiera(*arguments, "--probe", "knn", "--neighbours", "1")
     assert code == 0 and json.loads(out)["top1"] > 90
     code, _, err = hiera(*arguments, "--probe", "knn", "-m", "hiera_nano_32")
-    assert code == 2 and "was made with model" in err
+    assert code == 2 and "was made with model" in err and "name another folder with --cache" in err
 
 
 def test_two_processes_agree_with_one(
@@ -138,7 +139,10 @@ def test_two_processes_agree_with_one(
     found = json.loads(outputs[0][0])
     expected = judge(digits, *features, method="knn")
     assert found["samples"] == 359 and abs(found["top1"] - expected.top1) < 0.3
-    assert sorted(path.name for path in (tmp_path / "cache/val").iterdir()) == ["0-of-2", "1-of-2"]
+    assert sorted(path.name for path in (tmp_path / "cache/val-features").iterdir()) == [
+        "0-of-2",
+        "1-of-2",
+    ]
 
 
 def _free_port() -> int:
@@ -178,10 +182,11 @@ def test_folders_are_split_and_damaged_files_are_named(hiera: Command, tmp_path:
     [
         (["--probe", "knn"], "has no val/"),
         (["--probe", "cnn"], "knn"),
+        (["--probe", "linear", "--neighbours", "3"], "--neighbours belongs to --probe knn"),
         (["--probe", "knn", "--val", "0"], "share"),
         (["--probe", "knn", "--val", "1e-9"], "holds out none"),
         (["--probe", "knn", "--neighbours", "0"], "greater than or equal to 1"),
-        (["--val", "0.1"], "--val and --cache belong to --probe"),
+        (["--val", "0.1"], "--val, --cache and --neighbours belong to --probe"),
         (["--probe", "knn", "--val", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -201,5 +206,53 @@ def test_bad_arguments_are_usage_errors(tmp_path: Path) -> None:
         hiera_core.probe(data, MODEL, val=0.5, neighbours=0)
     for path in data.rglob("*.png"):
         path.write_text("damaged")
-    with pytest.raises(UsageError, match="no training sample can be read"):
+    with pytest.raises(UsageError, match="no training sample can be used; the first: "):
         hiera_core.probe(data, MODEL, val=0.5)
+
+
+def test_changed_files_are_computed_again(tmp_path: Path) -> None:
+    """The pictures of two classes are swapped. They keep their names."""
+    data = tmp_path / "data"
+    make_data(data / "train"), make_data(data / "val")
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        assert hiera_core.probe(data, MODEL, cache=cache, dtype="fp32").top1 == 100
+    (data / "val/red").rename(data / "val/x")
+    (data / "val/blue").rename(data / "val/red")
+    (data / "val/x").rename(data / "val/blue")
+    for path in (data / "val").rglob("*.png"):
+        path.touch()
+    assert hiera_core.probe(data, MODEL, cache=cache, dtype="fp32").top1 == 0
+
+
+@pytest.mark.parametrize("cache", ["data", "data/cache", "other", ""])
+def test_a_cache_does_not_touch_other_files(
+    hiera: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_data(Path("data/train")), make_data(Path("data/val")), make_data(Path("other"))
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = hiera("eval", "data", "-m", MODEL, "--probe", "knn", "--cache", cache)
+    assert code == 2 and "name a" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reasons_are_named(hiera: Command, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make_data(data / "train"), make_data(data / "val")
+    code, _, err = hiera("eval", data, "-m", "mae_hiera_nano_8x32", "--probe", "knn")
+    assert code == 2 and "takes video clips" in err
+    (data / "val/red").rename(data / "val/green")
+    code, _, err = hiera("eval", data, "-m", MODEL, "--probe", "knn")
+    assert code == 2 and "the training data knows no class 'green'" in err
+    for path in (data / "val/green").iterdir():
+        path.unlink()
+    (data / "val/green").rmdir()
+    code, out, err = hiera("eval", data, "-m", MODEL, "--probe", "knn", "-f", "table")
+    assert code == 0 and out.startswith("k-NN with 8 neighbours, 8 training samples\n")
+    assert err == "hiera: no validation sample of the classes red\n"
+    for path in (data / "train/red").iterdir():
+        path.unlink()
+    (data / "train/red").rmdir()
+    code, _, err = hiera("eval", data, "-m", MODEL, "--probe", "linear")
+    assert code == 2 and "the training samples have one class" in err

@@ -100,7 +100,7 @@ def pictures_of(count: int, size: int = 8) -> list[np.ndarray]:
 
 
 def test_a_slot_is_filled_again_only_after_its_copy() -> None:
-    slots = PixelSlots(1, (8, 8, 3), FakeCuda())
+    slots = PixelSlots(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     first, second = pictures_of(2)
     seen: list[np.ndarray] = []
     held = slots.put(first)
@@ -120,7 +120,7 @@ def test_a_slot_is_filled_again_only_after_its_copy() -> None:
 
 
 def test_a_slot_that_was_not_copied_is_free_at_once() -> None:
-    slots = PixelSlots(1, (8, 8, 3), FakeCuda())
+    slots = PixelSlots(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
     for picture in pictures_of(3):
         slots.give_back(slots.number_of(slots.put(picture)) or 0)
     other = np.zeros((4, 4, 3), np.uint8)
@@ -166,6 +166,7 @@ def test_images_in_slots_are_not_copied_on_the_host() -> None:
     assert uploads.slots(4, pictures[0]) is slots
     uploads.forget()
     uploads.release(staged[0])
+    uploads.begin()
     assert uploads.slots(4, pictures[0]) is not slots
 
 
@@ -291,3 +292,25 @@ def test_the_host_does_not_wait_while_batches_start() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(started.results()) == 8
+
+
+class CudaWithoutMemory(FakeCuda):
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_without_page_locked_memory_ordinary_memory_is_used() -> None:
+    uploads = Uploads(CPU, CudaWithoutMemory())
+    picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    assert uploads.slots(4, picture) is None
+    assert uploads.empty((2, 8, 8, 3), np.uint8).shape == (2, 8, 8, 3)
+    with uploads.images([picture]) as batch:
+        assert (batch[0].numpy() == picture).all()
+
+
+def test_a_worker_that_outlives_its_stream_makes_no_slots() -> None:
+    uploads, picture = Uploads(CPU, FakeCuda()), np.zeros((8, 8, 3), np.uint8)
+    uploads.forget()
+    assert uploads.slots(4, picture) is None
+    uploads.begin()
+    assert uploads.slots(4, picture) is not None

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +23,7 @@ from ..output_formats import Format, resolve_format, write_rows
 from ..text_tables import stdout_width
 
 if TYPE_CHECKING:
-    from hiera_core.inference.evaluate import ClassAccuracy, Evaluation
+    from hiera_core.inference.evaluate import ClassAccuracy, Evaluation, ProbeFacts
     from hiera_core.inference.pipeline import PipelineOptions
     from hiera_core.training.distributed import World
 
@@ -91,9 +90,11 @@ def evaluate(
         ),
     ] = None,
     neighbours: Annotated[
-        int,
-        typer.Option(min=1, help="With --probe knn: number of training samples that vote."),
-    ] = 20,
+        int | None,
+        typer.Option(
+            min=1, help="With --probe knn: number of training samples that vote.", show_default="20"
+        ),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -140,8 +141,12 @@ def evaluate(
         check_file(output, overwrite)
     format = resolve_format(format, output)
     load_model.check_model_name(model)
-    if probe is None and (val, cache) != (None, None):
-        raise UsageError("--val and --cache belong to --probe", "add --probe knn or --probe linear")
+    if probe is None and (val, cache, neighbours) != (None, None, None):
+        raise UsageError(
+            "--val, --cache and --neighbours belong to --probe", "add --probe knn or --probe linear"
+        )
+    if probe is ProbeMethod.linear and neighbours is not None:
+        raise UsageError("--neighbours belongs to --probe knn", "leave it out")
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.training.distributed import PATIENT, join_processes
 
@@ -202,15 +207,17 @@ def _probe(
     world: World,
     show: bool,
     method: ProbeMethod,
-    neighbours: int,
+    neighbours: int | None,
     cache: str | None,
 ) -> Evaluation:
     """Compute features in all processes, and judge them."""
     from hiera_core.inference.features import FeatureExtractor
-    from hiera_core.probing.frozen_features import FrozenFeatures, frozen_features
+    from hiera_core.probing.frozen_features import FrozenFeatures, cache_folders, frozen_features
+    from hiera_core.probing.nearest_neighbours import NEIGHBOURS
     from hiera_core.probing.probe import judge, open_probe_data
 
     splits = open_probe_data(data, val)
+    folders = {} if cache is None else cache_folders(cache, data, *([] if val is None else [val]))
     extractor = FeatureExtractor(load_model.load_model("encoder", *named), **settings)
     parts = {"train": splits.train, "val": splits.val}
     found = []
@@ -223,11 +230,11 @@ def _probe(
                 extractor,
                 rank=world.rank,
                 world_size=world.size,
-                cache=None if cache is None else Path(cache, name, rank),
+                cache=folders[name] / rank if folders else None,
                 on_sample=advance,
             )
         found.append(FrozenFeatures.concatenate(world.gather(features)))
-    return judge(splits, *found, method=method.value, neighbours=neighbours)
+    return judge(splits, *found, method=method.value, neighbours=neighbours or NEIGHBOURS)
 
 
 def render(evaluation: Evaluation, format: Format, width: int | None = None) -> str:
@@ -238,9 +245,10 @@ def render(evaluation: Evaluation, format: Format, width: int | None = None) -> 
     columns = ["id", "label", "samples", "top1"] + ["top5"] * (evaluation.top5 is not None)
     if format is not Format.table:
         return write_rows(classes, columns, format)
-    lines = [f"top-1  {evaluation.top1:.2f}%"]
+    lines = [] if evaluation.probe is None else [_describe_probe(evaluation.probe)]
+    lines.append(f"top-1  {evaluation.top1:.2f}%")
     if evaluation.published is not None:
-        lines[0] += f"  (published: {evaluation.published:.1f}%)"
+        lines[-1] += f"  (published: {evaluation.published:.1f}%)"
     if evaluation.top5 is not None:
         lines.append(f"top-5  {evaluation.top5:.2f}%")
     lines += [f"{evaluation.samples} samples, {len(evaluation.failed)} unreadable", ""]
@@ -255,6 +263,14 @@ def render(evaluation: Evaluation, format: Format, width: int | None = None) -> 
         columns = ["label", "predicted", "count"]
         text += "\nmost confused:\n" + write_rows(confusions, columns, format, width=width)
     return text
+
+
+def _describe_probe(facts: ProbeFacts) -> str:
+    """Return a line such as `linear probe, 1438 training samples, weight decay 0.001`."""
+    samples = f"{facts['train_samples']} training samples"
+    if "neighbours" in facts:
+        return f"k-NN with {facts['neighbours']} neighbours, {samples}"
+    return f"linear probe, {samples}, weight decay {facts['weight_decay']:g}"
 
 
 def _with_percent_signs(accuracy: ClassAccuracy) -> dict[str, object]:

@@ -122,7 +122,9 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     if isinstance(val, str | Path):
         held_out = open_dataset(val, labelled)
         if labelled:
-            held_out = remap_labels(held_out, train.classes, train.num_classes)
+            held_out = remap_labels(
+                held_out, train.classes, train.num_classes, owner="the training data"
+            )
         return Splits(train, held_out)
     if not 0 < val < 1:
         raise UsageError(f"data.val is {val}", "give a share below 1, or a path")
@@ -193,7 +195,10 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
 
 
 def remap_labels(
-    samples: MediaDataset, classes: Sequence[str] | None, num_classes: int | None
+    samples: MediaDataset,
+    classes: Sequence[str] | None,
+    num_classes: int | None,
+    owner: str = "the model",
 ) -> MediaDataset:
     """Return the same samples, with their labels mapped to the class indices of a model.
 
@@ -206,6 +211,7 @@ def remap_labels(
         samples: The data.
         classes: Class names of the model, if they are known.
         num_classes: Number of classes of the model.
+        owner: What has these classes, for messages: the model, or other data.
 
     Raises:
         UsageError: The data has no labels, or classes that the model does not know.
@@ -217,8 +223,8 @@ def remap_labels(
         count = samples.num_classes or 0
         if count > num_classes:
             raise UsageError(
-                f"the data has {count} classes, the model {num_classes}",
-                "use a model with these classes",
+                f"the data has {count} classes, {owner} {num_classes}",
+                f"use {owner.replace('the model', 'a model')} with these classes",
             )
         return replace(samples, classes=classes)
     numbers = {_normalised(name): i for i, name in enumerate(classes)}
@@ -233,7 +239,7 @@ def remap_labels(
         new_labels = np.array(found, np.int64)
     else:
         raise UsageError(
-            f"the model knows no class {unknown[0]!r}"
+            f"{owner} knows no class {unknown[0]!r}"
             + (f" (and {len(unknown) - 1} more classes of the data)" if len(unknown) > 1 else ""),
             did_you_mean(unknown[0], classes)
             or "name the folders or labels like the classes of the model",

@@ -191,7 +191,13 @@ class BatchRunner(Generic[M, Result]):
         """
         if self.uploads is None:
             return pixels
-        return self.uploads.slots(count, pixels).put(pixels)
+        slots = self.uploads.slots(count, pixels)
+        return pixels if slots is None else slots.put(pixels)
+
+    def begin_stream(self) -> None:
+        """Prepare for the images of a new stream."""
+        if self.uploads is not None:
+            self.uploads.begin()
 
     def pixels_of_clips(self, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         """Return memory for the frames of clips: on CUDA, memory that the device reads itself."""

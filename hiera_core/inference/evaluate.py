@@ -49,8 +49,19 @@ class FailedSample(TypedDict):
     message: str
 
 
+class ProbeFacts(TypedDict, total=False):
+    """How the features of a model were judged; see `probe`."""
+
+    method: str
+    train_samples: int
+    neighbours: int  # of knn
+    weight_decay: float  # of linear
+
+
 class EvaluationJson(TypedDict):
     """An evaluation as a dictionary, ready for JSON. Accuracies are in percent."""
+
+    probe: ProbeFacts | None
 
     samples: int
     failed: int
@@ -74,6 +85,8 @@ class Evaluation:
             count.
         names: Names of the classes, if known.
         published: Published top-1 accuracy of this checkpoint on this data, in percent.
+        probe: How the features of the model were judged, if this is not a classifier's own
+            accuracy.
     """
 
     confusion: np.ndarray
@@ -81,6 +94,7 @@ class Evaluation:
     failed: list[tuple[str, str]] = field(default_factory=list)
     names: Sequence[str] | None = None
     published: float | None = None
+    probe: ProbeFacts | None = None
 
     @classmethod
     def empty(cls, classes: int, names: Sequence[str] | None = None) -> Evaluation:
@@ -153,6 +167,7 @@ class Evaluation:
     def to_json(self) -> EvaluationJson:
         """Return everything but the full confusion matrix."""
         return {
+            "probe": self.probe,
             "samples": self.samples,
             "failed": len(self.failed),
             "top1": self.top1,

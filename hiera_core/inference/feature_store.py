@@ -69,6 +69,7 @@ class FeatureStore:
             same settings only.
         shard_inputs: Maximum number of inputs in a shard.
         resume: Continue the folder of an interrupted run.
+        hint: What to do if the folder was made in another way.
         overwrite: Remove the shards of an earlier run from the folder, unless it is resumed.
 
     Raises:
@@ -86,7 +87,9 @@ class FeatureStore:
         shard_inputs: int = SHARD_INPUTS,
         resume: bool = False,
         overwrite: bool = False,
+        hint: str = RESUME_HINT,
     ) -> None:
+        self._hint = hint
         self.path, self.settings, self.shard_inputs = path, settings or {}, shard_inputs
         self.is_file = path.suffix.lower() in feature_formats.FORMATS
         self.format = path.suffix.lower().removeprefix(".") if self.is_file else save_as
@@ -156,7 +159,7 @@ class FeatureStore:
         """
         if kind in self._earlier:
             path, earlier = self._earlier[kind]
-            fingerprint.check_same(path, earlier, facts, RESUME_HINT)
+            fingerprint.check_same(path, earlier, facts, self._hint)
         self._models[kind] = facts
 
     def add(self, record: Record) -> None:
@@ -292,7 +295,7 @@ class FeatureStore:
                 )
             self._next_numbers[kind] = max(self._next_numbers.get(kind, 0), number + 1)
             metadata = feature_formats.read_metadata(path)
-            fingerprint.check_same(path, metadata["settings"], self.settings, RESUME_HINT)
+            fingerprint.check_same(path, metadata["settings"], self.settings, self._hint)
             self._earlier[kind] = path, metadata["settings"]
             self._done |= _rows_by_input(path, metadata)
 

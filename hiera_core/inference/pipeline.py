@@ -163,6 +163,8 @@ class Pipeline(Generic[R]):
         limit = self._limit
         waiting: list[DecodedInput] = []
         behind: list[StartedBatch] = []
+        for runner in self._runners.values():
+            runner.begin_stream()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             for decoded in prefetch_map(

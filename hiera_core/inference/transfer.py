@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import torch
 from ..data.clip_reader import ClipView, ClipViews
 
 MAX_SLOT_BYTES = 256 << 20  # page-locked memory cannot be swapped out
+log = logging.getLogger("hiera")
 BUFFERS = 2  # on the device: one is read by the model while the other is filled
 
 
@@ -65,17 +67,15 @@ class PixelSlots:
     A slot that was given back is filled again only after the event of its copy has passed.
 
     Args:
-        count: Number of images.
-        shape: (height, width, channels) of an image.
-        cuda: CUDA, or a stand-in.
+        memory: uint8 [count, height, width, channels], page-locked.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...], cuda: Cuda) -> None:
-        self._pixels: np.ndarray = cuda.pinned((count, *shape), torch.uint8).numpy()
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._pixels: np.ndarray = memory.numpy()
         self._size = self._pixels[0].nbytes
         self._lock = threading.Lock()
         self._free: collections.deque[tuple[int, Event | None]]
-        self._free = collections.deque((number, None) for number in range(count))
+        self._free = collections.deque((number, None) for number in range(len(memory)))
 
     def put(self, pixels: np.ndarray) -> np.ndarray:
         """Return an image in a free slot, or as it is if there is none. Called by workers."""
@@ -108,6 +108,8 @@ class PixelSlots:
 class Uploads:
     """Copies pixels to a device on a stream of its own.
 
+    If there is no page-locked memory left, ordinary memory takes its place, which is slower.
+
     Args:
         device: A CUDA device.
         cuda: CUDA, or a stand-in.
@@ -117,6 +119,9 @@ class Uploads:
         self._cuda = cuda or Cuda()
         self._device, self._lock = device, threading.Lock()
         self._slots: PixelSlots | None = None
+        self._is_ended = False  # whether a stream of inputs has ended, and none has begun since
+        self._copying = threading.RLock()  # held while a batch is copied and launched
+        self._is_short_of_memory = False
         self._copied: dict[int, Event] = {}  # of the images in slots, by number
         self._stream = self._cuda.new_stream(device)
         self._buffers = [_Buffer(self._cuda.new_event()) for _ in range(BUFFERS)]
@@ -127,25 +132,31 @@ class Uploads:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return page-locked memory for the frames of a video. PyTorch keeps it for the next one
         when the device has read it."""
-        pixels: np.ndarray = self._cuda.pinned(shape, _dtype_of(np.empty(0, dtype))).numpy()
-        return pixels
+        pinned = self._page_locked(shape, _dtype_of(np.empty(0, dtype)))
+        return np.empty(shape, dtype) if pinned is None else pinned.numpy()
 
     def download(self, found: Any) -> Download:
         """Start to copy results to the host, behind the work that computes them."""
         return Download(found, self._device, self._cuda)
 
-    def slots(self, count: int, pixels: np.ndarray) -> PixelSlots:
-        """Return the slots for images such as `pixels`. They are made for the first of them.
+    def slots(self, count: int, pixels: np.ndarray) -> PixelSlots | None:
+        """Return the slots for images such as `pixels`, or None if there is no memory for them, or
+        the stream has ended. They are made for the first image.
 
         Args:
             count: Number of slots.
             pixels: uint8 [height, width, 3].
         """
         with self._lock:
-            if self._slots is None:
+            if self._slots is None and not self._is_ended:
                 count = max(1, min(count, MAX_SLOT_BYTES // pixels.nbytes))
-                self._slots = PixelSlots(count, pixels.shape, self._cuda)
+                memory = self._page_locked((count, *pixels.shape), torch.uint8)
+                self._slots = None if memory is None else PixelSlots(memory)
             return self._slots
+
+    def begin(self) -> None:
+        """Make slots again, for a new stream of inputs."""
+        self._is_ended = False
 
     def release(self, pixels: np.ndarray) -> None:
         """Let the slot of an image be filled again, once the image is copied."""
@@ -158,6 +169,18 @@ class Uploads:
         """Forget the slots, which nobody gives back if a stream ends early, and the last frames."""
         with self._lock:
             self._slots, self._copied, self._resident = None, {}, None
+            self._is_ended = True  # workers may still decode
+
+    def _page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        """Return page-locked memory, or None if there is none left."""
+        if self._is_short_of_memory:
+            return None
+        try:
+            return self._cuda.pinned(shape, dtype)
+        except (RuntimeError, MemoryError) as error:
+            log.debug("no page-locked memory: %s", error)
+            self._is_short_of_memory = True
+            return None
 
     @contextlib.contextmanager
     def images(self, views: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
@@ -169,29 +192,30 @@ class Uploads:
         Yields:
             uint8 [b, height, width, 3] on the device, which the current stream may read.
         """
-        buffer = self._buffers[self._next]
-        self._next = (self._next + 1) % BUFFERS
-        if not buffer.fits(views):
-            shape, dtype = (len(views), *views[0].shape), _dtype_of(views[0])
-            buffer.pixels = torch.empty(shape, dtype=dtype, device=self._device)
-            # The allocator may hand out memory that earlier work of this stream still reads.
-            buffer.read.record(self._cuda.current_stream(self._device))
-            buffer.is_used = True
-        assert buffer.pixels is not None
-        if buffer.is_used:
-            self._stream.wait_event(buffer.read)
-        copied = self._cuda.new_event()
-        with self._cuda.on(self._stream):
-            for row, view in enumerate(views):
-                buffer.pixels[row].copy_(self._pinned(view, copied), non_blocking=True)
-            copied.record(self._stream)
-        current = self._cuda.current_stream(self._device)
-        current.wait_event(copied)
-        try:
-            yield buffer.pixels[: len(views)]
-        finally:
-            buffer.read.record(current)
-            buffer.is_used = True
+        with self._copying:
+            buffer = self._buffers[self._next]
+            self._next = (self._next + 1) % BUFFERS
+            if not buffer.fits(views):
+                shape, dtype = (len(views), *views[0].shape), _dtype_of(views[0])
+                buffer.pixels = torch.empty(shape, dtype=dtype, device=self._device)
+                # The allocator may hand out memory that earlier work of this stream still reads.
+                buffer.read.record(self._cuda.current_stream(self._device))
+                buffer.is_used = True
+            assert buffer.pixels is not None
+            if buffer.is_used:
+                self._stream.wait_event(buffer.read)
+            copied = self._cuda.new_event()
+            with self._cuda.on(self._stream):
+                for row, view in enumerate(views):
+                    buffer.pixels[row].copy_(self._pinned(view, copied), non_blocking=True)
+                copied.record(self._stream)
+            current = self._cuda.current_stream(self._device)
+            current.wait_event(copied)
+            try:
+                yield buffer.pixels[: len(views)]
+            finally:
+                buffer.read.record(current)
+                buffer.is_used = True
 
     def clips(self, views: Sequence[ClipView]) -> torch.Tensor:
         """Copy the frames of clips once, and resize and cut the views on the device.
@@ -238,7 +262,8 @@ class Uploads:
         if number is not None and copied is not None:
             self._copied[number] = copied
             return tensor
-        return self._cuda.pinned(tensor.shape, tensor.dtype).copy_(tensor)
+        pinned = self._page_locked(tuple(tensor.shape), tensor.dtype)
+        return tensor if pinned is None else pinned.copy_(tensor)
 
 
 @dataclasses.dataclass

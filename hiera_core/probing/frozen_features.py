@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..atomic.lock import exclusive_folder
+from ..atomic.lock import LOCK_NAME, exclusive_folder
 from ..data.datasets import MediaDataset
-from ..errors import UsageError
+from ..data.sources import Source
+from ..errors import OutputError, UsageError
 from ..inference import feature_formats
 from ..inference.feature_store import FeatureStore
 from ..inference.features import FeatureExtractor
 from ..records import Record
 
 NAME = "embedding"  # of the feature
+CACHE_HINT = "name another folder with --cache (in Python: cache=), or remove this one"
 
 
 @dataclass
@@ -66,8 +70,9 @@ def frozen_features(
         dataset: Labelled samples.
         extractor: Extractor with the default selection, which is one embedding for each input.
         rank, world_size: This process takes every `world_size`-th sample, beginning with `rank`.
-        cache: Folder that keeps the embeddings, as `hiera features -o` writes them. Samples that
-            are in it are not computed again.
+        cache: Folder that keeps the embeddings, in the form that `hiera features -o` writes.
+            Samples that are in it are not computed again. A file is known by its path, size and
+            time, so that changed files are computed again.
         on_sample: Called after each sample.
 
     Raises:
@@ -83,9 +88,10 @@ def frozen_features(
     labels: list[int] = []
     failed: list[tuple[str, str]] = []
     with _cached(cache, extractor) as embedding_of:
-        for record in extractor(dataset.sources[row] for row in rows):
+        for record in extractor(map(known_by_content, (dataset.sources[row] for row in rows))):
             if record.error is not None:
-                failed.append((record.input, record.error.message))
+                name = dataset.sources[rows[record.index]].name
+                failed.append((name, record.error.message))
             else:
                 vectors.append(embedding_of(record))
                 labels.append(int(dataset.labels[rows[record.index]]))
@@ -94,6 +100,50 @@ def frozen_features(
         raise UsageError("the samples are images and videos", "probe them one after the other")
     found = torch.stack(vectors) if vectors else torch.zeros(0, 0)
     return FrozenFeatures(found, torch.tensor(labels, dtype=torch.int64), failed)
+
+
+def known_by_content(source: Source) -> Source:
+    """Return a source whose name changes if its content does. It keeps its ending."""
+    if source.error is not None or source.url is not None:
+        return source
+    if source.path is not None:
+        with contextlib.suppress(OSError):
+            found = source.path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns} {source.span or ''}"
+            return replace(source, name=f"{state} {source.path.resolve().parent}/{source.name}")
+        return source
+    pixels = source.pixels
+    content = (source.data or b"") if pixels is None else np.ascontiguousarray(pixels).tobytes()
+    return replace(source, name=f"{hashlib.sha256(content).hexdigest()} {source.name}")
+
+
+def cache_folders(cache: str | Path, *data: str | Path) -> dict[str, Path]:
+    """Return the folders of a cache, for the features of the two parts of the data.
+
+    Args:
+        cache: The folder.
+        data: The data, where no cache may be.
+
+    Raises:
+        UsageError: The folder holds other files, or is within the data.
+    """
+    folder, names = Path(cache), {"train": "train-features", "val": "val-features"}
+    where = folder.resolve()
+    for place in map(Path, data):
+        if place.is_dir() and where.is_relative_to(place.resolve()):
+            raise UsageError(f"the cache {str(cache)!r} is within the data", "name another folder")
+    try:
+        known = {*names.values(), LOCK_NAME}
+        others = [p.name for p in folder.iterdir() if p.name not in known] if str(cache) else ["."]
+    except FileNotFoundError:
+        others = []
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read ({error.strerror or error})") from error
+    if others:
+        raise UsageError(
+            f"the cache {str(cache)!r} holds other files ({others[0]})", "name an empty folder"
+        )
+    return {part: folder / name for part, name in names.items()}
 
 
 @contextlib.contextmanager
@@ -120,6 +170,6 @@ def _cached(
 
     with exclusive_folder(cache):
         views = asdict(extractor.sampling)
-        store = FeatureStore(cache, settings={"sampling": views}, resume=True)
+        store = FeatureStore(cache, settings={"sampling": views}, resume=True, hint=CACHE_HINT)
         with store.connected(extractor):
             yield embedding_of

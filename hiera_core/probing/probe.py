@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ import torch
 
 from ..data.datasets import MediaDataset, open_splits
 from ..errors import UsageError, check_positive
-from ..inference.evaluate import Evaluation, topk_hits
+from ..inference.evaluate import Evaluation, ProbeFacts, topk_hits
 from ..inference.features import FeatureExtractor
 from ..inference.pipeline import PipelineOptions
-from .frozen_features import FrozenFeatures, frozen_features
+from .frozen_features import FrozenFeatures, cache_folders, frozen_features
 from .linear_probe import fit_linear_probe
 from .nearest_neighbours import NEIGHBOURS, knn_scores
 
 Method = Literal["knn", "linear"]
+log = logging.getLogger("hiera")
 METHODS: tuple[Method, ...] = ("knn", "linear")
 
 
@@ -64,9 +66,10 @@ def probe(
     check_options(method, neighbours)
     parts = open_probe_data(data, val)
     extractor = FeatureExtractor(model, **options)
-    folder = None if cache is None else Path(cache)
+    places = [data] if val is None or isinstance(val, float) else [data, val]
+    folders = {} if cache is None else cache_folders(cache, *places)
     found = [
-        frozen_features(part, extractor, cache=None if folder is None else folder / name)
+        frozen_features(part, extractor, cache=folders.get(name))
         for name, part in (("train", parts.train), ("val", parts.val))
     ]
     return judge(parts, *found, method=method, neighbours=neighbours)
@@ -92,7 +95,7 @@ def open_probe_data(data: str | Path, val: str | float | None = None) -> ProbeDa
     splits = open_splits(data, val)
     if splits.val is None:
         raise UsageError(
-            f"{data} has no val/, and a probe needs data that it was not trained on",
+            f"{data} has no val/, and a probe is evaluated on other samples than it is trained on",
             "name other data with --val, or hold out a share: --val 0.1",
         )
     return ProbeData(splits.train, splits.val)
@@ -118,13 +121,27 @@ def judge(
     """
     for name, part in (("training", train), ("validation", val)):
         if not len(part):
-            raise UsageError(f"no {name} sample can be read", "check the paths in the data")
+            first = "; the first: {}: {}".format(*part.failed[0]) if part.failed else ""
+            raise UsageError(f"no {name} sample can be used{first}", "check the data and the model")
     num_classes = data.train.num_classes or int(train.labels.max()) + 1
+    if len(train.labels.unique()) == 1:
+        raise UsageError("the training samples have one class", "a probe needs two or more")
+    facts: ProbeFacts = {"method": method, "train_samples": len(train)}
     if method == "knn":
         found = knn_scores(train, val.vectors, num_classes, neighbours)
+        facts["neighbours"] = min(neighbours, len(train))
     else:
-        found = fit_linear_probe(train, num_classes).scores(val.vectors)
-    return _count(found, val, data.train.classes, train.failed)
+        fitted = fit_linear_probe(train, num_classes)
+        found = fitted.scores(val.vectors)
+        facts["weight_decay"] = fitted.decay
+    evaluation = _count(found, val, data.train.classes, train.failed)
+    evaluation.probe = facts
+    missing = sorted(set(train.labels.tolist()) - set(val.labels.tolist()))
+    if missing:
+        names = ", ".join(evaluation.label(number) for number in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        log.warning("no validation sample of the classes %s%s", names, more)
+    return evaluation
 
 
 def _count(

@@ -409,3 +409,10 @@ def test_features_are_saved_as_plain_tensors(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "x.pt", weights_only=True)
     assert list(loaded) == ["embedding"]
     assert torch.equal(loaded["embedding"], found["embedding"])
+
+
+def test_a_head_can_be_trained_on_features(pictures: Path) -> None:
+    found = hiera_core.features(pictures / "coffee.png", "hiera_nano_32")["embedding"]
+    head = torch.nn.Linear(len(found), 2)
+    head(found).sum().backward()
+    assert torch.equal(head.weight.grad[0], found)

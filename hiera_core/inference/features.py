@@ -367,7 +367,9 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         runner = self.runner(record.kind)
         if self.visualize and frames is not None:
             record.thumbnails = [self._draw(found, frames, runner)]
-        record.result = {n: v for n, v in found.items() if not n.startswith("map")}
+        # Tensors of inference mode could not be used in training.
+        kept = {n: v for n, v in found.items() if not n.startswith("map")}
+        record.result = {n: v.clone() if v.is_inference() else v for n, v in kept.items()}
         record.extra["features"] = {
             name: {"shape": list(values.shape)} | _cell_of(name, runner)
             for name, values in record.result.items()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 import hiera_core
 from hiera_core import zoo
@@ -256,6 +257,76 @@ def test_nothing_is_kept_for_gradients_tracers_or_transforms() -> None:
         assert len(model._cache.positions) == 1
     model.train()
     assert not model._cache.positions
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def double_by_parametrization(model: Any) -> Any:
+    nn.utils.parametrize.register_parametrization(model, "pos_embed", Doubled())
+    return model
+
+
+def prune_all(model: Any) -> Any:
+    prune.custom_from_mask(model, "pos_embed", torch.zeros_like(model.pos_embed))
+    return model
+
+
+def call_with_doubled(model: Any) -> Any:
+    parameters = {**dict(model.named_parameters()), "pos_embed": 2 * model.pos_embed}
+    return lambda x: torch.func.functional_call(model, parameters, x)
+
+
+def call_as_a_stack(model: Any) -> Any:
+    model.set_attention("eager")  # the fused kernel warns under vmap
+    doubled = copy.deepcopy(model)
+    doubled.pos_embed.mul_(2)
+    parameters, buffers = torch.func.stack_module_state([model, doubled])
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        functional = torch.func.functional_call
+        outputs = torch.func.vmap(lambda p, b: functional(model, (p, b), x))(parameters, buffers)
+        return outputs[1]
+
+    return call
+
+
+@pytest.mark.parametrize("case", ["image", "abswin"])
+@pytest.mark.parametrize(
+    ("wrap", "factor"),
+    [
+        (double_by_parametrization, 2),
+        (prune_all, 0),
+        (call_with_doubled, 2),
+        (call_as_a_stack, 2),
+    ],
+    ids=["parametrized", "pruned", "functional", "stacked"],
+)
+@torch.no_grad()
+def test_embeddings_that_are_no_parameters(case: str, wrap: Any, factor: float) -> None:
+    arguments, size = CASES[case]
+    model = draw_weights(hiera_core.Hiera(**arguments)).eval()
+    expected, x = copy.deepcopy(model), torch.randn(2, 3, *size)
+    expected.pos_embed.mul_(factor)
+    model(x)  # what is kept is not taken for other values
+    assert_close(wrap(model)(x), expected(x))
+
+
+@torch.no_grad()
+def test_users_choose_what_gets_no_weight_decay() -> None:
+    class Decayed(hiera_core.Hiera):
+        def no_weight_decay(self) -> list[str]:
+            return []
+
+    torch.manual_seed(0)
+    model = Decayed(**SMALL, dynamic_size=True).eval()
+    assert model.pos_embed.std() > 0.01  # it is initialised
+    x = torch.randn(1, 3, 96, 96)
+    before = model(x)
+    model.pos_embed.add_(torch.randn_like(model.pos_embed))
+    assert (model(x) - before).abs().max() > 1e-6
 
 
 def test_what_is_kept_in_inference_mode_serves_training() -> None:

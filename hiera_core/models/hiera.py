@@ -83,6 +83,9 @@ class HieraEncoder(Encoder):
             self.pos_embed_win = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.mask_unit_size))
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
+        # Names of the position embeddings. They are attributes, but not always parameters:
+        # functional calls, parametrizations, pruning, FSDP and DataParallel replace them.
+        self._embeddings = tuple(name for name, _ in self.named_parameters(recurse=False))
 
         self.blocks = nn.ModuleList(
             HieraBlock.from_spec(spec, cfg, self.norm_layer) for spec in self.block_specs
@@ -107,9 +110,7 @@ class HieraEncoder(Encoder):
     def no_weight_decay(self) -> list[str]:
         """Return the names of parameters that get no weight decay. One-dimensional parameters never
         get any and are not listed."""
-        if self._config.sep_pos_embed:
-            return ["pos_embed_spatial", "pos_embed_temporal"]
-        return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
+        return [*self._embeddings]
 
     # Masks ---------------------------------------------------------------------------------------
 
@@ -240,7 +241,7 @@ class HieraEncoder(Encoder):
         """Return `get_pos_embed`. Without gradients, what is computed for a size is kept."""
         if layout is self.layout and not self._config.abs_win_pos_embed:
             return self.get_pos_embed()
-        parameters = [self.get_parameter(name) for name in self.no_weight_decay()]
+        parameters = [getattr(self, name) for name in self._embeddings]
         grid = layout.grid
         return self._cache.position(grid, parameters, lambda: self.get_pos_embed(grid))
 
@@ -492,7 +493,7 @@ class Hiera(HieraEncoder):
     def init_weights(self) -> None:
         """Initialise as the reference does; on the meta device, values come from a checkpoint."""
         if not self.patch_embed.proj.weight.is_meta:
-            init_classifier(self, self.no_weight_decay(), self._config.head_init_scale)
+            init_classifier(self, self._embeddings, self._config.head_init_scale)
 
 
 def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:

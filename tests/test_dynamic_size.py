@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
@@ -168,6 +169,24 @@ def test_conversion_leaves_it_out(tmp_path: Path) -> None:
     hiera_core.Hiera(**SMALL, dynamic_size=True).save_pretrained(tmp_path / "any")
     hiera_core.convert(tmp_path / "any", tmp_path / "hub", to="hub")
     assert "dynamic_size" not in json.loads((tmp_path / "hub" / "config.json").read_text())
+
+
+@torch.no_grad()
+def test_embeddings_of_weights_in_half_precision_are_resampled_in_fp32(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 48, 64)
+    for name in ("hiera_nano_32", "mae_hiera_nano_32"):  # their files are in fp16
+        models = [
+            hiera_core.create_model(name, pretrained=True, **arguments)
+            for arguments in ({"dynamic_size": True}, {"input_size": (48, 64)})
+        ]
+        ids = torch.tensor([[0, 5, 9]]).expand(2, -1)
+        ours, theirs = (model.forward_features(x, keep_ids=ids) for model in models)
+        assert_close(ours, theirs, 1e-6)
+        ours, theirs = (model.get_pos_embed((24, 32)) for model in models)
+        assert torch.equal(ours, theirs)
+    hiera_core.convert("hiera_nano_32", tmp_path / "half", to="hub", size=(48, 64))
+    state = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
 
 
 @torch.no_grad()

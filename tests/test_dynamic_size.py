@@ -130,7 +130,8 @@ def test_illegal_sizes_are_refused_with_the_nearest(case: str) -> None:
     with pytest.raises(UsageError, match=f"70 is not a multiple of 32 .*; the nearest .* {near}"):
         model(torch.zeros(1, 3, *frames, 70, 96))
     for shape in [(1, 4, *frames, 64, 64), (1, 3, 64)]:
-        with pytest.raises(UsageError, match=r"expected \[batch, 3, \*size\] with"):
+        expected = "frames, y, x" if frames else "y, x"
+        with pytest.raises(UsageError, match=rf"expected \[batch, 3, {expected}\]$"):
             model(torch.zeros(shape))
     with pytest.raises(UsageError, match="too large"):
         model(torch.zeros(1, 3, *frames, 1, 1, device="meta").expand(1, 3, *frames, 2**14, 2**14))

@@ -42,6 +42,8 @@ from .sizes import legal_sizes
 from .sizes.size_cache import SizeCache
 from .token_layout import TokenLayout
 
+AXES = ("frames", "y", "x")  # names of the dimensions of an input, for messages
+
 
 class BlockGroup(NamedTuple):
     """Consecutive blocks of one stage with one kind of attention."""
@@ -336,7 +338,7 @@ class HieraEncoder(Encoder):
         if x.dim() != 2 + len(steps) or x.shape[1] != config.in_chans:
             raise UsageError(
                 f"input has shape {tuple(x.shape)}",
-                f"expected [batch, {config.in_chans}, *size] with {len(steps)} dimensions",
+                f"expected [batch, {config.in_chans}, {', '.join(AXES[-len(steps) :])}]",
             )
         if (dim := legal_sizes.illegal_dimension(size, steps)) is not None:
             raise UsageError(

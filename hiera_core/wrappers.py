@@ -24,9 +24,9 @@ def find_inside(model: object, is_wanted: Callable[[nn.Module], bool]) -> nn.Mod
 
 
 def no_hiera(model: object) -> UsageError:
-    """Return the error about a model that is no Hiera."""
+    """Return the error about a model that is not a Hiera."""
     return UsageError(
-        f"a model of type {type(model).__name__} is no Hiera",
+        f"a model of type {type(model).__name__} is not a Hiera model",
         "give a model of this package; it may be compiled, or wrapped by DDP or PEFT",
     )
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 import hiera_core
 from hiera_core import zoo
@@ -128,7 +130,8 @@ def test_illegal_sizes_are_refused_with_the_nearest(case: str) -> None:
     with pytest.raises(UsageError, match=f"70 is not a multiple of 32 .*; the nearest .* {near}"):
         model(torch.zeros(1, 3, *frames, 70, 96))
     for shape in [(1, 4, *frames, 64, 64), (1, 3, 64)]:
-        with pytest.raises(UsageError, match=r"expected \[batch, 3, \*size\] with"):
+        expected = "frames, y, x" if frames else "y, x"
+        with pytest.raises(UsageError, match=rf"expected \[batch, 3, {expected}\]$"):
             model(torch.zeros(shape))
     with pytest.raises(UsageError, match="too large"):
         model(torch.zeros(1, 3, *frames, 1, 1, device="meta").expand(1, 3, *frames, 2**14, 2**14))
@@ -167,6 +170,24 @@ def test_conversion_leaves_it_out(tmp_path: Path) -> None:
     hiera_core.Hiera(**SMALL, dynamic_size=True).save_pretrained(tmp_path / "any")
     hiera_core.convert(tmp_path / "any", tmp_path / "hub", to="hub")
     assert "dynamic_size" not in json.loads((tmp_path / "hub" / "config.json").read_text())
+
+
+@torch.no_grad()
+def test_embeddings_of_weights_in_half_precision_are_resampled_in_fp32(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 48, 64)
+    for name in ("hiera_nano_32", "mae_hiera_nano_32"):  # their files are in fp16
+        models = [
+            hiera_core.create_model(name, pretrained=True, **arguments)
+            for arguments in ({"dynamic_size": True}, {"input_size": (48, 64)})
+        ]
+        ids = torch.tensor([[0, 5, 9]]).expand(2, -1)
+        ours, theirs = (model.forward_features(x, keep_ids=ids) for model in models)
+        assert_close(ours, theirs, 1e-6)
+        ours, theirs = (model.get_pos_embed((24, 32)) for model in models)
+        assert torch.equal(ours, theirs)
+    hiera_core.convert("hiera_nano_32", tmp_path / "half", to="hub", size=(48, 64))
+    state = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
 
 
 @torch.no_grad()
@@ -256,6 +277,76 @@ def test_nothing_is_kept_for_gradients_tracers_or_transforms() -> None:
         assert len(model._cache.positions) == 1
     model.train()
     assert not model._cache.positions
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def double_by_parametrization(model: Any) -> Any:
+    nn.utils.parametrize.register_parametrization(model, "pos_embed", Doubled())
+    return model
+
+
+def prune_all(model: Any) -> Any:
+    prune.custom_from_mask(model, "pos_embed", torch.zeros_like(model.pos_embed))
+    return model
+
+
+def call_with_doubled(model: Any) -> Any:
+    parameters = {**dict(model.named_parameters()), "pos_embed": 2 * model.pos_embed}
+    return lambda x: torch.func.functional_call(model, parameters, x)
+
+
+def call_as_a_stack(model: Any) -> Any:
+    model.set_attention("eager")  # the fused kernel warns under vmap
+    doubled = copy.deepcopy(model)
+    doubled.pos_embed.mul_(2)
+    parameters, buffers = torch.func.stack_module_state([model, doubled])
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        functional = torch.func.functional_call
+        outputs = torch.func.vmap(lambda p, b: functional(model, (p, b), x))(parameters, buffers)
+        return outputs[1]
+
+    return call
+
+
+@pytest.mark.parametrize("case", ["image", "abswin"])
+@pytest.mark.parametrize(
+    ("wrap", "factor"),
+    [
+        (double_by_parametrization, 2),
+        (prune_all, 0),
+        (call_with_doubled, 2),
+        (call_as_a_stack, 2),
+    ],
+    ids=["parametrized", "pruned", "functional", "stacked"],
+)
+@torch.no_grad()
+def test_embeddings_that_are_no_parameters(case: str, wrap: Any, factor: float) -> None:
+    arguments, size = CASES[case]
+    model = draw_weights(hiera_core.Hiera(**arguments)).eval()
+    expected, x = copy.deepcopy(model), torch.randn(2, 3, *size)
+    expected.pos_embed.mul_(factor)
+    model(x)  # what is kept is not taken for other values
+    assert_close(wrap(model)(x), expected(x))
+
+
+@torch.no_grad()
+def test_users_choose_what_gets_no_weight_decay() -> None:
+    class Decayed(hiera_core.Hiera):
+        def no_weight_decay(self) -> list[str]:
+            return []
+
+    torch.manual_seed(0)
+    model = Decayed(**SMALL, dynamic_size=True).eval()
+    assert model.pos_embed.std() > 0.01  # it is initialised
+    x = torch.randn(1, 3, 96, 96)
+    before = model(x)
+    model.pos_embed.add_(torch.randn_like(model.pos_embed))
+    assert (model(x) - before).abs().max() > 1e-6
 
 
 def test_what_is_kept_in_inference_mode_serves_training() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -120,10 +121,68 @@ def test_feature_info_has_the_interface_of_timm() -> None:
             assert ours.get_dicts(keys, idx) == theirs.get_dicts(keys, idx)
 
 
-@pytest.mark.parametrize("indices", [(4,), (-5,), (), 0, 5, ("a",), 1.5, (True,)], ids=str)
-def test_stages_that_do_not_exist_are_refused(indices: Any) -> None:
-    with pytest.raises(UsageError, match=r"there is no stage|choose none"):
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (0, "out_indices is 0; give a sequence of numbers from 0 to 3, or a number from 1 to 4"),
+        (-1, "out_indices is -1; give"),
+        (5, "the model has 4 stages, not 5; give"),
+        (True, "out_indices is True; give"),
+        (np.int64(0), r"out_indices is np.int64\(0\); give"),
+        ((), r"out_indices is \(\); give"),
+        (1.5, "out_indices is 1.5; give"),
+        ("12", "out_indices is '12'; give"),
+        ({1, 2}, r"out_indices is \{1, 2\}; give"),
+        ((4,), "there is no stage 4; the model has 4 stages: use 0 to 3, or -4 to -1 from the end"),
+        ((-5,), "there is no stage -5; the model has 4"),
+        (("a",), "there is no stage 'a'; the model has 4"),
+        ((True,), "there is no stage True; the model has 4"),
+        (np.array([0.5]), "there is no stage 0.5; the model has 4"),
+    ],
+    ids=str,
+)
+def test_stages_that_do_not_exist_are_refused(indices: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         FeatureBackbone(some_model("classifier"), indices)
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.array([2, -1]), torch.tensor([2, 3]), [2, 3]])
+def test_numbers_of_numpy_choose_stages(number: Any) -> None:
+    backbone = FeatureBackbone(some_model("classifier"), number)
+    assert backbone.feature_info.out_indices == (2, 3)
+    assert all(type(index) is int for index in backbone.feature_info.out_indices)
+
+
+def test_messages_about_intermediates_name_their_argument() -> None:
+    model, x = some_model("classifier"), torch.zeros(1, 3, 64, 64)
+    with pytest.raises(UsageError, match="indices is 0; give a sequence of numbers from 0 to 3"):
+        model.forward_intermediates(x, indices=0)
+    with pytest.raises(UsageError, match="the model has 5 blocks, not 9"):
+        model.forward_intermediates(x, indices=9, coarse=False)
+
+
+@torch.no_grad()
+def test_a_wrapped_model_is_unwrapped() -> None:
+    model, x = some_model("classifier").eval(), torch.randn(1, 3, 64, 64)
+    (expected,) = FeatureBackbone(model, (1,))(x)
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert_close(FeatureBackbone(wrapped, (1,))(x)[0], expected)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a model of type Linear is not a Hiera model"):
+        FeatureBackbone(nn.Linear(2, 2))
+
+
+def test_methods_that_a_backbone_would_not_run_are_refused() -> None:
+    class WithoutPositions(hiera_core.Hiera):
+        def get_pos_embed(self, grid: Any = None) -> torch.Tensor:
+            return torch.zeros_like(super().get_pos_embed(grid))
+
+    class Renamed(hiera_core.Hiera):
+        def forward(self, x: Any) -> Any:
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(UsageError, match="run the method get_pos_embed of WithoutPositions; use"):
+        FeatureBackbone(WithoutPositions(**SMALL))
+    FeatureBackbone(Renamed(**SMALL))
 
 
 def test_out_indices_need_a_backbone() -> None:

@@ -211,7 +211,7 @@ def test_arguments_may_be_positional_named_or_a_config() -> None:
     again = hiera_core.Hiera(config=model.config)
     assert again.config == model.config
     assert hiera_core.MaskedAutoencoderHiera(1, **MAE).config["in_chans"] == 1
-    with pytest.raises(TypeError, match="did you mean embed_dim"):
+    with pytest.raises(TypeError, match="unknown argument 'embed_dims'; did you mean embed_dim"):
         hiera_core.Hiera(embed_dims=16)
     with pytest.raises(TypeError, match="given twice"):
         hiera_core.Hiera((64, 64), input_size=(64, 64))

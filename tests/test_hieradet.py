@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hiera_core
 from hiera_core import zoo
@@ -267,6 +269,38 @@ def test_position_embeddings_and_orders_are_kept_for_a_size() -> None:
     assert len(model._cache.positions) == len(model._cache.orders) == size_cache.MAX_CACHED
     model.train()
     assert not model._cache.positions
+
+
+def run_with_fake_tensors(model: HieraDet, x: torch.Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+
+
+def run_functionalized(model: HieraDet, x: torch.Tensor) -> None:
+    torch.func.functionalize(lambda inputs: model(inputs)[-1])(x)
+
+
+@pytest.mark.parametrize("run", [run_with_fake_tensors, run_functionalized])
+@torch.no_grad()
+def test_no_order_of_another_kind_of_tensors_is_kept(run: Any) -> None:
+    model, x = build(), torch.randn(1, 3, 64, 96)
+    expected = copy.deepcopy(model)(x)
+    run(model, x)
+    assert not model._cache.orders
+    assert_equal_maps(model(x), expected)
+    run(model, x)  # a real order is kept now
+    assert_equal_maps(model(x), expected)
+
+
+def test_orders_are_not_kept_while_a_cuda_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, computed = size_cache.SizeCache(), iter(range(9))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert [cache.order("size", lambda: next(computed)) for _ in range(2)] == [0, 1]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert [cache.order("size", lambda: next(computed)) for _ in range(2)] == [2, 2]
 
 
 def test_what_is_kept_in_inference_mode_serves_training() -> None:

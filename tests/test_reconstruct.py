@@ -137,6 +137,24 @@ def test_visible_patches_are_original_pixels_unless_raw() -> None:
         reconstruct(model, x, 0.9)
 
 
+@pytest.mark.parametrize("size", [(64, 128), (96, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("raw", [False, True])
+def test_inputs_of_another_size_equal_those_of_a_model_built_for_it(
+    size: tuple[int, int], raw: bool, tmp_path: Path
+) -> None:
+    model = some_model({**IMAGE, "dynamic_size": True})
+    model.save_pretrained(tmp_path)
+    fixed = hiera_core.create_model(str(tmp_path), input_size=size, dynamic_size=False)
+    x = torch.randn(2, 3, *size)
+    mask = fixed.get_random_mask(x, 0.5)
+    ours, theirs = (reconstruct(each, x, mask=mask, raw=raw) for each in (model, fixed))
+    assert_close(ours.original, theirs.original)
+    assert torch.equal(ours.masked == 0.5, theirs.masked == 0.5)
+    assert_close(ours.reconstruction, theirs.reconstruction)
+    assert ours.reconstruction.shape == x.shape
+    assert reconstruct(model, x, 0.5).mask.shape == mask.shape  # drawn for this size
+
+
 def test_the_bundled_autoencoder_beats_the_mean_of_a_patch() -> None:
     """The gain is at least 1 dB on held-out digits. A prediction of 0 shows the mean of a patch."""
     model = hiera_core.mae_hiera_nano_32(pretrained=True).eval()

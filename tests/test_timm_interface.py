@@ -180,3 +180,34 @@ def test_timm_reads_the_preprocessing() -> None:
     assert (config["crop_mode"], config["input_size"]) == ("squash", (3, 1024, 1024))
     assert sam2.default_cfg["fixed_input_size"] is False
     assert small().pretrained_cfg["num_classes"] == 10
+
+
+def test_a_backbone_has_no_classes() -> None:
+    backbone = hiera_core.create_model("hiera_nano_32", pretrained=True, features_only=True)
+    config = backbone.pretrained_cfg
+    assert config["num_classes"] == 0 and config["classifier"] is None
+    assert "label_names" not in config
+    assert backbone.get_submodule(str(config["first_conv"])) is backbone.model.patch_embed.proj
+    whole = hiera_core.create_model("hiera_nano_32", pretrained=True).pretrained_cfg
+    assert config["mean"] == whole["mean"] and len(whole["label_names"]) == 10
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        "none",
+        [1],
+        {"mean": 5, "std": None},
+        {"size": 224, "resize": "256"},
+        {"size": ["a"], "resize": []},
+        {"crop_mode": ["center"]},
+        {"interpolation": 3},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_is_not_usable_is_left_out(preprocessing: Any) -> None:
+    model = small()
+    model.card = {"model": "mine", "preprocessing": preprocessing}
+    config = model.pretrained_cfg
+    assert config["architecture"] == "mine" and config["input_size"] == (3, 64, 64)
+    assert not {"mean", "std", "crop_pct", "crop_mode", "interpolation"} & {*config}

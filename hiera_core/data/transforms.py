@@ -46,7 +46,7 @@ def transform_for(model: nn.Module) -> ImageTransform | VideoTransform:
         model: A model of this package; it may be compiled, or wrapped by DDP or PEFT.
 
     Raises:
-        UsageError: The model takes one-dimensional signals, or is no Hiera.
+        UsageError: The model takes one-dimensional signals, or is not a Hiera.
         CheckpointError: The preprocessing that was saved with the model is not usable.
     """
     inner = _unwrap(model)

@@ -100,10 +100,11 @@ def reconstruct(
     """
     autoencoder = _check_autoencoder(model)
     check_type("x", x, torch.Tensor, "a tensor: x = model.transform(image)")
-    visible = autoencoder.visible_units(mask, keep_ids, check_ids)
+    layout, size = autoencoder.layout_of(x), x.shape[2:]
+    visible = autoencoder.visible_units(mask, keep_ids, check_ids, layout=layout)
     if visible is None:
         ratio = MASK_RATIOS[autoencoder.input_kind()] if mask_ratio is None else mask_ratio
-        check_mask_ratio(ratio, autoencoder.layout.windows)
+        check_mask_ratio(ratio, layout.windows)
         visible = autoencoder.random_visible(x, ratio)
     cells = autoencoder.deleted_tokens(visible).cells
     patches = autoencoder.pixel_labels(x.float())  # [b, n, p]
@@ -120,13 +121,13 @@ def reconstruct(
         painted = _replace_rows(patches, cells, hidden_pixels)
     labels = gather_rows((patches - mean) / deviation, cells)
     transform = transform_for(autoencoder)
-    original = transform.denormalise(autoencoder.pixels_of(patches))
-    blank = torch.zeros_like(patches)
-    hidden = autoencoder.pixels_of(_replace_rows(blank, cells, torch.ones_like(preds))).bool()
+    original = transform.denormalise(autoencoder.pixels_of(patches, size=size))
+    covered = _replace_rows(torch.zeros_like(patches), cells, torch.ones_like(preds))
+    hidden = autoencoder.pixels_of(covered, size=size).bool()
     return Reconstruction(
         original,
         original.masked_fill(hidden, GREY),
-        transform.denormalise(autoencoder.pixels_of(painted)),
+        transform.denormalise(autoencoder.pixels_of(painted, size=size)),
         preds,
         labels,
         reconstruction_error(preds, labels).mean((1, 2)),

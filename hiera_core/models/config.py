@@ -138,7 +138,8 @@ class HieraConfig:
             if name in given:
                 raise TypeError(f"argument {name!r} is given twice")
             if name not in fields:
-                raise TypeError(f"unknown argument {name!r} {did_you_mean(name, fields)}".rstrip())
+                hint = did_you_mean(name, fields)
+                raise TypeError(f"unknown argument {name!r}" + (f"; {hint}" if hint else ""))
         return cls(**{**given, **kwargs, **(config or {})})
 
     def __post_init__(self) -> None:

@@ -253,9 +253,10 @@ class Encoder(nn.Module, PretrainedMixin):
         first = channels_first(output_fmt, len(self._config.input_size))
         ends, count = self.stage_ends, len(self.blocks)
         if coarse:
-            wanted = {ends[i] for i in absolute_indices(indices, len(ends))}
+            stages = absolute_indices(indices, len(ends), argument="indices")
+            wanted = {ends[stage] for stage in stages}
         else:
-            wanted = set(absolute_indices(indices, count, "block"))
+            wanted = set(absolute_indices(indices, count, "block", "indices"))
         final_norm = getattr(self, "norm", None)
         if norm and final_norm is None:
             raise UsageError("this model has no final norm for maps", "use norm=False")

@@ -12,11 +12,17 @@ from torch import nn
 from ..data.transforms import MediaInputs
 from ..errors import UsageError, is_whole
 from .config import HieraConfig
-from .encoder import Encoder
+from .encoder import Encoder, unwrap_model
 from .hiera import HieraEncoder
 from .sam2.hieradet import HieraDet
 from .timm_interface import parameter_groups
 from .timm_interface.feature_info import FeatureInfo, absolute_indices
+
+# Methods that compute maps. A backbone has those of this package.
+MAP_METHODS = (
+    "encode", "get_pos_embed", "layout_of", "maps_after", "run_blocks", "stage_orders",
+    "_as_map", "_position", "_run",
+)  # fmt: skip
 
 
 class FeatureBackbone(nn.Module):
@@ -26,8 +32,8 @@ class FeatureBackbone(nn.Module):
     decoder, and no stage after the last map. So each of them gets a gradient, as DDP expects.
 
     Args:
-        model: The Hiera, or SAM 2's encoder. It shares its parameters with the backbone, and is not
-            changed.
+        model: The Hiera, or SAM 2's encoder; it may be compiled, or wrapped by DDP or PEFT. It
+            shares its parameters with the backbone, and is not changed.
         out_indices: Which maps, in this order: numbers of stages from 0, or from the end if
             negative; a number n for the last n; None for all.
 
@@ -37,11 +43,13 @@ class FeatureBackbone(nn.Module):
             backbone returns.
 
     Raises:
-        UsageError: There is no such stage.
+        UsageError: There is no such stage, the model is not a Hiera, or its class has methods that
+            compute maps in another way.
     """
 
-    def __init__(self, model: Encoder, out_indices: int | Sequence[int] | None = None) -> None:
+    def __init__(self, model: nn.Module, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
+        model = unwrap_model(model)
         stages, ends = absolute_indices(out_indices, len(model.stage_ends)), model.stage_ends
         self.model = encoder_of(model, blocks=ends[max(stages)] + 1)
         self.feature_info = FeatureInfo(model.feature_info, stages)
@@ -111,7 +119,10 @@ class FeatureBackbone(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, object]:
         """Preprocessing and licence, under the names that timm's tools read."""
-        return self.model.pretrained_cfg
+        found = {"num_classes": 0, "classifier": None, "first_conv": "model.patch_embed.proj"}
+        found = {**self.model.pretrained_cfg, **found}
+        found.pop("label_names", None)
+        return found
 
     @property
     def default_cfg(self) -> dict[str, object]:
@@ -126,7 +137,12 @@ def encoder_of(model: Encoder, blocks: int | None = None) -> Encoder:
     Args:
         model: The model, which is not changed.
         blocks: Number of blocks that the encoder keeps; None for all.
+
+    Raises:
+        UsageError: The class of the model has methods that compute maps in another way. The encoder
+            would not have them.
     """
+    _check_methods(model)
     with torch.device("meta"):
         encoder = _without_head(model)
     for name, _ in [*encoder.named_children()]:
@@ -140,6 +156,16 @@ def encoder_of(model: Encoder, blocks: int | None = None) -> Encoder:
     if blocks is not None:
         encoder.keep_blocks(blocks)
     return encoder
+
+
+def _check_methods(model: Encoder) -> None:
+    base = HieraDet if isinstance(model, HieraDet) else HieraEncoder
+    for name in MAP_METHODS:
+        if getattr(type(model), name, None) is not getattr(base, name, None):
+            raise UsageError(
+                f"a backbone does not run the method {name} of {type(model).__name__}",
+                "use forward_intermediates of the model",
+            )
 
 
 def _without_head(model: Encoder) -> Encoder:

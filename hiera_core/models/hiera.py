@@ -42,6 +42,8 @@ from .sizes import legal_sizes
 from .sizes.size_cache import SizeCache
 from .token_layout import TokenLayout
 
+AXES = ("frames", "y", "x")  # names of the dimensions of an input, for messages
+
 
 class BlockGroup(NamedTuple):
     """Consecutive blocks of one stage with one kind of attention."""
@@ -83,6 +85,9 @@ class HieraEncoder(Encoder):
             self.pos_embed_win = nn.Parameter(torch.zeros(1, cfg.embed_dim, *cfg.mask_unit_size))
         else:
             self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(cfg.tokens), cfg.embed_dim))
+        # Names of the position embeddings. They are attributes, but not always parameters:
+        # functional calls, parametrizations, pruning, FSDP and DataParallel replace them.
+        self._embeddings = tuple(name for name, _ in self.named_parameters(recurse=False))
 
         self.blocks = nn.ModuleList(
             HieraBlock.from_spec(spec, cfg, self.norm_layer) for spec in self.block_specs
@@ -107,9 +112,7 @@ class HieraEncoder(Encoder):
     def no_weight_decay(self) -> list[str]:
         """Return the names of parameters that get no weight decay. One-dimensional parameters never
         get any and are not listed."""
-        if self._config.sep_pos_embed:
-            return ["pos_embed_spatial", "pos_embed_temporal"]
-        return ["pos_embed"] + ["pos_embed_win"] * self._config.abs_win_pos_embed
+        return [*self._embeddings]
 
     # Masks ---------------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ class HieraEncoder(Encoder):
         """Return `get_pos_embed`. Without gradients, what is computed for a size is kept."""
         if layout is self.layout and not self._config.abs_win_pos_embed:
             return self.get_pos_embed()
-        parameters = [self.get_parameter(name) for name in self.no_weight_decay()]
+        parameters = [getattr(self, name) for name in self._embeddings]
         grid = layout.grid
         return self._cache.position(grid, parameters, lambda: self.get_pos_embed(grid))
 
@@ -335,7 +338,7 @@ class HieraEncoder(Encoder):
         if x.dim() != 2 + len(steps) or x.shape[1] != config.in_chans:
             raise UsageError(
                 f"input has shape {tuple(x.shape)}",
-                f"expected [batch, {config.in_chans}, *size] with {len(steps)} dimensions",
+                f"expected [batch, {config.in_chans}, {', '.join(AXES[-len(steps) :])}]",
             )
         if (dim := legal_sizes.illegal_dimension(size, steps)) is not None:
             raise UsageError(
@@ -492,7 +495,7 @@ class Hiera(HieraEncoder):
     def init_weights(self) -> None:
         """Initialise as the reference does; on the meta device, values come from a checkpoint."""
         if not self.patch_embed.proj.weight.is_meta:
-            init_classifier(self, self.no_weight_decay(), self._config.head_init_scale)
+            init_classifier(self, self._embeddings, self._config.head_init_scale)
 
 
 def group_blocks(specs: list[BlockSpec]) -> list[BlockGroup]:

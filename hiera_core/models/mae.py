@@ -300,7 +300,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
     def init_weights(self) -> None:
         """Initialise as MAE does; on the meta device, values come from a checkpoint."""
         if not self.patch_embed.proj.weight.is_meta:
-            init_autoencoder(self, (*self.no_weight_decay(), "mask_token", "decoder_pos_embed"))
+            init_autoencoder(self, (*self._embeddings, "mask_token", "decoder_pos_embed"))
 
 
 def reconstruction_error(preds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -338,10 +338,15 @@ def build(
         CheckpointError: The checkpoint does not fit; see `load.fit`.
         ConfigError: The input size is not valid. The message names the nearest legal sizes.
     """
+    # The model is in fp32, so embeddings in half precision are not rounded again if resampled.
+    state = {
+        name: tensor.float() if "pos_embed" in name else tensor
+        for name, tensor in checkpoint.state.items()
+    }
     model, fitted, arguments = match(
         cls,
         config,
-        checkpoint,
+        dataclasses.replace(checkpoint, state=state),
         overrides=overrides,
         name=name,
         strict=strict,

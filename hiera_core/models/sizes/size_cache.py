@@ -56,8 +56,13 @@ class SizeCache:
         self.positions: dict[Hashable, KeptPosition] = {}
 
     def order(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return the token order for `key`, which `compute` makes if it is not kept."""
-        if torch.compiler.is_compiling():
+        """Return the token order for `key`, which `compute` makes if it is not kept.
+
+        It is neither kept nor read where a tracer, a mode or a functional transform sees each
+        operation, because `compute` then returns tensors of another kind; and while a CUDA graph is
+        captured, because their memory is then that of the graph.
+        """
+        if torch.compiler.is_compiling() or not PROBES_EXIST or is_watched() or _is_captured():
             return compute()
         kept = self.orders.get(key)  # one step, since another thread can remove it
         if kept is not None:
@@ -106,9 +111,14 @@ class SizeCache:
         return type(self), ()
 
 
+def _is_captured() -> bool:
+    """Return whether a CUDA graph is being captured. CUDA is not initialised for the question."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def _may_keep(parameters: Sequence[torch.Tensor]) -> bool:
     """Return whether an embedding of these parameters is a plain tensor that stays valid."""
-    if torch.is_grad_enabled() or not PROBES_EXIST or is_watched():
+    if torch.is_grad_enabled() or not PROBES_EXIST or is_watched() or _is_captured():
         return False
     return not any(
         type(p) not in ORDINARY_TYPES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import TypedDict, overload
 
@@ -112,32 +113,44 @@ def _only(entry: FeatureEntry, keys: Sequence[str] | None) -> FeatureEntry:
 
 
 def absolute_indices(
-    indices: int | Sequence[int] | None, count: int, what: str = "stage"
+    indices: int | Sequence[int] | None,
+    count: int,
+    what: str = "stage",
+    argument: str = "out_indices",
 ) -> list[int]:
     """Return indices counted from 0, as timm reads them.
 
     Args:
-        indices: A sequence, in which negative numbers count from the end; a number n for the last
-            n; or None for all.
+        indices: A sequence or array of whole numbers, in which negative ones count from the end; a
+            number n for the last n; or None for all.
         count: Number of stages or blocks.
         what: What is counted, for messages.
+        argument: The argument that the user gave, for messages.
 
     Raises:
         UsageError: There is no such stage or block, or none is chosen.
     """
-    if indices is None:
+    to_list = getattr(indices, "tolist", None)
+    # Numbers and arrays of NumPy, and tensors, have this method.
+    given: object = to_list() if callable(to_list) else indices
+    if given is None:
         return [*range(count)]
-    if isinstance(indices, int):
-        indices = range(-indices, 0)
-    numbers = [*indices] if isinstance(indices, Sequence) else []
-    for number in numbers:
+    last = given if isinstance(given, int) and not isinstance(given, bool) else 0
+    if 1 <= last <= count:
+        return [*range(count - last, count)]
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or not given:
+        raise UsageError(
+            f"the model has {count} {what}s, not {given}"
+            if last > count
+            else f"{argument} is {indices!r:.60}",
+            f"give a sequence of numbers from 0 to {count - 1}, or a number from 1 to {count} for "
+            f"the last {what}s",
+        )
+    for number in given:
         if not is_whole(number) or not -count <= number < count:
             raise UsageError(
                 f"there is no {what} {number!r:.60}",
-                f"the model has {count}: use 0 to {count - 1}, or -{count} to -1 from the end",
+                f"the model has {count} {what}s: use 0 to {count - 1}, or -{count} to -1 from the "
+                "end",
             )
-    if not numbers:
-        raise UsageError(
-            f"{what}s {indices!r:.60} choose none", f"give a sequence of numbers below {count}"
-        )
-    return [number % count for number in numbers]
+    return [number % count for number in map(operator.index, given)]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...data.transforms import ImageTransform, VideoTransform
+from ...errors import CheckpointError
+
 CROP_MODES = {"squash": "squash"}  # ours: timm's; all others are timm's "center"
 
 
@@ -34,15 +37,27 @@ def pretrained_config(
         "first_conv": "patch_embed.proj",
         "classifier": "head.projection" if num_classes else None,
     }
-    steps = card.get("preprocessing") or {}
-    found |= {name: tuple(steps[name]) for name in ("mean", "std") if name in steps}
-    if "interpolation" in steps:
-        found["interpolation"] = steps["interpolation"]
-    if steps.get("resize") and steps.get("size"):
-        found["crop_pct"] = min(steps["size"]) / steps["resize"]
-        found["crop_mode"] = CROP_MODES.get(steps.get("crop_mode", ""), "center")
+    found |= _preprocessing(card.get("preprocessing"), tuple(input_size))
     if "licence" in card:
         found["license"] = str(card["licence"]).lower()
     if isinstance(card.get("classes"), list):
         found["label_names"] = card["classes"]
+    return found
+
+
+def _preprocessing(saved: object, input_size: tuple[int, ...]) -> dict[str, object]:
+    """Return the preprocessing that a card holds, or nothing if it is not usable."""
+    if not isinstance(saved, Mapping) or len(input_size) < 2:
+        return {}
+    kind = VideoTransform if len(input_size) == 3 else ImageTransform
+    try:
+        steps = kind.from_preprocessing(saved, input_size)
+    except CheckpointError:
+        return {}
+    found: dict[str, object] = {"mean": steps.mean, "std": steps.std}
+    if isinstance(steps, ImageTransform):
+        found["interpolation"] = steps.interpolation
+        found["crop_mode"] = CROP_MODES.get(steps.crop_mode, "center")
+    if "size" in saved and "resize" in saved:
+        found["crop_pct"] = min(map(int, saved["size"])) / int(saved["resize"])
     return found

@@ -778,7 +778,9 @@ def _random_weights(name: str, folder: Path) -> Path:
     return folder / "weights.pth"
 
 
-@pytest.mark.parametrize("to", ["hub", "timm", "transformers", "pt2", "onnx"])
+@pytest.mark.parametrize(
+    "to", ["hub", "timm", "transformers", "pt2", pytest.param("onnx", marks=pytest.mark.slow)]
+)
 def test_half_characters_in_a_card_are_replaced(to: str, tmp_path: Path) -> None:
     converter.convert("hiera_nano_32", tmp_path / "source", "hub")
     path = tmp_path / "source" / "hiera.json"

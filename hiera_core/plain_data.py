@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 MAX_YAML_BYTES = 1 << 20
+SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
 MAX_YAML_VALUES = 100_000  # after aliases (`*name`) are expanded, which may be exponentially many
 
 
@@ -22,6 +25,26 @@ def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -
         return json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False)
     except ValueError:
         return json.dumps(_with_nulls(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Return whether the bytes of a path are UTF-8 text."""
+    return SURROGATE.search(os.fspath(path)) is None
+
+
+def valid_text(value: Any) -> Any:
+    """Return a value of JSON in which U+FFFD replaces each character that UTF-8 cannot encode.
+
+    Raises:
+        RecursionError: The value is nested too deeply.
+    """
+    if isinstance(value, str):
+        return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {valid_text(key): valid_text(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(valid_text, value))
+    return value
 
 
 def read_yaml(path: Path) -> Any:

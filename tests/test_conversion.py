@@ -293,7 +293,7 @@ def test_onnx_programs_hold_fp16_but_not_bf16(tmp_path: Path, hiera: Command) ->
     assert 0 < record["proof"]["max_difference"] < 0.02
     assert path.stat().st_size < 1_000_000  # 0.28 M parameters
     code, _, err = hiera(*arguments, tmp_path / "x", "--to", "onnx", "--dtype", "bf16")
-    assert code == 2 and "onnx holds no bf16" in err
+    assert code == 2 and "onnx cannot store bf16 here" in err
 
 
 def test_missing_packages_are_named(
@@ -776,3 +776,36 @@ def _random_weights(name: str, folder: Path) -> Path:
     model = draw_weights(hiera_core.create_model(name))
     torch.save(model.state_dict(), folder / "weights.pth")
     return folder / "weights.pth"
+
+
+@pytest.mark.parametrize(
+    "to", ["hub", "timm", "transformers", "pt2", pytest.param("onnx", marks=pytest.mark.slow)]
+)
+def test_half_characters_in_a_card_are_replaced(to: str, tmp_path: Path) -> None:
+    converter.convert("hiera_nano_32", tmp_path / "source", "hub")
+    path = tmp_path / "source" / "hiera.json"
+    card = json.loads(path.read_text())
+    card |= {"model": "\ud800", "licence": "\ud800x", "source": "\ud800"}
+    card["classes"] = ["\ud800", *map(str, range(9))]
+    path.write_text(json.dumps(card))
+    done = converter.convert(tmp_path / "source", tmp_path / ("m.pt2" if to == "pt2" else "m"), to)
+    assert done.model == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_paths_that_are_not_utf8_are_refused(tmp_path: Path, hiera: Command) -> None:
+    name = os.fsdecode(b"s\xff")
+    converter.convert("hiera_nano_32", tmp_path / "source", "hub")
+    (tmp_path / "source").rename(tmp_path / name)
+    code, _, err = hiera("convert", tmp_path / name, tmp_path / "m.pth", "--to", "pth")
+    assert code == 3 and "is not valid UTF-8; rename it" in err, err
+    for to in ("hub", "pth", "onnx"):
+        code, _, err = hiera("convert", "hiera_nano_32", tmp_path / f"{name}2", "--to", to)
+        assert code == 2 and "is not valid UTF-8" in err, err
+
+
+def test_a_file_is_not_named_like_a_folder(tmp_path: Path, hiera: Command) -> None:
+    code, _, err = hiera("convert", "hiera_nano_32", f"{tmp_path}/m/", "--to", "onnx")
+    assert code == 2 and "onnx writes a file" in err, err
+    with pytest.raises(UsageError, match="named like a folder"):
+        converter.convert("hiera_nano_32", f"{tmp_path}/m/", "pth")
+    assert converter.convert("hiera_nano_32", f"{tmp_path}/m/", "hub").output == tmp_path / "m"

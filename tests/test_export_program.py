@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -110,7 +111,7 @@ def slow(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["sam2_padded", *map(slow, ["image", "video", "mae", "sam2"])])
+@pytest.mark.parametrize("name", map(slow, ["image", "video", "mae", "sam2", "sam2_padded"]))
 @torch.no_grad()
 def test_onnx_programs_return_the_maps_and_the_embedding(
     name: str, folders: dict[str, Path], program_of: ProgramOf
@@ -184,20 +185,41 @@ def test_what_a_model_does_not_have_is_refused(
         ("headless", "logits", "my_headless has no logits"),
         ("mae", "probabilities", "my_mae has no probabilities"),
         ("sam2", "logits", "my_sam2 has no logits"),
-        ("mae", "reconstruction,maps", "sees a part of the input"),
+        ("mae", "reconstruction,maps", "uses a masked input"),
         ("image", "logit", "did you mean logits"),
+        ("image", "", "names no output"),
     ):
         code, _, err = hiera(
             "convert", folders[name], tmp_path / "m.pt2", "--to", "pt2", "--returns", returns
         )
         assert code == 2 and message in err, err
     for arguments, message in (
-        (["m.pth", "--to", "pth", "--returns", "maps"], "pth holds weights"),
+        (["m.pth", "--to", "pth", "--returns", "maps"], "pth stores weights"),
         (["m.pt2", "--to", "pt2", "--batch-size", "2"], "pt2 has no fixed batch size"),
         (["m.pt2", "--to", "aoti", "--batch-size", "0"], "batch size 0"),
+        (["m.pt2", "--to", "aoti", "--batch-size", "100000000"], "use at most 16383"),
     ):
         code, _, err = hiera("convert", folders["image"], tmp_path / arguments[0], *arguments[1:])
         assert code == 2 and message in err, err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_sizes_that_are_too_small_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"16x16 is too small; give at least 29x29"):
+        convert(folders["sam2"], tmp_path / "m.onnx", "onnx", size=16)
+    with pytest.raises(UsageError, match="32x32 has one mask unit"):
+        convert(folders["mae"], tmp_path / "m.onnx", "onnx", size=32)
+
+
+def test_memory_that_runs_out_is_an_error_of_the_device(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(DeviceError, match="memory ran out"):
+        convert(folders["image"], tmp_path / "m.pt2", "pt2")
     assert not [*tmp_path.iterdir()]
 
 
@@ -220,6 +242,20 @@ def test_a_program_that_answers_otherwise_is_removed(
     assert code == 3 and "stage2 differs" in err and not [*tmp_path.iterdir()]
 
 
+def test_dimensions_of_onnx_programs_have_names(program_of: ProgramOf) -> None:
+    import onnx
+
+    graph = onnx.load(program_of("mae", "onnx", "reconstruction")).graph
+    dims = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert dims["image"] == ["batch", 3, 96, 64] and dims["keep"] == ["batch", "visible"]
+    assert dims["reconstruction"] == ["batch", 3, 96, 64]
+    shapes = [dim for one in graph.value_info for dim in one.type.tensor_type.shape.dim]
+    assert not [dim for dim in shapes if re.search(r"\bs\d+\b", dim.dim_param)]
+
+
 # Graphs -------------------------------------------------------------------------------------------
 
 
@@ -229,7 +265,7 @@ def test_a_program_that_answers_otherwise_is_removed(
         ("image", "pt2", "probabilities,logits,maps"),
         ("mae", "onnx", "reconstruction"),
         slow("mae_video", "pt2", "reconstruction"),
-        ("sam2_padded", "onnx", "maps,embedding"),
+        slow("sam2_padded", "onnx", "maps,embedding"),
         slow("video", "onnx", "maps,embedding"),
         slow("video", "pt2", "logits,maps"),
         slow("mae", "onnx", "maps,embedding"),
@@ -329,7 +365,7 @@ assert not [name for name in sys.modules if name.startswith("hiera")]
 """
 
 
-def run_package(path: Path, x: torch.Tensor) -> Any:
+def run_package(path: Path, x: torch.Tensor, **variables: str) -> Any:
     """Run a package in a process that cannot import this package, in a folder of its own."""
     torch.save(x, path.parent / "x")
     packages = [p for p in sys.path if "site-packages" in p]
@@ -339,7 +375,7 @@ def run_package(path: Path, x: torch.Tensor) -> Any:
         capture_output=True,
         text=True,
         cwd=path.parent,
-        env={"PATH": ""},  # and without a compiler
+        env={"PATH": "", **variables},  # and without a compiler
     )
     assert done.returncode == 0, done.stderr
     return torch.load(path.parent / "x", weights_only=True)
@@ -350,12 +386,13 @@ def test_a_package_runs_without_this_package_and_without_a_compiler(
     tmp_path: Path, hiera: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(aot_package.OPTIONS, "aot_inductor.compile_wrapper_opt_level", "O0")
-    model = hiera_core.Hiera(**{**SMALL, "stages": (1, 1), "q_pool": 1, "mask_unit_size": (2, 2)})
+    model = hiera_core.Hiera(**{**SMALL, "stages": (1,), "q_pool": 0, "mask_unit_size": (1, 1)})
     draw_weights(model).eval().save_pretrained(tmp_path / "source")
     code, out, err = hiera(
         "convert", tmp_path / "source", tmp_path / "m.pt2", "--to", "aoti", "--batch-size", "2",
     )  # fmt: skip
     assert code == 0, err
+    assert "AOTI_RUNTIME_CHECK_INPUTS=1" in json.loads(out)["notes"][0]
     proof = json.loads(out)["proof"]
     assert proof["max_difference"] < 1e-4 and proof["agree"] == proof["inputs"] == 8
     assert {p.name for p in tmp_path.iterdir()} == {"m.pt2", "source"}
@@ -364,6 +401,8 @@ def test_a_package_runs_without_this_package_and_without_a_compiler(
     assert_close(found, model.forward_logits(x), 1e-4)
     assert json.loads(metadata["input_shapes"]) == [[2, 3, 64, 64]]
     assert metadata["batch_size"] == "2" and json.loads(metadata["outputs"]) == ["logits"]
+    with pytest.raises(AssertionError, match="unmatched dim value"):
+        run_package(tmp_path / "m.pt2", x[:1], AOTI_RUNTIME_CHECK_INPUTS="1")
 
 
 @pytest.mark.slow

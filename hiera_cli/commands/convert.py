@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hiera_core.conversion import formats
+from hiera_core.errors import UsageError
 from hiera_core.plain_data import to_json
 from hiera_core.zoo.input_sizes import parse_size
 
@@ -51,6 +52,16 @@ class Resample(StrEnum):
     bicubic = "bicubic"
 
 
+def _parse_dest(text: str) -> str:
+    """Return DEST as it was written: a slash at its end names a folder.
+
+    Raises:
+        BadParameter: See `options.parse_path`.
+    """
+    options.parse_path(text)
+    return text
+
+
 def convert(
     source: Annotated[
         str,
@@ -65,9 +76,9 @@ def convert(
         ),
     ],
     dest: Annotated[
-        Path,
+        str,
         typer.Argument(
-            parser=options.parse_path,
+            parser=_parse_dest,
             help="What to write: a folder for hub, timm and transformers, else a file.",
             metavar="DEST",
             show_default=False,
@@ -173,7 +184,10 @@ def convert(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.WARNING)
     pixels = None if size is None else parse_size(size)
     names = [part.strip() for part in (returns or "").split(",") if part.strip()]
-    formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
+    if returns is not None and not names:
+        raise UsageError("--returns names no output", f"use {', '.join(formats.OUTPUTS)}")
+    formats.check_ending(dest, to)
+    formats.check_destination(Path(dest), to, dtype=dtype, overwrite=overwrite)
     formats.check_program_options(to, names, batch_size)
     load_model.check_model_name(source)
     from hiera_core.conversion import converter

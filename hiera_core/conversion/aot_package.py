@@ -25,6 +25,10 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.precompile_headers": False,
 }
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+UNCHECKED = (
+    "the package does not check its inputs: others than input_shapes names give wrong numbers or a "
+    "crash; with AOTI_RUNTIME_CHECK_INPUTS=1 in its environment it refuses them"
+)
 NEEDS_NO_COMPILER = "or use pt2 or onnx, which need no compiler"
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ..atomic import atomic_destination
 from ..atomic.lock import exclusive
-from ..device import dtype_name, single_thread
-from ..errors import UsageError, check_choice
+from ..device import dtype_name, is_out_of_memory, single_thread
+from ..errors import DeviceError, UsageError, check_choice
 from ..models.pos_embed import ResampleRule
 from ..weights import load
 from . import export_program, formats, publish, write_weights
@@ -89,7 +89,7 @@ def convert(
             not changed.
         HubError: The source cannot be fetched, or the result cannot be published.
         OutputError: DEST cannot be written. DEST is not changed.
-        DeviceError: The C++ compiler fails. DEST is not changed.
+        DeviceError: The C++ compiler fails, or memory runs out. DEST is not changed.
     """
     check_choice("verification", verify, ("auto", "forward"))
     if not isinstance(source, str | Path):
@@ -98,6 +98,7 @@ def convert(
             "save it with model.save_pretrained(folder), and convert the folder",
         )
     source, dtype = str(source), dtype_name(dtype)
+    formats.check_ending(dest, to)
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)
     formats.check_program_options(to, returns, batch_size)
@@ -122,7 +123,14 @@ def convert(
             samples = _gather_samples(plan, pictures)
         with atomic_destination(dest, is_folder=target.folder) as folder:
             path = folder if target.folder else folder / dest.name
-            proof = _write_and_verify(plan, to, path, samples)
+            try:
+                proof = _write_and_verify(plan, to, path, samples)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise DeviceError(
+                    f"memory ran out while {to} was written", "use a smaller batch or input size"
+                ) from error
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     url = None if push_to_hub is None else publish.push(dest, push_to_hub, list(sizes))
     return Conversion(

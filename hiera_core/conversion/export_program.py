@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any
 import torch
 
 from ..device import DTYPES
+from ..errors import UsageError
 from ..models.encoder import Encoder
 from ..models.hiera import HieraEncoder
+from ..models.sam2.hieradet import HieraDet
 from ..weights.files import open_deferring_errors
 from . import aot_package
 from .formats import FORMATS
@@ -50,12 +53,38 @@ def prepare_program(
         batch_size: Size of every batch, for formats with a fixed batch.
 
     Raises:
-        UsageError: The model does not have an output, or the compiler is missing.
+        UsageError: The model does not have an output, the input or the batch has another size than
+            the model takes, or the compiler is missing.
     """
     plan.outputs = check_outputs(plan, outputs)
-    if FORMATS[name].fixed_batch:
-        plan.batch_size = batch_size or 1
-        aot_package.check_compiler()
+    _check_size(plan)
+    if not FORMATS[name].fixed_batch:
+        return
+    plan.batch_size, largest = batch_size or 1, largest_batch(plan.model)
+    if plan.batch_size > largest:
+        raise UsageError(
+            f"batch size {plan.batch_size} is too large for {plan.name}", f"use at most {largest}"
+        )
+    aot_package.check_compiler()
+    plan.notes.append(aot_package.UNCHECKED)
+
+
+def _check_size(plan: ConversionPlan) -> None:
+    """Check that the input is large enough for the program.
+
+    Raises:
+        UsageError: It is not.
+    """
+    model, size = plan.model, "x".join(map(str, plan.size))
+    if isinstance(model, HieraDet):
+        least = model._config.least_size()
+        if any(side < other for side, other in zip(plan.size, least, strict=True)):
+            raise UsageError(f"{size} is too small", f"give at least {least[0]}x{least[1]} pixels")
+    elif takes_units(plan) and isinstance(model, HieraEncoder) and model.layout.windows < 2:
+        raise UsageError(
+            f"an input of {size} has one mask unit, which cannot be hidden and seen",
+            "give a larger size, or return the embedding or maps",
+        )
 
 
 def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
@@ -136,9 +165,24 @@ def _write_onnx(exported: Any, plan: ConversionPlan, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
+    _name_dimensions(program.model.graph)
     program.model.metadata_props.update(metadata(plan))
     size = sum(t.numel() * t.element_size() for t in exported.state_dict.values())
     program.save(path, external_data=size > PROTOBUF_LIMIT * 0.9)
+
+
+def _name_dimensions(graph: Any) -> None:
+    """Name the dimensions of an ONNX graph that are not fixed: torch.export calls them s18, s22."""
+    names = {}
+    for given, dims in zip(graph.inputs, (["batch"], ["batch", "visible"]), strict=False):
+        for dim, name in zip(given.shape, dims, strict=False):
+            if not isinstance(dim, int):
+                names[dim.value] = name
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for index, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int) and dim.value is not None:
+                value.shape[index] = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), dim.value)
 
 
 def _write_package(exported: Any, plan: ConversionPlan, path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError, did_you_mean, is_whole
+from ..plain_data import is_utf8
 from ..weights.key_mapping import Naming
 
 WEIGHTS_NAME = "model.safetensors"  # name of the weights file in a folder format
@@ -106,7 +107,7 @@ def check_destination(
     if dtype not in PRECISIONS:
         raise UsageError(f"unknown dtype {dtype!r}", f"use {', '.join(PRECISIONS)}")
     if dtype not in target.precisions:
-        raise UsageError(f"{name} holds no {dtype}", f"use {', '.join(target.precisions)}")
+        raise UsageError(f"{name} cannot store {dtype} here", f"use {', '.join(target.precisions)}")
     if target.folder and dest.suffix in FILE_ENDINGS:
         raise UsageError(
             f"{name} writes a folder, but {str(dest)!r} is named like a file",
@@ -130,6 +131,19 @@ def check_destination(
     return target
 
 
+def check_ending(dest: str | Path, name: str) -> None:
+    """Check that DEST does not end in a slash if the format writes a file.
+
+    Raises:
+        UsageError: It does.
+    """
+    if str(dest).endswith(("/", os.sep)) and not get_format(name).folder:
+        raise UsageError(
+            f"{name} writes a file, but {str(dest)!r} is named like a folder",
+            "give the name of a file",
+        )
+
+
 def check_program_options(name: str, outputs: Sequence[str], batch_size: int | None) -> None:
     """Check that a format takes the options of programs that are given.
 
@@ -138,7 +152,7 @@ def check_program_options(name: str, outputs: Sequence[str], batch_size: int | N
     """
     if outputs and not FORMATS[name].is_program:
         raise UsageError(
-            f"{name} holds weights, not a program with outputs", f"use {', '.join(PROGRAMS)}"
+            f"{name} stores weights, and --returns is for programs", f"use {', '.join(PROGRAMS)}"
         )
     for output in outputs:
         if output not in OUTPUTS:
@@ -158,6 +172,8 @@ def _check_name(dest: Path) -> None:
         raise UsageError(
             f"{str(dest)!r} cannot be replaced", "give the name of a new file or folder"
         )
+    if not is_utf8(dest):
+        raise UsageError(f"the path {str(dest)!r} is not valid UTF-8", "choose another name")
     try:
         with contextlib.suppress(FileNotFoundError):
             dest.with_name(f".{dest.name}.lock").lstat()  # the longest name beside it

@@ -20,6 +20,7 @@ from ..models.encoder import Encoder
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.pos_embed import ResampleRule
+from ..plain_data import valid_text
 from ..weights import download, files, load
 from ..zoo.input_sizes import full_size
 
@@ -253,7 +254,7 @@ def _make_card(checkpoint: load.Checkpoint) -> dict[str, Any]:
     """Return the checkpoint's card. Missing values come from the zoo entry with the same shapes."""
     entry, source = load.identify_model(checkpoint.state), checkpoint.source
     if Path(source).exists():  # publish only the name, not a path on this machine
-        source = Path(source).name
+        source = valid_text(Path(source).name)
     if entry is None:
         return {"source": source, **checkpoint.card}
     card = factory.card_of(entry, source)

@@ -103,8 +103,8 @@ def check_outputs(plan: ConversionPlan, outputs: Sequence[str]) -> tuple[str, ..
             )
     if "reconstruction" in outputs and len(outputs) > 1:
         raise UsageError(
-            "a reconstruction sees a part of the input, and other outputs see all of it",
-            "convert twice, to two programs",
+            "reconstruction uses a masked input, and the other outputs use the whole input",
+            "convert them to two programs",
         )
     return tuple(dict.fromkeys(outputs)) or offered[:1]
 

@@ -17,7 +17,7 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
-from ..plain_data import to_json
+from ..plain_data import is_utf8, to_json
 from .integrity import (
     PICKLE_SIGNATURE,
     DamagedFile,
@@ -64,6 +64,8 @@ def read(
         if only is None:
             check_weights_file(path)
         if is_safetensors(path):
+            if not is_utf8(path):  # the library of safetensors opens no other names
+                raise CheckpointError(f"the path {str(path)!r} is not valid UTF-8", "rename it")
             tensors, extras = _read_safetensors(path, only)
         else:
             tensors, extras = _read_pickle(path)

@@ -13,6 +13,7 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
+from ..plain_data import valid_text
 from . import download, files, foreign_config, key_mapping, names
 from .cache_repair import read_cached
 from .integrity import check_weights_file
@@ -288,7 +289,10 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     state, naming = key_mapping.to_reference(raw)
     check_shapes(state, source)
     files.check_weights(state, source)
-    config, card = _describe(fetched, extras, source)
+    try:
+        config, card = valid_text(_describe(fetched, extras, source))
+    except RecursionError as error:
+        raise CheckpointError(f"{source}: its card is nested too deeply", "fix it") from error
     return Checkpoint(source, state, naming, config, card)
 
 

@@ -119,8 +119,8 @@ class FeatureBackbone(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, object]:
         """Preprocessing and licence, under the names that timm's tools read."""
-        found = {"num_classes": 0, "classifier": None, "first_conv": "model.patch_embed.proj"}
-        found = {**self.model.pretrained_cfg, **found}
+        found = self.model.pretrained_cfg
+        found |= {"num_classes": 0, "classifier": None, "first_conv": "model.patch_embed.proj"}
         found.pop("label_names", None)
         return found
 

@@ -111,7 +111,7 @@ def slow(*values: object) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(slow, ["image", "video", "mae", "sam2", "sam2_padded"]))
+@pytest.mark.parametrize("name", [*map(slow, ["image", "video", "mae", "sam2", "sam2_padded"])])
 @torch.no_grad()
 def test_onnx_programs_return_the_maps_and_the_embedding(
     name: str, folders: dict[str, Path], program_of: ProgramOf

@@ -255,6 +255,7 @@ def test_programs_of_the_bundled_models(name: str, tmp_path: Path, hiera: Comman
     assert proof["reader"].startswith("onnxruntime") and proof["max_difference"] < 1e-4
     assert proof["agree"] == proof["inputs"]
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, *model.config["input_size"]]
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == model.card["classes"]
     for count in (1, 3, 8):

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..device import has_native_bf16
 from .probes import (
     PROBES_EXIST,
     all_plain,
@@ -286,6 +287,9 @@ def _is_computed(dtype: torch.dtype) -> bool:
     try:
         if not PROBES_EXIST or not torch.backends.mkldnn.is_available():
             return False
+        is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        if dtype is torch.bfloat16 and is_x86 and not has_native_bf16():
+            return False  # the weights would be converted again for each chunk of windows
         with torch.random.fork_rng(devices=[]):
             layer = nn.Linear(3, 4, device="cpu", dtype=dtype)
         x = torch.ones(2, 3, device="cpu", dtype=dtype)

@@ -224,7 +224,7 @@ def remap_labels(
         if count > num_classes:
             raise UsageError(
                 f"the data has {count} classes, {owner} {num_classes}",
-                f"use {owner.replace('the model', 'a model')} with these classes",
+                f"use {'a model' if owner == 'the model' else 'data'} with the same classes",
             )
         return replace(samples, classes=classes)
     numbers = {_normalised(name): i for i, name in enumerate(classes)}

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 # The panel of each option, by its long name. Panels are shown in this order.
 PANELS: dict[str, tuple[str, ...]] = {
-    "Input": ("recursive", "on-error", "max-pixels", "pictures"),
+    "Input": ("recursive", "on-error", "max-pixels", "fast-jpeg", "pictures"),
     "Model": (
         "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
         "free",

@@ -218,6 +218,13 @@ MaxPixelsOpt = Annotated[
         min=1, help="Refuse images and frames with more pixels than this, before decoding them."
     ),
 ]
+FastJpegOpt = Annotated[
+    bool,
+    typer.Option(
+        "--fast-jpeg",
+        help="Decode JPEG files to a reduced size. Faster for photos; changes pixels a little.",
+    ),
+]
 StrideOpt = Annotated[
     int | None,
     typer.Option(

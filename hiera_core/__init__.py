@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .models.attention_maps import AttentionMaps as AttentionMaps
     from .models.attention_maps import attention_maps as attention_maps
     from .models.block import HieraBlock as HieraBlock
+    from .models.cpu import optimize_for_inference as optimize_for_inference
     from .models.factory import ModelFunction
     from .models.factory import create_model as create_model
     from .models.factory import list_models as list_models
@@ -106,6 +107,7 @@ _PUBLIC = {
     "models.hiera": ("Hiera",),
     "models.mae": ("MaskedAutoencoderHiera",),
     "models.attention": ("MaskUnitAttention",),
+    "models.cpu": ("optimize_for_inference",),
     "models.attention_maps": ("AttentionMaps", "attention_maps"),
     "models.layers": ("Head", "PatchEmbed"),
     "models.sam2.hieradet": ("HieraDet",),

@@ -163,3 +163,13 @@ def test_one_thread_does_little_work(
         assert used == [threads] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_default_batches_have_about_as_many_pixels_whatever_their_size() -> None:
+    sizes = [batching.default_batch_size("image", "cpu", side**2) for side in (32, 224, 448, 1024)]
+    assert sizes == [64, 8, 2, 1]
+    assert batching.default_batch_size("image", "cuda", 32**2) == 64
+    assert batching.default_batch_size("image", "cuda", 1024**2) == 3
+    assert batching.default_batch_size("video", "cpu", 8 * 32 * 32) == 64
+    assert batching.default_batch_size("video", "cuda", 16 * 224 * 224) == 16
+    assert batching.default_batch_size("image", "xpu", 224**2) == 8

@@ -16,8 +16,10 @@ import hiera_core
 from hiera_core.device import compile_for_inference
 from hiera_core.models import cpu
 from hiera_core.models.attention import eager_attention, fused_attention
-from hiera_core.models.cpu import Linear, matmul_attention
+from hiera_core.models.cpu import Linear
 from hiera_core.models.hiera import Hiera
+from hiera_core.models.kernels import batched_attention
+from hiera_core.models.kernels.batched_attention import matmul_attention
 
 from .conftest import SMALL, assert_close, draw_weights
 
@@ -52,6 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return plain(x, weight, bias, activation)
 
     monkeypatch.setattr(cpu, "_onednn", spy)
+    monkeypatch.setattr(cpu, "MIN_PRODUCT", 0)  # the models of these tests are small
     return activations
 
 
@@ -173,7 +176,7 @@ def test_replaced_layers_are_used() -> None:
 def test_matmul_attention_matches_the_fused_kernel(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiera_core.models.cpu.SCORE_BYTES", 3000)
+    monkeypatch.setattr(batched_attention, "SCORE_BYTES", 3000)
     q, k, v = torch.randn(3, *shape).unbind(0)
     q = q[:, :, : shape[2] // 4]
     exact = F.scaled_dot_product_attention(q, k, v, scale=0.2)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from hiera_core import zoo
 from hiera_core.data import image_reader
@@ -128,6 +128,10 @@ def test_transparency_becomes_white(mode: str) -> None:
     assert notes == ["transparency composited on white"]
 
 
+@pytest.mark.skipif(
+    all("La" not in modes for modes in TiffImagePlugin.OPEN_INFO.values()),
+    reason="this version of Pillow does not read premultiplied grey",
+)
 def test_premultiplied_grey_is_read() -> None:
     """Pillow converts this mode to no other than LA."""
     straight = encoded(Image.new("LA", (8, 8), (100, 128)), "TIFF")
@@ -248,3 +252,39 @@ def test_large_images_are_decoded_one_at_a_time(
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     with ThreadPoolExecutor(2) as pool:
         assert [image.size for image, _ in pool.map(open_image, [content] * 4)] == [(64, 48)] * 4
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_fast_jpeg_decodes_less_and_changes_pixels_a_little(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo((2000, 1500)), "JPEG", quality=90, exif=exif)
+    transform = ImageTransform.from_preprocessing(None, (224, 160))
+    whole, _ = open_image(data)
+    fast, notes = open_image(data, enough_pixels=transform.enough_pixels)
+    assert max(fast.size) == 1000 and max(whole.size) == 2000
+    assert (fast.width < fast.height) is (orientation == 6)
+    difference = np.abs(transform.crop(whole).astype(int) - transform.crop(fast))
+    assert 0 < difference.mean() < 1 and difference.max() < 10
+    assert notes == open_image(data)[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "format"), [((640, 480), "JPEG"), ((4000, 300), "JPEG"), ((2000, 1500), "PNG")]
+)
+def test_fast_jpeg_leaves_other_pictures_as_they_are(size: tuple[int, int], format: str) -> None:
+    """Among them are JPEG files that are small already, or long."""
+    data = encoded(photo(size), format)
+    whole = np.asarray(open_image(data)[0])
+    fast = open_image(data, enough_pixels=TRANSFORM.enough_pixels)[0]
+    assert np.array_equal(whole, np.asarray(fast))
+
+
+def test_fast_jpeg_reads_grey_and_cmyk_and_refuses_damaged_files() -> None:
+    for mode in ("L", "CMYK"):
+        data = encoded(photo((2000, 1500)).convert(mode), "JPEG")
+        fast = open_image(data, enough_pixels=TRANSFORM.enough_pixels)[0]
+        assert (fast.mode, fast.size) == ("RGB", (1000, 750))
+    data = encoded(photo((2000, 1500)), "JPEG")
+    with pytest.raises(InputError, match="truncated"):
+        open_image(data[: len(data) // 2], enough_pixels=TRANSFORM.enough_pixels)

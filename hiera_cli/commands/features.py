@@ -67,6 +67,7 @@ def features(
     every: feature_options.EveryOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
+    fast_jpeg: options.FastJpegOpt = False,
     format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
     overwrite: feature_options.OverwriteFilesOpt = False,
     resume: feature_options.ResumeFolderOpt = False,
@@ -119,6 +120,7 @@ def features(
         segments=segments,
         every=every,
         max_pixels=max_pixels,
+        fast_jpeg=fast_jpeg,
     )
     selection.check_views(sampling, draws=visualize is not None)  # before weights are loaded
     extractor = FeatureExtractor(
@@ -161,6 +163,7 @@ def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, obje
         "pool": selection.pool,
         "views": [sampling.clips, sampling.crops, sampling.stride, sampling.fps, *windows],
         "max pixels": sampling.max_pixels,
+        "fast JPEG": sampling.fast_jpeg,
         "attention": selection.attention,
     }
 

@@ -77,6 +77,7 @@ def predict(
     ] = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
+    fast_jpeg: options.FastJpegOpt = False,
     save_images: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +150,7 @@ def predict(
         every=every,
         max_pixels=max_pixels,
         fps=fps,
+        fast_jpeg=fast_jpeg,
     )
     predictor = Predictor(
         load_model.load_model("classifier", model, checkpoint, random_init),

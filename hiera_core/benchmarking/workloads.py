@@ -14,6 +14,7 @@ from torch import nn
 from .. import zoo
 from ..device import DTYPES, compile_for_inference, compile_for_training
 from ..errors import HieraError
+from ..models.cpu import optimize_for_inference
 from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
@@ -92,6 +93,8 @@ def _make_step(
         x = x.contiguous(memory_format=torch.channels_last)
     forward = _make_forward(job, entry, model, x)
     if job.mode == "infer":
+        if job.implementation == OURS and not compiled:
+            optimize_for_inference(model)
         run: Step = compile_for_inference(forward, device) if compiled else forward
         return _with_attention(model, attention, torch.inference_mode()(run))
     loss = _make_loss(entry, forward, job.batch, device)

@@ -32,7 +32,7 @@ LEAST_RATE = 1e-6  # smallest number of seconds, or of frames per second
 
 @dataclass(frozen=True)
 class Sampling:
-    """The parts of a video that the model sees.
+    """How inputs are read, and which parts of a video the model sees.
 
     Args:
         clips, crops: Views along time and along the long side. None: 5 x 3 for a whole video, 1 x 1
@@ -42,6 +42,8 @@ class Sampling:
         every: Distance in seconds between the single frames that an image model sees.
         max_pixels: Largest number of pixels in a frame; larger frames are refused undecoded.
         fps: Frame rate at which `stride` is counted. None: the model's own.
+        fast_jpeg: Decode JPEG files to a reduced size, at least twice that which the model needs.
+            This is faster for large photos, and changes their pixels a little.
 
     Raises:
         UsageError: A value is not a finite number above 0, or is above its limit in `MOST`, or both
@@ -55,6 +57,7 @@ class Sampling:
     every: float | None = None
     max_pixels: int = MAX_PIXELS
     fps: float | None = None
+    fast_jpeg: bool = False
 
     def __post_init__(self) -> None:
         for name in ("clips", "crops", "stride", "segments", "every", "fps"):

@@ -27,6 +27,7 @@ from .clip_sampling import crop_offsets
 # is.
 MAX_WHOLE_RESIZE = 4
 MAX_RESIZE = 8  # times the size of the crop; more would take any amount of memory
+REDUCING_GAP = 2  # see `ImageTransform.enough_pixels`
 SAM2_MODEL = "sam2_hiera_tiny"  # its preprocessing is that of all of SAM 2's encoders
 CROP_MODES = ("center", "squash")  # timm's names
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601, as in Pillow)
@@ -155,10 +156,7 @@ class ImageTransform:
         resampling = Image.Resampling[self.interpolation.upper()]
         if self.crop_mode == "squash":
             return np.array(image.resize((width, height), resampling))
-        new_w, new_h = _resized_image_size(w, h, self.resize)
-        if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
-            grow = max(width / new_w, height / new_h)
-            new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
+        new_w, new_h = self._resized(w, h)
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
         if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
             resized = image.resize((new_w, new_h), resampling)
@@ -166,6 +164,26 @@ class ImageTransform:
         x, y = w / new_w, h / new_h  # source pixels for each pixel of the resized image
         box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
         return np.array(image.resize((width, height), resampling, box=box))
+
+    def _resized(self, w: int, h: int) -> tuple[int, int]:
+        """Return the size, (w, h), to which an image is resized before the crop."""
+        height, width = self.size
+        if self.crop_mode == "squash":
+            return width, height
+        new_w, new_h = _resized_image_size(w, h, self.resize)
+        if new_w < width or new_h < height:  # the crop is wider than the short side: enlarge
+            grow = max(width / new_w, height / new_h)
+            new_w, new_h = max(width, round(new_w * grow)), max(height, round(new_h * grow))
+        return new_w, new_h
+
+    def enough_pixels(self, w: int, h: int) -> tuple[int, int]:
+        """Return a size, (w, h), from which `crop` gives almost the same as from an image of w x h:
+        twice the size to which it is resized, as in Pillow's `thumbnail`.
+
+        The image may have to be rotated by its EXIF orientation, so this is enough either way.
+        """
+        upright, turned = self._resized(w, h), self._resized(h, w)[::-1]
+        return REDUCING_GAP * max(upright[0], turned[0]), REDUCING_GAP * max(upright[1], turned[1])
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [b, height, width, 3] -> float32 [b, c, height, width], on the same device. c is 3,

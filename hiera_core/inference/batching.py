@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -22,6 +23,7 @@ from ..device import (
     translate_compile_errors,
 )
 from ..errors import DeviceError, UsageError
+from ..models.cpu import optimize_for_inference
 from ..models.encoder import Encoder
 from ..records import Kind
 from .transfer import Download, Uploads
@@ -31,12 +33,13 @@ Result = TypeVar("Result")
 T = TypeVar("T")
 M = TypeVar("M", bound=Encoder)
 
-# Views in one forward pass. A GPU needs many; on a CPU, more views only overflow the cache.
+# Views of 224x224 in one forward pass. A GPU needs many; on a CPU, more only overflow the cache.
 DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {
     "image": {"cpu": 8, "cuda": 64, "mps": 16},
     "video": {"cpu": 1, "cuda": 16, "mps": 2},
 }
-
+PIXELS: dict[Kind, int] = {"image": 224 * 224, "video": 16 * 224 * 224}  # of such a view
+MAX_CPU_BATCH = 64  # of smaller views
 
 # Less work than this, in parameters x pixels of a batch, is done by one CPU thread. The smallest
 # model of the paper has seven times as much for one image; a batch of the nano models has a tenth.
@@ -126,12 +129,14 @@ class BatchRunner(Generic[M, Result]):
         check_channels(model)
         self.transform: Any = transform_for(model)
         self.model: M = _place(model, device, dtype, borrowed)
+        if not compile and not (borrowed and self.model is model):
+            optimize_for_inference(self.model)
         weight = next(self.model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         card: dict[str, Any] = getattr(model, "card", {})
         self.name = str(card.get("model") or type(model).__name__)
-        sizes = DEFAULT_BATCH_SIZES[self.kind]
-        self.batch_size = batch_size or sizes.get(self.device.type, sizes["cpu"])
+        pixels = math.prod(model.config["input_size"])
+        self.batch_size = batch_size or default_batch_size(self.kind, self.device.type, pixels)
         self._parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
         # A compiled program takes a fixed number of views; smaller batches are padded to it.
@@ -313,6 +318,21 @@ class BatchRunner(Generic[M, Result]):
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()
+
+
+def default_batch_size(kind: Kind, device: str, pixels: int) -> int:
+    """Return the number of views that suits a device.
+
+    Args:
+        kind: What a view is.
+        device: The type of the device.
+        pixels: Of a view, in all its frames. Larger views come in smaller batches; on a CPU,
+            smaller views come in larger ones, because each call of a layer costs time.
+    """
+    sizes = DEFAULT_BATCH_SIZES[kind]
+    size = sizes.get(device, sizes["cpu"])
+    most = MAX_CPU_BATCH if device == "cpu" else size
+    return max(1, min(most, size * PIXELS[kind] // pixels))
 
 
 def _place(model: M, device: str | torch.device, dtype: str | torch.dtype, borrowed: bool) -> M:

@@ -278,7 +278,8 @@ class Pipeline(Generic[R]):
             if isinstance(content, np.ndarray):
                 image = Image.fromarray(content)
             else:
-                image, record.notes = open_image(content, self.sampling.max_pixels)
+                enough = runner.transform.enough_pixels if self.sampling.fast_jpeg else None
+                image, record.notes = open_image(content, self.sampling.max_pixels, enough)
             self.on_image_decoded(record, image)
             pixels = runner.stage(runner.transform.crop(image), self._images_ahead(runner))
             return DecodedInput(record, pixels)

@@ -23,13 +23,15 @@ window, d channels of a head, c channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..device import has_native_bf16
+from .kernels.batched_attention import SMALL_WINDOW, matmul_attention
+from .kernels.packed_weights import pack_weights, packed_weight
 from .probes import (
     PROBES_EXIST,
     all_plain,
@@ -40,14 +42,16 @@ from .probes import (
     known_forward,
 )
 
+ModelType = TypeVar("ModelType", bound=nn.Module)
+
 # Largest buffer, in bytes, for the hidden activations of the MLP when windowed blocks run in
 # chunks. Values from 2 to 10 MB made no difference on a machine with 1 MB of L2 cache per core
 # and 32 MB of L3.
 CHUNK_BYTES = 4 << 20
 MLP_RATIO = 4
-# Size, in bytes, of the part of the attention matrix that is computed at a time. It fits the cache
-# of a core.
-SCORE_BYTES = 1 << 20
+# Smallest product, in multiplications, that is given to oneDNN directly. The call takes about 40
+# microseconds, in which MKL has finished a smaller product.
+MIN_PRODUCT = 4 << 20
 # Largest attention matrix, in bytes, that is kept whole: for the backward pass, which otherwise
 # recomputes it in the fused kernel, and in a compiled program, where every call costs time.
 KEPT_SCORE_BYTES = 64 << 20
@@ -59,7 +63,8 @@ KEPT_SCORE_BYTES = 64 << 20
 def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return `layer(x)`. [..., dim_in] -> [..., dim_out]"""
     if HAS_ONEDNN and isinstance(layer, nn.Linear) and is_plain(layer):
-        out = product(x, *_weights(layer))
+        weight, bias = _weights(layer)
+        out = product(x, weight, bias, layer)
         if out is not None:
             return out
     called: torch.Tensor = layer(x)
@@ -86,13 +91,15 @@ def mlp(fc1: nn.Module, act: nn.Module, fc2: nn.Module, x: torch.Tensor) -> torc
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> torch.Tensor | None:
-    """Return attention in bf16 on a CPU by matrix products, or None if the caller should use
-    PyTorch's fused kernel. All tensors are [(b w), h, t, d].
+    """Return attention on a CPU by matrix products, or None if the caller should use PyTorch's
+    fused kernel. All tensors are [(b w), h, t, d].
 
-    PyTorch's fused kernel computes bf16 in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix
-    multiplications.
+    Products are faster in small windows (see `SMALL_WINDOW`), and in bf16, which PyTorch's fused
+    kernel computes in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix multiplications.
     """
-    if q.dtype is not torch.bfloat16 or q.dtype not in ONEDNN_DTYPES or not q.is_cpu:
+    if q.dtype not in ONEDNN_DTYPES or not q.is_cpu:
+        return None
+    if q.dtype is torch.float32 and k.shape[2] > SMALL_WINDOW:
         return None
     if torch.compiler.is_exporting():  # an exported program must run on any device
         return None
@@ -103,6 +110,8 @@ def attention(
     fits, needs_grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
     if fits and not needs_grad and compiling:
         return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+    if q.dtype is torch.float32 and compiling:  # a compiled loop over parts would be slower
+        return None
     if fits or not needs_grad:
         return matmul_attention(q, k, v, scale)
     return None
@@ -124,6 +133,22 @@ def run_blocks(blocks: Sequence[Any], x: torch.Tensor, *, windowed: bool) -> tor
     return x
 
 
+def optimize_for_inference(model: ModelType) -> ModelType:
+    """Make a model about a tenth faster on a CPU, for inference alone. Return the same model.
+
+    Its linear layers keep a copy of their weights in the order in which oneDNN reads them, up to
+    1 GiB in all, made when they are first called. Outputs agree within rounding. Parameters and
+    `state_dict()` stay as they are. After a change of weights the copies are made again, unless it
+    was made through `.data`. `hiera_core.predict`, `features` and `bench` do this themselves.
+
+    Args:
+        model: A model of this package. On other devices, nothing changes.
+    """
+    if HAS_ONEDNN:
+        pack_weights(model)
+    return model
+
+
 # Linear layers ------------------------------------------------------------------------------------
 
 
@@ -138,18 +163,25 @@ class Linear(nn.Linear):
 
 
 def product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    layer: nn.Module | None = None,
 ) -> torch.Tensor | None:
     """Return x weight^T + bias by oneDNN, or None if the layer should be called instead.
 
     [..., i], [o, i], [o] -> [..., o]
+
+    Args:
+        x, weight, bias: The operands.
+        layer: The layer that has these parameters. It can keep packed weights.
     """
     if torch.compiler.is_compiling():
         return _onednn(x, weight, bias) if _in_frozen_graph(x, weight, bias) else None
     if not can_use_onednn(x, weight, bias):
         return None
     if not _needs_grad(x, weight, bias):
-        return _onednn(x, weight, bias)
+        return _onednn(x, weight if layer is None else packed_weight(layer, weight, x), bias)
     if x.dtype is torch.float32:
         out: torch.Tensor = _Linear.apply(x, weight, bias)
         return out
@@ -168,9 +200,11 @@ def can_use_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     if not (is_ordinary(x) and is_ordinary(weight)):
         return False
     dtype = x.dtype
-    if dtype not in ONEDNN_DTYPES or weight.dtype is not dtype or x.numel() == 0:
+    if dtype not in ONEDNN_DTYPES or weight.dtype is not dtype:
         return False
     if x.dim() < 2 or weight.dim() != 2 or x.size(-1) != weight.size(1):
+        return False
+    if x.numel() == 0 or x.numel() * weight.size(0) < MIN_PRODUCT:
         return False
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         return False
@@ -200,7 +234,7 @@ def _linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor | None:
     a gradient is needed."""
     weight, bias = _weights(layer)
     if can_use_onednn(x, weight, bias) and not _needs_grad(x, weight, bias):
-        return _onednn(x, weight, bias, "gelu")
+        return _onednn(x, packed_weight(layer, weight, x), bias, "gelu")
     return None
 
 
@@ -297,54 +331,17 @@ def _is_computed(dtype: torch.dtype) -> bool:
         all_plain(layer), are_alike(x, x), is_ordinary(x)
         with torch.no_grad():
             plain = F.gelu(F.linear(x, layer.weight, layer.bias))
-            ours = _onednn(x, layer.weight, layer.bias, "gelu")
-            return torch.allclose(ours, plain, atol=1e-5 if dtype is torch.float32 else 0.05)
+            pack_weights(layer)
+            weights = layer.weight, packed_weight(layer, layer.weight, x)
+            ours = [_onednn(x, weight, layer.bias, "gelu") for weight in weights]
+            atol = 1e-5 if dtype is torch.float32 else 0.05
+            return all(torch.allclose(found, plain, atol=atol) for found in ours)
     except Exception:  # whatever a private name raises that has changed its meaning
         return False
 
 
 ONEDNN_DTYPES = _onednn_dtypes()
 HAS_ONEDNN = torch.float32 in ONEDNN_DTYPES
-
-
-# Attention ----------------------------------------------------------------------------------------
-
-
-def matmul_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Return attention by batched products, a few heads or rows at a time. [(b w), h, t, d]"""
-    windows, heads, queries, width = q.shape
-    q, k, v = (x.reshape(windows * heads, -1, width) for x in (q, k, v))
-    if torch.is_grad_enabled():
-        out = _scores(q, k, scale).softmax(-1) @ v
-    else:
-        rows = max(1, SCORE_BYTES // (k.shape[1] * k.element_size()))
-        step = max(1, rows // queries)
-        parts = zip(q.split(step), k.split(step), v.split(step), strict=True)
-        tiles = [
-            torch.cat([_precise_softmax(tile, y, scale) @ z for tile in x.split(rows, 1)], 1)
-            for x, y, z in parts
-        ]
-        out = torch.cat(tiles)
-    return out.view(windows, heads, queries, width)
-
-
-def _precise_softmax(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the softmax of scores that are more precise than bf16.
-
-    A second product, which sums in fp32, finds the rounding error of the first. This leaves a
-    quarter of the error, almost as little as the fused kernel. (b w h) t d, (b w h) u d -> ... t u
-    """
-    scores = _scores(q, k, scale)
-    rest = torch.baddbmm(scores, q, k.transpose(1, 2), beta=-1, alpha=scale)
-    return scores.float().add_(rest).softmax(-1).to(q.dtype)
-
-
-def _scores(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """n t d, n u d -> n t u"""
-    unused = q.new_empty(1, 1, 1)  # with beta=0 it is not read
-    return torch.baddbmm(unused, q, k.transpose(1, 2), beta=0, alpha=scale)
 
 
 # Windows in chunks that fit the cache -------------------------------------------------------------

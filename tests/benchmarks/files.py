@@ -1,19 +1,22 @@
 """From files to answers: this package against timm's way, and clips of video.
 
     python -m tests.benchmarks.files            # 600 JPEG files of 500x375, hiera_nano_32
+    python -m tests.benchmarks.files --photos   # 300 JPEG files of 2048x1536
     python -m tests.benchmarks.files --clips    # 40 clips of 10 s at 640x360
 
-The first compares `hiera predict` with ImageFolder, a DataLoader with two workers, timm's
-transforms and a timm model of the same size. Both sides run alternately, each in a new process that
-is timed after a first batch; first alone, then beside a process that keeps a core busy. The second
-prints how many bytes of a video the device gets, videos per second without the model, and the peak
-memory.
+The first two compare `hiera predict`, without and with --fast-jpeg, with ImageFolder, a DataLoader
+with two workers, timm's transforms, and timm's model of the same architecture with the same
+preprocessing. The photos are also decoded alone, in two threads. All sides run alternately, each in
+a new process that is timed after a first batch; first alone, then beside a process that keeps a
+core busy. The third prints how many bytes of a video the device gets, videos per second without the
+model, and the peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,20 +27,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .throughput import write_photos
 
 BUSY = "while True: pass"
-SIZE = (500, 375)
+SIZES = {False: (500, 375), True: (2048, 1536)}  # by --photos
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--files", type=int, default=600)
+    parser.add_argument("--files", type=int)
+    parser.add_argument("--photos", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clips", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -53,25 +58,28 @@ def main() -> None:
             print(measure("clips", folder))
         else:
             (folder / "pictures").mkdir()
-            write_photos(folder / "pictures", arguments.files, SIZE)
-            compare(folder, arguments.rounds)
+            count = arguments.files or (300 if arguments.photos else 600)
+            write_photos(folder / "pictures", count, SIZES[arguments.photos])
+            compare(folder, arguments.rounds, arguments.photos)
 
 
-def compare(folder: Path, rounds: int) -> None:
-    """Run both sides alternately, alone and beside a busy process."""
+def compare(folder: Path, rounds: int, photos: bool) -> None:
+    """Run all sides alternately, alone and beside a busy process."""
+    sides = ["timm", "ours", "fast", *(["decode"] if photos else [])]
     for text, context in (("alone", contextlib.nullcontext()), ("beside a busy process", busy())):
         with context:
-            measured: dict[str, list[float]] = {"ours": [], "timm": []}
+            measured: dict[str, list[float]] = {side: [] for side in sides}
             for number in range(rounds):
-                for side in sorted(measured, reverse=bool(number % 2)):
+                for side in sides[:: -1 if number % 2 else 1]:
                     measured[side].append(measure(side, folder)["per_second"])
-        ratios = [a / b for a, b in zip(measured["ours"], measured["timm"], strict=True)]
-        ours, timm = (statistics.median(measured[side]) for side in ("ours", "timm"))
-        print(
-            f"{text}: ours {ours:.0f} images/s, timm's way {timm:.0f}; "
-            f"{statistics.median(ratios):.2f}x, rounds {min(ratios):.2f} to {max(ratios):.2f}",
-            flush=True,
-        )
+        for side in sides:
+            ratios = [a / b for a, b in zip(measured[side], measured["timm"], strict=True)]
+            print(
+                f"{text}: {side:6} {statistics.median(measured[side]):6.0f} images/s, "
+                f"{statistics.median(ratios):.2f}x timm's way, "
+                f"rounds {min(ratios):.2f} to {max(ratios):.2f}",
+                flush=True,
+            )
 
 
 def measure(side: str, folder: Path) -> dict[str, float]:
@@ -93,15 +101,16 @@ def busy() -> Iterator[None]:
         process.wait()
 
 
-def ours(folder: Path) -> dict[str, float]:
+def ours(folder: Path, fast_jpeg: bool = False) -> dict[str, float]:
     """Classify the pictures as `hiera predict` does."""
     from hiera_core import cores
 
     cores.limit_threads()
     from hiera_core.data import sources
+    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.predict import Predictor
 
-    predictor = Predictor("hiera_nano_32")
+    predictor = Predictor("hiera_nano_32", sampling=Sampling(fast_jpeg=fast_jpeg))
     paths = sorted(map(str, (folder / "pictures").iterdir()))
     list(predictor(sources.expand(paths[:16])))
     start = time.perf_counter()
@@ -109,6 +118,22 @@ def ours(folder: Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     assert all(len(record.topk) == 5 for record in records)
     return {"per_second": len(records) / seconds, "peak_mib": peak_mib()}
+
+
+def decode(folder: Path) -> dict[str, float]:
+    """Decode and resize the pictures in two threads, and do nothing with them."""
+    import hiera_core
+    from hiera_core.data.image_reader import open_image
+    from hiera_core.data.transforms import ImageTransform
+
+    model = hiera_core.create_model("hiera_nano_32", pretrained=True)
+    transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (32, 32))
+    paths = sorted((folder / "pictures").iterdir())
+    with ThreadPoolExecutor(2) as pool:
+        start = time.perf_counter()
+        views = list(pool.map(lambda path: transform.crop(open_image(path)[0]), paths))
+        seconds = time.perf_counter() - start
+    return {"per_second": len(views) / seconds, "peak_mib": peak_mib()}
 
 
 def timm(folder: Path) -> dict[str, float]:
@@ -119,10 +144,17 @@ def timm(folder: Path) -> dict[str, float]:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    model = Hiera((32, 32), embed_dim=24, num_heads=1, stages=(1, 2, 2), q_pool=2, num_classes=10)
-    model.eval()
-    half = (0.5, 0.5, 0.5)
-    transform = create_transform((3, 32, 32), False, mean=half, std=half, crop_pct=1.0)
+    import hiera_core
+
+    ours = hiera_core.create_model("hiera_nano_32", pretrained=True)
+    names = ("embed_dim", "num_heads", "stages", "q_pool", "mask_unit_size", "mask_unit_attn")
+    names += ("patch_kernel", "patch_stride", "patch_padding")
+    model = Hiera((32, 32), num_classes=10, **{name: ours.config[name] for name in names}).eval()
+    card = ours.card["preprocessing"]
+    transform = create_transform(
+        (3, 32, 32), mean=card["mean"], std=card["std"], crop_pct=32 / card["resize"],
+        interpolation=card["interpolation"],
+    )  # fmt: skip
     loader = DataLoader(ImageFolder(folder, transform), batch_size=64, num_workers=2)
     count = 0
     with torch.inference_mode():
@@ -169,7 +201,13 @@ def clips(folder: Path) -> dict[str, float]:
     }
 
 
-SIDES = {"ours": ours, "timm": timm, "clips": clips}
+SIDES = {
+    "ours": ours,
+    "fast": functools.partial(ours, fast_jpeg=True),
+    "timm": timm,
+    "decode": decode,
+    "clips": clips,
+}
 
 
 def peak_mib() -> float:

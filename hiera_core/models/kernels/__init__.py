@@ -1,0 +1,1 @@
+"""Kernels for CPUs that `cpu.py` chooses from."""

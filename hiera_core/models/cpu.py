@@ -22,7 +22,9 @@ window, d channels of a head, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +53,20 @@ SCORE_BYTES = 1 << 20
 # Largest attention matrix, in bytes, that is kept whole: for the backward pass, which otherwise
 # recomputes it in the fused kernel, and in a compiled program, where every call costs time.
 KEPT_SCORE_BYTES = 64 << 20
+
+
+# Whether a program that is exported stays on this machine.
+_stays_here = contextvars.ContextVar("_stays_here", default=False)
+
+
+@contextlib.contextmanager
+def stays_here() -> Iterator[None]:
+    """Let programs that are exported within the block use what only a CPU has."""
+    token = _stays_here.set(True)
+    try:
+        yield
+    finally:
+        _stays_here.reset(token)
 
 
 # The four names that the model calls --------------------------------------------------------------
@@ -94,7 +110,7 @@ def attention(
     """
     if q.dtype is not torch.bfloat16 or q.dtype not in ONEDNN_DTYPES or not q.is_cpu:
         return None
-    if torch.compiler.is_exporting():  # an exported program must run on any device
+    if torch.compiler.is_exporting() and not _stays_here.get():  # it must run on any device
         return None
     compiling = torch.compiler.is_compiling()
     if not compiling and (is_observed() or not is_ordinary(q)):

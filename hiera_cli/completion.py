@@ -13,7 +13,7 @@ from hiera_core.conversion.formats import OUTPUTS
 
 PEERS = ("reference", "timm", "transformers", "hiera-optim", "vit")
 DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "cuda:all", "mps", "xpu")
 DATA_SETS = ("digits", "shapes")
 
 

@@ -14,7 +14,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Input": ("recursive", "on-error", "max-pixels", "fast-jpeg", "pictures"),
     "Model": (
         "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
-        "free",
+        "free", "clear-compiled",
     ),
     "Measurement": (
         "all", "mode", "size", "batch-sizes", "attention", "against", "seconds", "compare",

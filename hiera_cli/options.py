@@ -30,12 +30,14 @@ STANDARD_STREAM = "-"
 
 
 class Device(StrEnum):
-    """Values of --device. A number may follow `cuda`, as in cuda:1."""
+    """Values of --device. A number may follow `cuda` and `xpu`, as in cuda:1, or `:all`. Several
+    can be named, as in cuda:0,cuda:2."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
+    xpu = "xpu"
 
 
 class Dtype(StrEnum):
@@ -108,11 +110,16 @@ def parse_device(text: str) -> str:
     """Check the name of a device.
 
     Raises:
-        BadParameter: It is none of `Device`, nor `cuda:` and a number.
+        BadParameter: It is none of `Device`, nor several of them.
     """
-    kind, colon, number = text.partition(":")
-    if kind not in list(Device) or (colon and (kind != "cuda" or parse_number(number) is None)):
-        raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    for part in text.split(","):
+        kind, colon, which = part.partition(":")
+        is_numbered = kind in (Device.cuda, Device.xpu)
+        is_known = which == "all" or parse_number(which) is not None
+        if kind not in list(Device) or (colon and not (is_numbered and is_known)):
+            raise typer.BadParameter(
+                f"{text!r} is not one of auto, cpu, cuda, cuda:N, cuda:all, mps, xpu"
+            )
     return text
 
 
@@ -292,16 +299,16 @@ DeviceOpt = Annotated[
         parser=parse_device,
         autocompletion=completion.devices,
         metavar="DEVICE",
-        help="Device that runs the model: cpu, cuda, cuda:N or mps. auto: cuda, else mps, else "
-        "cpu.",
+        help="Device that runs the model: cpu, cuda, cuda:N, mps or xpu. predict, features and mae "
+        "also run on several: cuda:all, or cuda:0,cuda:2. auto: cuda, else xpu, mps or cpu.",
     ),
 ]
 DtypeOpt = Annotated[
     Dtype,
     typer.Option(
         metavar="DTYPE",
-        help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA, bf16 "
-        "on a CPU with native bf16, else fp32.",
+        help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA (fp32 "
+        "on cards where it is slow), bf16 on XPU and on a CPU with native bf16, else fp32.",
     ),
 ]
 BatchSizeOpt = Annotated[
@@ -327,7 +334,7 @@ CompileOpt = Annotated[
     bool,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the model with torch.compile: it starts more slowly, then runs faster.",
+        help="Compile the model: this takes a while once, then it runs faster, in later runs, too.",
     ),
 ]
 

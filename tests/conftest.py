@@ -65,6 +65,14 @@ def assert_close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float =
     assert difference <= tolerance * scale, f"{difference} > {tolerance} x {scale}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep compiled programs in a folder of their own."""
+    folder = tmp_path_factory.mktemp("compiled")
+    folder.chmod(0o700)
+    os.environ["HIERA_COMPILED_FOLDER"] = str(folder)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of real photographs."""

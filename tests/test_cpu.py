@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hiera_core
-from hiera_core.device import compile_for_inference
+from hiera_core.compiling.compiled import compile_for_inference
 from hiera_core.models import cpu
 from hiera_core.models.attention import eager_attention, fused_attention
 from hiera_core.models.cpu import Linear

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import hiera_core
-from hiera_core.device import select_device, select_dtype, single_thread, translate_compile_errors
+from hiera_core.device import (
+    DTYPES,
+    exact_fp32,
+    select_device,
+    select_devices,
+    select_dtype,
+    single_thread,
+    training_dtype,
+    wide_half,
+)
 from hiera_core.errors import DeviceError, UsageError
 
 from .conftest import SMALL
@@ -31,7 +40,18 @@ def test_devices_that_do_not_exist_are_refused(name: str, two_gpus: None) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["cuda:", "cuda:x", "cuda:-1", "cuda:1.0", "cuda:²", "cuda:" + "9" * 5000, ":0", "", "gpu"],
+    [
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "cuda:1.0",
+        "cuda:²",
+        "xpu:x",
+        "cuda:" + "9" * 5000,
+        ":0",
+        "",
+        "gpu",
+    ],
 )
 def test_names_of_no_device_are_refused(name: str, two_gpus: None) -> None:
     with pytest.raises(UsageError, match="unknown device"):
@@ -68,16 +88,6 @@ def test_other_dtypes_are_refused(name: Any) -> None:
         select_dtype(name, CPU)
 
 
-def test_memory_that_runs_out_in_the_compiler_is_no_error_of_the_compiler() -> None:
-    class BackendCompilerFailed(RuntimeError):
-        __module__ = "torch._dynamo.exc"
-
-    with pytest.raises(BackendCompilerFailed), translate_compile_errors():
-        raise BackendCompilerFailed("backend='inductor' raised: CUDA out of memory")
-    with pytest.raises(DeviceError, match=r"torch\.compile failed"), translate_compile_errors():
-        raise BackendCompilerFailed("no compiler")
-
-
 def test_threads_that_compute_in_one_thread_restore_the_setting() -> None:
     """The first one that enters leaves first. The second one must not restore its 1."""
     before = torch.get_num_threads()
@@ -91,3 +101,84 @@ def test_threads_that_compute_in_one_thread_restore_the_setting() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_several_devices_are_named(two_gpus: None) -> None:
+    both = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert select_devices("cuda:all") == both == select_devices("cuda:0, cuda:1")
+    assert select_devices([torch.device("cuda", 0), "cuda:1"]) == both
+    assert select_devices("cpu,cpu") == [CPU, CPU] and select_devices("cpu") == [CPU]
+    for wrong in ("cpu:all", "cuda:every", "cuda:0,", ","):
+        with pytest.raises(UsageError, match="unknown device"):
+            select_devices(wrong)
+    with pytest.raises(UsageError, match="no device is named"):
+        select_devices([])
+    with pytest.raises(DeviceError, match="use cuda:0 to cuda:1"):
+        select_devices("cuda:0,cuda:2")
+    with pytest.raises(UsageError, match="'cuda:all' names several devices"):
+        select_device("cuda:all")
+
+
+def test_all_of_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiera_core.device._has_cuda", lambda: False)
+    with pytest.raises(DeviceError, match="'cuda' is not available here"):
+        select_devices("cuda:all")
+
+
+def test_an_xpu_is_chosen_before_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, there in (("cuda", False), ("mps", True), ("xpu", True)):
+        monkeypatch.setattr(f"hiera_core.device._has_{kind}", lambda there=there: there)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    assert select_device() == torch.device("xpu")
+    assert select_devices("xpu:all")[2] == torch.device("xpu", 2)
+    assert select_dtype("auto", torch.device("xpu")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "inference", "training", "wide"),
+    [
+        ((9, 0), "fp16", "bf16", "bf16"),
+        ((8, 6), "fp16", "bf16", "bf16"),
+        ((7, 5), "fp16", "fp16", "fp32"),  # Turing emulates bf16
+        ((7, 0), "fp16", "fp16", "fp32"),
+        ((6, 1), "fp32", "fp32", "fp32"),  # fp16 at a 64th of the speed
+        ((6, 0), "fp16", "fp16", "fp32"),
+        ((5, 2), "fp32", "fp32", "fp32"),
+    ],
+)
+def test_a_card_gets_the_dtype_that_it_computes_natively(
+    capability: tuple[int, int],
+    inference: str,
+    training: str,
+    wide: str,
+    two_gpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    card = torch.device("cuda", 0)
+    assert select_dtype("auto", card) is DTYPES[inference]
+    assert training_dtype(card) is DTYPES[training]
+    assert wide_half(card) is DTYPES[wide]
+    assert training_dtype(CPU) is torch.float32
+
+
+def test_fp32_is_not_tf32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    monkeypatch.delenv("HIERA_TF32", raising=False)
+    outer, inner = exact_fp32(), exact_fp32()
+    outer.__enter__(), inner.__enter__()
+    outer.__exit__(None, None, None)  # of another thread, which ends first
+    assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+    inner.__exit__(None, None, None)
+    assert (conv.fp32_precision, matmul.fp32_precision) == before
+    monkeypatch.setenv("HIERA_TF32", "1")
+    with exact_fp32():
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+    monkeypatch.delenv("HIERA_TF32")
+    matmul.fp32_precision = "tf32"  # the user of the library has asked
+    try:
+        with exact_fp32():
+            assert conv.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before[1]

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import hiera_core
 from hiera_core import zoo
-from hiera_core.conversion import aot_package, graph_layout, plan, program, verify
+from hiera_core.compiling import aot_package
+from hiera_core.conversion import graph_layout, plan, program, verify
 from hiera_core.conversion.converter import convert
 from hiera_core.errors import DeviceError, UsageError
 from hiera_core.models.cpu import HAS_ONEDNN

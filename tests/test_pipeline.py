@@ -25,15 +25,15 @@ def test_slow_compiling_is_reported_once(
     predictor = Predictor("hiera_nano_32", compile=True, dtype="fp32")
     classifier = predictor.classifier("image")
     classifier._logits = classifier.model.forward_logits  # what is compiled takes no part here
-    run = classifier.run
+    start = classifier.start
 
-    def slow(views: Any) -> Any:
+    def slow(views: Any, **options: Any) -> Any:
         until = time.monotonic() + 20
         while "still compiling" not in caplog.text and time.monotonic() < until:
             time.sleep(0.01)
-        return run(views)
+        return start(views, **options)
 
-    monkeypatch.setattr(classifier, "run", slow)
+    monkeypatch.setattr(classifier, "start", slow)
     for _ in range(2):
         list(predictor(sources.expand([str(SAMPLES / "three.png")])))
     assert caplog.text.count("still compiling the model") == 1

@@ -235,7 +235,7 @@ def test_results_are_one_batch_behind(pictures: Path, monkeypatch: pytest.Monkey
 def test_memory_that_runs_out_on_a_device_halves_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batching, "compile_for_inference", lambda function, device: function)
+    monkeypatch.setattr(batching, "compile_for_inference", lambda function, *_: function)
     model = draw_weights(hiera_core.Hiera(**SMALL)).eval()
     classifier = Predictor(model, batch_size=8, compile=True).classifier("image")
     classifier.uploads = Uploads(CPU, FakeCuda())

@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from hiera_core import zoo
+from hiera_core.compiling import compiler_cache
+from hiera_core.compiling.program_cache import ProgramCache
+from hiera_core.errors import UsageError
 from hiera_core.weights import names
 
 from .. import completion, options
@@ -42,6 +45,13 @@ def models(
         bool,
         typer.Option("--free", help="Only list models whose licence allows commercial use."),
     ] = False,
+    clear_compiled: Annotated[
+        bool,
+        typer.Option(
+            "--clear-compiled",
+            help="Remove the programs that --compile has kept on this machine, and list nothing.",
+        ),
+    ] = False,
     format: options.PrintFormatOpt = Format.auto,
 ) -> None:
     """List the models in the zoo.
@@ -51,6 +61,11 @@ def models(
     per second (A100, fp16), the licence of the weights, whether it allows commercial use, the
     checkpoints, and which of these are on this machine.
     """
+    if clear_compiled:
+        if name is not None or free:
+            raise UsageError("--clear-compiled removes all compiled programs", "give it alone")
+        print_text(_clear_compiled())
+        return
     entries = [entry for entry in zoo.models().values() if not name or name in entry.name]
     if not entries:
         zoo.get(str(name))  # raises an error that suggests similar names
@@ -64,6 +79,15 @@ def models(
     print_text(write_rows(rows, COLUMNS, format, width=width, optional=OPTIONAL))
     if format is Format.table:
         print_text("".join(f"{line}\n" for line in wrap_line(LICENCE_LINE, width)))
+
+
+def _clear_compiled() -> str:
+    """Remove all compiled programs, and return a line of text about it."""
+    cache = ProgramCache(limit=0)
+    size = compiler_cache.clear()
+    programs, bytes_of_programs = cache.clear()
+    size += bytes_of_programs
+    return f"removed {programs} compiled programs and {size / 1e6:.1f} MB from {cache.folder}\n"
 
 
 def _row(entry: zoo.ModelEntry) -> dict[str, object]:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 
 from ..cores import allowed_cores
-from ..device import dtype_name, has_native_bf16, select_device, select_dtype
+from ..device import (
+    dtype_name,
+    has_native_bf16,
+    select_device,
+    select_dtype,
+    training_dtype,
+)
 from ..errors import UsageError
 from ..inference.batching import DEFAULT_BATCH_SIZES
 from ..records import Kind
@@ -80,7 +86,7 @@ def settings(
     chosen_device = select_device(device)
     kind = chosen_device.type
     if dtype == "auto" and kind == "cuda" and mode != "infer":
-        chosen_dtype = torch.bfloat16  # gradients in fp16 need scaling
+        chosen_dtype = training_dtype(chosen_device)
     else:
         chosen_dtype = select_dtype(dtype, chosen_device)
     length = LENGTHS[kind]

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 import torch
 
-from ..device import DTYPES, is_out_of_memory, translate_compile_errors
+from ..compiling.compiled import translate_compile_errors
+from ..device import DTYPES, is_out_of_memory
 from ..errors import HieraError, first_line
 from . import flops, peers, workloads
 from .job import Job

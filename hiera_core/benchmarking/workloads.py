@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import zoo
-from ..device import DTYPES, compile_for_inference, compile_for_training
+from ..compiling.compiled import compile_for_inference, compile_for_training
+from ..device import DTYPES
 from ..errors import HieraError
 from ..models.cpu import optimize_for_inference
 from ..models.factory import model_class
@@ -23,6 +24,7 @@ from .job import OURS, Job
 from .measurement import Measurement
 
 Step = Callable[[], Any]
+Forward = Callable[..., Any]
 
 
 @dataclass
@@ -42,7 +44,7 @@ def build(job: Job) -> list[Variant]:
     """
     entry = job.entry
     device, dtype = torch.device(job.device), DTYPES[job.dtype]
-    is_ours = job.implementation == OURS
+    is_ours = _is_ours(job)
     model = _build_ours(entry, device, dtype) if is_ours else _build_peer(job, entry)
     model = model.to(device, dtype)
     if device.type == "cuda" and entry.kind == "image":
@@ -91,14 +93,17 @@ def _make_step(
     x = torch.randn(job.batch, 3, *entry.config["input_size"], device=device).to(dtype)
     if device.type == "cuda" and entry.kind == "image":
         x = x.contiguous(memory_format=torch.channels_last)
-    forward = _make_forward(job, entry, model, x)
+    called: Forward = model
     if job.mode == "infer":
-        if job.implementation == OURS and not compiled:
+        if compiled:
+            called = compile_for_inference(model, device, model if _is_ours(job) else None)
+        elif _is_ours(job):
             optimize_for_inference(model)
-        run: Step = compile_for_inference(forward, device) if compiled else forward
-        return _with_attention(model, attention, torch.inference_mode()(run))
-    loss = _make_loss(entry, forward, job.batch, device)
-    run = compile_for_training(loss, device) if compiled else loss
+        run = torch.inference_mode()(_make_forward(job, entry, model, x, called))
+        return _with_attention(model, attention, run)
+    if compiled:
+        called = compile_for_training(model, fullgraph=_is_ours(job))
+    run = _make_loss(entry, _make_forward(job, entry, model, x, called), job.batch, device)
     optimizer = None
     if job.mode == "train":
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -112,19 +117,25 @@ def _make_step(
     return _with_attention(model, attention, step)
 
 
-def _make_forward(job: Job, entry: zoo.ModelEntry, model: nn.Module, x: torch.Tensor) -> Step:
-    """Return the forward pass as a step.
+def _is_ours(job: Job) -> bool:
+    return job.implementation == OURS
+
+
+def _make_forward(
+    job: Job, entry: zoo.ModelEntry, model: nn.Module, x: torch.Tensor, called: Forward
+) -> Step:
+    """Return the forward pass as a step. `called` is the model, or its compiled form.
 
     Autoencoders get a new mask at each call. For ours, the visible units are drawn here; peers draw
     their own masks.
     """
     if not entry.autoencoder or job.implementation == "transformers":
-        return lambda: model(x)
-    if job.implementation == OURS:
-        return lambda: model(
+        return lambda: called(x)
+    if _is_ours(job):
+        return lambda: called(
             x, keep_ids=_draw_units(entry, model, job.batch, x.device), check_ids=False
         )
-    return lambda: model(x, mask_ratio=MASK_RATIOS[entry.kind])
+    return lambda: called(x, mask_ratio=MASK_RATIOS[entry.kind])
 
 
 def _draw_units(

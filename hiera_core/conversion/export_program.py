@@ -6,24 +6,22 @@ also takes `keep`, the numbers of the mask units that it sees. program.py says w
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..compiling.aot_package import NEEDS_NO_COMPILER, compile_package, has_compiler
+from ..compiling.quiet_exporters import quiet_exporters
 from ..device import DTYPES
 from ..errors import UsageError
 from ..models.encoder import Encoder
 from ..models.hiera import HieraEncoder
 from ..models.sam2.hieradet import HieraDet
 from ..weights.files import open_deferring_errors
-from . import aot_package
 from .formats import FORMATS
 from .graph_layout import prepare_for_export
 from .plan import ConversionPlan
@@ -38,6 +36,10 @@ from .program import (
 )
 
 OPSET = 18
+UNCHECKED = (
+    "the package does not check its inputs: others than input_shapes names give wrong numbers or a "
+    "crash; with AOTI_RUNTIME_CHECK_INPUTS=1 in its environment it refuses them"
+)
 PROTOBUF_LIMIT = 2 << 30  # bytes; larger weights go to a second file next to the .onnx file
 
 
@@ -65,8 +67,12 @@ def prepare_program(
         raise UsageError(
             f"batch size {plan.batch_size} is too large for {plan.name}", f"use at most {largest}"
         )
-    aot_package.check_compiler()
-    plan.notes.append(aot_package.UNCHECKED)
+    if not has_compiler():
+        raise UsageError(
+            "aoti needs a C++ compiler, and none is found",
+            f"install one, such as g++, or name it in the variable CXX; {NEEDS_NO_COMPILER}",
+        )
+    plan.notes.append(UNCHECKED)
 
 
 def _check_size(plan: ConversionPlan) -> None:
@@ -102,7 +108,7 @@ def write_program(plan: ConversionPlan, name: str, path: Path) -> None:
     model = plan.build()
     prepare_for_export(model, plan.size)
     program = Program(model, plan.outputs, DTYPES[plan.dtype]).eval()
-    with _quiet_exporters(), torch.no_grad():
+    with quiet_exporters(), torch.no_grad():
         exported = _export(program, plan, model)
         EXPORTERS[name](exported, plan, path)
 
@@ -186,7 +192,9 @@ def _name_dimensions(graph: Any) -> None:
 
 
 def _write_package(exported: Any, plan: ConversionPlan, path: Path) -> None:
-    aot_package.compile_package(exported, path, metadata(plan))
+    content = compile_package(exported, metadata(plan))
+    with open_deferring_errors(path) as file:
+        file.write(content)
 
 
 EXPORTERS: dict[str, Callable[[Any, ConversionPlan, Path], None]] = {
@@ -194,20 +202,3 @@ EXPORTERS: dict[str, Callable[[Any, ConversionPlan, Path], None]] = {
     "pt2": _write_pt2,
     "aoti": _write_package,
 }
-
-
-@contextlib.contextmanager
-def _quiet_exporters() -> Iterator[None]:
-    """Hide the warnings and log lines of the exporters. The written file is verified later."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.utils.cpp_extension", "torch._inductor")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
 
+from ..compiling.compiled import compile_for_inference, translate_compile_errors
 from ..data.clip_reader import ClipView, unresized
 from ..data.transforms import check_channels, transform_for
 from ..device import (
-    compile_for_inference,
+    dtype_name,
+    empty_cache,
+    exact_fp32,
     is_out_of_memory,
     select_device,
     select_dtype,
     single_thread,
-    translate_compile_errors,
+    wide_half,
 )
 from ..errors import DeviceError, UsageError
 from ..models.cpu import optimize_for_inference
 from ..models.encoder import Encoder
 from ..records import Kind
+from .launched import Launched, Started, StartedElsewhere, all_finite
 from .transfer import Download, Uploads
 
 log = logging.getLogger("hiera")
@@ -35,8 +41,8 @@ M = TypeVar("M", bound=Encoder)
 
 # Views of 224x224 in one forward pass. A GPU needs many; on a CPU, more only overflow the cache.
 DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {
-    "image": {"cpu": 8, "cuda": 64, "mps": 16},
-    "video": {"cpu": 1, "cuda": 16, "mps": 2},
+    "image": {"cpu": 8, "cuda": 64, "mps": 16, "xpu": 64},
+    "video": {"cpu": 1, "cuda": 16, "mps": 2, "xpu": 16},
 }
 PIXELS: dict[Kind, int] = {"image": 224 * 224, "video": 16 * 224 * 224}  # of such a view
 MAX_CPU_BATCH = 64  # of smaller views
@@ -54,48 +60,6 @@ class BatchOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
-
-
-class Launched(Generic[Result]):
-    """A batch that the device computes.
-
-    Args:
-        found: Its results on their way to the host.
-        count: Number of inputs, without those that only fill the batch.
-        split: See `BatchRunner._split`.
-    """
-
-    def __init__(
-        self, found: Download, count: int, split: Callable[[Any], Sequence[Result]]
-    ) -> None:
-        self._found, self._count, self._split = found, count, split
-
-    def results(self) -> Sequence[Result]:
-        """Return one result for each input, when the device has computed them."""
-        return self._split(self._found.wait())[: self._count]
-
-
-class Started(Generic[Result]):
-    """Views that were given to a device: see `BatchRunner.start`.
-
-    Args:
-        done: Results that are complete.
-        batches: Batches that the device computes.
-    """
-
-    def __init__(
-        self, done: Sequence[Result] = (), batches: Sequence[Launched[Result]] = ()
-    ) -> None:
-        self._done, self._batches = done, batches
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the device may still compute."""
-        return bool(self._batches)
-
-    def results(self) -> list[Result]:
-        """Return one result for each view, when the device has computed them."""
-        return [*self._done, *(r for batch in self._batches for r in batch.results())]
 
 
 class BatchRunner(Generic[M, Result]):
@@ -137,10 +101,19 @@ class BatchRunner(Generic[M, Result]):
         self.name = str(card.get("model") or type(model).__name__)
         pixels = math.prod(model.config["input_size"])
         self.batch_size = batch_size or default_batch_size(self.kind, self.device.type, pixels)
+        self.replicas: list[BatchRunner[M, Result]] = []  # on other devices
+        self._threads: list[ThreadPoolExecutor] = []
+        self._turn = -1
+        self._wider: BatchRunner[M, Result] | None = None  # computes what fp16 cannot hold
+        self._fp16_overflows = self.dtype is torch.float16
         self._parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
         # A compiled program takes a fixed number of views; smaller batches are padded to it.
-        self._compile, self._compiled_for = compile, 0
+        self._compile, self._compiled_for, self._expects_more = compile, 0, False
+
+    def bind(self) -> None:
+        """Set the functions of the model that `compute` calls; see `compiled`. A subclass calls
+        this when it is made. It is called again for a copy with another model."""
 
     def compute(self, x: torch.Tensor) -> object:
         """Return the results of a batch, on the device: a tensor, or a dictionary or dataclass of
@@ -164,26 +137,62 @@ class BatchRunner(Generic[M, Result]):
         Raises:
             DeviceError: There is not enough memory for a single view.
         """
-        if self.overlaps:
-            return self.start(views).results()
-        return [result for results in self._batches(views, self._run_batch) for result in results]
+        return self.start(views).results()
 
-    def start(self, views: Sequence[np.ndarray]) -> Started[Result]:
+    def start(self, views: Sequence[np.ndarray], *, more: bool = False) -> Started[Result]:
         """Give views to the device, and return what their results can be had from.
 
-        On CUDA, this does not wait for the device. Elsewhere, the results are complete.
+        On CUDA, or with replicas, this does not wait for the device. Otherwise, the results are
+        complete.
+
+        Args:
+            views: The views, as the transform returns them.
+            more: More views may follow, in whole batches. A model that is compiled now is compiled
+                for these.
 
         Raises:
             DeviceError: There is not enough memory for a single view.
         """
-        if not self.overlaps:
-            return Started(self.run(views))
-        return Started(batches=list(self._batches(views, self._launch)))
+        if not self.replicas:
+            return self._start(views, more)
+        runners = self._runners()
+        self._turn = (self._turn + 1) % len(runners)
+        # Each has a thread of its own, and always the same one, which CUDA graphs need.
+        return StartedElsewhere(
+            self._threads[self._turn].submit(runners[self._turn]._start, views, more)
+        )
+
+    def _start(self, views: Sequence[np.ndarray], more: bool) -> Started[Result]:
+        """Give views to the device of this runner."""
+        self._expects_more = more
+        try:
+            if self.uploads is None:
+                done = self._batches(views, self._run_batch)
+                return Started([result for results in done for result in results])
+            return Started(batches=list(self._batches(views, self._launch)))
+        finally:
+            self._expects_more = False
 
     @property
     def overlaps(self) -> bool:
-        """Whether the device computes while this process goes on."""
-        return self.uploads is not None
+        """Whether a device computes while this process goes on."""
+        return self.uploads is not None or bool(self.replicas)
+
+    @property
+    def depth(self) -> int:
+        """Number of batches that can be started before the first of them is read."""
+        return 1 + len(self.replicas)
+
+    def _runners(self) -> list[BatchRunner[M, Result]]:
+        """Return this runner and its replicas."""
+        return [self, *self.replicas]
+
+    def add_replica(self, runner: BatchRunner[M, Result]) -> None:
+        """Let another runner of the same model compute on its device, too. Batches take turns."""
+        self.replicas.append(runner)
+        while len(self._threads) < self.depth:
+            name = f"replica {len(self._threads)}"
+            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix=name))
 
     # Images in page-locked memory ---------------------------------------------------------------
 
@@ -201,8 +210,9 @@ class BatchRunner(Generic[M, Result]):
 
     def begin_stream(self) -> None:
         """Prepare for the images of a new stream."""
-        if self.uploads is not None:
-            self.uploads.begin()
+        for runner in self._runners():
+            if runner.uploads is not None:
+                runner.uploads.begin()
 
     def pixels_of_clips(self, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         """Return memory for the frames of clips: on CUDA, memory that the device reads itself."""
@@ -212,8 +222,9 @@ class BatchRunner(Generic[M, Result]):
 
     def end_stream(self) -> None:
         """Forget the images that `stage` returned, since nobody will release them."""
-        if self.uploads is not None:
-            self.uploads.forget()
+        for runner in self._runners():
+            if runner.uploads is not None:
+                runner.uploads.forget()
 
     def release(self, pixels: np.ndarray) -> None:
         """Let the memory of an image that `stage` returned be used again."""
@@ -222,7 +233,9 @@ class BatchRunner(Generic[M, Result]):
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, compiled with torch.compile if `compile` is set."""
-        return compile_for_inference(function, self.device) if self._compile else function
+        if not self._compile:
+            return function
+        return compile_for_inference(function, self.device, self.model)
 
     def _batches(self, views: Sequence[np.ndarray], function: Callable[[Any], T]) -> Iterator[T]:
         """Yield what a function returns for each batch, in batches that fit in memory."""
@@ -248,7 +261,7 @@ class BatchRunner(Generic[M, Result]):
             DeviceError: Memory ran out for a single view.
         """
         try:
-            is_copied_one_by_one = self.overlaps or isinstance(views[0], ClipView)
+            is_copied_one_by_one = self.uploads is not None or isinstance(views[0], ClipView)
             return function(views if is_copied_one_by_one else np.stack(views))  # type: ignore[arg-type]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -274,9 +287,48 @@ class BatchRunner(Generic[M, Result]):
         if self._compile:
             self._compiled_for = len(pixels)
         with torch.inference_mode(), translate_compile_errors(), self._normalised(pixels) as x:
-            with single_thread() if self._is_little_work(x) else contextlib.nullcontext():
+            with self._settings(x):
                 found = self.compute(x)
-            return Launched(self._download(found), count, self._split)
+            again = None
+            if self._fp16_overflows:
+                again = functools.partial(self._compute_again, pixels[:count])
+            return Launched(self._download(found), count, self._split, again)
+
+    def _settings(self, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """Return the settings of PyTorch with which a batch is computed."""
+        if self._is_little_work(x):
+            return single_thread()
+        is_exact = self.device.type == "cuda" and self.dtype is torch.float32
+        return exact_fp32() if is_exact else contextlib.nullcontext()
+
+    def _compute_again(self, pixels: Any) -> Sequence[Result] | None:
+        """Return results in a dtype with a larger range than fp16, or None if they are not finite
+        in that, either: then the model is at fault, and nothing is computed again.
+
+        Raises:
+            DeviceError: There is not enough memory for a second copy of the model.
+        """
+        wider = self._wider
+        if wider is None:
+            dtype = wide_half(self.device)
+            wider = copy.copy(self)
+            wider.model = _place(self.model, self.device, dtype, borrowed=True)
+            wider.dtype, wider._fp16_overflows = dtype, False
+            wider._compile, wider._compiled_for = False, 0
+            wider.replicas = []
+            wider.bind()
+            self._wider = wider
+            log.warning(
+                "fp16 overflows in this model: such batches are computed again in %s; "
+                "--dtype %s computes all of them in it",
+                dtype_name(dtype),
+                dtype_name(dtype),
+            )
+        launched = list(wider._batches(pixels, wider._launch))
+        if not all(all_finite(batch.found) for batch in launched):
+            self._fp16_overflows, self._wider = False, None
+            return None
+        return [result for batch in launched for result in batch.results()]
 
     def _download(self, found: Any) -> Download:
         return Download(found) if self.uploads is None else self.uploads.download(found)
@@ -306,18 +358,21 @@ class BatchRunner(Generic[M, Result]):
         return self.device.type == "cpu" and self._parameters * x[:, 0].numel() < LITTLE_WORK
 
     def _padded(self, count: int) -> int:
-        """Return the number of views, with padding, that the model gets for `count` views."""
-        return max(count, self._compiled_for)
+        """Return the number of views, with padding, that the model gets for `count` views.
+
+        A compiled model has one program, for its first batch, unless a larger one follows: then it
+        gets a second one, for whole batches.
+        """
+        if not self._compile or count <= self._compiled_for:
+            return max(count, self._compiled_for)
+        return self.batch_size if self._compiled_for or self._expects_more else count
 
     def _halve_batch(self, count: int) -> None:
         """Halve the batch size after memory ran out for `count` views."""
         self.batch_size = self._padded(count) // 2
         self._compiled_for = 0  # the next batch is compiled for its own, smaller size
         log.warning("out of memory: continuing with batches of %d", self.batch_size)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        empty_cache(self.device)
 
 
 def default_batch_size(kind: Kind, device: str, pixels: int) -> int:

@@ -14,7 +14,7 @@ from ..data.clip_sampling import VideoReport
 from ..data.sources import Source
 from ..errors import HieraError, InputError, check_type
 from ..records import Record
-from .batching import Started
+from .launched import Started
 
 
 @dataclass

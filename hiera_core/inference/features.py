@@ -17,6 +17,7 @@ from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
 from ..data.sources import Source
+from ..device import Devices
 from ..errors import InputError, UsageError, is_whole
 from ..models import factory
 from ..models.attention_maps import attention_grids, attention_maps
@@ -232,6 +233,9 @@ class BatchExtractor(BatchRunner[Encoder, Tensors]):
         self.keep_maps = keep_maps
         if selection.attention is not None:
             attention_grids(self.model, selection.attention)  # raises an error about the block
+        self.bind()
+
+    def bind(self) -> None:
         self._features = self.compiled(self._forward)
 
     def _forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -303,7 +307,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         visualize: bool = False,
         sampling: Sampling | None = None,
         workers: int | None = None,
-        device: str | torch.device = "auto",
+        device: Devices = "auto",
         dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,

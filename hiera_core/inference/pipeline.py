@@ -26,10 +26,12 @@ from ..data.image_reader import open_image
 from ..data.sources import Source
 from ..data.video_files.animation_reader import kind_for_model
 from ..data.video_files.decoder_threads import DecoderThreads
+from ..device import Devices, names_several, select_devices
 from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
-from .batching import BatchRunner, Started
+from .batching import BatchRunner
 from .decoded_input import DecodedInput, StartedBatch, checked_sources, with_input_errors
+from .launched import Started
 from .prefetch import prefetch_map, prefetch_next
 from .segments import check_sampling
 
@@ -50,14 +52,16 @@ class PipelineOptions(TypedDict, total=False):
     Keys:
         sampling: Which parts of a video the model sees.
         workers: Decoding threads; None for one per core, see `cores_per_process`.
-        device, dtype: See `select_device` and `select_dtype`.
+        device: See `select_devices`. With several devices, each has a copy of the model, and
+            batches take turns.
+        dtype: See `select_dtype`.
         batch_size: Views in one forward pass; None for a size that suits the device.
         compile: Compile the model with torch.compile.
     """
 
     sampling: Sampling | None
     workers: int | None
-    device: str | torch.device
+    device: Devices
     dtype: str | torch.dtype
     batch_size: int | None
     compile: bool
@@ -179,7 +183,7 @@ class Pipeline(Generic[R]):
                 if decoded is None or self._fills_batch(waiting):
                     yield from self._compute(waiting, pool, behind, more=decoded is not None)
                     waiting = []
-            yield from self._compute(waiting, pool, behind, more=False)
+            yield from self._compute(waiting, pool, behind, more=False, ended=True)
         finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
             for runner in self._runners.values():
@@ -326,11 +330,16 @@ class Pipeline(Generic[R]):
     @property
     def _limit(self) -> int:
         """Number of images that are decoded ahead."""
-        return min(2 * (self.batch_size or 64), MAX_PREFETCH) + self.workers
+        return min(2 * (self.batch_size or 64), MAX_PREFETCH) * self._depth + self.workers
+
+    @property
+    def _depth(self) -> int:
+        """Number of batches that can be in work at a time, one for each device."""
+        return max((runner.depth for runner in self._runners.values()), default=1)
 
     def _images_ahead(self, runner: R) -> int:
         """Return how many images can be decoded, wait for a batch, or be on the device."""
-        return self._limit + 3 * runner.batch_size
+        return self._limit + (2 + runner.depth) * runner.batch_size
 
     # Computing ----------------------------------------------------------------------------------
 
@@ -347,6 +356,7 @@ class Pipeline(Generic[R]):
         pool: ThreadPoolExecutor,
         behind: list[StartedBatch],
         more: bool,
+        ended: bool = False,
     ) -> Iterator[Record]:
         """Start a batch, and yield the records of the batches before it.
 
@@ -356,18 +366,23 @@ class Pipeline(Generic[R]):
         Args:
             batch: Decoded inputs.
             pool: The worker threads.
-            behind: The batch that the device computes, if any. It is replaced by this one.
+            behind: The batches that devices compute, as many as there are devices. This one is
+                added.
             more: Whether more inputs are ready.
+            ended: Whether there are no more inputs.
         """
         images = [d.pixels for d in batch if d.pixels is not None]
         with self._compile_notice():
-            started = self.runner("image").start(images) if images else Started[Any]()
-        while behind:
-            yield from self._complete(behind.pop(), pool)
+            started = Started[Any]()
+            if images:
+                started = self.runner("image").start(images, more=not ended)
+        while len(behind) >= self._depth:
+            yield from self._complete(behind.pop(0), pool)
         behind.append(StartedBatch(batch, started))
         has_video = bool(batch) and batch[-1].segments is not None
         if has_video or not (more and started.is_running):
-            yield from self._complete(behind.pop(), pool)
+            while behind:
+                yield from self._complete(behind.pop(0), pool)
 
     def _complete(self, batch: StartedBatch, pool: ThreadPoolExecutor) -> Iterator[Record]:
         """Yield the records of a batch that was started."""
@@ -418,6 +433,13 @@ class Pipeline(Generic[R]):
     def _make_ready(self, model: str | torch.nn.Module) -> R:
         borrowed = not isinstance(model, str)
         built = self.load(model) if isinstance(model, str) else model
-        return self.make_runner(
-            built, borrowed=borrowed, batch_size=self.batch_size, **self._runner_options
-        )
+        options = {**self._runner_options, "batch_size": self.batch_size}
+        device: Any = options.get("device", "auto")
+        if not names_several(device):
+            return self.make_runner(built, borrowed=borrowed, **options)
+        first, *others = select_devices(device)
+        runner = self.make_runner(built, borrowed=borrowed, **{**options, "device": first})
+        for other in others:
+            copied = self.make_runner(runner.model, **{**options, "device": other})
+            runner.add_replica(copied)
+        return runner

@@ -14,6 +14,7 @@ from .. import zoo
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.memory import InMemory, MediaInput
+from ..device import Devices
 from ..errors import InputError, UsageError, check_positive
 from ..models import factory
 from ..models.encoder import unwrap_model
@@ -129,6 +130,9 @@ class Classifier(BatchRunner[Hiera, torch.Tensor]):
         self._check_class_names()
         # The model returns logits, because the softmax is taken in fp32: in 16 bits, many of 1000
         # probabilities would be equal.
+        self.bind()
+
+    def bind(self) -> None:
         self._logits = self.compiled(self.model.forward_logits)
 
     def __call__(self, views: Sequence[np.ndarray]) -> torch.Tensor:
@@ -196,7 +200,7 @@ class Predictor(Pipeline[Classifier]):
         keep_thumbnails: bool = False,
         class_names: Sequence[str] | None = None,
         workers: int | None = None,
-        device: str | torch.device = "auto",
+        device: Devices = "auto",
         dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,

@@ -24,6 +24,7 @@ from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import Sampling
 from ..data.transforms import transform_for
 from ..data.video_files import video_writer
+from ..device import Devices
 from ..errors import InputError, UsageError, check_type
 from ..models import factory
 from ..models.config import AutoencoderConfig
@@ -178,7 +179,10 @@ class BatchReconstructor(BatchRunner[MaskedAutoencoderHiera, Reconstruction]):
         generator = torch.Generator().manual_seed(seed)
         units = draw_units(1, windows, self.mask_ratio, generator=generator)
         self.units = units.to(self.device)  # once, because the host waits for such a copy
-        self._forward = self.compiled(self.model.decode_all if raw else self.model)
+        self.bind()
+
+    def bind(self) -> None:
+        self._forward = self.compiled(self.model.decode_all if self.raw else self.model)
 
     def compute(self, x: torch.Tensor) -> Reconstruction:
         units = self.units.expand(len(x), -1)
@@ -235,7 +239,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
         raw: bool = False,
         sampling: Sampling | None = None,
         workers: int | None = None,
-        device: str | torch.device = "auto",
+        device: Devices = "auto",
         dtype: str | torch.dtype = "auto",
         batch_size: int | None = None,
         compile: bool = False,

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 from ..data.clip_reader import DecodedSegment, unresized
 from ..data.clip_sampling import Sampling
 from ..errors import UsageError
-from .batching import BatchRunner, Started
+from .batching import BatchRunner
+from .launched import Started
 
 Result = TypeVar("Result")
 MAX_VIEWS = 64  # that are held at a time, however large the batches are
@@ -30,14 +31,13 @@ def run_segments(
     for together in _full_batches(segments, min(runner.batch_size, MAX_VIEWS)):
         # The device has the next batch before the results of the last one are looked at.
         running = _start(runner, together)
-        while behind:
-            yield from behind.pop().results()
-        if running.started.is_running:
-            behind.append(running)
-        else:
-            yield from running.results()
-    while behind:
-        yield from behind.pop().results()
+        while len(behind) >= getattr(runner, "depth", 1):
+            yield from behind.pop(0).results()
+        behind.append(running)
+        while behind and not running.started.is_running:
+            yield from behind.pop(0).results()
+    for running in behind:
+        yield from running.results()
 
 
 def _full_batches(segments: Iterator[DecodedSegment], size: int) -> Iterator[list[DecodedSegment]]:

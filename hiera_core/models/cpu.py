@@ -22,7 +22,9 @@ window, d channels of a head, c channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -55,6 +57,20 @@ MIN_PRODUCT = 4 << 20
 # Largest attention matrix, in bytes, that is kept whole: for the backward pass, which otherwise
 # recomputes it in the fused kernel, and in a compiled program, where every call costs time.
 KEPT_SCORE_BYTES = 64 << 20
+
+
+# Whether a program that is exported stays on this machine.
+_stays_here = contextvars.ContextVar("_stays_here", default=False)
+
+
+@contextlib.contextmanager
+def stays_here() -> Iterator[None]:
+    """Let programs that are exported within the block use what only a CPU has."""
+    token = _stays_here.set(True)
+    try:
+        yield
+    finally:
+        _stays_here.reset(token)
 
 
 # The four names that the model calls --------------------------------------------------------------
@@ -101,7 +117,7 @@ def attention(
         return None
     if q.dtype is torch.float32 and k.shape[2] > SMALL_WINDOW:
         return None
-    if torch.compiler.is_exporting():  # an exported program must run on any device
+    if torch.compiler.is_exporting() and not _stays_here.get():  # it must run on any device
         return None
     compiling = torch.compiler.is_compiling()
     if not compiling and (is_observed() or not is_ordinary(q)):

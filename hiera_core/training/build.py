@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 
 from .. import zoo
+from ..compiling.compiled import compile_in_place
 from ..cores import cores_per_process
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
-from ..device import DTYPES, is_out_of_memory
+from ..device import DTYPES, dtype_name, is_out_of_memory, training_dtype
 from ..errors import DeviceError, UsageError
 from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
@@ -132,9 +133,9 @@ def build_training(
     check_channels(model)
     transform = transform_for(model)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"
-    precision = recipe.precision
+    precision: str = recipe.precision
     if precision == "auto":
-        precision = "bf16" if world.device.type == "cuda" else "fp32"
+        precision = dtype_name(training_dtype(world.device))
     return TrainingSetup(
         training=_build_state(model.to(world.device).train(), recipe, world, options, precision),
         card=card,
@@ -219,9 +220,9 @@ def _build_state(
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
         for block in model.blocks:  # FSDP's collectives between blocks cannot be part of a graph
-            block.compile(fullgraph=True)
+            compile_in_place(block)
     elif options.compile:
-        model.compile(fullgraph=True)
+        compile_in_place(model)
     parallel_model = world.parallelize(model, options.parallel)
     inner = unwrap_model(parallel_model)
     assert isinstance(inner, HieraEncoder)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..device import select_device
+from ..device import exact_fp32, select_device
 from ..errors import DeviceError, HieraError, TrainingError
 from ..models.encoder import unwrap_model as unwrap_model
 from ..models.hiera import HieraEncoder
@@ -143,12 +143,15 @@ def join_processes(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterat
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     selected = select_device(device)
+    is_exact = exact_fp32() if selected.type == "cuda" else contextlib.nullcontext()
     if size == 1:
-        yield World(selected)
+        with is_exact:
+            yield World(selected)
         return
     try:
         selected = _join(selected, timeout)
-        yield World(selected, dist.get_rank(), size)
+        with is_exact:
+            yield World(selected, dist.get_rank(), size)
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or LOST_PROCESS.search(str(error))
         if isinstance(error, HieraError) or not lost:

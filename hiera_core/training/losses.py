@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..device import is_out_of_memory, translate_compile_errors
+from ..compiling.compiled import translate_compile_errors
+from ..device import is_out_of_memory
 from ..errors import DeviceError
 from ..inference.evaluate import TOP_K, topk_hits
 from ..models.mae import reconstruction_error

@@ -6,16 +6,16 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree
 
 from ..device import is_out_of_memory
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError
 from ..models.cpu import HAS_ONEDNN
-from ..weights.files import open_deferring_errors
 
 # Weights become constants, which the compiler packs for matrix products. Headers are not compiled
 # in advance, because the cache that would hold them is removed.
@@ -25,41 +25,30 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.precompile_headers": False,
 }
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-UNCHECKED = (
-    "the package does not check its inputs: others than input_shapes names give wrong numbers or a "
-    "crash; with AOTI_RUNTIME_CHECK_INPUTS=1 in its environment it refuses them"
-)
 NEEDS_NO_COMPILER = "or use pt2 or onnx, which need no compiler"
 
 
-def check_compiler() -> None:
-    """Check that there is a C++ compiler, before anything is computed.
-
-    Raises:
-        UsageError: PyTorch finds none.
-    """
+def has_compiler() -> bool:
+    """Return whether PyTorch finds a C++ compiler."""
     from torch._inductor import cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
-    except RuntimeError as error:
-        raise UsageError(
-            "aoti needs a C++ compiler, and none is found",
-            f"install one, such as g++, or name it in the variable CXX; {NEEDS_NO_COMPILER}",
-        ) from error
+    except RuntimeError:
+        return False
+    return True
 
 
-def compile_package(exported: Any, path: Path, metadata: dict[str, str]) -> None:
-    """Compile an exported program for this machine's CPU, and write the package.
+def compile_package(exported: Any, metadata: dict[str, str]) -> memoryview:
+    """Compile an exported program for this machine's CPU, and return the content of the package.
 
     Args:
         exported: The program, with constant sizes.
-        path: The file, whose name ends in .pt2.
         metadata: Text that `get_metadata` of the loaded package returns.
 
     Raises:
         DeviceError: The compiler fails.
-        OSError: The file cannot be written.
+        OSError: The disk is full.
     """
     options = {**OPTIONS, "aot_inductor.metadata": metadata}
     content = io.BytesIO()
@@ -76,8 +65,40 @@ def compile_package(exported: Any, path: Path, metadata: dict[str, str]) -> None
             f"AOTInductor cannot compile the program ({type(error).__name__})",
             f"check the C++ compiler, {NEEDS_NO_COMPILER}",
         ) from error
-    with open_deferring_errors(path) as file:
-        file.write(content.getbuffer())
+    return content.getbuffer()
+
+
+def load_package(package: Path | memoryview) -> Callable[..., Any]:
+    """Return the program in a package that this process or user has written. It runs its code.
+
+    Args:
+        package: A file, or the content of one.
+
+    Raises:
+        RuntimeError: PyTorch cannot load it.
+    """
+    if isinstance(package, Path):
+        return Package(package)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "program.pt2")
+        path.write_bytes(package)
+        return Package(path)  # PyTorch has unpacked it when this returns
+
+
+class Package:
+    """A loaded program. `torch._inductor.aoti_load_package` does the same, but imports the whole
+    compiler, which takes seconds, and reads the structure of the arguments again at every call."""
+
+    def __init__(self, path: Path) -> None:
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        self._arguments, self._results = map(_pytree.treespec_loads, self._loader.get_call_spec())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = _pytree.tree_flatten((args, kwargs))
+        if structure != self._arguments:
+            raise TypeError(f"the program takes {self._arguments}, not {structure}")
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return _pytree.tree_unflatten(self._loader.boxed_run(tensors), self._results)
 
 
 def use_onednn(exported: Any) -> None:

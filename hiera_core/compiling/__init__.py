@@ -1,0 +1,1 @@
+"""Compiled models, and programs that are kept for the next run."""

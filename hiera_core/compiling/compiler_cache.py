@@ -1,0 +1,86 @@
+"""The cache of PyTorch's compiler, in a folder that outlives a restart of the machine.
+
+PyTorch keeps graphs, kernels and the results of autotuning, each under a key of all that it depends
+on, and looks them up again. By default they lie in a temporary folder and are never removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from ..atomic.lock import try_lock
+from .program_cache import default_folder, is_private_folder, size_limit
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+NAME = "inductor"
+LOCK_NAME = ".users"
+
+_lock: int | None = None  # an open file; its lock says that this process uses the folder
+
+
+def folder() -> Path:
+    """Return the folder for PyTorch's compiler."""
+    return default_folder() / NAME
+
+
+def use() -> None:
+    """Let PyTorch's compiler keep its files in our folder, unless the user has named another.
+
+    If the files have grown beyond the limit, and no other process uses them, the oldest ones are
+    removed first.
+    """
+    global _lock
+    if _lock is not None or os.environ.get(VARIABLE) or not size_limit():
+        return
+    try:
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_private_folder(folder()):
+            return
+        _lock = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        if try_lock(_lock):
+            shrink(folder(), size_limit())
+        _share(_lock)
+    except OSError:
+        return  # PyTorch uses its own folder
+    os.environ[VARIABLE] = str(folder())
+
+
+def shrink(place: Path, limit: int) -> None:
+    """Remove the files that were written longest ago until the others fit a limit in bytes. A graph
+    whose kernels are missing is compiled again."""
+    files = []
+    for path in place.rglob("*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if path.is_file() and path.name != LOCK_NAME:
+                files.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size
+
+
+def clear() -> int:
+    """Remove the files of PyTorch's compiler in our folder. Return their size in bytes."""
+    size = 0
+    for path in folder().rglob("*"):
+        with contextlib.suppress(OSError):
+            size += path.lstat().st_size if path.is_file() and path.name != LOCK_NAME else 0
+    shutil.rmtree(folder(), ignore_errors=True)
+    return size
+
+
+def _share(handle: int) -> None:
+    """Hold a lock that other users of the folder can hold, too, until this process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

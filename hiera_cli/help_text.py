@@ -29,7 +29,9 @@ PANELS: dict[str, tuple[str, ...]] = {
         "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard",
         "resume", "overwrite",
     ),
-    "Machine": ("device", "dtype", "batch-size", "workers", "compile", "parallel"),
+    "Machine": (
+        "device", "dtype", "batch-size", "workers", "compile", "parallel", "blocking-saves",
+    ),
     "Other": (
         "config", "quiet", "verbose", "debug", "version", "help", "install-completion",
         "show-completion",

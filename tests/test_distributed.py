@@ -95,6 +95,12 @@ def losses(folder: Path, after: int = 0) -> list[float]:
     return [event["loss"] for event in measured if event["step"] > after]
 
 
+def probe_of(folder: Path) -> float:
+    """Return the last accuracy of the probe of a run."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [float(event["top1"]) for event in lines if event["event"] == "probe"][-1]
+
+
 def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
@@ -105,9 +111,10 @@ def test_an_unknown_way_to_share_a_model_is_refused() -> None:
 
 
 def test_ddp_and_fsdp_agree_with_one_process(tmp_path: Path, call: Call) -> None:
-    """Without drop path and dropout, which draw other numbers in each process."""
-    path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
-    train = ("train", path, "digits", "-q", "-j", "0", "-o")
+    """With drop path, which drops the same branches of a view in whatever process it is."""
+    path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5, drop_path=0.2)
+    probe = ("--set", "probe.every=1", "--set", "probe.samples=100")
+    train = ("train", path, "digits", "-q", "-j", "0", *probe, "-o")
     call(*train, tmp_path / "one")
     call(*train, tmp_path / "ddp", processes=2)
     call(*train, tmp_path / "fsdp", "--parallel", "fsdp", processes=2)
@@ -115,6 +122,8 @@ def test_ddp_and_fsdp_agree_with_one_process(tmp_path: Path, call: Call) -> None
     assert len(one) == 14 + 4 and one[-2] < 0.9 * one[0]  # steps and evaluations
     assert largest_difference(one, losses(tmp_path / "ddp")) < 1e-5
     assert largest_difference(one, losses(tmp_path / "fsdp")) < 1e-5
+    found = [probe_of(tmp_path / name) for name in ("one", "ddp", "fsdp")]
+    assert found == pytest.approx([found[0]] * 3, abs=0.3)  # one of 359 may be a tie
     # One process resumes from the shards of two processes.
     half, resumed = tmp_path / "fsdp/checkpoints/step_00000007", tmp_path / "fsdp-on"
     call(*train, resumed, "--resume", half)
@@ -123,10 +132,12 @@ def test_ddp_and_fsdp_agree_with_one_process(tmp_path: Path, call: Call) -> None
 
 @pytest.mark.slow
 def test_the_number_of_processes_may_change(tmp_path: Path, call: Call) -> None:
-    path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5)
-    train = ("train", path, "digits", "-q", "-j", "0", "-o")
+    """Also where the batch cannot be divided by it: 95 samples are 48 and 47."""
+    path = write_recipe(tmp_path, "mae_hiera_nano_32", save_every=0.5, drop_path=0.2)
+    train = ("train", path, "digits", "-q", "-j", "0", "--set", "batch_size=95", "-o")
     call(*train, tmp_path / "one")
     call(*train, tmp_path / "ddp", processes=2)
+    assert largest_difference(losses(tmp_path / "one"), losses(tmp_path / "ddp")) < 1e-5
     # One process resumes from what two processes saved without shards.
     half, resumed = tmp_path / "ddp/checkpoints/step_00000007", tmp_path / "ddp-on"
     call(*train, resumed, "--resume", half)

@@ -39,6 +39,8 @@ from hiera_core.training import (
 )
 from hiera_core.training.augment import Augment, mix
 from hiera_core.training.checkpoints import checkpoint
+from hiera_core.training.judging import measurements
+from hiera_core.training.settings import recipe_parts
 from hiera_core.weights.download_record import sha256_of
 from tests.conftest import assert_close
 
@@ -221,13 +223,23 @@ def test_mixing_does_not_depend_on_the_number_of_processes() -> None:
     second = dataloader.Collator((3, 32, 32), 10, recipe)([dataset[key] for key in second_keys])
     assert_close(second.x, batch.x[4:], 0)
     assert_close(second.target, batch.target[4:], 0)
+    # Six pairs for five processes: the first one has two, and the others are filled up.
+    recipe = recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=12)
+    samplers = [sampler.StepSampler(128, recipe, rank, 5) for rank in range(5)]
+    assert [len(each.share(0)) for each in samplers] == [4, 2, 2, 2, 2]
+    keys = [next(each.batches()) for each in samplers]
+    assert all(len(each) == 4 for each in keys)
+    (whole,) = (next(sampler.StepSampler(128, recipe).batches()),)
+    assert [key for each in keys for key in each if key.sample is not None] == whole
+    with pytest.raises(UsageError, match="6 pairs to mix per step, fewer than 7 processes"):
+        sampler.StepSampler(128, recipe, 0, 7)
     with pytest.raises(UsageError, match="mixed in pairs"):
         sampler.StepSampler(128, recipe_of("hiera_nano_32", augment__mixup=0.8, batch_size=7))
 
 
 def test_all_frames_of_a_clip_are_augmented_alike() -> None:
     """Equal frames stay equal under cropping, flipping, RandAugment, erasing and mixing."""
-    settings = recipe.AugmentSettings(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
+    settings = recipe_parts.AugmentSettings(randaugment=9, erasing=1.0, mixup=0.0, cutmix=1.0)
     augment = Augment(settings, (32, 32), [0.5] * 3, [0.5] * 3, "bilinear")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     views = []
@@ -386,8 +398,15 @@ def test_unreadable_samples_are_skipped_up_to_a_share(
 
 
 def test_accumulation_does_not_change_losses(tmp_path: Path) -> None:
+    """With mixup, drop path and dropout, which are drawn for each view of the whole batch."""
     for parts in (1, 4):
-        recipe = recipe_of("mae_hiera_nano_32", accumulate=parts, schedule__epochs=2)
+        recipe = recipe_of(
+            "hiera_nano_32",
+            accumulate=parts,
+            schedule__epochs=2,
+            augment__mixup=0.8,
+            model__config={**NARROW, "drop_path_rate": 0.3, "head_dropout": 0.2},
+        )
         run(recipe, tmp_path / str(parts))
     pairs = zip(losses(tmp_path / "1"), losses(tmp_path / "4"), strict=True)
     assert max(abs(a - b) for a, b in pairs) < 1e-5
@@ -803,7 +822,7 @@ def test_rates_do_not_count_the_time_of_validation(
         return {"loss": float("nan"), "samples": 1, "bad": 0}
 
     monkeypatch.setattr(step_statistics.time, "perf_counter", clock)
-    monkeypatch.setattr(trainer, "validate", slow)
+    monkeypatch.setattr(measurements, "validate", slow)
     # Validations after steps 3, 6, 9 and 12, measurements after steps 5 and 10, too.
     recipe = recipe_of("hiera_nano_32", schedule__epochs=3, val_every=0.75, log_every=5)
     run(recipe, tmp_path / "run")

@@ -181,6 +181,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
     ] = False,
+    blocking_saves: Annotated[
+        bool,
+        typer.Option(
+            "--blocking-saves",
+            help="Wait until each checkpoint is written. A thread writes it otherwise, from a "
+            "copy of the state.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -200,9 +208,15 @@ def train(
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("hiera").setLevel(level)
     changes = dict(map(recipes.parse_setting, settings or []))
+    if resume is not None and overwrite:
+        raise UsageError(
+            "--resume continues a run, and --overwrite deletes it", "leave out one of them"
+        )
     if print_recipe and resume is None:
         if recipe is None:
             raise UsageError("no recipe", "name a model or a .yaml file")
+        given = {"data.path": data, "init_from": init_from}
+        changes |= {key: value for key, value in given.items() if value is not None}
         chosen = recipes.read_recipe(recipe, changes, shorten_warmup=True)
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
@@ -220,6 +234,7 @@ def train(
         workers=processes,
         tensorboard=tensorboard,
         live=not quiet,
+        blocking_saves=blocking_saves,
     )
     chosen = run_recipe.complete_recipe(recipe, data, folder, run_options, changes)
     if print_recipe:

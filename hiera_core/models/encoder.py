@@ -63,6 +63,10 @@ class Encoder(nn.Module, PretrainedMixin):
         """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
         raise NotImplementedError
 
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return one vector for each input. [b, chans, *size] -> [b, c]"""
+        return self.embedding(self.encode(x, collect=True)[1])
+
     def stage_maps(
         self, ends: list[torch.Tensor], *, size: Sequence[int] | None = None
     ) -> list[torch.Tensor]:

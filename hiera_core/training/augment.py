@@ -12,7 +12,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from .recipe import AugmentSettings
+from .settings.recipe_parts import AugmentSettings
 
 # Scale of timm's RandAugment. On this scale, the paper's magnitudes are 9 (images) and 7 (video).
 MAX_MAGNITUDE = 10

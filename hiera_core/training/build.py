@@ -27,6 +27,7 @@ from .distributed import World, unwrap_model
 from .recipe import Recipe
 from .recipe import RunOptions as RunOptions
 from .sampler import MaskSampler, derive_seed
+from .tuning import freezing, lora
 
 DEFAULT_WORKERS = 8  # largest number without the option
 
@@ -84,6 +85,7 @@ class TrainingSetup:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+        parameters = list(self.training.model.parameters())
         return {
             "steps": steps,
             "weights": self.weights,
@@ -93,7 +95,8 @@ class TrainingSetup:
             "processes": self.world.size,
             "device": str(self.device),
             "precision": str(self.precision).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in self.training.model.parameters()),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
             "versions": versions,
         }
 
@@ -124,6 +127,10 @@ def build_training(
     model, new_card = _build_model(recipe, samples, init_from)
     resumes, card = card is not None, card or new_card
     config, masking = model.config, None
+    if recipe.freeze is not None:
+        freezing.freeze_blocks(model, recipe.freeze)
+    if recipe.lora is not None:
+        lora.add_adapters(model, recipe.lora)
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
         check_mask_ratio(recipe.mask_ratio, windows)
@@ -227,7 +234,9 @@ def _build_state(
     assert isinstance(inner, HieraEncoder)
     averages = {}
     if recipe.ema:
-        averages = {name: p.detach().clone() for name, p in inner.named_parameters()}
+        averages = {
+            name: p.detach().clone() for name, p in inner.named_parameters() if p.requires_grad
+        }
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
     return TrainingState(
         parallel_model, optimizer.build_optimizer(inner, recipe.optimizer), averages, scaler

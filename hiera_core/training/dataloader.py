@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,6 +60,7 @@ class Batch:
     target: torch.Tensor | None = None  # [n r, classes], for classifiers
     visible_units: torch.Tensor | None = None  # [n r, k], for autoencoders
     bad: tuple[tuple[str, str], ...] = ()  # name and error of each unreadable sample
+    views: int = 0  # number of views without padding, also of unreadable samples
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on a device."""
@@ -70,8 +71,12 @@ class Batch:
         def move(tensor: Any) -> Any:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
-        return Batch(
-            move(self.x), move(self.weight), move(self.target), move(self.visible_units), self.bad
+        return replace(
+            self,
+            x=move(self.x),
+            weight=move(self.weight),
+            target=move(self.target),
+            visible_units=move(self.visible_units),
         )
 
     def pin_memory(self) -> Batch:
@@ -182,7 +187,8 @@ class Collator:
         x = torch.stack([empty if item.views is None else item.views for item in items])
         weight = torch.tensor([float(item.views is not None) for item in items])
         bad = tuple((item.name, item.error) for item in items if item.error is not None)
-        batch = Batch(x, weight.repeat_interleave(self.repeats), bad=bad)
+        views = self.repeats * sum(item.key.sample is not None for item in items)
+        batch = Batch(x, weight.repeat_interleave(self.repeats), bad=bad, views=views)
         if self.num_classes is not None:
             batch.target = self._targets(items, x)
         batch.visible_units = _stack_units(items)

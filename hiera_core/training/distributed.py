@@ -112,12 +112,13 @@ class World:
         """
         if parallel == "fsdp" and self.size > 1:
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = init_device_mesh(self.device.type, (self.size,))
             for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
+            register_fsdp_forward_method(model, "embed")  # for a probe
             return model
         if self.size > 1:
             return nn.parallel.DistributedDataParallel(

@@ -25,12 +25,14 @@ START: dict[str, Any] = {
 }  # what the first event of a log holds, among other facts
 # Values of a step that the terminal shows.
 SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "elapsed", "eta", "memory")
+MEASURED = {"val": "held out", "probe": "probe"}  # events of measurements, and what they are called
 PROGRESS_S = 0.5  # seconds between the steps that the live table shows, if nothing is logged
 
 
 @dataclass
 class RunLog:
-    """Log of a run. Each event is a JSON object with `event` (start, step, val, bad) and `step`.
+    """Log of a run. Each event is a JSON object with `step` and `event`: start, step, val, probe or
+    bad.
 
     Args:
         folder: Folder of the run.
@@ -138,7 +140,7 @@ class RunLog:
             log.warning("%s: %s", values["input"], values["message"])
         elif event == "step":
             self._show(event, self._with_times(values))
-        elif event == "val":
+        elif event in ("val", "probe"):
             self._show(event, values)
 
     def close(self) -> None:
@@ -184,6 +186,7 @@ class RunLog:
             ("val", "loss", "loss", "held out"),
             ("val", "top1", "accuracy (%)", "top-1, held out"),
             ("val", "top5", "accuracy (%)", "top-5, held out"),
+            ("probe", "top1", "accuracy (%)", "top-1, probe"),
         ):
             pairs = [(e.get("epoch"), e.get(name)) for e in logged if e["event"] == event]
             points = [(x, y) for x, y in pairs if _is_number(x) and _is_number(y)]
@@ -223,8 +226,10 @@ def format_start(model: str, facts: dict[str, Any], unit: str) -> str:
         model, facts: See `RunLog.show_start`.
         unit: "images" or "clips".
     """
+    trained = facts.get("trained", facts["parameters"])
+    some = f" ({trained / 1e6:.3g}M trained)" if trained < facts["parameters"] else ""
     parts = [
-        f"{model}: {facts['parameters'] / 1e6:.3g}M parameters",
+        f"{model}: {facts['parameters'] / 1e6:.3g}M parameters{some}",
         f"{facts['samples']} {unit}",
         f"{facts['held_out']} held out" if facts["held_out"] else "none held out",
         f"on {facts['device']} in {facts['precision']}",
@@ -247,14 +252,14 @@ def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> s
         unit: "images" or "clips".
     """
     head = f"step {values['step']}/{steps}"
-    if event == "val":
-        return f"{head}, held out: {_format_validation(values)}"
+    if event in MEASURED:
+        return f"{head}, {MEASURED[event]}: {_format_validation(values)}"
     parts = [f"{name} {_format(name, values[name], unit)}" for name in SHOWN if _has(values, name)]
     return f"{head}, {', '.join(parts)}"
 
 
 def _format_validation(values: dict[str, Any]) -> str:
-    parts = [f"loss {values['loss']:.4f}"]
+    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     parts += [f"{n[:3]}-{n[3]} {values[n]:.2f}%" for n in ("top1", "top5") if n in values]
     bad = f", {values['bad']} unreadable" if values.get("bad") else ""
     return f"{', '.join(parts)} ({values['samples']} samples{bad})"
@@ -288,7 +293,8 @@ class _LiveTable:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._unit, self._values, self._held_out = unit, dict[str, Any](), "-"
+        self._unit, self._values = unit, dict[str, Any]()
+        self._measured = {"val": "-"}
         self._progress = Progress(TextColumn("step"), BarColumn(40), MofNCompleteColumn())
         self._task = self._progress.add_task("", total=steps, completed=step)
         self._live = Live(console=Console(stderr=True), refresh_per_second=4)
@@ -300,8 +306,8 @@ class _LiveTable:
         self._live.update(self._render())
 
     def show(self, event: str, values: dict[str, Any]) -> None:
-        if event == "val":
-            self._held_out = _format_validation(values)
+        if event in MEASURED:
+            self._measured[event] = _format_validation(values)
         elif event == "step":
             # Some values are measured for each report only, so the last ones stay.
             self._values |= values
@@ -319,7 +325,8 @@ class _LiveTable:
         for name in SHOWN:
             if _has(self._values, name):
                 table.add_row(name, _format(name, self._values[name], self._unit))
-        table.add_row("held out", self._held_out)
+        for event, text in self._measured.items():
+            table.add_row(MEASURED[event], text)
         return Group(self._progress, table)
 
 

@@ -139,13 +139,13 @@ def test_the_number_of_processes_may_change(tmp_path: Path, call: Call) -> None:
     call(*train, tmp_path / "ddp", processes=2)
     assert largest_difference(losses(tmp_path / "one"), losses(tmp_path / "ddp")) < 1e-5
     # One process resumes from what two processes saved without shards.
-    half, resumed = tmp_path / "ddp/checkpoints/step_00000007", tmp_path / "ddp-on"
+    half, resumed = tmp_path / "ddp/checkpoints/step_00000008", tmp_path / "ddp-on"
     call(*train, resumed, "--resume", half)
-    assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
+    assert largest_difference(losses(tmp_path / "one", 8), losses(resumed)) < 1e-5
     # And two processes with shards resume from what one process saved.
-    half, resumed = tmp_path / "one/checkpoints/step_00000007", tmp_path / "one-on"
+    half, resumed = tmp_path / "one/checkpoints/step_00000008", tmp_path / "one-on"
     call(*train, resumed, "--resume", half, "--parallel", "fsdp", processes=2)
-    assert largest_difference(losses(tmp_path / "one", 7), losses(resumed)) < 1e-5
+    assert largest_difference(losses(tmp_path / "one", 8), losses(resumed)) < 1e-5
 
 
 @pytest.mark.slow

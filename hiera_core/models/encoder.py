@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, overload
 
@@ -278,7 +278,7 @@ class Encoder(nn.Module, PretrainedMixin):
         self.grad_checkpointing = enable
 
     def run_blocks(
-        self, blocks: Sequence[nn.Module], x: torch.Tensor, *, windowed: bool
+        self, blocks: Iterable[nn.Module], x: torch.Tensor, *, windowed: bool
     ) -> torch.Tensor:
         """Return `x` after all blocks. b (w t) c -> b (w t') c'
 
@@ -288,7 +288,7 @@ class Encoder(nn.Module, PretrainedMixin):
             windowed: Whether all blocks attend within windows.
         """
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return cpu.run_blocks(blocks, x, windowed=windowed)
+            return cpu.run_blocks([*blocks], x, windowed=windowed)
         for block in blocks:
             x = checkpoint(block, x, use_reentrant=False)
         return x

@@ -6,10 +6,12 @@ import platform
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from .. import zoo
 from ..cores import cores_per_process
+from ..data.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory
@@ -24,6 +26,7 @@ from . import optimizer
 from .augment import Augment
 from .checkpoints.checkpoint import TrainingState
 from .distributed import World, unwrap_model
+from .loading.finish_views import FinishViews
 from .recipe import Recipe
 from .recipe import RunOptions as RunOptions
 from .sampler import MaskSampler, derive_seed
@@ -45,6 +48,7 @@ class TrainingSetup:
     precision: torch.dtype  # dtype of autocast
     world: World
     workers: int  # dataloader workers of this process
+    class_weights: torch.Tensor | None  # of the loss, float32 [classes]
     weights: str  # what the weights were at the start: "random", or where they come from
 
     @property
@@ -60,8 +64,18 @@ class TrainingSetup:
 
     @property
     def view_shape(self) -> tuple[int, ...]:
-        """Shape of a view: channels, (frames,) height, width."""
+        """Shape of a view in training: channels, (frames,) height, width."""
         return (1 if self.transform.grey else 3, *self.size)
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of a view in evaluation, before it is normalised: (frames,) height, width, 3."""
+        return (*self.size, 3)
+
+    @property
+    def finish(self) -> FinishViews:
+        """What remains to be done to a training batch on the device."""
+        return FinishViews(self.transform.mean, self.transform.std)
 
     @property
     def clip(self) -> VideoTransform | None:
@@ -150,7 +164,6 @@ def build_training(
             recipe.augment,
             transform.size,
             transform.mean,
-            transform.std,
             interpolation,
             transform.grey,
         ),
@@ -159,8 +172,16 @@ def build_training(
         precision=DTYPES[precision],
         world=world,
         workers=default_workers() if options.workers is None else options.workers,
+        class_weights=_class_weights(recipe, samples, world),
         weights="from the checkpoint" if resumes else _origin(init_from),
     )
+
+
+def _class_weights(recipe: Recipe, samples: MediaDataset, world: World) -> torch.Tensor | None:
+    if recipe.class_weights is None or samples.labels is None or samples.num_classes is None:
+        return None
+    weights = balanced_weights(np.asarray(samples.labels), samples.num_classes)
+    return torch.from_numpy(weights).to(world.device)
 
 
 def _origin(init_from: str | None) -> str:
@@ -225,11 +246,12 @@ def _build_state(
     """Compile a model, make it parallel, and return it with its optimiser, EMA and loss scaler."""
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
-        for block in model.blocks:  # FSDP's collectives between blocks cannot be part of a graph
+        # FSDP's collectives between blocks cannot be part of a graph.
+        for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
             block.compile(fullgraph=True)
     elif options.compile:
         model.compile(fullgraph=True)
-    parallel_model = world.parallelize(model, options.parallel)
+    parallel_model = world.parallelize(model, options.parallel, DTYPES[precision])
     inner = unwrap_model(parallel_model)
     assert isinstance(inner, HieraEncoder)
     averages = {}

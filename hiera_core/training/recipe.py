@@ -29,7 +29,9 @@ from .settings.typed_values import build_settings, plain
 
 MAX_RATIO, MAX_RANDAUGMENT_OPS = 100, 100  # far beyond what is useful
 MOST_WORKERS = 1024
+MOST_PROFILED = 1000  # steps; a trace of one can take megabytes
 Parallel = Literal["ddp", "fsdp"]
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Recipe:
     batch_size: int  # views for one optimiser step, over all processes
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    class_weights: Literal["balanced"] | None = None  # of the loss: inverse to the class sizes
     init_from: str | None = None  # weights to start from; None: random weights
     # What stays as it is: the number of first blocks, or "encoder" for all blocks. Embeddings, too.
     freeze: int | str | None = None
@@ -70,6 +73,13 @@ class Recipe:
         self._check_not_negative()
         self._check_fractions()
         self._check_tuning()
+        if self.task == "mae" and (self.data.balanced or self.class_weights):
+            name = "data.balanced" if self.data.balanced else "class_weights"
+            raise UsageError(f"{name} needs classes", "leave it out for task mae")
+        if self.data.balanced and self.class_weights:
+            raise UsageError(
+                "data.balanced and class_weights are both given", "each evens out the classes alone"
+            )
         if self.keep_best == "top1" and self.task == "mae":
             raise UsageError("keep_best is top1, and an autoencoder has no classes", "use loss")
         if self.keep_best == "probe" and self.probe is None:
@@ -216,8 +226,10 @@ class RunOptions:
         parallel: How several processes share the model; see `World.parallelize`.
         workers: Dataloader workers of each process, at most 1024. None: the CPU cores that this
             process may use, divided by the number of processes on this machine, at most 8.
-        tensorboard: Also write events for TensorBoard.
+        tensorboard: Also write events for TensorBoard. The same as `tensorboard` in `track`.
+        track: Trackers that also get the measurements: tensorboard, wandb, mlflow, trackio.
         live: Show a live table, if stderr is a terminal.
+        profile: Number of steps of which the main process writes a trace, after the first ones.
         blocking_saves: Wait until each checkpoint is written. Otherwise a thread writes it from a
             copy of the state in the memory of the main process.
     """
@@ -229,11 +241,25 @@ class RunOptions:
     parallel: Parallel = "ddp"
     workers: int | None = None
     tensorboard: bool = False
+    track: tuple[str, ...] = ()
     live: bool = True
     blocking_saves: bool = False
+    profile: int = 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers, each once."""
+        chosen = {"tensorboard"} if self.tensorboard else set()
+        return tuple(name for name in TRACKERS if name in chosen | set(self.track))
 
     def __post_init__(self) -> None:
         check_choice("parallel", self.parallel, typing.get_args(Parallel))
+        for name in self.track:
+            check_choice("tracker", name, TRACKERS)
+        if not is_whole(self.profile) or not 0 <= self.profile <= MOST_PROFILED:
+            raise UsageError(
+                f"profile is {self.profile!r}", f"give a number of steps from 0 to {MOST_PROFILED}"
+            )
         if self.workers is not None and not is_whole(self.workers):
             raise UsageError(f"workers is {self.workers!r}", "give a whole number, or None")
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:

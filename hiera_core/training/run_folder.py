@@ -26,6 +26,8 @@ from .judging.best_weights import FOLDER as BEST
 from .recipe import Recipe, RunOptions
 from .recipe_reader import differences, read_recipe
 from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
+from .steps import profiler
+from .trackers import tracker
 from .tuning import lora
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 # Reasons why no folder can have such a name, rather than why it cannot be written just now.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
-SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD, lora.FOLDER, BEST)
+SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD, lora.FOLDER, BEST, profiler.FOLDER)
 
 
 @contextlib.contextmanager
@@ -226,6 +228,7 @@ class RunFolder:
         for pattern in (
             f"{previews.FOLDER}/epoch-*.png",
             f"{TENSORBOARD}/events.out.tfevents.*",
+            f"{profiler.FOLDER}/trace-*.json",
             f"{lora.FOLDER}/adapter_*",
             f"{BEST}/{lora.FOLDER}/adapter_*",
             *(f"{BEST}/{name}" for name in MODEL_FILES),
@@ -235,7 +238,7 @@ class RunFolder:
         for name in (f"{BEST}/{lora.FOLDER}", *SUBFOLDERS):
             with contextlib.suppress(OSError):  # it does not exist, or holds other files
                 (self.path / name).rmdir()
-        for name in (LOG_NAME, CURVES_NAME, *MODEL_FILES):
+        for name in (LOG_NAME, CURVES_NAME, tracker.IDS, *MODEL_FILES):
             (self.path / name).unlink(missing_ok=True)
         if not ((self.path / RECIPE_NAME).is_file() and self._holds_recipe()):
             with atomic_file(self.path / RECIPE_NAME) as temporary:
@@ -311,4 +314,5 @@ def _is_after_save(event: dict[str, Any], save_every: float) -> bool:
     step, epoch = event["step"], event.get("epoch")
     if not (isinstance(epoch, int | float) and epoch > 0):
         return True  # this is not an event of ours
-    return bool(step > math.ceil(save_every * step / epoch))
+    # The first checkpoint is written in the background until, at the latest, the second one is due.
+    return bool(step > 2 * math.ceil(save_every * step / epoch))

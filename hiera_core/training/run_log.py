@@ -7,8 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..atomic import atomic_file, translate_write_errors
 from ..errors import UsageError
 from ..plain_data import to_json
 from ..viz import charts
+from .trackers.tracker import check_installed, open_trackers
 
 log = logging.getLogger("hiera")
 LOG_NAME, CURVES_NAME, TENSORBOARD = "log.jsonl", "curves.png", "tensorboard"
@@ -24,7 +25,7 @@ START: dict[str, Any] = {
     "step": 0,
 }  # what the first event of a log holds, among other facts
 # Values of a step that the terminal shows.
-SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "elapsed", "eta", "memory")
+SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "wait", "mfu", "elapsed", "eta", "memory")
 MEASURED = {"val": "held out", "probe": "probe"}  # events of measurements, and what they are called
 PROGRESS_S = 0.5  # seconds between the steps that the live table shows, if nothing is logged
 
@@ -40,10 +41,11 @@ class RunLog:
         unit: Unit of the views: "images" or "clips".
         active: False in all processes but the main process; the log then does nothing.
         live: Show a live table instead of log lines, if stderr is a terminal.
-        tensorboard: Also write events for TensorBoard.
+        track: Names of the trackers that also get the measurements.
+        facts: What the trackers keep about the run, by dotted key.
 
     Raises:
-        UsageError: `tensorboard` is set, and TensorBoard is not installed.
+        UsageError: The package of a tracker is not installed.
     """
 
     folder: Path
@@ -51,11 +53,11 @@ class RunLog:
     unit: str = "images"
     active: bool = True
     live: bool = True
-    tensorboard: bool = False
+    track: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.tensorboard:
-            self._summary_writer = _summary_writer_class()
+        check_installed(self.track)
 
     def open(self, step: int) -> None:
         """Open the log of a run that starts (`step` 0) or resumes after `step` steps.
@@ -73,9 +75,7 @@ class RunLog:
             with atomic_file(path) as temporary:  # so that a crash here does not lose events
                 temporary.write_text("".join(f"{line}\n" for line in kept if step))
             self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._writer = (
-                self._summary_writer(self.folder / TENSORBOARD) if self.tensorboard else None
-            )
+            self._trackers = open_trackers(self.track, self.folder, step, self.facts)
         self._start, self._first, self._shown = time.monotonic(), step, 0.0
         self._table = (
             _LiveTable(self.steps, self.unit, step) if self.live and sys.stderr.isatty() else None
@@ -132,10 +132,9 @@ class RunLog:
             return
         with translate_write_errors(self.folder / LOG_NAME):
             self._file.write(to_json({"event": event, **values}) + "\n")
-            if self._writer:
-                for name, value in values.items():
-                    if isinstance(value, float):
-                        self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
+            numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
+            for tracker in self._trackers if numbers else ():
+                tracker.log(values["step"], numbers)
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
         elif event == "step":
@@ -152,9 +151,9 @@ class RunLog:
         # Each event was written at once, or its error was raised then.
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._writer:
+        for tracker in getattr(self, "_trackers", ()):
             with contextlib.suppress(OSError):
-                self._writer.close()
+                tracker.close()
 
     def draw_curves(self) -> Path | None:
         """Draw the curves of loss and accuracy from the log.
@@ -271,11 +270,13 @@ def _has(values: dict[str, Any], name: str) -> bool:
 
 def _format(name: str, value: float, unit: str) -> str:
     """Format a value of a step: `rate` per second, `elapsed` and `eta` in seconds, `memory` in
-    GiB."""
+    GiB, `wait` and `mfu` as shares."""
     if name == "epoch":
         return f"{value:.2f}"
     if name == "rate":
         return f"{value:.1f} {unit}/s"
+    if name in ("wait", "mfu"):
+        return f"{100 * value:.0f}%"
     if name in ("elapsed", "eta"):
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
@@ -328,13 +329,3 @@ class _LiveTable:
         for event, text in self._measured.items():
             table.add_row(MEASURED[event], text)
         return Group(self._progress, table)
-
-
-def _summary_writer_class() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(
-            "--tensorboard needs TensorBoard", "pip install 'hiera-toolkit[tensorboard]'"
-        ) from error
-    return SummaryWriter

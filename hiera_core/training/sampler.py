@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..data.class_balance import balanced_order
 from ..errors import UsageError
 from ..models.masking import draw_units
 from .recipe import Recipe
@@ -40,6 +41,7 @@ class StepSampler:
         recipe: The recipe, for its batch size, number of epochs and seed.
         rank: Rank of this process, from 0.
         world: Number of processes.
+        labels: Class indices of the samples, for `data.balanced`.
 
     The samples of a step are dealt to the forward passes of all processes, in order. Where they
     cannot be divided equally, some passes get a sample (or a pair to mix) less, and padding.
@@ -53,6 +55,7 @@ class StepSampler:
     recipe: Recipe
     rank: int = 0
     world: int = 1
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.step_samples % self._unit:
@@ -142,7 +145,10 @@ class StepSampler:
             if step // self.steps_per_pass != epoch:
                 epoch = step // self.steps_per_pass
                 seed = derive_seed("order", self.recipe.seed, epoch)
-                order = np.random.default_rng(seed).permutation(self.samples)
+                if self.recipe.data.balanced and self.labels is not None:
+                    order = balanced_order(self.labels, seed)
+                else:
+                    order = np.random.default_rng(seed).permutation(self.samples)
             begin = step % self.steps_per_pass * self.step_samples
             for forward_pass in range(self.recipe.accumulate):
                 share = self.share(forward_pass)

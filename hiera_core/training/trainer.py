@@ -20,19 +20,22 @@ from .build import RunOptions, TrainingSetup, build_training
 from .checkpoints.checkpoint import CheckpointManager
 from .checkpoints.checkpoint_meta import MEASUREMENTS
 from .checkpoints.run_recipe import complete_recipe, resume_command
-from .dataloader import Batch, Collator, TrainDataset, make_loader
+from .dataloader import Batch, training_batches
 from .distributed import World, join_processes
 from .judging.best_weights import FOLDER as BEST
 from .judging.best_weights import BestWeights
 from .judging.measurements import Measurements
 from .lr_schedule import learning_rate_at
 from .recipe import Recipe
+from .recipe_reader import flatten
 from .run_folder import RunFolder
 from .run_log import LOG_NAME, START, RunLog
 from .sampler import StepSampler
 from .step_statistics import StepStatistics
 from .steps.determinism import deterministic_kernels
+from .steps.profiler import StepProfiler
 from .steps.train_step import TrainStep
+from .steps.utilisation import peak_flops, training_flops
 from .validate import ema_weights
 
 log = logging.getLogger("hiera")
@@ -181,7 +184,8 @@ class Trainer:
         self, recipe: Recipe, splits: Splits, folder: Path, world: World, options: RunOptions
     ) -> None:
         self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
-        self.sampler = StepSampler(len(splits.train), recipe, world.rank, world.size)
+        train = splits.train
+        self.sampler = StepSampler(len(train), recipe, world.rank, world.size, train.labels)
         self.run_folder = RunFolder(folder, recipe, splits.train, world, options)
         self._check_step()
         self.checkpoints = CheckpointManager(
@@ -203,9 +207,12 @@ class Trainer:
             unit=self.setup.unit,
             active=world.is_main_process,
             live=options.live,
-            tensorboard=options.tensorboard,
+            track=options.trackers,
+            facts=flatten(recipe.to_dict()),
         )
         self.train_step = TrainStep(self.setup, recipe, self.sampler)
+        self.view_flops = training_flops(recipe, self.setup.num_classes)
+        self.peak_flops = peak_flops(world.device, self.setup.precision)
         self.measurements = Measurements(
             recipe, self.setup, splits, self.sampler, world, self.run_log, folder
         )
@@ -291,11 +298,15 @@ class Trainer:
         if meta.get("pending") and not self._measure(step, last):
             self._stop(step)
             return
-        batches = self._batches(step)
+        batches = training_batches(self.setup, self.splits.train, self.recipe, self.sampler, step)
+        world, device = self.world, self.setup.device
+        traced = self.options.profile if world.is_main_process else 0
+        self.profiler = StepProfiler(self.run_folder.path, traced, step, device)
         statistics = StepStatistics(self.world, step, meta.get("rows", ()))
         while step < steps:
             statistics.add(self._step(step, batches))
             step += 1
+            self.profiler.after_step(step)
             saves = self.sampler.is_due(self.recipe.save_every, step) or self._keeps(step)
             measures = self.measurements.are_due(step)
             reports = saves or measures or step % self.recipe.log_every == 0
@@ -318,6 +329,7 @@ class Trainer:
                 self._save(last, step)
             if reports:
                 statistics = StepStatistics(self.world, step)  # its time begins now
+        self.profiler.close()
         self.checkpoints.wait()
 
     def _measure(self, step: int, last: dict[str, Any]) -> bool:
@@ -398,16 +410,6 @@ class Trainer:
             "best": self.best.value,
         }
 
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """Return the batches of this process, starting at a step."""
-        setup = self.setup
-        dataset = TrainDataset(
-            self.splits.train, setup.augment, self.recipe, setup.clip, setup.masking
-        )
-        collate = Collator(setup.view_shape, setup.num_classes, self.recipe)
-        keys = self.sampler.batches(step)
-        return iter(make_loader(dataset, keys, collate, setup.workers, setup.device))
-
     def _step(self, step: int, batches: Iterator[Batch]) -> torch.Tensor:
         """Run one optimiser step, and return its values, see `TrainStep.run`."""
         return self.train_step.run(step, batches)
@@ -426,8 +428,13 @@ class Trainer:
         self._check_unreadable()
         values["lr"] = learning_rate_at(step - 1, self.sampler.steps, self.recipe)
         values["epoch"] = step / self.sampler.steps_per_pass
-        seconds_per_step = values["seconds"] / len(statistics.rows)
-        values["eta"] = (self.sampler.steps - step) * seconds_per_step
+        values["step_time"] = values["seconds"] / len(statistics.rows)
+        values["wait"] = min(1.0, self.train_step.waited / values["seconds"])
+        self.train_step.waited = 0.0
+        values["eta"] = (self.sampler.steps - step) * values["step_time"]
+        values["tflops"] = self.view_flops * values["rate"] / self.world.size / 1e12
+        if self.peak_flops is not None:
+            values["mfu"] = values["tflops"] * 1e12 / self.peak_flops
         if self.setup.device.type == "cuda":
             values["memory"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**30
         result = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}

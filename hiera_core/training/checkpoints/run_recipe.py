@@ -159,6 +159,7 @@ def resume_command(
         words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
         flags = ("compile", "tensorboard", "blocking_saves")
         words += [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
+        words += [word for name in options.track for word in ("--track", name)]
     if world is not None and world.device.type != select_device().type:
         words += ["--device", str(world.device)]
     return shlex.join(words)

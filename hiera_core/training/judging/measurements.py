@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from ...data.datasets import Splits
 from ..build import TrainingSetup
+from ..dataloader import Batch
 from ..distributed import World
 from ..previews import Previews
 from ..recipe import Recipe
 from ..run_log import RunLog
 from ..sampler import StepSampler
-from ..validate import validate
+from ..validate import validate, validation_loader
 from .run_probe import probe_of
 
 
@@ -44,6 +47,7 @@ class Measurements:
         self.world, self.run_log, self.folder = world, run_log, folder
         self.probe = probe_of(recipe, setup, splits, world)
         self._previews: Previews | None = None
+        self._val_loader: DataLoader[Batch] | None = None  # which keeps its workers
 
     def prepare(self) -> None:
         """Read the samples of the pictures: held-out ones, if there are any."""
@@ -68,7 +72,10 @@ class Measurements:
         """
         epoch = step / self.sampler.steps_per_pass
         if self.splits.val is not None and self._validates(step):
-            found = validate(self.setup, self.splits.val, self.recipe, self.world, stops)
+            run = (self.setup, self.splits.val, self.recipe, self.world)
+            if self._val_loader is None:
+                self._val_loader = validation_loader(*run)
+            found = validate(*run, stops, self._val_loader)
             if found is None:
                 return False
             last["val"] = found

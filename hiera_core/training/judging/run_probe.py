@@ -82,7 +82,7 @@ class RunProbe:
         dataset = EvalDataset(samples, setup.transform)
         keys = list(eval_batches(len(samples), self.batch, self.world.rank, self.world.size))
         loader = make_loader(
-            dataset, iter(keys), Collator(setup.view_shape, None), setup.workers, setup.device
+            dataset, keys, Collator(setup.pixel_shape, None), setup.workers, setup.device
         )
         cast = setup.precision is not torch.float32
         numbers: list[int] = []
@@ -90,7 +90,7 @@ class RunProbe:
         for batch_keys, loaded in zip(keys, loader, strict=True):
             batch = loaded.to(setup.device)
             with torch.autocast(setup.device.type, setup.precision if cast else None, enabled=cast):
-                found = model.embed(batch.x).float().cpu()
+                found = model.embed(setup.transform.normalise(batch.x)).float().cpu()
             read = [row for row, weight in enumerate(loaded.weight.tolist()) if weight]
             numbers += [int(batch_keys[row].sample or 0) for row in read]
             vectors.append(found[read])

@@ -20,6 +20,7 @@ class DataSettings:
 
     path: str | None = None  # the training data, see `open_splits`
     val: str | float | None = None  # path of held-out data, or share of the data to hold out
+    balanced: bool = False  # whether all classes are equally frequent in a pass
     repeats: int = 1  # views of a sample each time it is read (repeated sampling)
     max_bad: float = 0.01  # largest share of unreadable samples; above it the run stops
 

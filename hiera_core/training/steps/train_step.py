@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,14 +37,17 @@ class TrainStep:
     Attributes:
         unreadable: Samples that could not be read, and that the caller has not taken yet:
             name -> error.
+        waited: Seconds that steps have waited for data since the caller set it to 0.
     """
 
     def __init__(self, setup: TrainingSetup, recipe: Recipe, sampler: StepSampler) -> None:
         self.setup, self.recipe, self.sampler = setup, recipe, sampler
         self.training = setup.training
         self.unreadable: dict[str, str] = {}
+        self.waited = 0.0
         views = sampler.pass_samples * recipe.data.repeats
         model = unwrap_model(self.training.model)
+        self.finish = setup.finish
         self.noise = SampleNoise(model, recipe.seed, views, setup.device)
 
     def run(self, step: int, batches: Iterator[Batch]) -> torch.Tensor:
@@ -69,15 +73,19 @@ class TrainStep:
         process_batch = recipe.batch_size / self.setup.world.size
         values = torch.zeros(4, device=device)
         for forward_pass in range(recipe.accumulate):
+            begin = time.perf_counter()
             loaded = next(batches)
+            self.waited += time.perf_counter() - begin
             self.unreadable |= dict(loaded.bad)
-            batch = loaded.to(device)
+            batch = self.finish(loaded.to(device))
             first = self.sampler.share(forward_pass).start * recipe.data.repeats
             self.noise.draw(step, first)
             is_last = forward_pass + 1 == recipe.accumulate
             sync = contextlib.nullcontext() if is_last else without_gradient_sync(training.model)
             with sync, translate_errors():
-                losses = compute_losses(training.model, batch, recipe, self.setup.precision).losses
+                losses = compute_losses(
+                    training.model, batch, recipe, self.setup.precision, self.setup.class_weights
+                ).losses
                 weighted = (losses * batch.weight).sum()
                 # The divisor is the nominal batch size. So an unreadable sample counts as a loss
                 # of 0, and the gradient does not depend on which process reads it.

@@ -6,7 +6,8 @@ import torch
 from torchvision.transforms import v2
 
 from hiera_core.training.dataloader import Batch, Collator, LoadedSample
-from hiera_core.training.loading.finish_views import Erasure, FinishViews, draw_erasure, erase
+from hiera_core.training.loading.batch import Erasure
+from hiera_core.training.loading.finish_views import FinishViews, draw_erasure, erase
 from hiera_core.training.sampler import SampleKey
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

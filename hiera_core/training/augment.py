@@ -14,7 +14,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from .loading.finish_views import Erasure, draw_erasure
+from .loading.batch import Erasure
+from .loading.finish_views import draw_erasure
 from .settings.recipe_parts import AugmentSettings
 
 # Scale of timm's RandAugment. On this scale, the paper's magnitudes are 9 (images) and 7 (video).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from ..data.video_files.video_reader import check_damage
 from ..errors import HieraError, InputError
 from ..records import Kind
 from .augment import Augment
-from .loading.finish_views import Erasure
+from .loading.batch import Batch as Batch
+from .loading.batch import Erasure
 from .loading.mixing import PairMix, draw_mix, mix_targets
 from .recipe import Recipe
 from .sampler import MaskSampler, SampleKey, StepSampler, derive_seed
@@ -55,43 +56,6 @@ class LoadedSample:
     visible_units: torch.Tensor | None = None  # [r, k] indices of the visible mask units
     name: str = ""
     error: str | None = None
-
-
-@dataclass
-class Batch:
-    """Tensors for n samples x r repeats. The pixels are bytes until they are on the device."""
-
-    x: torch.Tensor  # [n r, 3, *size], uint8 until `FinishViews`; see `LoadedSample.views`
-    weight: torch.Tensor  # [n r], 1, or 0 for padding and unreadable samples
-    target: torch.Tensor | None = None  # [n r, classes], for classifiers
-    visible_units: torch.Tensor | None = None  # [n r, k], for autoencoders
-    bad: tuple[tuple[str, str], ...] = ()  # name and error of each unreadable sample
-    views: int = 0  # number of views without padding, also of unreadable samples
-    repeats: int = 1  # r
-    erasures: tuple[tuple[int, Erasure], ...] = ()  # rows of `x` that `FinishViews` erases
-    mixes: list[PairMix] = field(default_factory=list)  # for each view of each pair; or empty
-
-    def to(self, device: torch.device) -> Batch:
-        """Return a copy on a device."""
-        # Only CUDA copies without waiting. MPS would read memory that may be freed by then
-        # (https://github.com/pytorch/pytorch/issues/189690).
-        non_blocking = device.type == "cuda"
-
-        def move(tensor: Any) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            x=move(self.x),
-            weight=move(self.weight),
-            target=move(self.target),
-            visible_units=move(self.visible_units),
-        )
-
-    def pin_memory(self) -> Batch:
-        """Pin `x`, the only large tensor. DataLoader calls this if `pin_memory` is set."""
-        self.x = self.x.pin_memory()
-        return self
 
 
 class TrainDataset(Dataset[LoadedSample]):

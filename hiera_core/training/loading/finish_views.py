@@ -6,28 +6,15 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .batch import Batch, Erasure
 from .mixing import mix_views
-
-if TYPE_CHECKING:
-    from ..dataloader import Batch
 
 # Area as a share of the view, and aspect ratio, of random erasing, as in timm and torchvision.
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 ATTEMPTS = 10  # to draw a box that fits
-
-
-class Erasure(NamedTuple):
-    """A box of a view that becomes Gaussian noise."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    seed: int  # of the noise
 
 
 def draw_erasure(probability: float, height: int, width: int) -> Erasure | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +46,7 @@ def training_flops(recipe: Recipe, num_classes: int | None) -> int:
     if num_classes is not None:
         config["num_classes"] = num_classes
     with torch.device("meta"):
-        model = model_class(entry)(**config)
+        model: Any = model_class(entry)(**config)
         model.set_attention("eager")
         channels = model.config["in_chans"]
         x = torch.empty(1, channels, *model.config["input_size"])

@@ -16,13 +16,13 @@ class TensorBoardTracker:
     shows both as one."""
 
     def __init__(self, run: TrackedRun) -> None:
-        self._writer = SummaryWriter(run.folder / FOLDER, purge_step=run.step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(run.folder / FOLDER, purge_step=run.step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker.log`."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """See `Tracker.close`."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

@@ -432,9 +432,10 @@ class Trainer:
         values["wait"] = min(1.0, self.train_step.waited / values["seconds"])
         self.train_step.waited = 0.0
         values["eta"] = (self.sampler.steps - step) * values["step_time"]
-        values["tflops"] = self.view_flops * values["rate"] / self.world.size / 1e12
-        if self.peak_flops is not None:
-            values["mfu"] = values["tflops"] * 1e12 / self.peak_flops
+        if self.view_flops is not None:
+            values["tflops"] = self.view_flops * values["rate"] / self.world.size / 1e12
+            if self.peak_flops is not None:
+                values["mfu"] = values["tflops"] * 1e12 / self.peak_flops
         if self.setup.device.type == "cuda":
             values["memory"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**30
         result = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}

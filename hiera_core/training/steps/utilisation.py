@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ...models.factory import model_class
 from ...models.masking import draw_units
 from ..recipe import Recipe
 
+log = logging.getLogger("hiera")
 # Dense bf16 and fp16 operations per second of NVIDIA's GPUs, in 1e12, from their data sheets. The
 # first name that is part of the device's counts.
 PEAK_TFLOPS = {
@@ -31,16 +33,26 @@ PEAK_TFLOPS = {
 BACKWARD = 2  # operations of the backward pass, as a multiple of those of the forward pass
 
 
-def training_flops(recipe: Recipe, num_classes: int | None) -> int:
+def training_flops(recipe: Recipe, num_classes: int | None) -> int | None:
     """Return the number of operations for one view in training: forward and backward.
 
     What activation checkpointing computes again does not count. The model is on the meta device,
-    with eager attention, so nothing is computed, and the counter sees all of it.
+    with eager attention, so nothing is computed, and the counter sees all of it. Returns None if
+    they cannot be counted: only the log needs them, so the run goes on.
 
     Args:
         recipe: The recipe.
         num_classes: Number of classes; None for an autoencoder.
     """
+    try:
+        return (1 + BACKWARD) * _forward_flops(recipe, num_classes)
+    except Exception as error:
+        log.debug("the operations of a step cannot be counted (%s)", error)
+        return None
+
+
+def _forward_flops(recipe: Recipe, num_classes: int | None) -> int:
+    """Return the number of operations in a forward pass of one view."""
     entry = zoo.get(recipe.model.name)
     config = {**entry.config, **recipe.model.config}
     if num_classes is not None:
@@ -56,7 +68,7 @@ def training_flops(recipe: Recipe, num_classes: int | None) -> int:
             arguments["keep_ids"] = draw_units(1, windows, recipe.mask_ratio, device=x.device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(x, **arguments)
-    return (1 + BACKWARD) * counter.get_total_flops()
+    return counter.get_total_flops()
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:

@@ -26,10 +26,12 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
         "to", "returns", "topk", "output", "format", "save-as", "shard-size", "save-images",
-        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard",
-        "resume", "overwrite",
+        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "dry-run",
+        "track", "tensorboard", "profile", "resume", "overwrite",
     ),
-    "Machine": ("device", "dtype", "batch-size", "workers", "compile", "parallel"),
+    "Machine": (
+        "device", "dtype", "batch-size", "workers", "compile", "parallel", "blocking-saves",
+    ),
     "Other": (
         "config", "quiet", "verbose", "debug", "version", "help", "install-completion",
         "show-completion",

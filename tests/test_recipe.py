@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError
@@ -296,3 +297,22 @@ def test_a_warm_up_in_a_file_stays(tmp_path: Path) -> None:
 def test_options_of_other_trainers_have_a_hint(option: str, message: str, hiera: Any) -> None:
     code, _, err = hiera("train", "hiera_nano_32", "digits", *option.split())
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_print_recipe_shows_the_data_and_the_weights(
+    hiera: Callable[..., tuple[int, str, str]],
+) -> None:
+    start = ("--init-from", "mae_hiera_nano_32")
+    code, out, _ = hiera("train", "hiera_nano_32", "digits", *start, "--print-recipe")
+    values = yaml.safe_load(out)
+    assert code == 0
+    assert (values["data"]["path"], values["init_from"]) == ("digits", "mae_hiera_nano_32")
+
+
+def test_resume_and_overwrite_exclude_each_other(
+    hiera: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    both = ("--resume", "auto", "--overwrite", "-o", tmp_path / "run")
+    code, _, err = hiera("train", "hiera_nano_32", "digits", *both)
+    assert code == 2 and "leave out one of them" in err
+    assert not (tmp_path / "run").exists()

@@ -87,6 +87,15 @@ def _hint_for(option: str, arguments: list[str]) -> str | None:
     return f"it is a value of the recipe: --set {key}={value or 'VALUE'}"
 
 
+class TrackerName(StrEnum):
+    """Values of --track."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    mlflow = "mlflow"
+    trackio = "trackio"
+
+
 class Parallel(StrEnum):
     """Values of --parallel."""
 
@@ -178,8 +187,41 @@ def train(
             "fsdp: parameters are sharded (FSDP2)."
         ),
     ] = Parallel.ddp,
+    track: Annotated[
+        list[TrackerName] | None,
+        typer.Option(
+            help="Also send the measurements to a tracker. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
+        bool, typer.Option("--tensorboard", help="The same as --track tensorboard.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Carry out a few steps, say how long the run will take and how much memory it "
+            "needs, and exit. Nothing is written.",
+        ),
+    ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(
+            "--profile",
+            min=0,
+            metavar="N",
+            help="Write a trace of N steps to profile/ in the folder of the run.",
+            show_default=False,
+        ),
+    ] = 0,
+    blocking_saves: Annotated[
+        bool,
+        typer.Option(
+            "--blocking-saves",
+            help="Wait until each checkpoint is written. A thread writes it otherwise, from a "
+            "copy of the state.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool,
@@ -200,9 +242,15 @@ def train(
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("hiera").setLevel(level)
     changes = dict(map(recipes.parse_setting, settings or []))
+    if resume is not None and overwrite:
+        raise UsageError(
+            "--resume continues a run, and --overwrite deletes it", "leave out one of them"
+        )
     if print_recipe and resume is None:
         if recipe is None:
             raise UsageError("no recipe", "name a model or a .yaml file")
+        given = {"data.path": data, "init_from": init_from}
+        changes |= {key: value for key, value in given.items() if value is not None}
         chosen = recipes.read_recipe(recipe, changes, shorten_warmup=True)
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
@@ -219,7 +267,10 @@ def train(
         parallel=parallel.value,
         workers=processes,
         tensorboard=tensorboard,
+        track=tuple(each.value for each in track or ()),
         live=not quiet,
+        blocking_saves=blocking_saves,
+        profile=profile,
     )
     chosen = run_recipe.complete_recipe(recipe, data, folder, run_options, changes)
     if print_recipe:
@@ -229,6 +280,9 @@ def train(
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)
+        if dry_run:
+            _show_dry_run(chosen, splits, world, run_options)
+            return OK
         result = trainer.train(chosen, splits, folder, world, run_options)
     if world.is_main_process and not quiet:
         if chosen.task == "classify":
@@ -238,6 +292,28 @@ def train(
             next_command = f"hiera train {classifier} DATA --init-from {folder}"
         print_message(f"{_summary(result)}; {folder} holds the weights: {next_command}")
     return OK
+
+
+def _show_dry_run(recipe: Any, splits: Any, world: Any, run_options: Any) -> None:
+    """Measure the first steps of a run, and print what the whole run will take."""
+    from hiera_core.training.steps.dry_run import dry_run
+
+    found = dry_run(recipe, splits, world, run_options)
+    if not world.is_main_process:
+        return
+    minutes, seconds = divmod(round(found.seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    some = "" if found.trained == found.parameters else f" ({found.trained / 1e6:.3g}M trained)"
+    for name, text in (
+        ("model", f"{recipe.model.name}, {found.parameters / 1e6:.3g}M parameters{some}"),
+        ("steps", f"{found.steps}, {found.steps_per_pass} in a pass over the data"),
+        ("step", f"{found.step_time:.3g} s, {100 * found.wait:.0f}% of it waiting for data"),
+        ("rate", f"{found.rate:.4g} views/s on {world.size} x {world.device}"),
+        ("duration", f"{hours}:{minutes:02}:{seconds:02}, without validation and pictures"),
+        ("memory", f"{found.memory / 2**20:.0f} MiB for each process, at most"),
+        ("checkpoint", f"{found.checkpoint / 2**20:.4g} MiB"),
+    ):
+        typer.echo(f"{name:<11}{text}")
 
 
 def _summary(result: Mapping[str, object]) -> str:

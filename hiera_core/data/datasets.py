@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import UsageError, check_type, did_you_mean
 from ..zoo import labels as class_labels
 from . import folders, tar_files, toy_datasets
+from .class_balance import held_out_rows
 from .list_files import as_class_number, read_list
 from .sources import Source
 
@@ -29,7 +30,6 @@ BUILT_IN: dict[str, Any] = {
     "shapes": (toy_datasets.Shapes, toy_datasets.DIRECTIONS),
 }
 BUILT_IN_VAL = 0.2  # share of a built-in data set that is held out for validation
-SPLIT_SEED = 0
 MAX_CLASSES = 100_000  # a model has a weight for each; or ten for each sample, if that is more
 WNID = re.compile(r"n\d{8}")
 # Sizes of the validation sets. Fewer and fewer videos of Kinetics can still be downloaded.
@@ -101,7 +101,8 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
             and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; or tar shards as a file,
             a folder, or a pattern such as `shard-{000..099}.tar`.
         val: Validation data of any of these kinds, or a share of `data` to hold out (the same
-            samples every time). None: `val/` in `data`, a fifth of a built-in data set, or nothing.
+            samples every time; if they have labels, the same share of each class). None: `val/` in
+            `data`, a fifth of a built-in data set, or nothing.
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
 
     Raises:
@@ -128,7 +129,6 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
         return Splits(train, held_out)
     if not 0 < val < 1:
         raise UsageError(f"data.val is {val}", "give a share below 1, or a path")
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     count = round(val * len(train))
     if not 0 < count < len(train):
         what = "all" if count else "none"
@@ -136,7 +136,10 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
             f"data.val is {val:g}, which holds out {what} of {len(train)} samples",
             "give another share, or a path",
         )
-    return Splits(train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
+    # The split of built-in data is that of the bundled models, which is older than stratification.
+    labels = None if is_built_in(data) else train.labels
+    rows = held_out_rows(len(train), val, labels)
+    return Splits(train.subset(np.setdiff1d(np.arange(len(train)), rows)), train.subset(rows))
 
 
 def open_eval_data(data: str | Path) -> MediaDataset:

@@ -80,8 +80,14 @@ class HieraBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, n, dim] -> [b, n / q_stride, dim_out], window-major."""
         x_norm = self.norm1(x)
-        x = self.shortcut(x, x_norm) + self.drop_path(self.ls1(self.attn(x_norm)))
-        out: torch.Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = self.shortcut(x, x_norm) + self.drop(self.ls1(self.attn(x_norm)), 0)
+        out: torch.Tensor = x + self.drop(self.ls2(self.mlp(self.norm2(x))), 1)
+        return out
+
+    def drop(self, x: torch.Tensor, branch: int) -> torch.Tensor:
+        """Apply stochastic depth to the output of the attention (branch 0) or of the MLP (1)."""
+        module = self.drop_path
+        out: torch.Tensor = module(x, branch) if isinstance(module, DropPath) else module(x)
         return out
 
     def shortcut(self, x: torch.Tensor, x_norm: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, overload
 
@@ -62,6 +62,10 @@ class Encoder(nn.Module, PretrainedMixin):
     def embedding(self, ends: list[torch.Tensor]) -> torch.Tensor:
         """Return one vector for each input, from the tokens that `encode` collected. -> [b, c]"""
         raise NotImplementedError
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return one vector for each input. [b, chans, *size] -> [b, c]"""
+        return self.embedding(self.encode(x, collect=True)[1])
 
     def stage_maps(
         self, ends: list[torch.Tensor], *, size: Sequence[int] | None = None
@@ -274,7 +278,7 @@ class Encoder(nn.Module, PretrainedMixin):
         self.grad_checkpointing = enable
 
     def run_blocks(
-        self, blocks: Sequence[nn.Module], x: torch.Tensor, *, windowed: bool
+        self, blocks: Iterable[nn.Module], x: torch.Tensor, *, windowed: bool
     ) -> torch.Tensor:
         """Return `x` after all blocks. b (w t) c -> b (w t') c'
 
@@ -284,7 +288,7 @@ class Encoder(nn.Module, PretrainedMixin):
             windowed: Whether all blocks attend within windows.
         """
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return cpu.run_blocks(blocks, x, windowed=windowed)
+            return cpu.run_blocks([*blocks], x, windowed=windowed)
         for block in blocks:
             x = checkpoint(block, x, use_reentrant=False)
         return x

@@ -66,21 +66,47 @@ class Mlp(nn.Module):
 
 @known_forward
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drop a residual branch per sample."""
+    """Stochastic depth (Huang et al. 2016): in training, drop a residual branch per sample.
+
+    Attributes:
+        factors: What each sample of the next batch is multiplied by, 0 or 1 / (1 - drop_prob), for
+            each of the block's two branches, [2, b]. None: it is drawn from torch's generator. A
+            trainer sets it, so that what a sample gets does not depend on its process.
+    """
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
         self.drop_prob = drop_prob
+        self.factors: torch.Tensor | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, branch: int = 0) -> torch.Tensor:
+        """[b, ...] -> [b, ...], for the block's attention (branch 0) or MLP (1)."""
         if not self.training or self.drop_prob == 0.0:
             return x
         keep = 1.0 - self.drop_prob
         shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        if self.factors is not None:
+            return x * self.factors[branch].to(x.dtype).view(shape)
         return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3f}"
+
+
+class Dropout(nn.Dropout):
+    """Dropout of vectors [b, c].
+
+    Attributes:
+        factors: What the next batch is multiplied by, [b, c]; see `DropPath`.
+    """
+
+    factors: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, c] -> [b, c]"""
+        if not self.training or self.factors is None:
+            return super().forward(x)
+        return x * self.factors.to(x.dtype)
 
 
 @known_forward
@@ -119,7 +145,7 @@ class Head(nn.Module):
         act_func: Callable[[torch.Tensor], torch.Tensor] = _softmax,
     ) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout_rate) if dropout_rate > 0 else nn.Identity()
+        self.dropout = Dropout(dropout_rate) if dropout_rate > 0 else nn.Identity()
         self.projection = nn.Linear(dim, num_classes)
         self.act_func = act_func
 

@@ -179,8 +179,7 @@ class MaskedAutoencoderHiera(HieraEncoder):
         x = full.scatter(1, index, x).flatten(1, 2)
         # Attention is global, so the tokens stay window-major and the embedding is permuted.
         x = x + layout.to_windows(self._decoder_position(layout), self.q_pool)
-        for block in self.decoder_blocks:
-            x = block(x)
+        x = self.run_blocks(self.decoder_blocks, x, windowed=False)
         if deleted is None:
             x = layout.to_grid(x, self.q_pool).flatten(1, -2)
         else:

@@ -6,11 +6,13 @@ import platform
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from .. import zoo
 from ..compiling.compiled import compile_in_place
 from ..cores import cores_per_process
+from ..data.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, dtype_name, is_out_of_memory, training_dtype
@@ -25,9 +27,11 @@ from . import optimizer
 from .augment import Augment
 from .checkpoints.checkpoint import TrainingState
 from .distributed import World, unwrap_model
+from .loading.finish_views import FinishViews
 from .recipe import Recipe
 from .recipe import RunOptions as RunOptions
 from .sampler import MaskSampler, derive_seed
+from .tuning import freezing, lora
 
 DEFAULT_WORKERS = 8  # largest number without the option
 
@@ -45,6 +49,7 @@ class TrainingSetup:
     precision: torch.dtype  # dtype of autocast
     world: World
     workers: int  # dataloader workers of this process
+    class_weights: torch.Tensor | None  # of the loss, float32 [classes]
     weights: str  # what the weights were at the start: "random", or where they come from
 
     @property
@@ -60,8 +65,18 @@ class TrainingSetup:
 
     @property
     def view_shape(self) -> tuple[int, ...]:
-        """Shape of a view: channels, (frames,) height, width."""
+        """Shape of a view in training: channels, (frames,) height, width."""
         return (1 if self.transform.grey else 3, *self.size)
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of a view in evaluation, before it is normalised: (frames,) height, width, 3."""
+        return (*self.size, 3)
+
+    @property
+    def finish(self) -> FinishViews:
+        """What remains to be done to a training batch on the device."""
+        return FinishViews(self.transform.mean, self.transform.std)
 
     @property
     def clip(self) -> VideoTransform | None:
@@ -85,6 +100,7 @@ class TrainingSetup:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+        parameters = list(self.training.model.parameters())
         return {
             "steps": steps,
             "weights": self.weights,
@@ -94,7 +110,8 @@ class TrainingSetup:
             "processes": self.world.size,
             "device": str(self.device),
             "precision": str(self.precision).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in self.training.model.parameters()),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
             "versions": versions,
         }
 
@@ -125,6 +142,10 @@ def build_training(
     model, new_card = _build_model(recipe, samples, init_from)
     resumes, card = card is not None, card or new_card
     config, masking = model.config, None
+    if recipe.freeze is not None:
+        freezing.freeze_blocks(model, recipe.freeze)
+    if recipe.lora is not None:
+        lora.add_adapters(model, recipe.lora)
     if isinstance(model, MaskedAutoencoderHiera):
         windows = model.layout.windows
         check_mask_ratio(recipe.mask_ratio, windows)
@@ -144,7 +165,6 @@ def build_training(
             recipe.augment,
             transform.size,
             transform.mean,
-            transform.std,
             interpolation,
             transform.grey,
         ),
@@ -153,8 +173,16 @@ def build_training(
         precision=DTYPES[precision],
         world=world,
         workers=default_workers() if options.workers is None else options.workers,
+        class_weights=_class_weights(recipe, samples, world),
         weights="from the checkpoint" if resumes else _origin(init_from),
     )
+
+
+def _class_weights(recipe: Recipe, samples: MediaDataset, world: World) -> torch.Tensor | None:
+    if recipe.class_weights is None or samples.labels is None or samples.num_classes is None:
+        return None
+    weights = balanced_weights(np.asarray(samples.labels), samples.num_classes)
+    return torch.from_numpy(weights).to(world.device)
 
 
 def _origin(init_from: str | None) -> str:
@@ -219,16 +247,19 @@ def _build_state(
     """Compile a model, make it parallel, and return it with its optimiser, EMA and loss scaler."""
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
-        for block in model.blocks:  # FSDP's collectives between blocks cannot be part of a graph
+        # FSDP's collectives between blocks cannot be part of a graph.
+        for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
             compile_in_place(block)
     elif options.compile:
         compile_in_place(model)
-    parallel_model = world.parallelize(model, options.parallel)
+    parallel_model = world.parallelize(model, options.parallel, DTYPES[precision])
     inner = unwrap_model(parallel_model)
     assert isinstance(inner, HieraEncoder)
     averages = {}
     if recipe.ema:
-        averages = {name: p.detach().clone() for name, p in inner.named_parameters()}
+        averages = {
+            name: p.detach().clone() for name, p in inner.named_parameters() if p.requires_grad
+        }
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
     return TrainingState(
         parallel_model, optimizer.build_optimizer(inner, recipe.optimizer), averages, scaler

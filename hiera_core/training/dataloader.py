@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,9 +26,15 @@ from ..data.video_files.animation_reader import kind_for_model, open_video
 from ..data.video_files.video_reader import check_damage
 from ..errors import HieraError, InputError
 from ..records import Kind
-from .augment import Augment, mix
+from .augment import Augment
+from .loading.batch import Batch as Batch
+from .loading.batch import Erasure
+from .loading.mixing import PairMix, draw_mix, mix_targets
 from .recipe import Recipe
-from .sampler import MaskSampler, SampleKey, derive_seed
+from .sampler import MaskSampler, SampleKey, StepSampler, derive_seed
+
+if TYPE_CHECKING:
+    from .build import TrainingSetup
 
 # As soon as they are decoded, video frames are downscaled until their short side is this multiple
 # of the model's input size. SlowFast resizes the short side to between 256 and 320 pixels for an
@@ -44,40 +50,12 @@ class LoadedSample:
     """
 
     key: SampleKey
-    views: torch.Tensor | None = None  # [r, 3, *size]
+    views: torch.Tensor | None = None  # uint8 [r, 3, *size], or [r, *size, 3] for evaluation
+    erasures: tuple[Erasure | None, ...] = ()  # of each view
     label: int = 0
     visible_units: torch.Tensor | None = None  # [r, k] indices of the visible mask units
     name: str = ""
     error: str | None = None
-
-
-@dataclass
-class Batch:
-    """Tensors for n samples x r repeats."""
-
-    x: torch.Tensor  # [n r, 3, *size]
-    weight: torch.Tensor  # [n r], 1, or 0 for padding and unreadable samples
-    target: torch.Tensor | None = None  # [n r, classes], for classifiers
-    visible_units: torch.Tensor | None = None  # [n r, k], for autoencoders
-    bad: tuple[tuple[str, str], ...] = ()  # name and error of each unreadable sample
-
-    def to(self, device: torch.device) -> Batch:
-        """Return a copy on a device."""
-        # Only CUDA copies without waiting. MPS would read memory that may be freed by then
-        # (https://github.com/pytorch/pytorch/issues/189690).
-        non_blocking = device.type == "cuda"
-
-        def move(tensor: Any) -> Any:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            move(self.x), move(self.weight), move(self.target), move(self.visible_units), self.bad
-        )
-
-    def pin_memory(self) -> Batch:
-        """Pin `x`, the only large tensor. DataLoader calls this if `pin_memory` is set."""
-        self.x = self.x.pin_memory()
-        return self
 
 
 class TrainDataset(Dataset[LoadedSample]):
@@ -114,17 +92,21 @@ class TrainDataset(Dataset[LoadedSample]):
         else:
             positions = [np.random.default_rng(derive_seed("time", *s)).random() for s in seeds]
             pixels = read_clips(content, self.clip, positions)
-        views = []
+        views: list[torch.Tensor] = []
+        erasures: list[Erasure | None] = []
         with torch.random.fork_rng(devices=[]):
             for seed, view in zip(seeds, pixels, strict=True):
                 torch.manual_seed(derive_seed("augment", *seed))
-                views.append(self.augment(view))
+                augmented, erasure = self.augment(view)
+                views.append(augmented)
+                erasures.append(erasure)
         units = torch.stack([self.masking.draw(*s) for s in seeds]) if self.masking else None
-        return LoadedSample(key, torch.stack(views), visible_units=units)
+        return LoadedSample(key, torch.stack(views), erasures=tuple(erasures), visible_units=units)
 
 
 class EvalDataset(Dataset[LoadedSample]):
-    """Samples with the preprocessing of evaluation: one centre view each, and a fixed mask.
+    """Samples as evaluation sees them: one centre view each, in bytes, and a fixed mask. The
+    transform normalises them, on the device.
 
     Args:
         samples: The held-out data.
@@ -150,19 +132,19 @@ class EvalDataset(Dataset[LoadedSample]):
         else:
             _, segments = read_segments(content, Sampling(clips=1, crops=1), self.transform)
             view = next(segments).views[0]
-        x = self.transform.normalise(torch.from_numpy(view)[None])
+        x = torch.from_numpy(view)[None]
         units = self.masking.draw("held out", str(key.sample))[None] if self.masking else None
         return LoadedSample(key, x, visible_units=units)
 
 
 class Collator:
-    """Turns samples into a batch; applies mixup and CutMix.
+    """Turns samples into a batch; draws mixup and CutMix, and mixes the targets.
 
     Mixing pairs are samples 0 and 1, 2 and 3, and so on. Processes share a batch in whole pairs, so
     mixing does not depend on the number of processes.
 
     Args:
-        shape: Shape of a view, (3, *size).
+        shape: Shape of a view, (3, *size), or (*size, 3) for evaluation.
         num_classes: Number of classes; None for an autoencoder.
         recipe: The recipe, for its mixing, seed and repeats; None for validation, which has none
             of these.
@@ -178,50 +160,65 @@ class Collator:
         self.seed, self.repeats = (recipe.seed, recipe.data.repeats) if recipe else (0, 1)
 
     def __call__(self, items: list[LoadedSample]) -> Batch:
-        empty = torch.zeros(self.repeats, *self.shape)
+        empty = torch.zeros(self.repeats, *self.shape, dtype=torch.uint8)
         x = torch.stack([empty if item.views is None else item.views for item in items])
         weight = torch.tensor([float(item.views is not None) for item in items])
         bad = tuple((item.name, item.error) for item in items if item.error is not None)
-        batch = Batch(x, weight.repeat_interleave(self.repeats), bad=bad)
+        views = self.repeats * sum(item.key.sample is not None for item in items)
+        batch = Batch(
+            x.flatten(0, 1),
+            weight.repeat_interleave(self.repeats),
+            bad=bad,
+            views=views,
+            repeats=self.repeats,
+        )
+        batch.erasures = tuple(
+            (row * self.repeats + repeat, erasure)
+            for row, item in enumerate(items)
+            for repeat, erasure in enumerate(item.erasures)
+            if erasure is not None
+        )
         if self.num_classes is not None:
-            batch.target = self._targets(items, x)
+            batch.target, batch.mixes = self._targets(items, self.num_classes)
         batch.visible_units = _stack_units(items)
-        batch.x = x.flatten(0, 1)
         return batch
 
-    def _targets(self, items: list[LoadedSample], x: torch.Tensor) -> torch.Tensor:
-        """Return the targets [n r, classes]; mix pairs of samples in `x` [n, r, ...] in place."""
-        assert self.num_classes is not None
+    def _targets(
+        self, items: list[LoadedSample], num_classes: int
+    ) -> tuple[torch.Tensor, list[PairMix]]:
+        """Return the targets [n r, classes], and how each view of each pair is mixed."""
         labels = torch.tensor([item.label for item in items])
-        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
+        targets = torch.nn.functional.one_hot(labels, num_classes).float()
         targets = targets[:, None].repeat(1, self.repeats, 1)  # n r classes
+        mixes: list[PairMix] = []
         if self.mixing is None:
-            return targets.flatten(0, 1)
+            return targets.flatten(0, 1), mixes
         for first in range(0, len(items) - 1, 2):
             pair = slice(first, first + 2)
-            if any(item.views is None for item in items[pair]):
-                continue
             for repeat in range(self.repeats):
+                if any(item.views is None for item in items[pair]):
+                    mixes.append(PairMix())
+                    continue
                 seed = derive_seed("mix", self.seed, *map(str, items[first].key), repeat)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    mixed = mix(x[pair, repeat], labels[pair], self.mixing, self.num_classes)
-                x[pair, repeat], targets[pair, repeat] = mixed
-        return targets.flatten(0, 1)
+                    mixes.append(draw_mix(self.mixing, *self.shape[-2:]))
+                targets[pair, repeat] = mix_targets(targets[pair, repeat], mixes[-1])
+        return targets.flatten(0, 1), mixes
 
 
 def make_loader(
     dataset: Dataset[LoadedSample],
-    keys: Iterator[list[SampleKey]],
+    keys: Iterable[list[SampleKey]],
     collate: Collator,
     workers: int,
     device: torch.device,
 ) -> DataLoader[Batch]:
-    """Return a dataloader whose workers prefetch batches.
+    """Return a dataloader whose workers prefetch batches. They live as long as the loader.
 
     Args:
         dataset: The samples.
-        keys: Keys of the samples of each batch.
+        keys: Keys of the samples of each batch. A list can be gone through several times.
         collate: Turns samples into a batch.
         workers: Number of worker processes; 0 reads in the main process.
         device: The device that the batches go to; batches for CUDA are in pinned memory.
@@ -236,7 +233,18 @@ def make_loader(
         worker_init_fn=_prepare_worker if workers else None,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        persistent_workers=workers > 0,
     )
+
+
+def training_batches(
+    setup: TrainingSetup, samples: MediaDataset, recipe: Recipe, sampler: StepSampler, step: int
+) -> Iterator[Batch]:
+    """Return the training batches of this process, starting at a step."""
+    dataset = TrainDataset(samples, setup.augment, recipe, setup.clip, setup.masking)
+    collate = Collator(setup.view_shape, setup.num_classes, recipe)
+    keys = sampler.batches(step)
+    return iter(make_loader(dataset, keys, collate, setup.workers, setup.device))
 
 
 def _prepare_worker(worker: int) -> None:

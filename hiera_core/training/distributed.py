@@ -102,22 +102,40 @@ class World:
         if errors[0] is not None:
             raise errors[0]
 
-    def parallelize(self, model: HieraEncoder, parallel: Parallel = "ddp") -> nn.Module:
+    def parallelize(
+        self,
+        model: HieraEncoder,
+        parallel: Parallel = "ddp",
+        precision: torch.dtype = torch.float32,
+    ) -> nn.Module:
         """Return the model prepared for training on all processes.
 
         Args:
             model: The model, on this process's device. FSDP changes it in place.
             parallel: `ddp` keeps a copy of the model in each process; `fsdp` shards its
                 parameters, block by block (FSDP2).
+            precision: dtype of autocast. With bf16, FSDP gathers the weights of blocks in bf16,
+                and adds gradients in fp32. What is outside of blocks is small, and stays in fp32,
+                so that the residual stream is what it is under DDP.
         """
         if parallel == "fsdp" and self.size > 1:
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import (
+                MixedPrecisionPolicy,
+                fully_shard,
+                register_fsdp_forward_method,
+            )
 
             mesh = init_device_mesh(self.device.type, (self.size,))
+            policy = MixedPrecisionPolicy()
+            if precision is torch.bfloat16:
+                policy = MixedPrecisionPolicy(
+                    torch.bfloat16, torch.float32, cast_forward_inputs=False
+                )
             for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
             fully_shard(model, mesh=mesh)
+            register_fsdp_forward_method(model, "embed")  # for a probe
             return model
         if self.size > 1:
             return nn.parallel.DistributedDataParallel(

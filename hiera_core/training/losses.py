@@ -21,7 +21,8 @@ from .recipe import Recipe
 
 @dataclass
 class BatchLosses:
-    """Losses and hits for a batch of n views. For an autoencoder, `top1` and `top5` are 0."""
+    """Losses and hits for a batch of n views. For an autoencoder, and in training, `top1` and
+    `top5` are 0."""
 
     losses: torch.Tensor  # [n]
     top1: torch.Tensor  # [n], 1 if the most probable class is right
@@ -29,7 +30,11 @@ class BatchLosses:
 
 
 def compute_losses(
-    model: nn.Module, batch: Batch, recipe: Recipe, precision: torch.dtype
+    model: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    precision: torch.dtype,
+    class_weights: torch.Tensor | None = None,
 ) -> BatchLosses:
     """Run a model on a batch, and return the loss of each view.
 
@@ -38,6 +43,8 @@ def compute_losses(
         batch: The batch. Without a target, the model is an autoencoder.
         recipe: The recipe, for its label smoothing, which applies in training mode only.
         precision: dtype of autocast; float32 turns autocast off.
+        class_weights: Weights of the classes in training, float32 [classes]. Mixed targets have
+            weights in proportion.
 
     Raises:
         DeviceError: The device is out of memory, or torch.compile failed.
@@ -53,15 +60,20 @@ def compute_losses(
                 zeros = torch.zeros_like(losses)
                 return BatchLosses(losses, zeros, zeros)
             output = model(batch.x).float()
-        if model.training:  # the output is logits
+        if model.training:  # the output is logits, and nobody asks for the hits
             smoothing = recipe.augment.label_smoothing
             losses = F.cross_entropy(
-                output, batch.target, reduction="none", label_smoothing=smoothing
+                output,
+                batch.target,
+                weight=class_weights,
+                reduction="none",
+                label_smoothing=smoothing,
             )
-        else:  # the output is probabilities
-            losses = F.nll_loss(
-                output.clamp_min(1e-12).log(), batch.target.argmax(1), reduction="none"
-            )
+            zeros = torch.zeros_like(losses)
+            return BatchLosses(losses, zeros, zeros)
+        losses = F.nll_loss(  # of probabilities
+            output.clamp_min(1e-12).log(), batch.target.argmax(1), reduction="none"
+        )
         ranked = output.detach().topk(min(TOP_K, output.shape[1])).indices
         top1, top5 = topk_hits(ranked, batch.target.argmax(1))
         return BatchLosses(losses, top1.float(), top5.float())

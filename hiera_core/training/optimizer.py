@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..models.hiera import HieraEncoder
-from .recipe import OptimizerSettings
+from .settings.recipe_parts import OptimizerSettings
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -24,7 +24,7 @@ class Group:
 
 
 def parameter_groups(model: HieraEncoder, layer_decay: float = 1.0) -> list[Group]:
-    """Return the parameter groups of a model.
+    """Return the parameter groups of a model, of the parameters that are trained.
 
     One-dimensional parameters and position embeddings get no weight decay.
 
@@ -38,6 +38,8 @@ def parameter_groups(model: HieraEncoder, layer_decay: float = 1.0) -> list[Grou
     last, groups = len(model.blocks) + 1, dict[tuple[float, bool], Group]()
     undecayed = {*model.no_weight_decay(), "decoder_pos_embed"}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decay = parameter.dim() > 1 and name not in undecayed
         scale = layer_decay ** (last - layer_index(name, last))
         groups.setdefault((scale, decay), Group(scale, decay, [])).names.append(name)

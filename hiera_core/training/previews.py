@@ -46,7 +46,8 @@ class Previews:
         loaded = [dataset[SampleKey(0, number)] for number in numbers]
         views = [sample.views for sample in loaded if sample.views is not None]
         units = [sample.visible_units for sample in loaded if sample.visible_units is not None]
-        self.x = torch.cat(views).to(setup.device) if views else None
+        normalise = setup.transform.normalise
+        self.x = normalise(torch.cat(views).to(setup.device)) if views else None
         self.visible_units = torch.cat(units).to(setup.device) if units else None
 
     def draw(self, epoch: int) -> None:

@@ -9,74 +9,29 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import yaml
 
 from .. import zoo
-from ..errors import UsageError, check_choice, did_you_mean, is_whole
+from ..errors import UsageError, check_choice, is_whole
 from ..models.masking import MASK_RATIOS, check_mask_ratio
+from .settings.recipe_parts import (
+    AugmentSettings,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ProbeSettings,
+    ScheduleSettings,
+)
+from .settings.typed_values import build_settings, plain
 
 MAX_RATIO, MAX_RANDAUGMENT_OPS = 100, 100  # far beyond what is useful
 MOST_WORKERS = 1024
+MOST_PROFILED = 1000  # steps; a trace of one can take megabytes
 Parallel = Literal["ddp", "fsdp"]
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The model."""
-
-    name: str  # a name in the zoo
-    config: dict[str, Any] = field(default_factory=dict)  # constructor arguments to change
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """The data: where it is, what is held out, and how samples are read."""
-
-    path: str | None = None  # the training data, see `open_splits`
-    val: str | float | None = None  # path of held-out data, or share of the data to hold out
-    repeats: int = 1  # views of a sample each time it is read (repeated sampling)
-    max_bad: float = 0.01  # largest share of unreadable samples; above it the run stops
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """Random augmentation of samples. All frames of a clip get the same augmentation."""
-
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a share of the image
-    ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # width / height of the crop
-    flip: float = 0.5  # probability of a horizontal flip
-    randaugment: float = 0.0  # magnitude, up to 10; 0 turns RandAugment off
-    randaugment_std: float = 0.5  # standard deviation of the magnitude
-    randaugment_ops: int = 2  # operations for each sample
-    erasing: float = 0.0  # probability of random erasing
-    mixup: float = 0.0  # alpha of the Beta distribution; 0 turns mixup off
-    cutmix: float = 0.0  # alpha of the Beta distribution; 0 turns CutMix off
-    label_smoothing: float = 0.0
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Settings of AdamW."""
-
-    lr: float  # peak rate for `lr_batch_size`; scaled linearly to the recipe's batch size
-    lr_batch_size: int
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0  # learning rate of a block, divided by that of the next block
-    clip_grad: float | None = None  # largest L2 norm of the gradient; None: no clipping
-
-
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """Length of the run and learning rate schedule."""
-
-    epochs: float  # effective epochs: passes over the data times data.repeats
-    warmup_epochs: float = 0.0  # linear warm-up from 0
-    kind: Literal["cosine", "constant"] = "cosine"
-    final_lr: float = 0.0  # final rate of the cosine, for `lr_batch_size`
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -88,26 +43,47 @@ class Recipe:
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     batch_size: int  # views for one optimiser step, over all processes
-    data: DataSettings = DataSettings()
-    augment: AugmentSettings = AugmentSettings()
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    class_weights: Literal["balanced"] | None = None  # of the loss: inverse to the class sizes
     init_from: str | None = None  # weights to start from; None: random weights
+    # What stays as it is: the number of first blocks, or "encoder" for all blocks. Embeddings, too.
+    freeze: int | str | None = None
+    lora: LoraSettings | None = None
     accumulate: int = 1  # forward passes for one step, if its batch does not fit in memory
     mask_ratio: float = MASK_RATIOS["image"]  # share of hidden mask units, for the task `mae`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
     # Decay of the weights' exponential moving average (EMA), which is validated and saved; 0: none.
     ema: float = 0.0
     grad_checkpointing: bool = False
+    deterministic: bool = False  # only kernels whose results do not change from run to run
     seed: int = 0
     log_every: int = 20  # steps between measurements in the log
     val_every: float = 1.0  # passes between validations
+    probe: ProbeSettings | None = None
     save_every: float = 1.0  # passes between checkpoints
-    keep_checkpoints: int = 2  # number of checkpoints to keep
+    keep_checkpoints: int = 2  # number of checkpoints to keep, the newest ones
+    keep_every: float | None = None  # passes between checkpoints that are kept for good
+    # The measurement whose best weights are exported to best/, too; None: only the last ones.
+    keep_best: Literal["loss", "top1", "probe"] | None = None
 
     def __post_init__(self) -> None:
         self._check_task()
         self._check_positive()
         self._check_not_negative()
         self._check_fractions()
+        self._check_tuning()
+        if self.task == "mae" and (self.data.balanced or self.class_weights):
+            name = "data.balanced" if self.data.balanced else "class_weights"
+            raise UsageError(f"{name} needs classes", "leave it out for task mae")
+        if self.data.balanced and self.class_weights:
+            raise UsageError(
+                "data.balanced and class_weights are both given", "each evens out the classes alone"
+            )
+        if self.keep_best == "top1" and self.task == "mae":
+            raise UsageError("keep_best is top1, and an autoencoder has no classes", "use loss")
+        if self.keep_best == "probe" and self.probe is None:
+            raise UsageError("keep_best is probe, and the recipe has none", "set probe.every")
         clip = self.optimizer.clip_grad
         if clip is not None and not clip > 0:
             raise UsageError(
@@ -147,6 +123,19 @@ class Recipe:
                 f"use {classifier if entry.autoencoder else 'mae_' + classifier}",
             )
 
+    def _check_tuning(self) -> None:
+        """Check `freeze` and `lora`."""
+        freeze = self.freeze
+        if freeze is not None and freeze != "encoder" and (isinstance(freeze, str) or freeze < 1):
+            raise UsageError(f"freeze is {freeze!r}", "give a number of blocks, or encoder")
+        if self.lora is not None and freeze is not None:
+            raise UsageError(
+                "freeze and lora are both given", "leave out freeze: lora trains no other weights"
+            )
+        for name in ("freeze", "lora"):
+            if getattr(self, name) is not None and self.task == "mae":
+                raise UsageError(f"{name} is for fine-tuning", "leave it out for task mae")
+
     def _check_positive(self) -> None:
         positive = {
             "batch_size": self.batch_size,
@@ -159,6 +148,14 @@ class Recipe:
             "val_every": self.val_every,
             "save_every": self.save_every,
         }
+        if self.keep_every is not None:
+            positive["keep_every"] = self.keep_every
+        if self.probe is not None:
+            positive["probe.every"] = self.probe.every
+            positive["probe.samples"] = self.probe.samples
+            positive["probe.neighbours"] = self.probe.neighbours
+        if self.lora is not None:
+            positive |= {"lora.rank": self.lora.rank, "lora.alpha": self.lora.alpha}
         for name, value in positive.items():
             if not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value}", "give a number above 0, but not infinity")
@@ -208,8 +205,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, object]:
         """Return the settings as nested dictionaries, for YAML and JSON."""
-        plain: dict[str, object] = _plain(dataclasses.asdict(self))
-        return plain
+        values: dict[str, object] = plain(dataclasses.asdict(self))
+        return values
 
     def to_yaml(self) -> str:
         """Return the settings as YAML, which `read_recipe` reads."""
@@ -229,8 +226,12 @@ class RunOptions:
         parallel: How several processes share the model; see `World.parallelize`.
         workers: Dataloader workers of each process, at most 1024. None: the CPU cores that this
             process may use, divided by the number of processes on this machine, at most 8.
-        tensorboard: Also write events for TensorBoard.
+        tensorboard: Also write events for TensorBoard. The same as `tensorboard` in `track`.
+        track: Trackers that also get the measurements: tensorboard, wandb, mlflow, trackio.
         live: Show a live table, if stderr is a terminal.
+        profile: Number of steps of which the main process writes a trace, after the first ones.
+        blocking_saves: Wait until each checkpoint is written. Otherwise a thread writes it from a
+            copy of the state in the memory of the main process.
     """
 
     init_from: str | None = None
@@ -240,90 +241,28 @@ class RunOptions:
     parallel: Parallel = "ddp"
     workers: int | None = None
     tensorboard: bool = False
+    track: tuple[str, ...] = ()
     live: bool = True
+    blocking_saves: bool = False
+    profile: int = 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers, each once."""
+        chosen = {"tensorboard"} if self.tensorboard else set()
+        return tuple(name for name in TRACKERS if name in chosen | set(self.track))
 
     def __post_init__(self) -> None:
         check_choice("parallel", self.parallel, typing.get_args(Parallel))
+        for name in self.track:
+            check_choice("tracker", name, TRACKERS)
+        if not is_whole(self.profile) or not 0 <= self.profile <= MOST_PROFILED:
+            raise UsageError(
+                f"profile is {self.profile!r}", f"give a number of steps from 0 to {MOST_PROFILED}"
+            )
         if self.workers is not None and not is_whole(self.workers):
             raise UsageError(f"workers is {self.workers!r}", "give a whole number, or None")
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
             raise UsageError(
                 f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
             )
-
-
-def _plain(value: Any) -> Any:
-    """Convert tuples to lists, including those in dictionaries."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def build_settings(cls: Any, values: Any, where: str = "") -> Any:
-    """Build a dataclass from a dictionary, and convert each value to the type of its field.
-
-    Args:
-        cls: The dataclass. Its fields may be dataclasses too.
-        values: The values, by field name.
-        where: Dotted key of `values` in the recipe, for messages; empty for the whole recipe.
-
-    Raises:
-        UsageError: A key is unknown (the hint suggests a similar one), a required key is missing,
-            or a value has the wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where or 'the recipe'} is {values!r}", "give `key: value` lines")
-    types = typing.get_type_hints(cls)
-    for key in values:
-        if key not in types:
-            hint = did_you_mean(str(key), types) or f"keys are {', '.join(types)}"
-            raise UsageError(f"unknown key {_path(where, key)!r}", hint)
-    for spec in dataclasses.fields(cls):
-        required = spec.default is spec.default_factory is dataclasses.MISSING
-        if required and spec.name not in values:
-            raise UsageError(f"the recipe has no {_path(where, spec.name)!r}", "set it")
-    return cls(**{k: _convert(types[k], v, _path(where, k)) for k, v in values.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """Convert a value to a type: a dataclass, union, Literal, tuple or plain type."""
-    if dataclasses.is_dataclass(kind):
-        return build_settings(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    try:
-        if origin is UnionType:
-            return _convert_to_union(arguments, value, where)
-        if origin is Literal:
-            return arguments[arguments.index(value)]
-        if origin is tuple:
-            return tuple(_convert(t, v, where) for t, v in zip(arguments, value, strict=True))
-        if kind is float and not isinstance(value, bool):
-            return float(value)  # YAML parses "1e-3" as a string
-        if kind is int and not isinstance(value, bool) and float(value) == int(value):
-            return int(value)
-        if isinstance(value, origin or kind):
-            return value
-    except (TypeError, ValueError, OverflowError):  # the last from numbers beyond any float
-        pass
-    raise UsageError(f"{where} is {value!r}", f"expected {_describe_type(kind)}")
-
-
-def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Convert a value to a member of a union. A string stays a string if the union has `str`."""
-    if value is None and NoneType in members:
-        return None
-    if isinstance(value, str) and str in members:
-        return value
-    others = [member for member in members if member not in (NoneType, str)]
-    return _convert(others[0] if others else str, value, where)
-
-
-def _describe_type(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    return str(getattr(kind, "__name__", kind)) if not typing.get_args(kind) else str(kind)
-
-
-def _path(where: str, key: object) -> str:
-    """Return the dotted key of `key` under `where`."""
-    return f"{where}.{key}" if where else str(key)

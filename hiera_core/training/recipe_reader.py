@@ -19,7 +19,15 @@ log = logging.getLogger("hiera")
 RECIPES = Path(__file__).with_name("recipes")
 # Keys of the recipe that may change when a run resumes, because the weights do not depend on them.
 # The data is compared by its content.
-CHANGEABLE_KEYS = ("log_every", "val_every", "save_every", "keep_checkpoints", "data.path")
+CHANGEABLE_KEYS = (
+    *("log_every", "val_every", "save_every", "data.path"),
+    *("keep_checkpoints", "keep_every", "keep_best"),
+    *("probe", "probe.method", "probe.every", "probe.data", "probe.val"),
+    *("probe.samples", "probe.neighbours"),
+)
+
+# Sections of the recipe that are null in most recipes.
+OPTIONAL_SECTIONS = ("probe", "lora")
 
 
 def read_recipe(
@@ -210,6 +218,8 @@ def apply_settings(values: dict[str, Any], settings: Mapping[str, Any] | None) -
         *parents, last = key.split(".")
         section = values
         for parent in parents:
+            if section.get(parent) is None and parent in OPTIONAL_SECTIONS:
+                section[parent] = {}
             if not isinstance(section.setdefault(parent, {}), dict):
                 raise UsageError(f"{key}: {parent} holds no further keys", "see --print-recipe")
             section = section[parent]

@@ -22,9 +22,13 @@ from .checkpoints.checkpoint_file import whole_tensor
 from .checkpoints.checkpoint_meta import META, read_meta
 from .checkpoints.run_recipe import RECIPE_NAME, other_recipe, with_absolute_paths
 from .distributed import World, unwrap_model
+from .judging.best_weights import FOLDER as BEST
 from .recipe import Recipe, RunOptions
 from .recipe_reader import differences, read_recipe
 from .run_log import CURVES_NAME, LOG_NAME, START, TENSORBOARD, events
+from .steps import profiler
+from .trackers import tracker
+from .tuning import lora
 
 if TYPE_CHECKING:
     from .build import TrainingSetup
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 # Reasons why no folder can have such a name, rather than why it cannot be written just now.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 WEIGHTS, CONFIG, CARD = MODEL_FILES = ("model.safetensors", "config.json", "hiera.json")
-SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD)
+SUBFOLDERS = (checkpoint.FOLDER, previews.FOLDER, TENSORBOARD, lora.FOLDER, BEST, profiler.FOLDER)
 
 
 @contextlib.contextmanager
@@ -221,13 +225,20 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove the files of an earlier run, and nothing else, and write the recipe."""
         checkpoint.remove_all(self.path / checkpoint.FOLDER)
-        for pattern in (f"{previews.FOLDER}/epoch-*.png", f"{TENSORBOARD}/events.out.tfevents.*"):
+        for pattern in (
+            f"{previews.FOLDER}/epoch-*.png",
+            f"{TENSORBOARD}/events.out.tfevents.*",
+            f"{profiler.FOLDER}/trace-*.json",
+            f"{lora.FOLDER}/adapter_*",
+            f"{BEST}/{lora.FOLDER}/adapter_*",
+            *(f"{BEST}/{name}" for name in MODEL_FILES),
+        ):
             for file in self.path.glob(pattern):
                 file.unlink()
-        for name in SUBFOLDERS:
+        for name in (f"{BEST}/{lora.FOLDER}", *SUBFOLDERS):
             with contextlib.suppress(OSError):  # it does not exist, or holds other files
                 (self.path / name).rmdir()
-        for name in (LOG_NAME, CURVES_NAME, *MODEL_FILES):
+        for name in (LOG_NAME, CURVES_NAME, tracker.IDS, *MODEL_FILES):
             (self.path / name).unlink(missing_ok=True)
         if not ((self.path / RECIPE_NAME).is_file() and self._holds_recipe()):
             with atomic_file(self.path / RECIPE_NAME) as temporary:
@@ -246,15 +257,19 @@ class RunFolder:
 
     def _check_same_recipe(self, saved: dict[str, Any]) -> None:
         given = {k: v for k, v in self.recipe.to_dict().items() if k != "init_from"}
-        if lines := differences(saved, given):
+        # Keys that the version of the run did not know have their default.
+        if lines := differences(Recipe.from_dict(saved).to_dict(), given):
             raise other_recipe(lines, self.path, self.options)
 
-    def export(self, setup: TrainingSetup, result: dict[str, Any]) -> None:
+    def export(self, setup: TrainingSetup, result: dict[str, Any], within: str = "") -> None:
         """Write model.safetensors, config.json and hiera.json, in the reference's naming.
+
+        With `lora`, the adapters are added to the weights, and are also written to adapter/.
 
         Args:
             setup: The setup of the run. All processes take part, because its model may be sharded.
             result: The last measurements of the run, for hiera.json.
+            within: Folder in that of the run, for weights that are not the last ones.
 
         Raises:
             OutputError: A file cannot be written.
@@ -267,11 +282,26 @@ class RunFolder:
                 state[name] = whole.cpu()
         with self.world.main_process_step() as is_main:
             if is_main:
-                keys = ("step", "loss", "val", "unreadable")
-                training = {key: result[key] for key in keys if key in result}
-                files.write_safetensors(self.path / WEIGHTS, state)
-                files.write_json(self.path / CONFIG, model.config)
-                files.write_json(self.path / CARD, {**setup.card, "training": training})
+                with translate_write_errors(self.path / within):
+                    (self.path / within).mkdir(exist_ok=True)
+                self._write_model(self.path / within, setup, state, result)
+
+    def _write_model(
+        self, folder: Path, setup: TrainingSetup, state: dict[str, Any], result: dict[str, Any]
+    ) -> None:
+        """Write the files of `export`, in the main process."""
+        keys = ("step", "loss", "val", "probe", "unreadable")
+        training = {key: result[key] for key in keys if key in result}
+        model, settings = unwrap_model(setup.training.model), self.recipe.lora
+        if settings is not None:
+            with translate_write_errors(folder / lora.FOLDER):
+                (folder / lora.FOLDER).mkdir(exist_ok=True)
+            base = self.recipe.init_from or self.recipe.model.name
+            lora.save_adapter(folder / lora.FOLDER, state, settings, base)
+            state = lora.merge(state, settings)
+        files.write_safetensors(folder / WEIGHTS, state)
+        files.write_json(folder / CONFIG, model.config)
+        files.write_json(folder / CARD, {**setup.card, "training": training})
 
 
 def _is_after_save(event: dict[str, Any], save_every: float) -> bool:
@@ -284,4 +314,5 @@ def _is_after_save(event: dict[str, Any], save_every: float) -> bool:
     step, epoch = event["step"], event.get("epoch")
     if not (isinstance(epoch, int | float) and epoch > 0):
         return True  # this is not an event of ours
-    return bool(step > math.ceil(save_every * step / epoch))
+    # The first checkpoint is written in the background until, at the latest, the second one is due.
+    return bool(step > 2 * math.ceil(save_every * step / epoch))

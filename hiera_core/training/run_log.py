@@ -7,8 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..atomic import atomic_file, translate_write_errors
 from ..errors import UsageError
 from ..plain_data import to_json
 from ..viz import charts
+from .trackers.tracker import check_installed, open_trackers
 
 log = logging.getLogger("hiera")
 LOG_NAME, CURVES_NAME, TENSORBOARD = "log.jsonl", "curves.png", "tensorboard"
@@ -24,13 +25,15 @@ START: dict[str, Any] = {
     "step": 0,
 }  # what the first event of a log holds, among other facts
 # Values of a step that the terminal shows.
-SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "elapsed", "eta", "memory")
+SHOWN = ("epoch", "loss", "lr", "grad_norm", "rate", "wait", "mfu", "elapsed", "eta", "memory")
+MEASURED = {"val": "held out", "probe": "probe"}  # events of measurements, and what they are called
 PROGRESS_S = 0.5  # seconds between the steps that the live table shows, if nothing is logged
 
 
 @dataclass
 class RunLog:
-    """Log of a run. Each event is a JSON object with `event` (start, step, val, bad) and `step`.
+    """Log of a run. Each event is a JSON object with `step` and `event`: start, step, val, probe or
+    bad.
 
     Args:
         folder: Folder of the run.
@@ -38,10 +41,11 @@ class RunLog:
         unit: Unit of the views: "images" or "clips".
         active: False in all processes but the main process; the log then does nothing.
         live: Show a live table instead of log lines, if stderr is a terminal.
-        tensorboard: Also write events for TensorBoard.
+        track: Names of the trackers that also get the measurements.
+        facts: What the trackers keep about the run, by dotted key.
 
     Raises:
-        UsageError: `tensorboard` is set, and TensorBoard is not installed.
+        UsageError: The package of a tracker is not installed.
     """
 
     folder: Path
@@ -49,11 +53,11 @@ class RunLog:
     unit: str = "images"
     active: bool = True
     live: bool = True
-    tensorboard: bool = False
+    track: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.tensorboard:
-            self._summary_writer = _summary_writer_class()
+        check_installed(self.track)
 
     def open(self, step: int) -> None:
         """Open the log of a run that starts (`step` 0) or resumes after `step` steps.
@@ -71,9 +75,7 @@ class RunLog:
             with atomic_file(path) as temporary:  # so that a crash here does not lose events
                 temporary.write_text("".join(f"{line}\n" for line in kept if step))
             self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._writer = (
-                self._summary_writer(self.folder / TENSORBOARD) if self.tensorboard else None
-            )
+            self._trackers = open_trackers(self.track, self.folder, step, self.facts)
         self._start, self._first, self._shown = time.monotonic(), step, 0.0
         self._table = (
             _LiveTable(self.steps, self.unit, step) if self.live and sys.stderr.isatty() else None
@@ -130,15 +132,14 @@ class RunLog:
             return
         with translate_write_errors(self.folder / LOG_NAME):
             self._file.write(to_json({"event": event, **values}) + "\n")
-            if self._writer:
-                for name, value in values.items():
-                    if isinstance(value, float):
-                        self._writer.add_scalar(f"{event}/{name}", value, values.get("step"))
+            numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
+            for tracker in self._trackers if numbers else ():
+                tracker.log(values["step"], numbers)
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
         elif event == "step":
             self._show(event, self._with_times(values))
-        elif event == "val":
+        elif event in ("val", "probe"):
             self._show(event, values)
 
     def close(self) -> None:
@@ -150,9 +151,9 @@ class RunLog:
         # Each event was written at once, or its error was raised then.
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._writer:
+        for tracker in getattr(self, "_trackers", ()):
             with contextlib.suppress(OSError):
-                self._writer.close()
+                tracker.close()
 
     def draw_curves(self) -> Path | None:
         """Draw the curves of loss and accuracy from the log.
@@ -184,6 +185,7 @@ class RunLog:
             ("val", "loss", "loss", "held out"),
             ("val", "top1", "accuracy (%)", "top-1, held out"),
             ("val", "top5", "accuracy (%)", "top-5, held out"),
+            ("probe", "top1", "accuracy (%)", "top-1, probe"),
         ):
             pairs = [(e.get("epoch"), e.get(name)) for e in logged if e["event"] == event]
             points = [(x, y) for x, y in pairs if _is_number(x) and _is_number(y)]
@@ -223,8 +225,10 @@ def format_start(model: str, facts: dict[str, Any], unit: str) -> str:
         model, facts: See `RunLog.show_start`.
         unit: "images" or "clips".
     """
+    trained = facts.get("trained", facts["parameters"])
+    some = f" ({trained / 1e6:.3g}M trained)" if trained < facts["parameters"] else ""
     parts = [
-        f"{model}: {facts['parameters'] / 1e6:.3g}M parameters",
+        f"{model}: {facts['parameters'] / 1e6:.3g}M parameters{some}",
         f"{facts['samples']} {unit}",
         f"{facts['held_out']} held out" if facts["held_out"] else "none held out",
         f"on {facts['device']} in {facts['precision']}",
@@ -247,14 +251,14 @@ def format_event(event: str, values: dict[str, Any], steps: int, unit: str) -> s
         unit: "images" or "clips".
     """
     head = f"step {values['step']}/{steps}"
-    if event == "val":
-        return f"{head}, held out: {_format_validation(values)}"
+    if event in MEASURED:
+        return f"{head}, {MEASURED[event]}: {_format_validation(values)}"
     parts = [f"{name} {_format(name, values[name], unit)}" for name in SHOWN if _has(values, name)]
     return f"{head}, {', '.join(parts)}"
 
 
 def _format_validation(values: dict[str, Any]) -> str:
-    parts = [f"loss {values['loss']:.4f}"]
+    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     parts += [f"{n[:3]}-{n[3]} {values[n]:.2f}%" for n in ("top1", "top5") if n in values]
     bad = f", {values['bad']} unreadable" if values.get("bad") else ""
     return f"{', '.join(parts)} ({values['samples']} samples{bad})"
@@ -266,11 +270,13 @@ def _has(values: dict[str, Any], name: str) -> bool:
 
 def _format(name: str, value: float, unit: str) -> str:
     """Format a value of a step: `rate` per second, `elapsed` and `eta` in seconds, `memory` in
-    GiB."""
+    GiB, `wait` and `mfu` as shares."""
     if name == "epoch":
         return f"{value:.2f}"
     if name == "rate":
         return f"{value:.1f} {unit}/s"
+    if name in ("wait", "mfu"):
+        return f"{100 * value:.0f}%"
     if name in ("elapsed", "eta"):
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
@@ -288,7 +294,8 @@ class _LiveTable:
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._unit, self._values, self._held_out = unit, dict[str, Any](), "-"
+        self._unit, self._values = unit, dict[str, Any]()
+        self._measured = {"val": "-"}
         self._progress = Progress(TextColumn("step"), BarColumn(40), MofNCompleteColumn())
         self._task = self._progress.add_task("", total=steps, completed=step)
         self._live = Live(console=Console(stderr=True), refresh_per_second=4)
@@ -300,8 +307,8 @@ class _LiveTable:
         self._live.update(self._render())
 
     def show(self, event: str, values: dict[str, Any]) -> None:
-        if event == "val":
-            self._held_out = _format_validation(values)
+        if event in MEASURED:
+            self._measured[event] = _format_validation(values)
         elif event == "step":
             # Some values are measured for each report only, so the last ones stay.
             self._values |= values
@@ -319,15 +326,6 @@ class _LiveTable:
         for name in SHOWN:
             if _has(self._values, name):
                 table.add_row(name, _format(name, self._values[name], self._unit))
-        table.add_row("held out", self._held_out)
+        for event, text in self._measured.items():
+            table.add_row(MEASURED[event], text)
         return Group(self._progress, table)
-
-
-def _summary_writer_class() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(
-            "--tensorboard needs TensorBoard", "pip install 'hiera-toolkit[tensorboard]'"
-        ) from error
-    return SummaryWriter

@@ -11,28 +11,32 @@ from types import NoneType
 from typing import Any, TypedDict
 
 import torch
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..atomic import unfinished
 from ..data.datasets import Splits, is_built_in, open_splits
 from ..errors import CheckpointError, TrainingError, UsageError, check_type
-from . import optimizer, run_folder
+from . import run_folder
 from .build import RunOptions, TrainingSetup, build_training
 from .checkpoints.checkpoint import CheckpointManager
 from .checkpoints.checkpoint_meta import MEASUREMENTS
 from .checkpoints.run_recipe import complete_recipe, resume_command
-from .dataloader import Batch, Collator, TrainDataset, make_loader
-from .distributed import World, join_processes, unwrap_model, without_gradient_sync
-from .losses import compute_losses
+from .dataloader import Batch, training_batches
+from .distributed import World, join_processes
+from .judging.best_weights import FOLDER as BEST
+from .judging.best_weights import BestWeights
+from .judging.measurements import Measurements
 from .lr_schedule import learning_rate_at
-from .previews import Previews
 from .recipe import Recipe
+from .recipe_reader import flatten
 from .run_folder import RunFolder
 from .run_log import LOG_NAME, START, RunLog
-from .sampler import StepSampler, derive_seed
+from .sampler import StepSampler
 from .step_statistics import StepStatistics
-from .validate import ema_weights, validate
+from .steps.determinism import deterministic_kernels
+from .steps.profiler import StepProfiler
+from .steps.train_step import TrainStep
+from .steps.utilisation import peak_flops, training_flops
+from .validate import ema_weights
 
 log = logging.getLogger("hiera")
 
@@ -47,6 +51,15 @@ class ValidationResult(TypedDict, total=False):
     bad: int  # number of unreadable samples
 
 
+class ProbeResult(TypedDict, total=False):
+    """Accuracy of a simple classifier on the frozen features, in percent."""
+
+    top1: float
+    top5: float  # only for more than five classes
+    samples: int  # number of samples measured
+    train_samples: int  # number of samples that the classifier has learned from
+
+
 class TrainingResult(TypedDict, total=False):
     """The last measurements of a run."""
 
@@ -55,6 +68,7 @@ class TrainingResult(TypedDict, total=False):
     loss: float
     unreadable: int  # number of unreadable samples, counted in each pass
     val: ValidationResult  # if data is held out
+    probe: ProbeResult  # if the recipe has a probe
 
 
 def train(
@@ -81,6 +95,7 @@ def train(
         log.jsonl: Every measurement and every unreadable sample.
         curves.png: Loss and accuracy over time, if matplotlib is installed.
         checkpoints/: The newest checkpoints.
+        best/: The weights with the best measurement, if the recipe has `keep_best`.
         pictures/: For an autoencoder, reconstructions after each pass over the data.
 
     Args:
@@ -120,6 +135,7 @@ def train(
         if world is None:
             world = stack.enter_context(join_processes(device))
         stack.enter_context(run_folder.locked(folder, world))
+        stack.enter_context(deterministic_kernels(recipe.deterministic))
         return Trainer(recipe, splits, folder, world, options).run()
 
 
@@ -168,11 +184,19 @@ class Trainer:
         self, recipe: Recipe, splits: Splits, folder: Path, world: World, options: RunOptions
     ) -> None:
         self.recipe, self.splits, self.world, self.options = recipe, splits, world, options
-        self.sampler = StepSampler(len(splits.train), recipe, world.rank, world.size)
+        train = splits.train
+        self.sampler = StepSampler(len(train), recipe, world.rank, world.size, train.labels)
         self.run_folder = RunFolder(folder, recipe, splits.train, world, options)
         self._check_step()
-        self.checkpoints = CheckpointManager(folder, world, recipe.keep_checkpoints)
+        self.checkpoints = CheckpointManager(
+            folder,
+            world,
+            recipe.keep_checkpoints,
+            keeps_step=self._keeps,
+            in_background=not options.blocking_saves,
+        )
         meta = self.run_folder.meta
+        self.best = BestWeights(recipe, splits, meta.get("best"))
         self.setup: TrainingSetup = build_training(
             recipe, splits.train, world, options, meta.get("card")
         )
@@ -183,10 +207,15 @@ class Trainer:
             unit=self.setup.unit,
             active=world.is_main_process,
             live=options.live,
-            tensorboard=options.tensorboard,
+            track=options.trackers,
+            facts=flatten(recipe.to_dict()),
         )
-        # Unreadable samples of this process since the last report: name -> error.
-        self.unreadable: dict[str, str] = {}
+        self.train_step = TrainStep(self.setup, recipe, self.sampler)
+        self.view_flops = training_flops(recipe, self.setup.num_classes)
+        self.peak_flops = peak_flops(world.device, self.setup.precision)
+        self.measurements = Measurements(
+            recipe, self.setup, splits, self.sampler, world, self.run_log, folder
+        )
         # Numbers of views since the start of the run, over all processes.
         self.seen_views, self.unreadable_views = meta.get("seen", 0), meta.get("unread", 0)
         self.run_folder.claim()
@@ -204,6 +233,7 @@ class Trainer:
                     "--init-from mae_%s starts from those, --init-from PATH from a run or a file",
                     self.recipe.model.name,
                 )
+            self._say_if_shares_differ()
             if not last["step"]:
                 self.run_log.log_event(**START, **facts)
             # A signal waits for the end of a step, and for its checkpoint.
@@ -215,11 +245,23 @@ class Trainer:
             if self.world.is_main_process:
                 self.run_log.draw_curves()
         finally:
+            self.checkpoints.close()
             self.run_log.close()
         with ema_weights(self.training):
             self.run_folder.export(self.setup, last)
         result: TrainingResult = last  # type: ignore[assignment]
         return result
+
+    def _say_if_shares_differ(self) -> None:
+        """Say that the batch cannot be divided by the number of processes, so that some wait."""
+        shares = self.world.gather(len(self.sampler.share(0)))
+        if len(set(shares)) > 1:
+            log.info(
+                "%d samples of a step cannot be divided equally: %d to %d in a forward pass",
+                self.sampler.step_samples,
+                min(shares),
+                max(shares),
+            )
 
     def _check_step(self) -> None:
         """Check the number of steps that the checkpoint has done.
@@ -252,17 +294,21 @@ class Trainer:
             TrainingError: Another process was told to stop; see also `_report`.
         """
         step, steps, meta = last["step"], self.sampler.steps, self.run_folder.meta
-        previews = self._previews()
-        if meta.get("pending") and not self._measure(step, last, previews):
+        self.measurements.prepare()
+        if meta.get("pending") and not self._measure(step, last):
             self._stop(step)
             return
-        batches = self._batches(step)
+        batches = training_batches(self.setup, self.splits.train, self.recipe, self.sampler, step)
+        world, device = self.world, self.setup.device
+        traced = self.options.profile if world.is_main_process else 0
+        self.profiler = StepProfiler(self.run_folder.path, traced, step, device)
         statistics = StepStatistics(self.world, step, meta.get("rows", ()))
         while step < steps:
             statistics.add(self._step(step, batches))
             step += 1
-            saves = step == steps or self._is_every(self.recipe.save_every, step)
-            measures = self._validates(step) or self._draws(step, previews)
+            self.profiler.after_step(step)
+            saves = self.sampler.is_due(self.recipe.save_every, step) or self._keeps(step)
+            measures = self.measurements.are_due(step)
             reports = saves or measures or step % self.recipe.log_every == 0
             stops = self._is_told_to_stop()
             # A report comes before every save: it raises an error if a value is NaN or infinite.
@@ -272,43 +318,37 @@ class Trainer:
                 statistics = StepStatistics(self.world, step)
             else:
                 self._show_progress(statistics, step)
-            is_pending = measures and (stops or not self._measure(step, last, previews))
+            is_pending = measures and (stops or not self._measure(step, last))
             if stops or is_pending:
                 self._log_unreadable(step)
                 self._save(last, step, pending=is_pending, rows=statistics.totals(self._is_scaled))
+                self.checkpoints.wait()
                 self._stop(step)
                 return
             if saves:
                 self._save(last, step)
             if reports:
                 statistics = StepStatistics(self.world, step)  # its time begins now
+        self.profiler.close()
+        self.checkpoints.wait()
 
-    def _validates(self, step: int) -> bool:
-        """Return whether the run is to be validated after a step."""
-        is_last = step == self.sampler.steps
-        return self.splits.val is not None and (
-            is_last or self._is_every(self.recipe.val_every, step)
-        )
-
-    def _draws(self, step: int, previews: Previews | None) -> bool:
-        """Return whether pictures are to be drawn after a step."""
-        is_last = step == self.sampler.steps
-        return previews is not None and (is_last or step % self.sampler.steps_per_pass == 0)
-
-    def _measure(self, step: int, last: dict[str, Any], previews: Previews | None) -> bool:
-        """Do the validation and the pictures of a step. Return False if they were to end early."""
-        epoch = step / self.sampler.steps_per_pass
-        if self.splits.val is not None and self._validates(step):
-            found = validate(
-                self.setup, self.splits.val, self.recipe, self.world, self._is_told_to_stop
-            )
-            if found is None:
-                return False
-            last["val"] = found
-            self.run_log.log_event("val", step=step, epoch=epoch, **found)
-        if previews is not None and self._draws(step, previews):
-            previews.draw(math.ceil(epoch))
+    def _measure(self, step: int, last: dict[str, Any]) -> bool:
+        """Measure what is due after a step, and export the weights if they are the best so far.
+        Return False if that was to end early."""
+        # Loaders may start processes now, and a process must not be forked while a thread writes.
+        self.checkpoints.wait()
+        if not self.measurements.take(step, last, self._is_told_to_stop):
+            return False
+        if self.best.improves(last):
+            with ema_weights(self.training):
+                self.run_folder.export(self.setup, last | {"step": step}, BEST)
+            self.run_log.log_event("best", step=step, **{str(self.best.kind): self.best.value})
         return True
+
+    def _keeps(self, step: int) -> bool:
+        """Return whether the checkpoint after a step is kept for good."""
+        passes = self.recipe.keep_every
+        return passes is not None and self.sampler.is_every(passes, step)
 
     def _save(self, last: dict[str, Any], step: int, **unfinished_work: Any) -> None:
         """Save a checkpoint.
@@ -359,14 +399,6 @@ class Trainer:
         """Whether the loss is scaled (fp16)."""
         return self.training.scaler.is_enabled()
 
-    def _is_every(self, passes: float, step: int) -> bool:
-        """Return whether something that is done every so many passes is due after a step."""
-        return step % self._steps_of(passes) == 0
-
-    def _steps_of(self, passes: float) -> int:
-        """Return the number of steps in a number of passes over the data, at least 1."""
-        return max(1, round(min(passes * self.sampler.steps_per_pass, self.sampler.steps)))
-
     def _resume_values(self) -> dict[str, Any]:
         """Return the values in a checkpoint's meta.json that only resuming needs."""
         return {
@@ -375,78 +407,12 @@ class Trainer:
             "data": self.splits.train.fingerprint,
             "seen": self.seen_views,
             "unread": self.unreadable_views,
+            "best": self.best.value,
         }
 
-    def _previews(self) -> Previews | None:
-        """Return previews for an autoencoder, on held-out samples if there are any; else None."""
-        if self.setup.masking is None:
-            return None
-        samples = self.splits.train if self.splits.val is None else self.splits.val
-        return Previews(self.setup, samples, self.run_folder.path, self.world)
-
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """Return the batches of this process, starting at a step."""
-        setup = self.setup
-        dataset = TrainDataset(
-            self.splits.train, setup.augment, self.recipe, setup.clip, setup.masking
-        )
-        collate = Collator(setup.view_shape, setup.num_classes, self.recipe)
-        keys = self.sampler.batches(step)
-        return iter(make_loader(dataset, keys, collate, setup.workers, setup.device))
-
     def _step(self, step: int, batches: Iterator[Batch]) -> torch.Tensor:
-        """Run one optimiser step.
-
-        Returns:
-            Values of this process for `StepStatistics`, [4]: weighted loss, weight, gradient norm,
-            views.
-        """
-        recipe, training, device = self.recipe, self.training, self.setup.device
-        optimizer.set_learning_rate(
-            training.optimizer, learning_rate_at(step, self.sampler.steps, recipe)
-        )
-        # For drop path and dropout. Their random numbers differ between processes.
-        torch.manual_seed(derive_seed("step", recipe.seed, step, self.world.rank))
-        process_batch = recipe.batch_size / self.world.size
-        values = torch.zeros(4, device=device)
-        for forward_pass in range(recipe.accumulate):
-            loaded = next(batches)
-            self.unreadable |= dict(loaded.bad)
-            batch = loaded.to(device)
-            is_last = forward_pass + 1 == recipe.accumulate
-            with contextlib.nullcontext() if is_last else without_gradient_sync(training.model):
-                losses = compute_losses(training.model, batch, recipe, self.setup.precision).losses
-                weighted = (losses * batch.weight).sum()
-                # The divisor is the nominal batch size. So an unreadable sample counts as a loss
-                # of 0, and the gradient does not depend on which process reads it.
-                training.scaler.scale(weighted / process_batch).backward()
-            values[0] += weighted.detach()
-            values[1] += batch.weight.sum()
-            values[3] += len(batch.weight)
-        values[2] = self._update_weights()
-        return values
-
-    def _update_weights(self) -> torch.Tensor:
-        """Clip the gradients and update the weights and the EMA. Return the gradient norm."""
-        training = self.training
-        training.scaler.unscale_(training.optimizer)
-        max_norm = self.recipe.optimizer.clip_grad or math.inf
-        norm = clip_grad_norm_(training.model.parameters(), max_norm)
-        if hasattr(norm, "full_tensor"):  # under FSDP, the norm is a DTensor
-            norm = norm.full_tensor()
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad()
-        self._update_ema()
-        return norm
-
-    def _update_ema(self) -> None:
-        """Move the EMA weights towards the current weights."""
-        averages = self.training.averages
-        if averages:
-            weights = dict(unwrap_model(self.training.model).named_parameters())
-            update = get_ema_multi_avg_fn(self.recipe.ema)
-            update(list(averages.values()), [weights[name].detach() for name in averages], None)
+        """Run one optimiser step, and return its values, see `TrainStep.run`."""
+        return self.train_step.run(step, batches)
 
     def _report(self, statistics: StepStatistics, step: int) -> dict[str, Any]:
         """Log the steps since the last report, and return the measurements for the result.
@@ -462,8 +428,14 @@ class Trainer:
         self._check_unreadable()
         values["lr"] = learning_rate_at(step - 1, self.sampler.steps, self.recipe)
         values["epoch"] = step / self.sampler.steps_per_pass
-        seconds_per_step = values["seconds"] / len(statistics.rows)
-        values["eta"] = (self.sampler.steps - step) * seconds_per_step
+        values["step_time"] = values["seconds"] / len(statistics.rows)
+        values["wait"] = min(1.0, self.train_step.waited / values["seconds"])
+        self.train_step.waited = 0.0
+        values["eta"] = (self.sampler.steps - step) * values["step_time"]
+        if self.view_flops is not None:
+            values["tflops"] = self.view_flops * values["rate"] / self.world.size / 1e12
+            if self.peak_flops is not None:
+                values["mfu"] = values["tflops"] * 1e12 / self.peak_flops
         if self.setup.device.type == "cuda":
             values["memory"] = torch.cuda.max_memory_allocated(self.setup.device) / 2**30
         result = {"step": step, "epoch": values["epoch"], "loss": values["loss"]}
@@ -475,10 +447,10 @@ class Trainer:
 
     def _log_unreadable(self, step: int) -> None:
         """Log the unreadable samples of all processes."""
-        for unreadable in self.world.gather(self.unreadable):
+        for unreadable in self.world.gather(self.train_step.unreadable):
             for name, message in unreadable.items():
                 self.run_log.log_event("bad", step=step, input=name, message=message)
-        self.unreadable = {}
+        self.train_step.unreadable = {}
 
     def _check_unreadable(self) -> None:
         """Check the share of unreadable samples against data.max_bad.

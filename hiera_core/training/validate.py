@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..data.datasets import MediaDataset
 from ..errors import TrainingError
 from ..inference.evaluate import has_top5, percent
 from .build import TrainingSetup
 from .checkpoints.checkpoint import TrainingState
-from .dataloader import Collator, EvalDataset, make_loader
+from .dataloader import Batch, Collator, EvalDataset, make_loader
 from .distributed import World, reshard, unwrap_model
 from .losses import compute_losses
 from .recipe import Recipe
@@ -31,6 +32,7 @@ def validate(
     recipe: Recipe,
     world: World,
     stops: Callable[[], bool] = lambda: False,
+    loader: DataLoader[Batch] | None = None,
 ) -> dict[str, Any] | None:
     """Measure the mean loss on held-out data and, for a classifier, the accuracy.
 
@@ -41,6 +43,8 @@ def validate(
         setup, recipe, world: Of the run.
         samples: The held-out data.
         stops: Called after each batch: whether to end early.
+        loader: `validation_loader`, which keeps its workers for the next validation. None: a new
+            one.
 
     Returns:
         `loss`; `top1` and, for more than five classes, `top5`, in percent; `samples`, the number of
@@ -51,17 +55,14 @@ def validate(
         DeviceError: See `compute_losses`.
     """
     model = unwrap_model(setup.training.model)
-    batch_size = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
-    keys = eval_batches(len(samples), batch_size, world.rank, world.size)
-    dataset = EvalDataset(samples, setup.transform, setup.masking)
-    collate = Collator(setup.view_shape, setup.num_classes)
     # Sums over each batch: loss, top-1 hits, top-5 hits, samples.
     sums: list[torch.Tensor] = []
     unreadable = 0
     model.eval()
     with ema_weights(setup.training):
-        for loaded in make_loader(dataset, keys, collate, setup.workers, setup.device):
+        for loaded in loader or validation_loader(setup, samples, recipe, world):
             batch = loaded.to(setup.device)
+            batch.x = setup.transform.normalise(batch.x)
             losses = compute_losses(model, batch, recipe, setup.precision)
             values = torch.stack((losses.losses, losses.top1, losses.top5))
             sums.append(torch.cat((values * batch.weight, batch.weight[None])).sum(1))
@@ -84,6 +85,18 @@ def validate(
         if has_top5(setup.num_classes):
             result["top5"] = percent(top5, count)
     return {**result, "samples": int(count), "bad": bad}
+
+
+def validation_loader(
+    setup: TrainingSetup, samples: MediaDataset, recipe: Recipe, world: World
+) -> DataLoader[Batch]:
+    """Return the batches of held-out samples of this process. The arguments are those of
+    `validate`."""
+    batch_size = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
+    keys = list(eval_batches(len(samples), batch_size, world.rank, world.size))
+    dataset = EvalDataset(samples, setup.transform, setup.masking)
+    collate = Collator(setup.pixel_shape, setup.num_classes)
+    return make_loader(dataset, keys, collate, setup.workers, setup.device)
 
 
 def eval_batches(

@@ -288,8 +288,8 @@ class HieraDetBlock(HieraBlock):
             return super().forward(x)
         x_norm = self.norm1(x)
         x = self._padded_shortcut(x, x_norm, windows)
-        x = x + self.drop_path(self.ls1(self._padded_attention(x_norm, windows)))
-        out: torch.Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.drop(self.ls1(self._padded_attention(x_norm, windows)), 0)
+        out: torch.Tensor = x + self.drop(self.ls2(self.mlp(self.norm2(x))), 1)
         return out
 
     def _padded_shortcut(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ...atomic import atomic_file, sync_folder, translate_write_errors
-from ...errors import CheckpointError, UsageError, first_line
+from ...errors import CheckpointError, OutputError, UsageError, first_line
 from ...weights import files
 from ...weights.download_record import sha256_of
 from ..distributed import World, unwrap_model
 from ..optimizer import initialise_state
 from . import checkpoint_file
+from .background_write import BackgroundWrite, Snapshot
 from .checkpoint_meta import FORMAT, META, STATE, TORCH_METADATA, read_meta
 
 log = logging.getLogger("hiera")
@@ -50,6 +52,8 @@ class TrainingState:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         initialise_state(self.optimizer)
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # frozen, so the optimiser does not know it
+                continue
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         return tensors | {f"ema.{name}": average for name, average in self.averages.items()}
@@ -61,42 +65,94 @@ class CheckpointManager:
     Args:
         run: Folder of the run.
         world: The processes of the run; all of them call the methods.
-        keep: Number of checkpoints to keep.
+        keep: Number of checkpoints to keep, the newest ones.
+        keeps_step: Whether the checkpoint after a number of steps is kept for good.
+        in_background: Write in a thread, from a copy of the state in the host's memory.
     """
 
-    def __init__(self, run: Path, world: World, keep: int = 2) -> None:
-        self.folder, self.world, self.keep = run / FOLDER, world, keep
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        keep: int = 2,
+        *,
+        keeps_step: Callable[[int], bool] = lambda step: False,
+        in_background: bool = False,
+    ) -> None:
+        self.folder, self.world, self.keep, self.keeps_step = run / FOLDER, world, keep, keeps_step
+        self.snapshot = Snapshot(world.is_main_process) if in_background else None
+        self._write_in_progress = BackgroundWrite()
 
     def save(self, training: TrainingState, meta: dict[str, Any]) -> Path:
         """Save the training state after `meta["step"]` steps, and return the checkpoint's folder.
+
+        In the background, this returns when the state has been copied, and the checkpoint is
+        complete after `wait`. The state may change as soon as this returns.
 
         Args:
             training: The state to save.
             meta: Values for meta.json.
 
         Raises:
-            OutputError: The checkpoint cannot be written, e.g. because the disk is full.
+            OutputError: This checkpoint, or the one before it, cannot be written, e.g. because the
+                disk is full.
         """
+        self.wait()
         final = self.folder / f"step_{meta['step']:08}"
         unfinished = final.with_suffix(UNFINISHED)
         tensors = training.tensors()
+        values = {**meta, "format": FORMAT, "scaler": training.scaler.state_dict()}
         with self.world.main_process_step() as is_main, translate_write_errors(final):
             if is_main:
                 self._remove_incomplete()
                 unfinished.mkdir(parents=True)
-        with self.world.main_process_step() as is_main, translate_write_errors(final):
-            try:
-                file = unfinished / STATE if is_main else None
-                sha256 = checkpoint_file.write_tensors(file, tensors)
-                if is_main:
-                    scaler = training.scaler.state_dict()
-                    values = {**meta, "format": FORMAT, "scaler": scaler, "sha256": sha256}
-                    files.write_json(unfinished / META, values)
-                    self._publish(unfinished, final)
-            finally:
-                if is_main:  # it is still there after an error
-                    shutil.rmtree(unfinished, ignore_errors=True)
+        if self.snapshot is not None:
+            copies = self.snapshot.take(tensors)
+            if self.world.is_main_process:
+                self._write_in_progress.start(
+                    lambda: self._write(unfinished, final, copies, values)
+                )
+            return final
+        with self.world.main_process_step() as is_main:
+            if is_main:
+                self._write(unfinished, final, tensors, values)
+            else:
+                checkpoint_file.write_tensors(None, tensors)
         return final
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is complete. All processes call this.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self.snapshot is not None:
+            with self.world.main_process_step():
+                self._write_in_progress.wait()
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, at the end of a run that has failed. The
+        other processes may have ended, and another error is on its way."""
+        try:
+            self._write_in_progress.wait()
+        except OutputError as error:
+            log.warning("%s", error)
+
+    def _write(
+        self,
+        unfinished: Path,
+        final: Path,
+        tensors: dict[str, torch.Tensor],
+        values: dict[str, Any],
+    ) -> None:
+        """Write the files of a checkpoint and give it its name, in the main process."""
+        try:
+            with translate_write_errors(final):
+                sha256 = checkpoint_file.write_tensors(unfinished / STATE, tensors)
+                files.write_json(unfinished / META, {**values, "sha256": sha256})
+                self._publish(unfinished, final)
+        finally:  # it is still there after an error
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def load(self, path: Path, training: TrainingState) -> None:
         """Load a checkpoint into the training state.
@@ -147,6 +203,8 @@ class CheckpointManager:
         with atomic_file(self.folder / LATEST) as temporary:
             temporary.write_text(f"{final.name}\n")
         for old in self.all()[: -self.keep]:
+            if self.keeps_step(int(old.name.removeprefix("step_"))):
+                continue
             try:
                 _remove(old)
             except OSError as error:  # the new checkpoint is complete, so the run goes on

@@ -32,7 +32,7 @@ REQUIRED: dict[str, type] = {
     "sha256": str,  # of state.safetensors
 }
 # The measurements in meta.json. A value that is not finite is null.
-MEASUREMENTS = ("epoch", "loss", "unreadable", "val")
+MEASUREMENTS = ("epoch", "loss", "unreadable", "val", "probe")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -65,9 +65,12 @@ def read_meta(path: Path) -> dict[str, Any]:
             raise _unusable(file, key)
     for key in MEASUREMENTS:
         values = meta.get(key)
-        for value in values.values() if key == "val" and isinstance(values, dict) else [values]:
+        groups = ("val", "probe")
+        for value in values.values() if key in groups and isinstance(values, dict) else [values]:
             if not (value is None or _is_finite(value)):
                 raise _unusable(file, key)
+    if not (meta.get("best") is None or _is_finite(meta["best"])):
+        raise _unusable(file, "best")
     if not _are_rows(meta.get("rows", []), meta["step"]):
         raise _unusable(file, "rows")
     _check_card(file, meta["card"])

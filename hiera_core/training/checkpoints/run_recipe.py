@@ -83,12 +83,13 @@ def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
     if found is not None:
         recipe: dict[str, Any] = read_meta(found)["recipe"]
         try:
-            Recipe.from_dict(recipe)
+            # Keys that the version of the run did not know get their default, but for `init_from`.
+            known = Recipe.from_dict(recipe).to_dict()
         except UsageError as error:
             raise CheckpointError(
                 f"{found / META}: its recipe is not usable ({error.message})", "the file is damaged"
             ) from error
-        return recipe
+        return {key: value for key, value in known.items() if key in recipe or key != "init_from"}
     path = folder / RECIPE_NAME
     if not options.resume or options.overwrite or not path.is_file():
         return None
@@ -156,7 +157,9 @@ def resume_command(
     if options is not None:
         words += [] if options.workers is None else ["-j", str(options.workers)]
         words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
-        words += [f"--{name}" for name in ("compile", "tensorboard") if getattr(options, name)]
+        flags = ("compile", "tensorboard", "blocking_saves")
+        words += [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
+        words += [word for name in options.track for word in ("--track", name)]
     if world is not None and world.device.type != select_device().type:
         words += ["--device", str(world.device)]
     return shlex.join(words)

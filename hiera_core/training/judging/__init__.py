@@ -1,0 +1,1 @@
+"""What is measured between the steps of a run."""

@@ -1,0 +1,1 @@
+"""The parts of a recipe, and how plain values become parts. torch is not imported here."""

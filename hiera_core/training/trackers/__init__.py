@@ -1,0 +1,1 @@
+"""Programs that show the measurements of runs: one interface for all of them."""

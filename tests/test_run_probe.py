@@ -1,0 +1,104 @@
+"""Tests of a probe that judges the features during pre-training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hiera_core
+from hiera_core.data import datasets
+from hiera_core.errors import UsageError
+from hiera_core.inference.features import FeatureExtractor
+from hiera_core.probing.frozen_features import frozen_features
+from hiera_core.probing.probe import ProbeData, judge
+from hiera_core.training import recipe_reader
+
+SMALL = {
+    "model.config": {
+        "embed_dim": 8,
+        "stages": (1, 1, 1),
+        "decoder_embed_dim": 16,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+    },
+    "schedule.epochs": 1,
+    "schedule.warmup_epochs": 0,
+    "batch_size": 64,
+    "val_every": 10,
+}
+OPTIONS = hiera_core.RunOptions(workers=0, live=False)
+
+
+def probes(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [event for event in lines if event["event"] == "probe"]
+
+
+def digits(train: int, val: int) -> datasets.Splits:
+    """Return the first digits, for training and for validation."""
+    found = datasets.open_dataset("digits")
+    return datasets.Splits(found.subset(range(train)), found.subset(range(train, train + val)))
+
+
+def pretrain(
+    folder: Path, options: hiera_core.RunOptions = OPTIONS, **settings: Any
+) -> dict[str, Any]:
+    chosen = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    recipe = recipe_reader.read_recipe("mae_hiera_nano_32", chosen)
+    return hiera_core.train(recipe, digits(192, 64), folder, options=options)
+
+
+def test_a_probe_is_logged_and_agrees_with_eval(tmp_path: Path) -> None:
+    """The last one is what the functions of the library find for the weights of the run."""
+    result = pretrain(tmp_path / "run", probe__every=1, schedule__epochs=2, ema=0.5)
+    found = probes(tmp_path / "run")
+    assert [event["step"] for event in found] == [3, 6]
+    names = ("top1", "top5", "samples", "train_samples")
+    assert result["probe"] == {name: found[-1][name] for name in names}
+    assert (result["probe"]["samples"], result["probe"]["train_samples"]) == (64, 192)
+    card = json.loads((tmp_path / "run/hiera.json").read_text())
+    assert card["training"]["probe"] == result["probe"]
+    extractor = FeatureExtractor(str(tmp_path / "run"), device="cpu", dtype="fp32")
+    data = digits(192, 64)
+    parts = [frozen_features(part, extractor) for part in (data.train, data.val)]
+    again = judge(ProbeData(data.train, data.val), *parts, method="knn")
+    assert result["probe"]["top1"] == pytest.approx(again.top1)
+
+
+def test_a_probe_ranks_a_good_and_a_bad_pre_training(tmp_path: Path) -> None:
+    """One continues from bundled weights; the other one's learning rate destroys them."""
+    start = hiera_core.RunOptions(workers=0, live=False, init_from="mae_hiera_nano_32")
+    settings = {"model.config": {}, "probe.samples": 150, "probe.every": 9}
+    good = pretrain(tmp_path / "good", start, **settings, optimizer__lr=1e-5)
+    bad = pretrain(tmp_path / "bad", start, **settings, optimizer__lr=0.5)
+    assert good["probe"]["train_samples"] == 150
+    assert good["probe"]["top1"] > bad["probe"]["top1"] + 10
+
+
+def test_a_probe_needs_labels_and_held_out_data(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(UsageError, match=r"probe: .* has no class folders"):
+        hiera_core.train(
+            "mae_hiera_nano_32",
+            pictures,
+            tmp_path / "run",
+            settings={**SMALL, "batch_size": 4, "probe.every": 1},
+            options=OPTIONS,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("probe.method", "mlp", "probe.method is 'mlp'; expected one of knn, linear"),
+        ("probe.every", 0, "probe.every is 0"),
+        ("probe.samples", -1, "probe.samples is -1"),
+        ("probe.evry", 1, "unknown key 'probe.evry'; did you mean every"),
+    ],
+)
+def test_wrong_settings_are_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe_reader.read_recipe("mae_hiera_nano_32", {key: value})

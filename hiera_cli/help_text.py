@@ -11,7 +11,10 @@ from typer.core import TyperCommand, TyperGroup
 
 # The panel of each option, by its long name. Panels are shown in this order.
 PANELS: dict[str, tuple[str, ...]] = {
-    "Input": ("recursive", "on-error", "max-pixels", "pictures"),
+    "Input": (
+        "recursive", "manifest", "path-column", "id-column", "private-urls", "on-error",
+        "max-pixels", "pictures",
+    ),
     "Model": (
         "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
         "free",
@@ -25,11 +28,14 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Probe": ("probe", "val", "neighbours", "cache"),
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
-        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "save-images",
+        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "rows", "save-images",
         "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "tensorboard",
         "resume", "overwrite",
     ),
-    "Machine": ("device", "dtype", "batch-size", "workers", "compile", "parallel"),
+    "Machine": (
+        "device", "dtype", "batch-size", "workers", "compile", "parallel", "shard",
+        "engine", "address", "dry-run",
+    ),
     "Other": (
         "config", "quiet", "verbose", "debug", "version", "help", "install-completion",
         "show-completion",

@@ -443,15 +443,14 @@ def _read_available(stream: BinaryIO) -> bytes:
 
 
 def _from_line(line: bytes) -> Source:
-    return from_name(os.fsdecode(line.removesuffix(b"\r")))
+    return from_name(os.fsdecode(line.removesuffix(b"\r")), in_list=True)
 
 
-def from_name(text: str) -> Source:
-    """Return the source of a path or URL that is a line of a list or a value of a table. It is no
-    glob, folder or list."""
+def from_name(text: str, *, in_list: bool = False) -> Source:
+    """Return the source of a path or URL: no glob, folder or list. `in_list`: see `Source`."""
     if text.startswith(URLS) or is_remote(text):
         return Source(text, url=text)
-    return Source(text, path=Path(text), in_list=True)
+    return Source(text, path=Path(text), in_list=in_list)
 
 
 # Content ------------------------------------------------------------------------------------------

@@ -126,16 +126,18 @@ class Listing:
         """
         for position, values in zip(rows, self._rows.read(rows, self._rows.columns), strict=True):
             known = dict(zip(self._rows.columns, values, strict=True))
-            name, path, error = known["name"], known["path"], known["error"]
-            assert isinstance(name, bytes)
-            is_path = isinstance(path, bytes)
-            span = (known["offset"], known["size"])
+            error, span = known["error"], (known["offset"], known["size"])
             yield Source(
-                name.decode("utf-8", "surrogateescape"),
-                path=Path(path.decode("utf-8", "surrogateescape")) if is_path else None,  # type: ignore[union-attr]
+                _decoded(known["name"]),
+                path=None if known["path"] is None else Path(_decoded(known["path"])),
                 url=known["url"],  # type: ignore[arg-type]
                 span=None if span[0] is None else span,  # type: ignore[arg-type]
                 error=None if error is None else InputError(str(error), str(known["hint"])),
                 in_list=bool(known["in_list"]),
                 position=position,
             )
+
+
+def _decoded(name: object) -> str:
+    assert isinstance(name, bytes)
+    return name.decode("utf-8", "surrogateescape")

@@ -15,7 +15,7 @@ from hiera_core.data.division.shards import unused_tasks as find_unused_tasks
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 
-from .exit_codes import print_message
+from .exit_codes import OK, SOME_FAILED, print_message
 from .progress import InputCount
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ class InputSelection:
             return self.manifest.read(self.rows)
         found = sources.expand(self.inputs, recursive=self.recursive, passed_over=passed_over)
         return self.shard.take(found) if numbered or not self.shard.is_whole else found
+
+    def exit_code(self, code: int) -> int:
+        """Return the exit code of this process. torchrun ends all processes when one of them has
+        another code than 0, so inputs that failed are only reported."""
+        return OK if code == SOME_FAILED and self.shard.is_of_torchrun else code
 
     @property
     def rows(self) -> range:

@@ -107,6 +107,9 @@ def test_a_launcher_chooses_the_shard_and_says_so(
     assert code == 0 and line in err.splitlines()
     indices = [row["index"] for row in rows(out)]
     assert indices == ([1] if "shard" in line.split(";")[0] else [0, 1])
+    # torchrun would end the other processes if this one had another exit code than 0.
+    code, _, _ = hiera("predict", *names, "missing.png", "missing.png", *MODEL, "-f", "jsonl")
+    assert code == (0 if "RANK" in environment else 1)
     code, out, err = hiera("predict", *names, *MODEL, "-f", "jsonl", "--shard", "none")
     assert [row["index"] for row in rows(out)] == [0, 1] and not err
 

@@ -148,7 +148,8 @@ def features(
             compile=compile,
         )
         names = tuple(f"stage{stage}" for stage in selected or ()) or ("embedding",)
-        return row_run.run(context, on_columns, names, _settings(selection, sampling))
+        settings = _settings(selection, sampling)
+        return chosen.exit_code(row_run.run(context, on_columns, names, settings))
     outputs = _parse_outputs(output, save_as, visualize, chosen)
     outputs.check(inputs or [], selected, attention)
     if resume and (output is None or outputs.is_file):
@@ -206,7 +207,7 @@ def features(
             message = f"features are in {outputs.features}" if out.complete else store.stop()
     if message and ((out.ok and not quiet) or not out.complete):
         print_message(message)
-    return code
+    return chosen.exit_code(code)
 
 
 def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, object]:

@@ -167,7 +167,8 @@ def predict(
             batch_size=batch,
             compile=compile,
         )
-        return row_run.run(context, on_columns, (), {"topk": topk, **asdict(sampling)})
+        settings = {"topk": topk, **asdict(sampling)}
+        return chosen.exit_code(row_run.run(context, on_columns, (), settings))
     pictures = _picture_output(save_images, chosen)
     out = ResultStream(
         chosen.output(output),
@@ -193,7 +194,7 @@ def predict(
         named = load_model.models_by_kind(model, checkpoint, single_frames=every is not None)
         what = "random weights" if random_init else "the weights"
         note = "" if named and not random_init else f"; {what} are not compared"
-        return out.check_finished(found, named, note=note)
+        return chosen.exit_code(out.check_finished(found, named, note=note))
     class_names = None if labels is None else read_labels(labels)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
@@ -238,7 +239,7 @@ def predict(
             record.lines = [f"-> {path}"]
 
     records = predictor(out.skip_done(found))
-    return out.write_all(records, save_picture, stop=on_error is OnError.stop)
+    return chosen.exit_code(out.write_all(records, save_picture, stop=on_error is OnError.stop))
 
 
 def _picture_output(save_images: str | None, chosen: InputSelection) -> PictureOutput | None:

@@ -18,6 +18,7 @@ PATTERN = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 SHARD_FILE = re.compile(r"shard-\d{5,}-of-(\d{5,})-.+")
 # Variables of launchers: rank, number of processes, rank on this machine, and one that only this
 # launcher sets. RANK and WORLD_SIZE alone may be left from something else.
+TORCHRUN_NAME = "torchrun"
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # srun sets the first two for each of its tasks. Within a batch script, SLURM_PROCID is 0 and
 # SLURM_NTASKS is the number of tasks of the job, but this is the only process: no step has begun.
@@ -49,6 +50,11 @@ class Shard:
     def name(self) -> str:
         """`shard-00003-of-00016`, which begins the names of its files."""
         return f"shard-{self.index:05}-of-{self.count:05}"
+
+    @property
+    def is_of_torchrun(self) -> bool:
+        """Whether torchrun has started this process, and others beside it."""
+        return self.origin.startswith(TORCHRUN_NAME)
 
     def take(self, sources: Iterable[Source]) -> Iterator[Source]:
         """Yield every `count`-th input, with its position among all of them."""
@@ -97,7 +103,7 @@ def launched_shard(environment: Mapping[str, str]) -> Shard:
     Raises:
         UsageError: The variables contradict one another.
     """
-    shard = _by(environment, TORCHRUN, "torchrun")
+    shard = _by(environment, TORCHRUN, TORCHRUN_NAME)
     if shard is None and environment.get("SLURM_STEP_ID", "").isdecimal():
         shard = _by(environment, SLURM, "srun")
     return shard or Shard()
@@ -108,7 +114,7 @@ def unused_tasks(environment: Mapping[str, str]) -> int:
     through srun, so that one process has all inputs; 1 if that is as it should be."""
     tasks = environment.get("SLURM_NTASKS", "1")
     is_script = "SLURM_JOB_ID" in environment and SLURM[1] not in environment
-    is_alone = _by(environment, TORCHRUN, "torchrun") is None
+    is_alone = _by(environment, TORCHRUN, TORCHRUN_NAME) is None
     return int(tasks) if is_script and is_alone and tasks.isdecimal() else 1
 
 

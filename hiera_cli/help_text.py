@@ -11,7 +11,10 @@ from typer.core import TyperCommand, TyperGroup
 
 # The panel of each option, by its long name. Panels are shown in this order.
 PANELS: dict[str, tuple[str, ...]] = {
-    "Input": ("recursive", "on-error", "max-pixels", "fast-jpeg", "pictures"),
+    "Input": (
+        "recursive", "manifest", "path-column", "id-column", "private-urls", "on-error",
+        "max-pixels", "fast-jpeg", "pictures",
+    ),
     "Model": (
         "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
         "free", "clear-compiled",
@@ -25,12 +28,13 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Probe": ("probe", "val", "neighbours", "cache"),
     "Video": ("clips", "crops", "stride", "fps", "segments", "every"),
     "Output": (
-        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "save-images",
-        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "dry-run",
-        "track", "tensorboard", "profile", "resume", "overwrite",
+        "to", "returns", "topk", "output", "format", "save-as", "shard-size", "rows", "save-images",
+        "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "track",
+        "tensorboard", "profile", "resume", "overwrite",
     ),
     "Machine": (
         "device", "dtype", "batch-size", "workers", "compile", "parallel", "blocking-saves",
+        "shard", "engine", "address", "dry-run",
     ),
     "Other": (
         "config", "quiet", "verbose", "debug", "version", "help", "install-completion",

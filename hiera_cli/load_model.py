@@ -100,6 +100,21 @@ def load_model(
     return create[task](name, checkpoint)
 
 
+def row_model(name: str | None, checkpoint: str | None, random_init: bool) -> str | None:
+    """Return --model in the form that `callables.OnColumns` takes, which loads it in each worker.
+
+    Raises:
+        UsageError: --random-init goes with weights.
+    """
+    if not random_init:
+        return name
+    entry = None if name is None else names.find_entry(name)
+    if checkpoint is not None or (name is not None and entry is None):
+        raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
+    print_message("--random-init: weights are random, the outputs mean nothing")
+    return None if entry is None else entry.name
+
+
 def _random_model(
     task: Task, name: str | None, checkpoint: str | None
 ) -> Encoder | Callable[[Kind], Encoder]:

@@ -21,16 +21,19 @@ class InputCount:
     Args:
         inputs: The inputs, as for `sources.expand`.
         recursive: As for `sources.expand`.
+        total: The number, or None while it is not known.
+        share: Returns how many of all inputs this process takes.
     """
 
     inputs: Sequence[str]
     recursive: bool = False
-    total: int | None = None  # None while it is not known
+    total: int | None = None
+    share: Callable[[int], int] = lambda total: total
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         """Begin to count, if that reads no stream."""
-        if all(map(sources.can_be_listed_twice, self.inputs)):
+        if self.total is None and all(map(sources.can_be_listed_twice, self.inputs)):
             threading.Thread(target=self._count, name="count", daemon=True).start()
 
     def stop(self) -> None:
@@ -42,7 +45,7 @@ class InputCount:
             count += 1
             if self._stop.is_set():
                 return
-        self.total = count
+        self.total = self.share(count)
 
 
 class Rate:

@@ -85,6 +85,9 @@ class ResultStream:
         self.pictures: Path | None = None  # a folder with pictures, for the summary
         self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
+        self.is_numbered = False  # True if inputs know their position among those of all processes
+        self.is_silent = False  # True if records are not printed, because they go elsewhere
+        self.may_be_empty = False  # True if there may be fewer inputs than processes
         self.is_finished = False  # True if there is nothing to resume, because the file is complete
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "use -o results.jsonl")
@@ -278,9 +281,10 @@ class ResultStream:
             ReaderGone: The reader of standard output has closed it.
             OutputError: The record cannot be written.
         """
-        with self._write_errors():
-            self.writer.write(record)
-            self.stream.flush()
+        if not self.is_silent:
+            with self._write_errors():
+                self.writer.write(record)
+                self.stream.flush()
         if record.error is not None:
             self.failed += 1
             print_message(f"{record.input}: {record.error}")
@@ -307,7 +311,7 @@ class ResultStream:
         """
         with self:
             for record in records:
-                record.index += self.skipped
+                record.index += 0 if self.is_numbered else self.skipped
                 if record.error is None:
                     try:
                         each(record)
@@ -317,9 +321,9 @@ class ResultStream:
                 if record.error is not None and stop:
                     self.complete = False
                     break
-            if not (self.ok or self.failed):
+            if not (self.ok or self.failed or self.may_be_empty):
                 self.complete = False
-        if not (self.ok or self.failed):
+        if not (self.ok or self.failed or self.may_be_empty):
             raise UsageError("no inputs", "the list, pattern or standard input is empty")
         self.print_summary()
         return SOME_FAILED if self.failed else OK

@@ -51,6 +51,7 @@ class RecordJson(TypedDict):
     topk: list[PredictionJson]
     notes: list[str]
     error: ErrorJson | None
+    id: NotRequired[str | int]
     video: NotRequired[VideoJson]
     segments: NotRequired[list[SegmentJson]]
 
@@ -98,6 +99,7 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)  # further keys of the task, for JSON
     lines: list[str] = field(default_factory=list)  # `extra` as text, for a terminal
     output_stem: str = ""  # where its output files are, see `OutputNames`
+    id: str | int | None = None  # what a manifest calls this input
 
     def fail(self, error: HieraError) -> Record:
         """Turn this record into that of a failure, and return it."""
@@ -108,7 +110,8 @@ class Record:
     def to_json(self) -> RecordJson:
         """Return the record as a dictionary.
 
-        Records of videos also have a `video` field, and `segments` if they were requested.
+        Records of videos also have a `video` field, and `segments` if they were requested. Inputs
+        from a manifest have its `id`.
         """
         values: RecordJson = {
             "input": self.input,
@@ -120,6 +123,8 @@ class Record:
             "notes": self.notes,
             "error": None if self.error is None else error_json(self.error),
         }
+        if self.id is not None:
+            values["id"] = self.id
         if self.video is not None:
             values["video"] = self.video
         if self.segments is not None:

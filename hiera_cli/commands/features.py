@@ -14,13 +14,15 @@ from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
-from .. import feature_options, load_model, options, output_formats
+from .. import feature_options, load_model, options, output_formats, scale_options
 from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
+from ..input_selection import InputSelection, check_division, device_of
 from ..options import OnError, auto_or_count, auto_or_workers
 from ..output_files.feature_outputs import FeatureOutputs
-from ..progress import InputCount
 from ..result_stream import ResultStream
+from ..row_runs import RowRun
+from ..scale_options import Engine
 
 if TYPE_CHECKING:
     from hiera_core.data.clip_sampling import Sampling
@@ -59,6 +61,10 @@ def features(
     shard_size: feature_options.ShardSizeOpt = 1000,
     visualize: feature_options.VisualizeOpt = None,
     recursive: options.RecursiveOpt = False,
+    manifest: scale_options.ManifestOpt = None,
+    path_column: scale_options.PathColumnOpt = None,
+    id_column: scale_options.IdColumnOpt = None,
+    private_urls: scale_options.PrivateUrlsOpt = False,
     clips: feature_options.ClipsOpt = 1,
     crops: feature_options.CropsOpt = 1,
     stride: options.StrideOpt = None,
@@ -71,11 +77,16 @@ def features(
     format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
     overwrite: feature_options.OverwriteFilesOpt = False,
     resume: feature_options.ResumeFolderOpt = False,
+    rows: scale_options.RowsOpt = None,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
     batch_size: options.BatchSizeOpt = "auto",
     workers: options.WorkersOpt = "auto",
     compile: options.CompileOpt = False,
+    shard: scale_options.ShardOpt = None,
+    engine: scale_options.EngineOpt = Engine.local,
+    address: scale_options.AddressOpt = None,
+    dry_run: scale_options.DryRunOpt = None,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
@@ -90,20 +101,66 @@ def features(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
-    selected = _parse_stages(stages, default_all=return_intermediates or not inputs)
-    if not inputs:  # show the sample
+    chosen = InputSelection.parse(
+        inputs, recursive, manifest, path_column, id_column, private_urls, shard
+    )
+    device = device_of(device, chosen.shard)
+    row_run = RowRun(
+        chosen=chosen,
+        rows=rows,
+        engine=engine,
+        address=address,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        resume=resume,
+        quiet=quiet,
+        stop=on_error is OnError.stop,
+        workers=threads,
+        device=device,
+    )
+    row_run.check({"--output": output, "--save-as": save_as, "--visualize": visualize})
+    shows_sample = chosen.are_none
+    selected = _parse_stages(stages, default_all=return_intermediates or shows_sample)
+    if shows_sample:
         model = SAMPLE_MODEL if model is None and checkpoint is None else model
         format = output_formats.Format.table if format is output_formats.Format.auto else format
     pooled = selected == () if pool is None else pool is Pool.mean
     times = () if segments is None and every is None else ("start", "end")
     out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
-    outputs = FeatureOutputs.parse(output, save_as, visualize)
+    if row_run.is_wanted:
+        _check_rows(selected, pooled, attention, times)
+        load_model.check_model_name(model)
+        from hiera_core.data.clip_sampling import Sampling
+        from hiera_core.inference.columns import callables
+        from hiera_core.inference.features import FeatureSelection
+
+        selection = FeatureSelection(selected, pooled)
+        sampling = Sampling(clips=clips, crops=crops, stride=stride, fps=fps, max_pixels=max_pixels)
+        on_columns = callables.Embedder(
+            load_model.row_model(model, checkpoint, random_init),
+            selection=selection,
+            checkpoint=checkpoint,
+            random_init=random_init,
+            sampling=sampling,
+            workers=threads,
+            device=device,
+            dtype=dtype,
+            batch_size=batch,
+            compile=compile,
+        )
+        names = tuple(f"stage{stage}" for stage in selected or ()) or ("embedding",)
+        settings = _settings(selection, sampling)
+        return chosen.exit_code(row_run.run(context, on_columns, names, settings))
+    outputs = _parse_outputs(output, save_as, visualize, chosen)
     outputs.check(inputs or [], selected, attention)
     if resume and (output is None or outputs.is_file):
         raise UsageError("--resume needs -o with a folder", "use -o features/")
-    outputs = outputs.claim(context, overwrite=overwrite, may_exist=overwrite or resume)
-    out.count, out.pictures = InputCount(inputs or [], recursive), outputs.pictures
-    sources.check_inputs(inputs or [], recursive=recursive)
+    prefix = "" if chosen.shard.is_whole else f"{chosen.shard.name}-"
+    may_exist = overwrite or resume
+    outputs = outputs.claim(context, overwrite=overwrite, may_exist=may_exist, prefix=prefix)
+    out.count, out.pictures = chosen.count(), outputs.pictures
+    out.may_be_empty = bool(prefix)
+    chosen.check()
     load_model.check_model_name(model)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
@@ -135,7 +192,7 @@ def features(
         compile=compile,
     )
     if outputs.features is None or outputs.array is not None:
-        code = _run(out, extractor, inputs, None, outputs, recursive, on_error)
+        code = _run(out, extractor, chosen, None, outputs, on_error)
         message = f"features are in {outputs.array}" if outputs.array is not None and out.ok else ""
     else:
         store = FeatureStore(
@@ -145,13 +202,14 @@ def features(
             shard_inputs=shard_size,
             resume=resume,
             overwrite=overwrite,
+            prefix=prefix,
         )
         with store.connected(extractor):
-            code = _run(out, extractor, inputs, store, outputs, recursive, on_error)
-            message = f"features are in {output}" if out.complete else store.stop()
+            code = _run(out, extractor, chosen, store, outputs, on_error)
+            message = f"features are in {outputs.features}" if out.complete else store.stop()
     if message and ((out.ok and not quiet) or not out.complete):
         print_message(message)
-    return code
+    return chosen.exit_code(code)
 
 
 def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, object]:
@@ -171,10 +229,9 @@ def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, obje
 def _run(
     out: ResultStream,
     extractor: FeatureExtractor,
-    inputs: list[str] | None,
+    chosen: InputSelection,
     store: FeatureStore | None,
     outputs: FeatureOutputs,
-    recursive: bool,
     on_error: OnError,
 ) -> int:
     """Extract the features of all inputs, or of the sample, and return the exit code."""
@@ -182,8 +239,10 @@ def _run(
     from hiera_core.viz import grid
     from hiera_core.viz.output_names import OutputNames
 
+    shows_sample = chosen.are_none
+
     def listed() -> Iterator[sources.Source]:
-        return sources.expand(inputs or [], recursive=recursive, ahead=True)
+        return sources.expand(chosen.inputs, recursive=chosen.recursive, ahead=True)
 
     in_folder = outputs.pictures is not None and not outputs.is_picture
     names = OutputNames(outputs.pictures, listed) if outputs.pictures and in_folder else None
@@ -201,17 +260,54 @@ def _run(
                 grid.save_png(record.thumbnails[0], path)
                 record.extra["picture"] = str(path)
         record.lines = list(_text_lines(record))
-        if not inputs:
+        if shows_sample:
             record.notes.append(f"by {record.model}")
         record.result, record.thumbnails = None, []
 
-    if inputs:
-        expanded = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
-    else:
+    if shows_sample:
         expanded = iter([toy_datasets.sample(extractor.kinds[0])])
+    else:
+        expanded = chosen.sources(out.passed_over)
     if names is not None:
         expanded = names.assign(expanded)
     return out.write_all(extractor(expanded), save, stop=on_error is OnError.stop)
+
+
+def _check_rows(
+    selected: tuple[int, ...] | None, pooled: bool, attention: int | None, times: tuple[str, ...]
+) -> None:
+    """Check that the features of an input fit into a row.
+
+    Raises:
+        UsageError: They are maps or attention, of all stages, or of the parts of a video.
+    """
+    if not pooled or attention is not None or selected is None or times:
+        raise UsageError(
+            "a row holds vectors of the whole input: the embedding, or --stages with --pool mean",
+            "write others with -o and --save-as",
+        )
+
+
+def _parse_outputs(
+    output: Path | None, save_as: SaveAs | None, visualize: Path | None, chosen: InputSelection
+) -> FeatureOutputs:
+    """Return what the options name. The file of a shard has the shard in its name.
+
+    Raises:
+        UsageError: Pictures are drawn, and the inputs are divided, so that names could meet; see
+            also `FeatureOutputs.parse` and `check_division`.
+    """
+    if visualize is not None and chosen.is_numbered:
+        raise UsageError(
+            "--visualize goes with neither --shard nor --manifest", "draw in a run of its own"
+        )
+    outputs = FeatureOutputs.parse(output, save_as, visualize)
+    if output is None or chosen.shard.is_whole:
+        return outputs
+    if outputs.is_file:
+        return FeatureOutputs.parse(chosen.output(output), save_as, visualize)
+    check_division(output, chosen.shard)
+    return outputs
 
 
 def _write_array(record: Record, path: Path) -> None:

@@ -8,20 +8,22 @@ from typing import Annotated
 
 import typer
 
-from hiera_core.data import sources
+from hiera_core.errors import UsageError
 from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
-from .. import load_model, options, output_formats
+from .. import load_model, options, output_formats, scale_options
+from ..input_selection import InputSelection, device_of
 from ..options import OnError, auto_or_count, auto_or_workers
 from ..output_files.picture_outputs import PictureOutput, parse_output
-from ..progress import InputCount
 from ..result_stream import ResultStream
+from ..row_runs import RowRun
+from ..scale_options import Engine
 
 
 def predict(
     context: typer.Context,
-    inputs: options.InputsArg,
+    inputs: scale_options.InputsOpt = None,
     model: options.ModelOpt = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
@@ -41,6 +43,10 @@ def predict(
         ),
     ] = None,
     recursive: options.RecursiveOpt = False,
+    manifest: scale_options.ManifestOpt = None,
+    path_column: scale_options.PathColumnOpt = None,
+    id_column: scale_options.IdColumnOpt = None,
+    private_urls: scale_options.PrivateUrlsOpt = False,
     clips: Annotated[
         int | None,
         typer.Option(
@@ -91,11 +97,16 @@ def predict(
     format: options.FormatOpt = output_formats.Format.auto,
     overwrite: options.OverwriteOpt = False,
     resume: options.ResumeOpt = False,
+    rows: scale_options.RowsOpt = None,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
     batch_size: options.BatchSizeOpt = "auto",
     workers: options.WorkersOpt = "auto",
     compile: options.CompileOpt = False,
+    shard: scale_options.ShardOpt = None,
+    engine: scale_options.EngineOpt = Engine.local,
+    address: scale_options.AddressOpt = None,
+    dry_run: scale_options.DryRunOpt = None,
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
@@ -110,9 +121,58 @@ def predict(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
-    pictures = None if save_images is None else PictureOutput(save_images, inputs, recursive)
+    chosen = InputSelection.parse(
+        inputs, recursive, manifest, path_column, id_column, private_urls, shard
+    )
+    device = device_of(device, chosen.shard)
+    row_run = RowRun(
+        chosen=chosen,
+        rows=rows,
+        engine=engine,
+        address=address,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        resume=resume,
+        quiet=quiet,
+        stop=on_error is OnError.stop,
+        workers=threads,
+        device=device,
+    )
+    row_run.check(
+        {"--output": output, "--save-images": save_images, "--format": format.value != "auto"}
+    )
+    if row_run.is_wanted:
+        load_model.check_model_name(model)
+        from hiera_core.data.clip_sampling import Sampling
+        from hiera_core.inference.columns import callables
+
+        sampling = Sampling(
+            clips=clips,
+            crops=crops,
+            stride=stride,
+            segments=segments,
+            every=every,
+            max_pixels=max_pixels,
+            fps=fps,
+        )
+        on_columns = callables.Classifier(
+            load_model.row_model(model, checkpoint, random_init),
+            topk=topk,
+            class_names=None if labels is None else read_labels(labels),
+            checkpoint=checkpoint,
+            random_init=random_init,
+            sampling=sampling,
+            workers=threads,
+            device=device,
+            dtype=dtype,
+            batch_size=batch,
+            compile=compile,
+        )
+        settings = {"topk": topk, **asdict(sampling)}
+        return chosen.exit_code(row_run.run(context, on_columns, (), settings))
+    pictures = _picture_output(save_images, chosen)
     out = ResultStream(
-        output,
+        chosen.output(output),
         format,
         topk=topk,
         details=("picture",) if pictures else (),
@@ -121,12 +181,13 @@ def predict(
         quiet=quiet,
     )
     context.with_resource(out.claim())
-    out.count = InputCount(inputs, recursive)
+    out.count, out.is_numbered = chosen.count(), chosen.is_numbered
+    out.may_be_empty = not chosen.shard.is_whole
     if pictures is not None:
         out.pictures = pictures.path
         context.with_resource(pictures.claim(overwrite or resume))
-    sources.check_inputs(inputs, recursive=recursive)
-    found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
+    chosen.check()
+    found = chosen.sources(out.passed_over)
     if pictures is not None:
         found = pictures.assign(found)
     load_model.check_model_name(model)
@@ -134,7 +195,7 @@ def predict(
         named = load_model.models_by_kind(model, checkpoint, single_frames=every is not None)
         what = "random weights" if random_init else "the weights"
         note = "" if named and not random_init else f"; {what} are not compared"
-        return out.check_finished(found, named, note=note)
+        return chosen.exit_code(out.check_finished(found, named, note=note))
     class_names = None if labels is None else read_labels(labels)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
@@ -180,4 +241,21 @@ def predict(
             record.lines = [f"-> {path}"]
 
     records = predictor(out.skip_done(found))
-    return out.write_all(records, save_picture, stop=on_error is OnError.stop)
+    return chosen.exit_code(out.write_all(records, save_picture, stop=on_error is OnError.stop))
+
+
+def _picture_output(save_images: str | None, chosen: InputSelection) -> PictureOutput | None:
+    """Return what --save-images names.
+
+    Raises:
+        UsageError: There are no inputs, or they are divided, so that names could meet.
+    """
+    if not chosen.inputs and chosen.manifest is None:
+        raise UsageError("there are no inputs", "name files or folders, or give --manifest FILE")
+    if save_images is None:
+        return None
+    if chosen.is_numbered:
+        raise UsageError(
+            "--save-images goes with neither --shard nor --manifest", "draw in a run of its own"
+        )
+    return PictureOutput(save_images, chosen.inputs, chosen.recursive)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hiera_core.atomic import TEMPORARY, atomic_file
+from hiera_core.atomic import TEMPORARY, atomic_file, translate_write_errors
 from hiera_core.atomic.lock import LOCK_NAME, exclusive, exclusive_folder
 from hiera_core.errors import UsageError
 
@@ -94,6 +94,19 @@ def claim_folder(folder: Path, may_exist: bool) -> Iterator[Path]:
         UsageError: The folder is not empty (without `may_exist`), another process writes to it, or
             it is a file or read-only.
     """
+    _check_folder(folder)
+    with exclusive_folder(folder):
+        if not may_exist and any(not _is_ours(path.name) for path in folder.iterdir()):
+            raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
+        yield folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Check that a folder can be written, or made.
+
+    Raises:
+        UsageError: It is a file or read-only, or the system does not allow the name.
+    """
     with _refused_as_usage(repr(str(folder))):
         with contextlib.suppress(FileNotFoundError):
             folder.lstat()  # raises the other errors, such as that of a name that is too long
@@ -103,9 +116,33 @@ def claim_folder(folder: Path, may_exist: bool) -> Iterator[Path]:
         raise UsageError(f"{str(folder)!r} is a file", "name a folder")
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(f"folder {str(nearest)!r} is read-only", "write to another folder")
-    with exclusive_folder(folder):
-        if not may_exist and any(not _is_ours(path.name) for path in folder.iterdir()):
-            raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
+
+
+@contextlib.contextmanager
+def claim_part_of_folder(folder: Path, prefix: str, may_exist: bool) -> Iterator[Path]:
+    """Hold the lock of the files in a folder whose names begin with a prefix, and yield the folder.
+    Other processes may write to others of its files. A missing folder is made.
+
+    Args:
+        folder: The folder.
+        prefix: Begin of the names.
+        may_exist: Whether there may be such files.
+
+    Raises:
+        UsageError: There are such files (without `may_exist`), another process writes to them, or
+            the folder is a file or read-only.
+        OutputError: The folder cannot be made.
+    """
+    _check_folder(folder)
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / prefix.rstrip("-"), beside=True):
+        found = sorted(path.name for path in folder.iterdir() if path.name.startswith(prefix))
+        if found and not may_exist:
+            raise UsageError(
+                f"folder {str(folder)!r} has files of this shard, such as {found[0]!r}",
+                "--resume continues, --overwrite starts over",
+            )
         yield folder
 
 

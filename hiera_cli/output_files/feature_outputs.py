@@ -12,7 +12,7 @@ from hiera_core.data import sources
 from hiera_core.errors import UsageError
 
 from ..feature_options import SaveAs
-from .claims import claim_file, claim_folder
+from .claims import claim_file, claim_folder, claim_part_of_folder
 
 PLAIN_ARRAY = ".npy"
 FEATURE_FILES = (".safetensors", ".npz", ".parquet", PLAIN_ARRAY)
@@ -103,13 +103,16 @@ class FeatureOutputs:
         if any(_is_same(self.pictures, Path(name)) for name in inputs):
             raise UsageError("the picture would replace the input", "choose another name")
 
-    def claim(self, context: typer.Context, *, overwrite: bool, may_exist: bool) -> FeatureOutputs:
+    def claim(
+        self, context: typer.Context, *, overwrite: bool, may_exist: bool, prefix: str = ""
+    ) -> FeatureOutputs:
         """Hold the locks until the command ends, and return these outputs with links resolved.
 
         Args:
             context: The context of the command.
             overwrite: Whether files may exist.
             may_exist: Whether folders may hold files.
+            prefix: Begin of the names of files in the folder of features, if it is shared.
 
         Raises:
             UsageError: See `claim_file` and `claim_folder`.
@@ -117,6 +120,8 @@ class FeatureOutputs:
         features, pictures = self.features, self.pictures
         if features is not None and self.is_file:
             features = context.with_resource(claim_file(features, overwrite))
+        elif features is not None and prefix:
+            context.with_resource(claim_part_of_folder(features, prefix, may_exist))
         elif features is not None:
             context.with_resource(claim_folder(features, may_exist))
         if pictures is not None and self.is_picture:

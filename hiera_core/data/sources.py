@@ -31,6 +31,7 @@ from .media_types import (
     ending_of,
     sniff_kind,
 )
+from .remote_files import is_remote, list_inputs
 from .url_content import fetch_content, keep_content
 
 if TYPE_CHECKING:
@@ -52,14 +53,17 @@ class Source:
         name: The input as the user named it.
         path: A file.
         data: The content itself.
-        url: A URL, fetched when `content` is called.
-        span: Offset and size in bytes within `path`, for a member of a tar file.
+        url: A URL of the web or a remote place, fetched when `content` is called.
+        span: Offset and size in bytes within `path` or `url`, for a member of a tar file.
         pixels: An image, uint8 [height, width, 3], or a clip, uint8 [frames, height, width, 3].
         error: Why this input cannot be read, if that is known already. `content` raises it.
         short_name: Its path within the folder or tar file that the user named. If it is empty, the
             short name is the last part of `name`.
         output_stem: Where its output files are; see `OutputNames`.
         in_list: Whether it is a line of a list or of standard input.
+        id: What a manifest calls this input.
+        position: Its number among all inputs of a run, if this is not its number in the stream.
+        public_only: Whether a URL must not lead into a private network.
     """
 
     name: str
@@ -72,6 +76,9 @@ class Source:
     short_name: str = ""
     output_stem: str = ""
     in_list: bool = False
+    id: str | int | None = None
+    position: int | None = None
+    public_only: bool = False
 
     def content(self) -> Path | bytes:
         """Return the path to read, or the bytes. A URL is fetched now, so call it in a worker. For
@@ -83,7 +90,7 @@ class Source:
         if self.error is not None:
             raise self.error
         if self.url is not None:
-            return fetch_content(self.url)
+            return fetch_content(self.url, self.span, public_only=self.public_only)
         if self.data is not None:
             return self.data
         assert self.path is not None
@@ -161,6 +168,9 @@ def expand(
             yield from _from_list(text)
         elif text.startswith(URLS):
             yield Source(text, url=text)
+        elif is_remote(text):
+            for f in list_inputs(text, recursive, passed_over):
+                yield Source(f.name, url=f.url, span=f.span, error=f.error, short_name=f.short_name)
         else:
             yield from _from_path(text, options)
 
@@ -176,7 +186,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
-        if expand and (text == STDIN or text.startswith(URLS)):
+        if expand and (text == STDIN or text.startswith(URLS) or is_remote(text)):
             continue
         if expand and _is_list(text) and not _is_file(text[1:]):
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
@@ -204,6 +214,7 @@ def is_tar(text: str | Path) -> bool:
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
     many = text == STDIN or _is_list(text) or is_folder(text) or is_tar(text)
+    many = many or (is_remote(text) and (text.endswith("/") or WILDCARD.search(text) is not None))
     return not many and (_exists(text) or text.startswith(URLS) or not glob.has_magic(text))
 
 
@@ -432,10 +443,14 @@ def _read_available(stream: BinaryIO) -> bytes:
 
 
 def _from_line(line: bytes) -> Source:
-    text = os.fsdecode(line.removesuffix(b"\r"))
-    if text.startswith(URLS):
+    return from_name(os.fsdecode(line.removesuffix(b"\r")), in_list=True)
+
+
+def from_name(text: str, *, in_list: bool = False) -> Source:
+    """Return the source of a path or URL: no glob, folder or list. `in_list`: see `Source`."""
+    if text.startswith(URLS) or is_remote(text):
         return Source(text, url=text)
-    return Source(text, path=Path(text), in_list=True)
+    return Source(text, path=Path(text), in_list=in_list)
 
 
 # Content ------------------------------------------------------------------------------------------

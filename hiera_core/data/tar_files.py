@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..errors import UsageError
 from .folders import HIDDEN, NO_EXTENSION
@@ -36,19 +37,23 @@ class Member:
         return f"{folder}/{name.partition('.')[0]}"
 
 
-def read_members(path: Path, passed_over: Counter[str] | None = None) -> Iterator[Member]:
+def read_members(
+    file: Path | IO[bytes], passed_over: Counter[str] | None = None
+) -> Iterator[Member]:
     """Yield the images and videos in a tar file, in its order. Compressed tar files are not read,
     because their members cannot be read in place. Hidden files are left out, such as the `._x.jpg`
     that macOS adds to each file.
 
     Args:
-        path: The tar file.
+        file: The tar file, or its path.
         passed_over: Counts the other files, by extension; hidden ones under `hidden`.
 
     Raises:
         OSError, tarfile.TarError: It cannot be read, or ends within a member.
     """
-    with tarfile.open(path, "r:") as archive:
+    is_path = isinstance(file, Path)
+    name, opened = (file, None) if is_path else (None, file)
+    with tarfile.open(name, "r:", opened) as archive:  # type: ignore[call-overload]
         for entry in archive:
             ending = ending_of(entry.name)
             if not entry.isfile():

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,15 +19,27 @@ from typing import IO
 
 from ..errors import InputError
 from ..weights.fetch import FetchError, Response, open_url
+from . import remote_files
 
 MAX_DOWNLOAD_BYTES = 512 << 20
 IN_MEMORY_BYTES = 16 << 20
+ATTEMPTS = 4  # of a URL whose server is busy
+FIRST_WAIT_S = 0.5  # before the second attempt; doubled before each further one
+PASSING = (429, 500, 502, 503, 504)  # codes of HTTP that say so
 TOTAL_S = 600.0  # maximum duration of a download; one that is slower than 1 KiB/s ends sooner
 OPEN_FILES = Path("/proc/self/fd")  # Linux: paths of the files that this process has open
 
 
-def fetch_content(url: str) -> Path | bytes:
-    """Fetch a URL.
+def fetch_content(
+    url: str, span: tuple[int, int] | None = None, *, public_only: bool = False
+) -> Path | bytes:
+    """Fetch a URL of the web, or of a place that `remote_files` reads. What fails for a reason that
+    may pass is tried again.
+
+    Args:
+        url: The URL.
+        span: Offset and size in bytes of a part, for members of remote tar files.
+        public_only: Refuse servers in private networks.
 
     Returns:
         The content, or the path of a temporary file. The file is removed when nothing refers to
@@ -34,12 +48,20 @@ def fetch_content(url: str) -> Path | bytes:
     Raises:
         InputError: The server does not answer, is too slow, or redirects to a private address; or
             the file is incomplete or too large.
+        UsageError: The package of a remote place is not installed.
     """
-    try:
-        with open_url(url, total_s=TOTAL_S) as response:
-            return _collect(response)
-    except FetchError as error:
-        raise InputError(f"cannot be fetched ({error.reason})", "check the address") from error
+    if remote_files.is_remote(url):
+        return keep_content(remote_files.fetch_ranges(url, span))
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with open_url(url, total_s=TOTAL_S, public_only=public_only) as response:
+                return _collect(response)
+        except FetchError as error:
+            if attempt == ATTEMPTS or error.status not in PASSING:
+                reason = f"cannot be fetched ({error.reason})"
+                raise InputError(reason, "check the address") from error
+        time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+    raise AssertionError  # the loop returns or raises
 
 
 def keep_content(chunks: Iterable[bytes]) -> Path | bytes:

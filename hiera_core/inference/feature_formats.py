@@ -41,7 +41,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 def read_metadata(path: Path) -> Metadata:
     """Read the metadata of a file: `inputs`, `indices`, `occurrences`, `kind`, `model`, `shapes`
-    and `settings`, and for segments of videos `start` and `end`.
+    and `settings`, for segments of videos `start` and `end`, and for inputs from a manifest `ids`.
 
     Raises:
         UsageError: The file is damaged, or not a file of features, or its format needs a package
@@ -198,14 +198,19 @@ def _npz_metadata(path: Path) -> Metadata:
 def _write_parquet(path: Path, arrays: Arrays, metadata: Metadata) -> None:
     """Write a table.
 
-    The columns are the name of each row's input, its index, `start` and `end` if there are any, and
-    for each feature a flat list of numbers. The shapes are in the metadata of the schema.
+    The columns are the name of each row's input, its index, its `id` in a manifest, `start` and
+    `end` if there are any, and for each feature a flat list of numbers. The shapes are in the
+    metadata of the schema.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     printable = [n.encode("utf-8", "backslashreplace").decode() for n in metadata["inputs"]]
     columns: dict[str, Any] = {"input": pa.array(printable), "index": pa.array(metadata["indices"])}
+    if "ids" in metadata:
+        texts = any(isinstance(value, str) for value in metadata["ids"])
+        ids = [v if v is None or not texts else str(v) for v in metadata["ids"]]
+        columns["id"] = pa.array(ids)
     columns |= {name: pa.array(arrays[name]) for name in TIMES if name in arrays}
     for name in metadata["shapes"]:
         array = arrays[name]

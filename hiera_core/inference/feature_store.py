@@ -29,7 +29,7 @@ from .model_fingerprint import model_fingerprint
 
 SHARD_INPUTS = 1000  # maximum number of inputs in a shard
 SHARD_BYTES = 64 << 20  # size above which a shard is written before it is full
-SHARD_NAME = re.compile(r"(image|video)-(\d{5,})")
+SHARD_NAME = r"(image|video)-(\d{5,})"
 RESUME_HINT = "resume with the same options and weights, or write to another folder"
 
 
@@ -42,6 +42,7 @@ class _Rows:
     occurrence: int  # number of earlier inputs of this name in the run
     values: feature_formats.Arrays  # [count, *shape]
     count: int
+    id: str | int | None = None
 
 
 @dataclass
@@ -70,6 +71,8 @@ class FeatureStore:
         shard_inputs: Maximum number of inputs in a shard.
         resume: Continue the folder of an interrupted run.
         hint: What to do if the folder was made in another way.
+        prefix: Begins the names of the shards in a folder, `shard-00003-of-00016-`, where several
+            processes write to it. Other shards are not looked at.
         overwrite: Remove the shards of an earlier run from the folder, unless it is resumed.
 
     Raises:
@@ -88,8 +91,10 @@ class FeatureStore:
         resume: bool = False,
         overwrite: bool = False,
         hint: str = RESUME_HINT,
+        prefix: str = "",
     ) -> None:
-        self._hint = hint
+        self._hint, self._prefix = hint, prefix
+        self._shard_name = re.compile(re.escape(prefix) + SHARD_NAME)
         self.path, self.settings, self.shard_inputs = path, settings or {}, shard_inputs
         self.is_file = path.suffix.lower() in feature_formats.FORMATS
         self.format = path.suffix.lower().removeprefix(".") if self.is_file else save_as
@@ -192,7 +197,7 @@ class FeatureStore:
             shard = self._open[kind] = _Shard(self._next_path(kind), record.model)
         record.extra["file"] = _location(shard.path, shard.rows, count if is_split else None)
         occurrence = self._occurrences.pop(record.index, 0)
-        shard.inputs.append(_Rows(record.input, record.index, occurrence, values, count))
+        shard.inputs.append(_Rows(record.input, record.index, occurrence, values, count, record.id))
         shard.rows += count
         shard.size += size
 
@@ -230,7 +235,7 @@ class FeatureStore:
             return self.path
         number = self._next_numbers.get(kind, 0)
         self._next_numbers[kind] = number + 1
-        return self.path / f"{kind}-{number:05}.{self.format}"
+        return self.path / f"{self._prefix}{kind}-{number:05}.{self.format}"
 
     def _write(self, kind: Kind) -> None:
         """Write the open shard of a kind.
@@ -252,6 +257,8 @@ class FeatureStore:
                 "settings": {**self.settings, **self._models.get(kind, {})},
                 **{name: arrays[name].tolist() for name in TIMES if name in arrays},
             }
+            if any(part.id is not None for part in parts):
+                metadata["ids"] = [part.id for part in parts for _ in range(part.count)]
             del self._open[kind]
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +273,7 @@ class FeatureStore:
     def _shards(self) -> Iterator[Path]:
         """Yield the shards in the folder, of all formats, in the order of their names."""
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
-            if path.suffix in feature_formats.FORMATS and SHARD_NAME.fullmatch(path.stem):
+            if path.suffix in feature_formats.FORMATS and self._shard_name.fullmatch(path.stem):
                 yield path
 
     def _check_removable(self) -> None:
@@ -286,7 +293,7 @@ class FeatureStore:
             UsageError: A shard was made with other settings, or cannot be read.
         """
         for path in self._shards():
-            match = SHARD_NAME.fullmatch(path.stem)
+            match = self._shard_name.fullmatch(path.stem)
             assert match is not None
             kind, number = cast(Kind, match[1]), int(match[2])
             if path.suffix != f".{self.format}":

@@ -333,7 +333,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         done = self.find_done(source.name, index)
         if done is None:
             return None
-        record = Record(source.name, index, done["model"], done["kind"])
+        record = Record(source.name, index, done["model"], done["kind"], id=source.id)
         shapes = {name: {"shape": shape} for name, shape in done["shapes"].items()}
         times = {name: done[name] for name in TIMES if name in done}
         record.extra = {"features": shapes, **times, "file": done["file"]}

@@ -189,6 +189,22 @@ class Pipeline(Generic[R]):
             for runner in self._runners.values():
                 runner.end_stream()
 
+    def decode(self, source: Source, index: int) -> DecodedInput:
+        """Return a decoded input, for `compute`, which may be called in another process."""
+        return self._decode((source, index, None))
+
+    def compute(self, inputs: list[DecodedInput]) -> list[Record]:
+        """Return the records of decoded inputs, in order.
+
+        Raises:
+            DeviceError: There is not enough memory for a single image or clip.
+        """
+        for decoded in inputs:
+            if decoded.pixels is not None or decoded.segments is not None:
+                self.runner(decoded.record.kind)
+        with ThreadPoolExecutor(1) as pool:
+            return list(self._compute(inputs, pool, [], more=False))
+
     def runner(self, kind: Kind) -> R:
         """Return the `BatchRunner` for images or for videos. It is built when it is first needed.
 
@@ -257,7 +273,8 @@ class Pipeline(Generic[R]):
         `finished_record` is called here, in the order of the inputs, because inputs of the same
         name are told apart by their order.
         """
-        for index, source in enumerate(inputs):
+        for number, source in enumerate(inputs):
+            index = number if source.position is None else source.position
             yield source, index, self.finished_record(source, index)
 
     def _decode(self, item: tuple[Source, int, Record | None]) -> DecodedInput:
@@ -265,7 +282,7 @@ class Pipeline(Generic[R]):
         if finished is not None:
             return DecodedInput(finished)
         kind: Kind = "video" if source.looks_like_video else "image"
-        record = Record(source.name, index, "", kind, output_stem=source.output_stem)
+        record = Record(source.name, index, "", kind, output_stem=source.output_stem, id=source.id)
         try:
             content = source.content() if source.pixels is None else source.pixels
             if isinstance(content, np.ndarray):

@@ -82,7 +82,11 @@ class Response:
 
 @contextlib.contextmanager
 def open_url(
-    url: str, headers: dict[str, str] | None = None, total_s: float | None = None
+    url: str,
+    headers: dict[str, str] | None = None,
+    total_s: float | None = None,
+    *,
+    public_only: bool = False,
 ) -> Iterator[Response]:
     """Open a URL, and yield the response within the `with` block.
 
@@ -90,14 +94,20 @@ def open_url(
         url: The http(s) URL.
         headers: Further headers of the request. The content is always requested uncompressed.
         total_s: Maximum duration of the whole transfer in seconds.
+        public_only: Refuse hosts in private networks.
 
     Raises:
-        FetchError: The URL is not valid, the server does not answer or reports an error, or it
-            sends compressed content or a redirect that is not allowed.
+        FetchError: The URL is not valid or not allowed, the server does not answer or reports an
+            error, or it sends compressed content or a redirect that is not allowed.
     """
     with _Watch(total_s) as watch:
         with watch.as_fetch_errors():
             check_url(url)
+            if public_only:
+                host = str(urllib.parse.urlsplit(url).hostname)
+                if not is_public_host(host):
+                    raise FetchError(f"{host} is in a private network")
+                watch.public_only = True
             opener = urllib.request.build_opener(
                 _HTTPHandler(watch), _HTTPSHandler(watch), _RedirectHandler(url, watch)
             )

@@ -1,0 +1,263 @@
+"""Runs whose results are rows of Parquet files (--rows), here or on Ray, and dry runs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hiera_core.data.remote_files import is_remote
+from hiera_core.data.sources import Source
+from hiera_core.errors import UsageError
+
+from .exit_codes import OK, SOME_FAILED, print_message
+from .input_selection import InputSelection, check_division, check_division_of
+from .output_files.claims import claim_folder, claim_part_of_folder
+from .output_formats import Format
+from .progress import progress_counter
+from .result_stream import ResultStream
+from .scale_options import Engine
+
+if TYPE_CHECKING:
+    from hiera_core.inference.columns.callables import Classifier, Embedder
+    from hiera_core.scale.result_rows import RowLayout
+    from hiera_core.scale.row_folder import DoneRows, RowFolder
+
+SHOWN_ERRORS = 20  # on stderr; all of them are in the rows
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """The options of a run with --rows or --dry-run.
+
+    Args:
+        chosen: The inputs.
+        rows: The folder; None for a dry run.
+        engine, address, dry_run: The options of these names.
+        overwrite, resume, quiet: The options of these names.
+        stop: Whether to end at the first error.
+        workers: CPUs of a Ray of its own; None for all.
+        device: The value of --device.
+    """
+
+    chosen: InputSelection
+    rows: str | None
+    engine: Engine
+    address: str | None
+    dry_run: int | None
+    overwrite: bool
+    resume: bool
+    quiet: bool
+    stop: bool
+    workers: int | None
+    device: str
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether results become rows, or nothing is written at all."""
+        return self.rows is not None or self.dry_run is not None
+
+    def check(self, others: dict[str, object]) -> None:
+        """Check the options before anything is read.
+
+        Args:
+            others: Options that name another output, and their values.
+
+        Raises:
+            UsageError: They contradict one another, or a package is missing.
+        """
+        if self.engine is Engine.ray and self.rows is None and self.dry_run is None:
+            raise UsageError("--engine ray needs --rows", "name a folder that all machines see")
+        if self.address is not None and self.engine is not Engine.ray:
+            raise UsageError("--address needs --engine ray", "leave it out")
+        if not self.is_wanted:
+            return
+        for name, value in others.items():
+            if value:
+                what = "--rows" if self.rows is not None else "--dry-run"
+                raise UsageError(f"{what} and {name} name two outputs", "choose one")
+        if self.chosen.are_none:
+            raise UsageError("there are no inputs", "name files or folders, or give --manifest")
+        if self.engine is Engine.ray and not self.chosen.shard.is_whole:
+            raise UsageError(
+                f"{self.chosen.shard.origin}: Ray divides the inputs itself", "use --shard none"
+            )
+        if self.engine is Engine.ray and self.stop:
+            raise UsageError("--engine ray cannot stop at an error", "leave out --on-error")
+        from hiera_core.scale.result_rows import check_pyarrow
+
+        check_pyarrow()
+        if self.engine is Engine.ray:
+            from hiera_core.scale.ray_engine import check_ray
+
+            check_ray()
+
+    def run(
+        self,
+        context: typer.Context,
+        model: Embedder | Classifier,
+        features: tuple[str, ...],
+        settings: dict[str, object],
+    ) -> int:
+        """Compute the rows, and return the exit code.
+
+        Args:
+            context: The context of the command.
+            model: What computes.
+            features: Names of the features; empty for classes.
+            settings: What the rows depend on, besides the model.
+
+        Raises:
+            UsageError, CheckpointError, HubError, DeviceError, OutputError: See `run_on_ray` and
+                `Pipeline`.
+        """
+        from hiera_core.scale.input_table import id_type_of
+        from hiera_core.scale.places import place_of
+        from hiera_core.scale.result_rows import RowLayout
+        from hiera_core.scale.row_folder import DoneRows, RowFolder
+
+        manifest = self.chosen.manifest
+        layout = RowLayout(features, "none" if manifest is None else id_type_of(manifest))
+        self.chosen.check()
+        if self.dry_run is not None:
+            return self._estimate(model, layout, self.dry_run)
+        assert self.rows is not None
+        shard, may_exist = self.chosen.shard, self.overwrite or self.resume
+        prefix = "" if shard.is_whole else f"{shard.name}-"
+        folder = RowFolder(place_of(self.rows), layout, prefix)
+        if is_remote(self.rows):  # there are no locks
+            check_division_of(folder.place.names("shard-", ""), self.rows, shard)
+            if folder.files() and not may_exist:
+                hint = "--resume continues, --overwrite starts over"
+                raise UsageError(f"{self.rows} holds rows already", hint)
+        elif prefix:
+            check_division(Path(self.rows), shard)
+            context.with_resource(claim_part_of_folder(Path(self.rows), prefix, may_exist))
+        else:
+            context.with_resource(claim_folder(Path(self.rows), may_exist))
+        if self.overwrite and not self.resume:
+            folder.remove()
+        done = folder.read_done() if self.resume else DoneRows()
+        if manifest is not None:
+            settings = {**settings, "rows of the manifest": len(manifest)}
+        if self.engine is Engine.ray:
+            return self._run_on_ray(model, folder, settings, done)
+        return self._run_here(model, folder, settings, done)
+
+    def _run_here(
+        self,
+        model: Embedder | Classifier,
+        folder: RowFolder,
+        settings: dict[str, object],
+        done: DoneRows,
+    ) -> int:
+        from hiera_core.inference.model_fingerprint import model_fingerprint
+        from hiera_core.scale.row_folder import check_facts
+
+        path, earlier = folder.facts()
+        facts: dict[str, dict[str, Any]] = {"settings": settings}
+        check_facts(path, earlier, facts)
+
+        def note_model(runner: Any) -> None:
+            found = {runner.kind: model_fingerprint(runner)}
+            check_facts(path, earlier, found)
+            facts.update(found)
+
+        model.pipeline.on_model(note_model)
+        out = self._messages(done)
+        found = done.skip(self.chosen.sources(out.passed_over, numbered=True))
+        records = folder.write_records(model.pipeline(found), facts)
+        with contextlib.closing(records):
+            code = out.write_all(records, lambda record: None, stop=self.stop)
+        self._say_where()
+        return code
+
+    def _run_on_ray(
+        self,
+        model: Embedder | Classifier,
+        folder: RowFolder,
+        settings: dict[str, object],
+        done: DoneRows,
+    ) -> int:
+        from hiera_core.scale.input_table import (
+            LISTING,
+            InputTable,
+            ListedInputs,
+            ManifestInputs,
+            write_listing,
+        )
+        from hiera_core.scale.ray_engine import RayOptions, RunSummary, run_on_ray
+
+        out, table = self._messages(done), self.chosen.manifest
+        inputs: InputTable
+        if table is not None:
+            inputs = ManifestInputs(table.path.absolute(), *table.columns, table.private_urls)
+        else:
+            # Positions are those of the first listing, also if there are other files now.
+            if not (self.resume and folder.place.names(LISTING, "")):
+                write_listing(self.chosen.sources(out.passed_over), folder.place)
+            inputs = ListedInputs(folder.place)
+        shown = itertools.count()
+        with progress_counter(not self.quiet and _is_terminal(), out.count) as advance:
+
+            def show(summary: RunSummary) -> None:
+                for error in summary.errors:
+                    if next(shown) < SHOWN_ERRORS:
+                        print_message(error)
+                summary.errors.clear()
+                advance(done.ok + summary.ok, done.failed + summary.failed)
+
+            options = RayOptions(self.address, self.workers, self.device)
+            summary = run_on_ray(
+                inputs, model, folder, settings, options=options, done=done, on_progress=show
+            )
+        if summary.failed > SHOWN_ERRORS:
+            print_message("further errors are in the rows whose status is 'error'")
+        out.ok, out.failed = done.ok + summary.ok, done.failed + summary.failed
+        if not (out.ok or out.failed):
+            raise UsageError("no inputs", "the list, pattern or manifest is empty")
+        out.print_summary()
+        if not self.quiet:
+            print_message(summary.text())
+        self._say_where()
+        return SOME_FAILED if out.failed else OK
+
+    def _estimate(self, model: Embedder | Classifier, layout: RowLayout, count: int) -> int:
+        from hiera_core.scale.estimate import estimate, spread
+
+        manifest = self.chosen.manifest
+        sources: Iterator[Source]
+        if manifest is not None:
+            total = len(manifest)
+            sources = itertools.chain.from_iterable(map(manifest.read, spread(total, count)))
+        else:
+            total = sum(1 for _ in self.chosen.sources())
+            step = max(1, total // count)
+            sources = itertools.islice(self.chosen.sources(), 0, step * count, step)
+        for line in estimate(model.pipeline, sources, total, layout).lines():
+            print_message(line)
+        return OK
+
+    def _messages(self, done: DoneRows) -> ResultStream:
+        """Return what prints messages and progress."""
+        out = ResultStream(None, Format.jsonl, quiet=self.quiet)
+        out.count = self.chosen.count()
+        out.is_silent = out.is_numbered = True
+        out.may_be_empty = not self.chosen.shard.is_whole or len(done) > 0
+        out.ok, out.failed, out.skipped = done.ok, done.failed, len(done)
+        return out
+
+    def _say_where(self) -> None:
+        if not self.quiet:
+            print_message(f"rows are in {self.rows}")
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stderr.isatty()

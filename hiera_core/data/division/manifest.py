@@ -1,0 +1,140 @@
+"""Manifests: tables with a row for each input, as Parquet, CSV or lines of text.
+
+A manifest may have a hundred million rows. So nothing of it is held in memory: planning finds out
+how many rows there are and where they begin, and a process then reads its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from ...errors import InputError, UsageError, did_you_mean
+from ..sources import Source, from_name
+from .text_rows import TextRows
+
+PATH_COLUMNS = ("path", "url", "uri", "file", "filename", "image", "image_path", "image_url")
+ID_COLUMN = "id"
+TABLES = (".parquet", ".csv", ".tsv")
+LINES = (".txt", ".list", ".lst")
+Row = tuple[object, object]  # path and id
+
+
+class Rows(Protocol):
+    """The rows of a manifest in one format.
+
+    Attributes:
+        total: Number of rows.
+        columns: Names of the columns; empty for lines of text.
+    """
+
+    total: int
+    columns: Sequence[str]
+
+    def read(self, rows: range, columns: Sequence[str]) -> Iterator[tuple[object, ...]]:
+        """Yield the values of the columns for each row in a contiguous range."""
+
+
+class Manifest:
+    """A table of inputs.
+
+    Args:
+        path: A `.parquet`, `.csv`, `.tsv` or `.txt` file, or a folder of `.parquet` files, which
+            are one table in the order of their names. A `.txt` file has a path or URL on each line.
+        path_column: Column of paths and URLs; None for the one of `PATH_COLUMNS` that exists.
+        id_column: Column whose values come through to the results; None for `id`, if it exists.
+        private_urls: Whether http(s) URLs may lead into private networks. A table from somebody
+            else could otherwise make this machine ask servers that only it can reach.
+
+    Raises:
+        UsageError: The file cannot be read, is of another format, or has no such column.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        path_column: str | None = None,
+        id_column: str | None = None,
+        *,
+        private_urls: bool = False,
+    ) -> None:
+        self.path, self.private_urls = path, private_urls
+        self._rows = _open_rows(path)
+        names = self._rows.columns
+        if not names and (path_column or id_column):
+            raise UsageError(f"{path} is a list without columns", "name a .csv or .parquet file")
+        self._columns = [_find(path, names, path_column, PATH_COLUMNS)] if names else []
+        id_name = id_column or (ID_COLUMN if ID_COLUMN in names else None)
+        if id_name is not None:
+            self._columns.append(_find(path, names, id_name, ()))
+
+    def __len__(self) -> int:
+        return self._rows.total
+
+    @property
+    def columns(self) -> tuple[str | None, str | None]:
+        """Columns of the paths and of the ids; None where there is none."""
+        path, identity, *_ = (*self._columns, None, None)
+        return path, identity
+
+    def read(self, rows: range) -> Iterator[Source]:
+        """Yield the inputs in a contiguous range of rows. Empty lines of a text file are left out.
+
+        Raises:
+            UsageError: The file is damaged, or has changed since this object was made.
+        """
+        found = self._rows.read(rows, self._columns)
+        for position, values in zip(rows, found, strict=True):
+            if values:
+                path, identity = values[0], values[1] if len(values) > 1 else None
+                yield self._source(path, identity, position)
+
+    def _source(self, path: object, identity: object, position: int) -> Source:
+        if identity is not None and type(identity) is not int:
+            identity = str(identity)
+        if not isinstance(path, str) or not path.strip():
+            error = InputError("the manifest has no path in this row", "fill it, or remove the row")
+            return Source(f"row {position}", error=error, id=identity, position=position)
+        public_only = not self.private_urls
+        found = from_name(path)
+        return replace(found, id=identity, position=position, public_only=public_only)
+
+
+def _open_rows(path: Path) -> Rows:
+    ending = path.suffix.lower()
+    try:
+        if path.is_dir() or ending == ".parquet":
+            from .parquet_rows import ParquetRows
+
+            return ParquetRows(path)
+        if ending in (".csv", ".tsv", *LINES):
+            return TextRows(path, has_columns=ending not in LINES)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"manifest {path}: {reason}", "check the path") from error
+    raise UsageError(
+        f"manifest {path.name!r} is of no known format",
+        f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet files",
+    )
+
+
+def _find(path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:
+    """Return the name of a column.
+
+    Raises:
+        UsageError: There is no such column, or none or several of the usual ones.
+    """
+    if wanted is not None:
+        if wanted not in names:
+            hint = did_you_mean(wanted, names) or f"there are {', '.join(names)}"
+            raise UsageError(f"manifest {path} has no column {wanted!r}", hint)
+        return wanted
+    found = [name for name in usual if name in names]
+    if len(found) != 1:
+        what = "several columns may hold paths" if found else "no column is named as one of paths"
+        raise UsageError(
+            f"manifest {path}: {what} ({', '.join(found or names)})", "name it: --path-column NAME"
+        )
+    return found[0]

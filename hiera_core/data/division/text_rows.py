@@ -1,0 +1,130 @@
+"""Rows of CSV files and lists: the file is scanned once for line ends, and its part is then parsed.
+
+A line end within quotes ends no row. It is enough to count the quotes before it for that: it is
+within quotes if their number is odd.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...errors import UsageError
+
+BLOCK_BYTES = 8 << 20
+SEPARATORS = (",", "\t", ";")
+
+
+class TextRows:
+    """The rows of a CSV file below its header, or the lines of a list; see `Rows`. A row is what
+    ends with a line end, also if it is empty: `read` yields () for an empty one.
+
+    Args:
+        path: The file, in UTF-8. Names that are not UTF-8 keep their bytes.
+        has_columns: Whether it is a CSV file with a header.
+
+    Raises:
+        UsageError: There is no header, or the file is in UTF-16.
+        OSError: It cannot be read.
+    """
+
+    def __init__(self, path: Path, has_columns: bool) -> None:
+        self._path, self._has_columns = path, has_columns
+        with path.open("rb") as file:
+            start = file.read(len(codecs.BOM_UTF8))
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UsageError(f"manifest {path} is in UTF-16", "save it as UTF-8")
+        self._begin = len(start) if start == codecs.BOM_UTF8 else 0
+        # Row numbers, counted from the beginning of the file, and the offsets at which they begin.
+        self._marks, lines = self._scan()
+        self._separator = ","
+        self.columns: Sequence[str] = self._read_header() if has_columns else []
+        self.total = max(0, lines - 1) if has_columns else lines
+
+    def read(self, rows: range, columns: Sequence[str]) -> Iterator[tuple[object, ...]]:
+        """Yield the values of the columns for each row in a range.
+
+        Raises:
+            UsageError: The file has changed, a row cannot be parsed, or has too few cells.
+        """
+        offset = int(self._has_columns)
+        first = rows.start + offset
+        mark = bisect.bisect_right(self._marks, (first, 1 << 62)) - 1
+        number, place = self._marks[mark]
+        where = [self.columns.index(name) for name in columns]
+        found = itertools.islice(self._parsed(place), first - number, rows.stop + offset - number)
+        count = 0
+        for count, cells in enumerate(found, start=1):
+            if not cells or not any(cell.strip() for cell in cells):
+                yield ()
+            elif len(cells) <= max(where, default=0):
+                line = rows.start + count + offset
+                raise UsageError(
+                    f"manifest {self._path}: row {line} has {len(cells)} cells", "check its quotes"
+                )
+            else:
+                yield tuple(cells[i] for i in where) if where else (cells[0],)
+        if count < len(rows):
+            raise UsageError(f"manifest {self._path} has become shorter", "use the same file")
+
+    def _parsed(self, place: int) -> Iterator[list[str]]:
+        """Yield the rows from an offset on, as cells."""
+        with self._path.open("rb") as file:
+            file.seek(place)
+            text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="\n")
+            if not self._has_columns:
+                yield from ([line.rstrip("\r\n")] for line in text)
+                return
+            reader = csv.reader(text, delimiter=self._separator)
+            try:
+                yield from reader
+            except csv.Error as error:
+                raise UsageError(
+                    f"manifest {self._path} cannot be parsed ({error})", "check its quotes"
+                ) from error
+
+    def _read_header(self) -> list[str]:
+        with self._path.open("rb") as file:
+            file.seek(self._begin)
+            line = file.readline(1 << 16).decode("utf-8", "surrogateescape")
+        counts = {separator: line.count(separator) for separator in SEPARATORS}
+        self._separator = max(SEPARATORS, key=lambda separator: counts[separator])
+        if self._path.suffix.lower() == ".tsv":
+            self._separator = "\t"
+        header = [cell.strip() for cell in next(csv.reader([line], delimiter=self._separator), [])]
+        if not any(header):
+            raise UsageError(f"manifest {self._path} has no header", "name its columns")
+        return header
+
+    def _scan(self) -> tuple[list[tuple[int, int]], int]:
+        """Return where some rows begin, one in each block of the file, and the number of rows."""
+        marks, number, place, in_quotes, last = [(0, self._begin)], 0, self._begin, False, b"\n"
+        with self._path.open("rb") as file:
+            file.seek(self._begin)
+            while block := file.read(BLOCK_BYTES):
+                count, first, in_quotes = self._line_ends(block, in_quotes)
+                if first is not None:
+                    marks.append((number + 1, place + first + 1))
+                number, place, last = number + count, place + len(block), block[-1:]
+        is_open = place > self._begin and last != b"\n"
+        return marks, number + is_open
+
+    def _line_ends(self, block: bytes, in_quotes: bool) -> tuple[int, int | None, bool]:
+        """Return the number of line ends outside of quotes in a block, the place of the first of
+        them, and whether the block ends within quotes."""
+        if not self._has_columns or (not in_quotes and b'"' not in block):
+            first = block.find(b"\n")
+            return block.count(b"\n"), first if first >= 0 else None, in_quotes
+        count, place, found = 0, 0, None
+        for part in block.split(b'"'):
+            if not in_quotes and b"\n" in part:
+                found = place + part.index(b"\n") if found is None else found
+                count += part.count(b"\n")
+            place += len(part) + 1
+            in_quotes = not in_quotes
+        return count, found, not in_quotes  # there is one part more than quotes

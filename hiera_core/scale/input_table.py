@@ -1,0 +1,143 @@
+"""The inputs of a run as a table that any worker can read a part of: a manifest, or a listing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..data.division.manifest import Manifest
+from ..data.sources import Source
+from ..errors import InputError, UsageError
+from .places import Place
+from .result_rows import IdType
+
+LISTING = "_inputs.parquet"  # the name begins so that readers of the folder's results pass it over
+LISTED_TOGETHER = 50_000
+
+
+@dataclass(frozen=True)
+class ManifestInputs:
+    """Inputs that a manifest names. It is opened again in each worker.
+
+    Args:
+        path, path_column, id_column, private_urls: See `Manifest`.
+    """
+
+    path: Path
+    path_column: str | None = None
+    id_column: str | None = None
+    private_urls: bool = False
+
+    def open(self) -> Manifest:
+        """Return the manifest."""
+        return Manifest(self.path, self.path_column, self.id_column, private_urls=self.private_urls)
+
+
+@dataclass(frozen=True)
+class ListedInputs:
+    """Inputs that were listed once, into a file that every worker can read.
+
+    Args:
+        place, name: The file.
+    """
+
+    place: Place
+    name: str = LISTING
+
+    def open(self) -> Listing:
+        """Return the listing."""
+        return Listing(self.place, self.name)
+
+
+InputTable = ManifestInputs | ListedInputs
+
+
+def id_type_of(manifest: Manifest) -> IdType:
+    """Return the type of the ids of a manifest, by its first rows."""
+    ids = [s.id for s in manifest.read(range(min(1000, len(manifest)))) if s.id is not None]
+    if not ids:
+        return "none"
+    return "text" if any(isinstance(one, str) for one in ids) else "number"
+
+
+def write_listing(sources: Iterable[Source], place: Place) -> None:
+    """Write inputs to a file, some at a time, so that memory does not grow with their number.
+
+    Raises:
+        UsageError: One of them is standard input, which no other process can read.
+        OutputError: The file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number, raw = pa.string(), pa.int64(), pa.binary()
+    names = [("name", raw), ("path", raw), ("url", text), ("error", text), ("hint", text)]
+    numbers = [("offset", number), ("size", number), ("in_list", pa.bool_())]
+    schema = pa.schema([*names, *numbers])
+    found = iter(sources)
+    with place.writing(LISTING) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while some := list(islice(found, LISTED_TOGETHER)):
+            writer.write_table(pa.Table.from_pylist([_listed(s) for s in some], schema))
+
+
+def _listed(source: Source) -> dict[str, object]:
+    if source.data is not None or source.pixels is not None:
+        raise UsageError(
+            f"{source.name!r} is content in this process, which workers cannot read",
+            "write it to a file",
+        )
+    offset, size = source.span or (None, None)
+    path = None if source.path is None else str(source.path.absolute())
+    error = source.error or InputError("")
+    return {
+        "name": source.name.encode("utf-8", "surrogateescape"),
+        "path": None if path is None else path.encode("utf-8", "surrogateescape"),
+        "url": source.url,
+        "offset": offset,
+        "size": size,
+        "error": None if source.error is None else error.message,
+        "hint": None if source.error is None else error.hint,
+        "in_list": source.in_list,
+    }
+
+
+class Listing:
+    """A file of `write_listing`.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+
+    def __init__(self, place: Place, name: str) -> None:
+        from ..data.division.parquet_rows import ParquetRows
+
+        self._rows = ParquetRows(place.open(name))
+
+    def __len__(self) -> int:
+        return self._rows.total
+
+    def read(self, rows: range) -> Iterator[Source]:
+        """Yield the inputs in a contiguous range of rows.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
+        for position, values in zip(rows, self._rows.read(rows, self._rows.columns), strict=True):
+            known = dict(zip(self._rows.columns, values, strict=True))
+            error, span = known["error"], (known["offset"], known["size"])
+            yield Source(
+                _decoded(known["name"]),
+                path=None if known["path"] is None else Path(_decoded(known["path"])),
+                url=known["url"],  # type: ignore[arg-type]
+                span=None if span[0] is None else span,  # type: ignore[arg-type]
+                error=None if error is None else InputError(str(error), str(known["hint"])),
+                in_list=bool(known["in_list"]),
+                position=position,
+            )
+
+
+def _decoded(name: object) -> str:
+    assert isinstance(name, bytes)
+    return name.decode("utf-8", "surrogateescape")

@@ -1,0 +1,275 @@
+"""Tests of remote inputs and outputs: in memory, and at a server of S3 that fails now and then."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hiera_core
+from hiera_core.data import remote_files, sources, url_content
+from hiera_core.data.sources import Source
+from hiera_core.errors import InputError, UsageError
+
+fsspec = pytest.importorskip("fsspec")
+SAMPLES = Path(hiera_core.__file__).parent / "zoo/assets/samples"
+EIGHT, THREE = ((SAMPLES / name).read_bytes() for name in ("eight.png", "three.png"))
+Command = Callable[..., tuple[int, str, str]]
+MODEL = ("-m", "hiera_nano_32", "--dtype", "fp32")
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """A file system in memory, with a few files."""
+    system = fsspec.filesystem("memory")
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for name, content in (("a.png", EIGHT), ("b.txt", b"text"), ("c.png", THREE)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    files = {"a.png": EIGHT, "b.png": THREE, "note.txt": b"text", "deep/c.png": EIGHT}
+    for name, content in {**files, "x.tar": tar.getvalue(), "bad.png": b"damaged"}.items():
+        system.pipe_file(f"/bucket/{name}", content)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def names(text: str, **options: Any) -> list[str]:
+    return [source.name for source in sources.expand([text], **options)]
+
+
+def test_files_folders_patterns_and_tars_are_inputs(bucket: Any) -> None:
+    assert names("memory://bucket/a.png") == ["memory://bucket/a.png"]
+    passed_over = Counter[str]()
+    here = [f"memory:///bucket/{name}.png" for name in ("a", "b", "bad")]
+    assert names("memory://bucket/", passed_over=passed_over) == here
+    assert passed_over == {".txt": 1, ".tar": 1}
+    assert len(names("memory://bucket/", recursive=True)) == 4
+    assert names("memory://bucket/?.png") == here[:2]
+    members = list(sources.expand(["memory://bucket/x.tar"]))
+    assert [m.name.rpartition("/")[2] for m in members] == ["a.png", "c.png"]
+    assert [m.content() for m in members] == [EIGHT, THREE]
+    assert sources.from_name("memory://bucket/b.png").content() == THREE
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("memory://bucket/missing.png", "no such file"),
+        ("memory://bucket/missing.tar", "no such file"),
+        ("memory://bucket/none*.png", "holds no pictures"),
+        ("memory://missing/", "holds no pictures"),
+        ("memory://bucket/bad.tar", "no such file"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_of_its_own(bucket: Any, text: str, message: str) -> None:
+    (source,) = sources.expand([text])
+    with pytest.raises(InputError, match=message):
+        source.content()
+
+
+def test_large_files_are_read_in_ranges(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_files, "RANGE_BYTES", 100)
+    content = bytes(range(256)) * 4
+    bucket.pipe_file("/bucket/large.png", content)
+    assert Source("x", url="memory://bucket/large.png").content() == content
+    part = Source("x", url="memory://bucket/large.png", span=(10, 300)).content()
+    assert part == content[10:310]
+    with pytest.raises(InputError, match="ends within this file"):
+        Source("x", url="memory://bucket/large.png", span=(1000, 100)).content()
+    monkeypatch.setattr(remote_files, "MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="larger than"):
+        Source("x", url="memory://bucket/large.png").content()
+
+
+def test_a_request_that_fails_or_hangs_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote_files, "REQUEST_S", 0.05)
+    release = threading.Event()
+    calls: list[int] = []
+
+    def sometimes() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("reset by peer")
+        if len(calls) == 2:
+            release.wait(5)
+        return "content"
+
+    assert remote_files.with_retries(sometimes, "x") == "content" and len(calls) == 3
+    release.set()
+
+    def never() -> str:
+        calls.append(1)
+        raise ConnectionError("refused")
+
+    calls.clear()
+    with pytest.raises(ConnectionError):
+        remote_files.with_retries(never, "x")
+    assert len(calls) == remote_files.ATTEMPTS
+
+    def missing() -> str:
+        calls.append(1)
+        raise FileNotFoundError
+
+    calls.clear()
+    with pytest.raises(FileNotFoundError):
+        remote_files.with_retries(missing, "x")
+    assert len(calls) == 1
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(UsageError, match="nosuch"):
+        remote_files.open_place("nosuch://bucket/a.png")
+    assert remote_files.is_remote("s3://b/a.png") and remote_files.is_remote("HF://datasets/x/y")
+    for text in ("http://h/a", "https://h/a", "a.png", "C:\\a", "file:///a", "//host/a", "a://b"):
+        assert not remote_files.is_remote(text), text
+
+
+def test_rows_go_to_a_remote_folder(hiera: Command, bucket: Any, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    given = ("features", "memory://bucket/", *MODEL, "--rows", "memory://bucket/rows")
+    code, _, err = hiera(*given)
+    assert code == 1 and "2 ok, 1 failed" in err
+    (name,) = bucket.ls("/bucket/rows", detail=False)
+    rows = pq.read_table(io.BytesIO(bucket.cat_file(name))).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "ok", "error"]
+    code, _, err = hiera(*given)
+    assert code == 2 and "holds rows already" in err
+    bucket.pipe_file("/bucket/aa.png", THREE)
+    assert hiera(*given, "--resume")[0] == 2  # the inputs have changed
+    assert hiera(*given, "--overwrite")[0] == 1
+    (name,) = bucket.ls("/bucket/rows", detail=False)
+    assert pq.read_table(io.BytesIO(bucket.cat_file(name))).num_rows == 4
+
+
+def test_private_networks_are_refused_for_manifests(
+    hiera: Command, hub: Any, tmp_path: Path
+) -> None:
+    hub.plain["/eight.png"] = EIGHT
+    manifest = tmp_path / "m.txt"
+    manifest.write_text(f"{hub.url}/eight.png\n")
+    code, _, err = hiera("predict", "--manifest", manifest, *MODEL, "-f", "jsonl")
+    assert code == 1 and "127.0.0.1 is in a private network" in err and not hub.log
+    given = ("predict", "--manifest", manifest, *MODEL, "-f", "jsonl", "--private-urls")
+    assert hiera(*given)[0] == 0
+    assert hiera("predict", f"{hub.url}/eight.png", *MODEL, "-f", "jsonl")[0] == 0
+
+
+def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(url_content, "FIRST_WAIT_S", 0.001)
+    answers = iter([503, 500])
+    original = hub.RequestHandlerClass._answer
+
+    def busy(self: Any, with_body: bool) -> None:
+        code = next(answers, None)
+        if code is None:
+            original(self, with_body)
+        else:
+            self._refuse(code, "busy")
+
+    monkeypatch.setattr(hub.RequestHandlerClass, "_answer", busy)
+    hub.plain["/eight.png"] = EIGHT
+    assert url_content.fetch_content(f"{hub.url}/eight.png") == EIGHT
+
+
+# S3 -----------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """A WSGI application that fails now and then: 500, a body that is cut, a slow answer."""
+
+    def __init__(self, application: Any) -> None:
+        self.application, self.count, self.faults = application, 0, Counter[str]()
+        self.is_faulty, self._lock = False, threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        with self._lock:
+            self.count += 1
+            number = self.count
+        if self.is_faulty and number % 4 == 1:
+            self.faults["500"] += 1
+            start("500 Internal Server Error", [("Content-Length", "0")])
+            return []
+        body = b"".join(self.application(environ, start))
+        if self.is_faulty and number % 5 == 2 and environ["REQUEST_METHOD"] == "GET" and body:
+            self.faults["cut"] += 1
+            return [body[: len(body) // 2]]
+        if self.is_faulty and number % 7 == 3:
+            self.faults["slow"] += 1
+            threading.Event().wait(0.2)
+        return [body]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """A server of S3 on this machine, for the place's own environment variables."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    from werkzeug.serving import make_server
+
+    application = Faulty(server.DomainDispatcherApplication(server.create_backend_app))
+    running = make_server("127.0.0.1", 0, application, threaded=True)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    yield application
+    running.shutdown()
+    thread.join()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def fill(count: int) -> tuple[Any, list[str]]:
+    """Write pictures to a bucket, each twentieth of them damaged, and return their URLs."""
+    system, _ = remote_files.open_place("s3://pictures")
+    system.mkdir("pictures")
+    for number in range(count):
+        content = b"damaged" if number % 20 == 7 else (EIGHT, THREE)[number % 2]
+        system.pipe_file(f"pictures/in/{number:05}.png", content)
+    return system, [f"s3://pictures/in/{number:05}.png" for number in range(count)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "count", [12, pytest.param(400, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_faults_of_a_server_lose_nothing(hiera: Command, s3: Faulty, count: int) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    system, urls = fill(count)
+    s3.is_faulty = True
+    given = ("predict", "s3://pictures/in/", *MODEL, "-q", "-j", 2)
+    code, out, _ = hiera(*given, "-f", "jsonl")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [record["input"] for record in records] == urls
+    for number, record in enumerate(records):
+        if number % 20 == 7:
+            assert "not a picture" in record["error"]["message"]
+        else:
+            assert record["topk"][0]["label"] == ("eight", "three")[number % 2], record
+    assert hiera(*given, "--rows", "s3://pictures/rows")[0] == 1
+    assert s3.faults["500"] and s3.faults["cut"], s3.faults
+    s3.is_faulty = False
+    system.invalidate_cache()
+    found = [
+        row
+        for name in system.ls("pictures/rows", detail=False)
+        for row in pq.read_table(io.BytesIO(system.cat_file(name))).to_pylist()
+    ]
+    assert sorted(row["index"] for row in found) == list(range(count))
+    assert sum(row["status"] == "error" for row in found) == sum(n % 20 == 7 for n in range(count))

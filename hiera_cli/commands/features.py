@@ -135,7 +135,14 @@ def features(
         from hiera_core.inference.features import FeatureSelection
 
         selection = FeatureSelection(selected, pooled)
-        sampling = Sampling(clips=clips, crops=crops, stride=stride, fps=fps, max_pixels=max_pixels)
+        sampling = Sampling(
+            clips=clips,
+            crops=crops,
+            stride=stride,
+            fps=fps,
+            max_pixels=max_pixels,
+            fast_jpeg=fast_jpeg,
+        )
         on_columns = callables.Embedder(
             load_model.row_model(model, checkpoint, random_init),
             selection=selection,

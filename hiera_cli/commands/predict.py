@@ -154,6 +154,7 @@ def predict(
             every=every,
             max_pixels=max_pixels,
             fps=fps,
+            fast_jpeg=fast_jpeg,
         )
         on_columns = callables.Classifier(
             load_model.row_model(model, checkpoint, random_init),

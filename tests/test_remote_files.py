@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import hiera_core
-from hiera_core.data import remote_files, sources, url_content
+from hiera_core.data import sources, url_content
+from hiera_core.data.remote import remote_files
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, UsageError
 

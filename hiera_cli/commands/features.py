@@ -14,15 +14,16 @@ from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
-from .. import feature_options, load_model, options, output_formats, scale_options
+from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
-from ..input_selection import InputSelection, check_division, device_of
 from ..options import OnError, auto_or_count, auto_or_workers
 from ..output_files.feature_outputs import FeatureOutputs
 from ..result_stream import ResultStream
-from ..row_runs import RowRun
-from ..scale_options import Engine
+from ..scale import scale_options
+from ..scale.input_selection import InputSelection, check_division, device_of
+from ..scale.row_runs import RowRun
+from ..scale.scale_options import Engine
 
 if TYPE_CHECKING:
     from hiera_core.data.clip_sampling import Sampling

@@ -12,13 +12,14 @@ from hiera_core.errors import UsageError
 from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
-from .. import load_model, options, output_formats, scale_options
-from ..input_selection import InputSelection, device_of
+from .. import load_model, options, output_formats
 from ..options import OnError, auto_or_count, auto_or_workers
 from ..output_files.picture_outputs import PictureOutput, parse_output
 from ..result_stream import ResultStream
-from ..row_runs import RowRun
-from ..scale_options import Engine
+from ..scale import scale_options
+from ..scale.input_selection import InputSelection, device_of
+from ..scale.row_runs import RowRun
+from ..scale.scale_options import Engine
 
 
 def predict(

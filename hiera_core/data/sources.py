@@ -31,7 +31,7 @@ from .media_types import (
     ending_of,
     sniff_kind,
 )
-from .remote_files import is_remote, list_inputs
+from .remote.remote_files import is_remote, list_inputs
 from .url_content import fetch_content, keep_content
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import IO
 
 from ..errors import InputError
 from ..weights.fetch import FetchError, Response, open_url
-from . import remote_files
+from .remote import remote_files
 
 MAX_DOWNLOAD_BYTES = 512 << 20
 IN_MEMORY_BYTES = 16 << 20

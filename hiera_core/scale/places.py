@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..atomic import atomic_file, unfinished
-from ..data.remote_files import as_input_errors, is_remote, open_place, with_retries
+from ..data.remote.remote_files import as_input_errors, is_remote, open_place, with_retries
 from ..errors import InputError, OutputError
 
 

@@ -259,7 +259,7 @@ class _Compute:
         self._model, self._folder, self._earlier = model, folder, earlier
         self.facts: Facts = {"settings": settings}
         self._last: float | None = None
-        model.pipeline.on_model(self._note_model)
+        self._is_ready = False
 
     def _note_model(self, runner: Any) -> None:
         facts = {runner.kind: model_fingerprint(runner)}
@@ -269,6 +269,9 @@ class _Compute:
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
         import pyarrow as pa
 
+        if not self._is_ready:  # an error in the constructor would be reported as one of Ray
+            self._model.pipeline.on_model(self._note_model)
+            self._is_ready = True
         begin = time.monotonic()
         waited = 0.0 if self._last is None else begin - self._last
         values = batch[DECODED]
@@ -373,7 +376,8 @@ def _connect(options: RayOptions) -> tuple[Any, bool]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):  # they print tracebacks of errors that we report in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray, is_ours
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hiera_core.data.remote_files import is_remote
+from hiera_core.data.remote.remote_files import is_remote
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 
-from .exit_codes import OK, SOME_FAILED, print_message
+from ..exit_codes import OK, SOME_FAILED, print_message
+from ..output_files.claims import claim_folder, claim_part_of_folder
+from ..output_formats import Format
+from ..progress import progress_counter
+from ..result_stream import ResultStream
 from .input_selection import InputSelection, check_division, check_division_of
-from .output_files.claims import claim_folder, claim_part_of_folder
-from .output_formats import Format
-from .progress import progress_counter
-from .result_stream import ResultStream
 from .scale_options import Engine
 
 if TYPE_CHECKING:

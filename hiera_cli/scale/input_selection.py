@@ -15,8 +15,8 @@ from hiera_core.data.division.shards import unused_tasks as find_unused_tasks
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 
-from .exit_codes import OK, SOME_FAILED, print_message
-from .progress import InputCount
+from ..exit_codes import OK, SOME_FAILED, print_message
+from ..progress import InputCount
 
 if TYPE_CHECKING:
     from hiera_core.data.division.manifest import Manifest

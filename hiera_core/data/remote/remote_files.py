@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import InputError, UsageError, first_line
-from . import tar_files
-from .media_types import ENDINGS, ending_of
+from ...errors import InputError, UsageError, first_line
+from .. import tar_files
+from ..media_types import ENDINGS, ending_of
 
 T = TypeVar("T")
 REMOTE = re.compile(r"([a-z][a-z0-9+-]{1,30})://", re.IGNORECASE)

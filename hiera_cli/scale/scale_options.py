@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import options
+from .. import options
 
 
 class Engine(StrEnum):

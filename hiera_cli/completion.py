@@ -11,7 +11,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.conversion.formats import OUTPUTS
 
-PEERS = ("reference", "timm", "transformers", "hiera-optim", "vit")
+PEERS = ("reference", "timm", "transformers", "hiera-optim", "openvino", "onnxruntime", "vit")
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:all", "mps", "xpu")
 DATA_SETS = ("digits", "shapes")

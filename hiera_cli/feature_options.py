@@ -33,6 +33,15 @@ ReturnIntermediatesOpt = Annotated[
         help="Return the feature map of every stage, in spatial order, instead of a vector.",
     ),
 ]
+SizeOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Input size in pixels: 384, or 224x448 for height x width. For videos, with the "
+        "number of frames: 16x256x256. Position embeddings are resized.",
+        metavar="SIZE",
+        show_default="the size of the model",
+    ),
+]
 StagesOpt = Annotated[
     str | None,
     typer.Option(

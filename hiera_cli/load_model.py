@@ -9,6 +9,7 @@ from hiera_core import zoo
 from hiera_core.errors import UsageError
 from hiera_core.records import Kind
 from hiera_core.weights import names
+from hiera_core.zoo.input_sizes import full_size
 
 from .exit_codes import print_message
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hiera_core.models.hiera import Hiera
     from hiera_core.models.mae import MaskedAutoencoderHiera
 
+DEFAULTS: dict[Kind, str] = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
 Task = Literal["classifier", "autoencoder", "encoder"]
 
 
@@ -64,12 +66,20 @@ def load_model(
 
 @overload
 def load_model(
-    task: Literal["encoder"], name: str | None, checkpoint: str | None, random_init: bool
+    task: Literal["encoder"],
+    name: str | None,
+    checkpoint: str | None,
+    random_init: bool,
+    size: tuple[int, ...] | None = None,
 ) -> str | Encoder | Callable[[Kind], Encoder] | None: ...
 
 
 def load_model(
-    task: Task, name: str | None, checkpoint: str | None, random_init: bool
+    task: Task,
+    name: str | None,
+    checkpoint: str | None,
+    random_init: bool,
+    size: tuple[int, ...] | None = None,
 ) -> str | Encoder | Callable[[Kind], Encoder] | None:
     """Return the model of a command, in a form that a `Pipeline` accepts.
 
@@ -82,15 +92,22 @@ def load_model(
         name: Value of --model.
         checkpoint: Value of --checkpoint.
         random_init: Value of --random-init.
+        size: Value of --size, for an encoder.
 
     Raises:
         UsageError, CheckpointError, HubError: See `factory.create_classifier`.
     """
     if random_init:
-        return _random_model(task, name, checkpoint)
-    if checkpoint is None:
+        return _random_model(task, name, checkpoint, size)
+    if checkpoint is None and size is None:
         return name
     from hiera_core.models import factory
+
+    if size is not None:
+        if name is not None or checkpoint is not None:
+            return factory.create_encoder(name, checkpoint, size)
+        return lambda kind: factory.create_encoder(DEFAULTS[kind], None, size)
+    assert checkpoint is not None
 
     create: dict[Task, Callable[[str | None, str], Encoder]] = {
         "classifier": factory.create_classifier,
@@ -116,7 +133,7 @@ def row_model(name: str | None, checkpoint: str | None, random_init: bool) -> st
 
 
 def _random_model(
-    task: Task, name: str | None, checkpoint: str | None
+    task: Task, name: str | None, checkpoint: str | None, size: tuple[int, ...] | None
 ) -> Encoder | Callable[[Kind], Encoder]:
     """Return a model with random weights, or, without a name, a function that builds one."""
     if checkpoint is not None or (name is not None and names.find_entry(name) is None):
@@ -125,12 +142,15 @@ def _random_model(
     from hiera_core.models import factory
 
     prefix = "mae_" if task == "autoencoder" else ""
-    defaults = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
 
     def build(kind: Kind) -> Encoder:
         import torch
 
+        chosen = name or prefix + DEFAULTS[kind]
         torch.manual_seed(0)  # every run gets the same weights
-        return factory.create_model(name or prefix + defaults[kind])
+        if size is None:
+            return factory.create_model(chosen)
+        dims = len(zoo.get(chosen).config["input_size"])
+        return factory.create_model(chosen, input_size=full_size(size, dims))
 
     return build if name is None else build("image")

@@ -345,7 +345,7 @@ def test_a_worker_that_crashes_while_it_is_measured_loses_its_own_rows(
     """The process of a peer crashes in its second round."""
     real, rounds = runner.Worker.run, []
 
-    def run(self: runner.Worker, variant: int, seconds: float) -> list[float]:
+    def run(self: runner.Worker, variant: int, seconds: float) -> Any:
         if self.job.implementation == "reference":
             rounds.append(variant)
             if len(rounds) == 2:
@@ -452,8 +452,8 @@ def test_out_of_memory_halves_the_batch(
                 raise runner.OutOfMemory
             self.rows = [make_result()]
 
-        def run(self, variant: int, seconds: float) -> list[float]:
-            return [0.1, 0.1]
+        def run(self, variant: int, seconds: float) -> tuple[list[float], None]:
+            return [0.1, 0.1], None
 
         def __enter__(self) -> SmallMemoryWorker:
             return self

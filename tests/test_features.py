@@ -416,3 +416,18 @@ def test_a_head_can_be_trained_on_features(pictures: Path) -> None:
     head = torch.nn.Linear(len(found), 2)
     head(found).sum().backward()
     assert torch.equal(head.weight.grad[0], found)
+
+
+@pytest.mark.parametrize(
+    "model", [("-m", "hiera_nano_32"), ("-m", "hiera_nano_32", "--random-init")]
+)
+def test_another_size_gives_larger_maps(hiera: Any, model: tuple[str, ...]) -> None:
+    image = "hiera_core/zoo/assets/samples/three.png"
+    shapes = []
+    for size in ((), ("--size", "64"), ("--size", "32x64")):
+        code, out, err = hiera("features", image, *model, *size, "--stages", "1", "-f", "json")
+        assert code == 0, err
+        shapes.append(json.loads(out)[0]["features"]["stage1"]["shape"])
+    assert shapes == [[16, 16, 24], [32, 32, 24], [16, 32, 24]]
+    code, _, err = hiera("features", image, *model, "--size", "33")
+    assert code == 2 and "33" in err

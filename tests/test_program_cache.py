@@ -160,11 +160,11 @@ def test_clear_compiled_removes_programs_alone(
     (compiler_cache.folder() / "ab").mkdir(parents=True)
     (compiler_cache.folder() / "ab" / "graph").write_bytes(b"x" * 250_000)
     code, out, _ = hiera("models", "--clear-compiled")
-    assert code == 0 and out == f"removed 2 compiled programs and 1.2 MB from {tmp_path}\n"
+    assert code == 0 and out == f"removed 2 compiled programs, 1.2 MB, from {tmp_path}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert hiera("models", "--clear-compiled")[:2] == (
         0,
-        f"removed 0 compiled programs and 0.0 MB from {tmp_path}\n",
+        f"removed 0 compiled programs, 0.0 MB, from {tmp_path}\n",
     )
     code, _, err = hiera("models", "nano", "--clear-compiled")
     assert code == 2 and "--clear-compiled" in err

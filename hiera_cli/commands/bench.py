@@ -109,7 +109,8 @@ def bench(
         str | None,
         typer.Option(
             help="Also measure other implementations that are installed: reference, timm, "
-            "transformers, hiera-optim, vit. PEER:fp32 measures one in a dtype other than --dtype.",
+            "transformers, hiera-optim, vit; on a CPU openvino, onnxruntime. PEER:fp32 measures "
+            "one in a dtype other than --dtype.",
             metavar="PEER,PEER",
             autocompletion=completion.peers,
         ),

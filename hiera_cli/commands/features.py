@@ -13,6 +13,7 @@ from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
+from hiera_core.zoo.input_sizes import parse_size
 
 from .. import feature_options, load_model, options, output_formats
 from ..exit_codes import print_message
@@ -53,6 +54,7 @@ def features(
     ] = None,
     checkpoint: options.CheckpointOpt = None,
     random_init: options.RandomInitOpt = False,
+    size: feature_options.SizeOpt = None,
     return_intermediates: feature_options.ReturnIntermediatesOpt = False,
     stages: feature_options.StagesOpt = None,
     pool: feature_options.PoolOpt = None,
@@ -170,6 +172,7 @@ def features(
     out.may_be_empty = bool(prefix)
     chosen.check()
     load_model.check_model_name(model)
+    pixels = None if size is None else parse_size(size)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
     from hiera_core.inference.feature_store import FeatureStore
@@ -189,7 +192,7 @@ def features(
     )
     selection.check_views(sampling, draws=visualize is not None)  # before weights are loaded
     extractor = FeatureExtractor(
-        load_model.load_model("encoder", model, checkpoint, random_init),
+        load_model.load_model("encoder", model, checkpoint, random_init, pixels),
         selection=selection,
         visualize=visualize is not None,
         sampling=sampling,

@@ -87,7 +87,8 @@ def _clear_compiled() -> str:
     size = compiler_cache.clear()
     programs, bytes_of_programs = cache.clear()
     size += bytes_of_programs
-    return f"removed {programs} compiled programs and {size / 1e6:.1f} MB from {cache.folder}\n"
+    count = "1 compiled program" if programs == 1 else f"{programs} compiled programs"
+    return f"removed {count}, {size / 1e6:.1f} MB, from {cache.folder}\n"
 
 
 def _row(entry: zoo.ModelEntry) -> dict[str, object]:

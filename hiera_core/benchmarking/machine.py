@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ..device import (
     has_native_bf16,
     select_device,
     select_dtype,
+    tf32_is_asked_for,
     training_dtype,
 )
 from ..errors import UsageError
@@ -31,11 +34,12 @@ LENGTHS = {
     "cpu": RunLength(seconds=3, runs=10, max_seconds=12, min_runs=3),
     "cuda": RunLength(seconds=3, runs=40, max_seconds=30, min_runs=10),
     "mps": RunLength(seconds=3, runs=20, max_seconds=20, min_runs=5),
+    "xpu": RunLength(seconds=3, runs=40, max_seconds=30, min_runs=10),
 }
 # Batch sizes for the modes `grad` and `train`.
 TRAIN_BATCH: dict[Kind, dict[str, int]] = {
-    "image": {"cpu": 4, "cuda": 64, "mps": 8},
-    "video": {"cpu": 1, "cuda": 8, "mps": 1},
+    "image": {"cpu": 4, "cuda": 64, "mps": 8, "xpu": 64},
+    "video": {"cpu": 1, "cuda": 8, "mps": 1, "xpu": 8},
 }
 
 
@@ -50,6 +54,7 @@ class Header:
     hiera: str = __version__
     torch: str = torch.__version__
     python: str = platform.python_version()
+    accelerator: str | None = None  # driver, clocks, attention kernels and TF32 of a GPU
     changes: list[str] = field(default_factory=list)  # differences from the settings on a GPU
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +66,7 @@ class Header:
             f"{self.machine}, {self.dtype}; hiera {self.hiera}, torch {self.torch}, "
             f"Python {self.python}"
         )
-        return [first, *self.changes]
+        return [first, *([self.accelerator] if self.accelerator else []), *self.changes]
 
 
 def settings(
@@ -97,6 +102,8 @@ def settings(
     header = Header(
         str(chosen_device), _machine(chosen_device), allowed_cores(), dtype_name(chosen_dtype)
     )
+    if kind == "cuda":
+        header.accelerator = _accelerator(chosen_device)
     if kind == "cpu":
         header.changes = _changes(header.dtype, dtype == "auto", length)
     return header, length
@@ -132,6 +139,33 @@ def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:
     return [
         f"On a CPU: {change}; smaller batches; a measurement ends after {end} (on a GPU: 40 runs)."
     ]
+
+
+def _accelerator(device: torch.device) -> str:
+    """Return the driver and the clocks of a GPU, and how PyTorch uses it, as a line of text."""
+    names = ("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")
+    found: list[str] = []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+        answer = subprocess.run(
+            [*command, f"--id=GPU-{uuid.removeprefix('GPU-')}"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        found = [part.strip() for part in answer.stdout.split("\n")[0].split(",")]
+    words = ["driver unknown"]
+    if len(found) == len(names):
+        driver, now, most, power = found
+        words = [f"driver {driver}", f"clock {now} of {most}", f"power limit {power}"]
+    enabled = {
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "cuDNN": torch.backends.cuda.cudnn_sdp_enabled(),
+        "math": torch.backends.cuda.math_sdp_enabled(),
+    }
+    kernels = ", ".join(name for name, is_on in enabled.items() if is_on) or "none"
+    tf32 = "on" if tf32_is_asked_for() else "off"
+    return "; ".join([*words, f"attention kernels: {kernels}", f"TF32 {tf32}"])
 
 
 def _machine(device: torch.device) -> str:

@@ -29,7 +29,8 @@ class Measurement:
     memory_mib: float | None = None  # peak, including the weights
     matmul_gflops: float | None = None  # 1e9 operations/s of a large matrix product
     samples_s: list[float] = field(default_factory=list)  # seconds of each run
-    rounds: list[float] = field(default_factory=list)  # median seconds in each round
+    together_s: list[float] = field(default_factory=list)  # seconds of a run among others, by round
+    rounds: list[float] = field(default_factory=list)  # seconds of a run in each round, for ratios
     speedup: float | None = None  # relative to eager attention
     ratio: float | None = None  # our throughput / this peer's: median over rounds
     ratio_low: float | None = None  # lower quartile
@@ -62,8 +63,9 @@ class Measurement:
 
     @property
     def throughput(self) -> float | None:
-        """Inputs/s, from the median time of a run."""
-        return self.batch / self.median_s if self.median_s else None
+        """Inputs/s: of runs that follow one another, or, on a CPU, from the median of a run."""
+        seconds = statistics.median(self.together_s) if self.together_s else self.median_s
+        return self.batch / seconds if seconds else None
 
     def latency_ms(self, percent: float) -> float | None:
         """Return a percentile of the time of a run. It is one of the samples, not interpolated."""

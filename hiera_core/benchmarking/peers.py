@@ -21,10 +21,8 @@ from ..device import DTYPES
 from ..errors import UsageError, did_you_mean
 from ..weights.foreign_config import SAM2_ARGUMENTS
 from .job import Mode
-
-
-class NotOffered(Exception):
-    """A peer has no such model. The message names both."""
+from .not_offered import NotOffered as NotOffered
+from .runtime_peers import build_onnxruntime, build_openvino
 
 
 @dataclass(frozen=True)
@@ -251,5 +249,11 @@ PEERS = {
     "timm": Peer("timm", ("timm",), _build_timm),
     "transformers": Peer("transformers", ("transformers",), _build_transformers),
     "hiera-optim": Peer("hiera-optim", ("hiera_optim", "hiera", "timm"), _build_hiera_optim),
+    "openvino": Peer(
+        "openvino onnx onnxscript", ("openvino", "onnx", "onnxscript"), build_openvino
+    ),
+    "onnxruntime": Peer(
+        "onnxruntime onnx onnxscript", ("onnxruntime", "onnx", "onnxscript"), build_onnxruntime
+    ),
     "vit": Peer("timm", ("timm",), _build_vit, same_model=False),
 }

@@ -178,5 +178,5 @@ def plot(path: Path, header: Header, measurements: Sequence[Measurement]) -> Non
 def _flatten(measurement: Measurement) -> dict[str, Any]:
     """Return a measurement for a table: without samples, and with its notes as text."""
     values = measurement.to_json()
-    del values["samples_s"], values["rounds"]
+    del values["samples_s"], values["together_s"], values["rounds"]
     return {**values, "notes": "; ".join(measurement.notes)}

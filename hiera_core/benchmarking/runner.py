@@ -64,7 +64,12 @@ def measure(
     while True:
         resized = [replace(job, batch=batch) for job in jobs]
         try:
-            measurements = _measure_alternately(resized, length, progress)
+            # On a GPU, one after another: peers that wait would take memory from the others.
+            is_cpu = jobs[0].device == "cpu"
+            groups = [resized] if is_cpu else [[job] for job in resized]
+            measurements = [
+                one for group in groups for one in _measure_alternately(group, length, progress)
+            ]
         except OutOfMemory:
             if batch == 1:
                 return [failed(job, "out of memory with a batch of 1") for job in resized]
@@ -114,13 +119,15 @@ def _run_round(variant: _TimedVariant, seconds: float) -> None:
     """
     measurement = variant.measurement
     try:
-        samples = variant.worker.run(variant.number, seconds)
+        samples, together = variant.worker.run(variant.number, seconds)
     except WorkerFailed as error:
         measurement.error = str(error)
-        measurement.samples_s, measurement.rounds = [], []
+        measurement.samples_s, measurement.together_s, measurement.rounds = [], [], []
         return
     measurement.samples_s += samples
-    measurement.rounds.append(statistics.median(samples))
+    if together is not None:
+        measurement.together_s.append(together)
+    measurement.rounds.append(together or statistics.median(samples))
 
 
 def _start_workers(
@@ -197,15 +204,16 @@ class Worker:
             self.close()
             raise
 
-    def run(self, variant: int, seconds: float) -> list[float]:
-        """Run a variant for `seconds`, at least once, and return the seconds of each call."""
+    def run(self, variant: int, seconds: float) -> tuple[list[float], float | None]:
+        """Run a variant for `seconds`, at least once. Return the seconds of each call on an idle
+        device, and of a call among calls that follow one another; None for that on a CPU."""
         assert self._process.stdin is not None
         request = json.dumps({"variant": variant, "seconds": seconds})
         with contextlib.suppress(BrokenPipeError):  # reading the answer then raises the error
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-        samples: list[float] = self._read_answer()["samples"]
-        return samples
+        answer = self._read_answer()
+        return answer["samples"], answer.get("together")
 
     def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -36,10 +36,23 @@ def timed_for(step: Callable[[], Any], device: torch.device, seconds: float) -> 
     return samples
 
 
+def timed_together(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Return the seconds of one call among calls that follow one another, so that the device never
+    waits for the next one. At least two are made, and they take about `seconds`."""
+    count = max(2, round(seconds / max(timed(step, device), 1e-6)))
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    synchronise(device)
+    return (time.perf_counter() - start) / count
+
+
 class PeakMemory:
     """Peak memory in MiB since `start`.
 
-    On CUDA, it is the memory of tensors. Elsewhere, it is the memory of the process above its size
+    On CUDA, it is the memory that PyTorch has reserved, since only this is what other programs do
+    not have. Elsewhere, it is the memory of the process above its size
     when the object was created (on Linux only).
     """
 
@@ -60,7 +73,7 @@ class PeakMemory:
     def peak(self) -> float | None:
         """Return the peak, or None where it is unknown."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
+            return torch.cuda.max_memory_reserved(self.device) / 2**20
         if sys.platform != "linux":
             return None
         return _status("VmHWM") - self.base

@@ -17,11 +17,11 @@ from typing import IO, Any
 import torch
 
 from ..compiling.compiled import translate_compile_errors
-from ..device import DTYPES, is_out_of_memory
+from ..device import DTYPES, exact_fp32, is_out_of_memory
 from ..errors import HieraError, first_line
 from . import flops, peers, workloads
 from .job import Job
-from .timer import PeakMemory, timed_for
+from .timer import PeakMemory, timed_for, timed_together
 
 WARM_UP_S = 1.0
 
@@ -32,19 +32,29 @@ def main() -> None:
     channel = _open_answer_channel()
     job = Job(**json.loads(sys.argv[1]))
     try:
+        if job.dtype == "fp32" and torch.device(job.device).type == "cuda":
+            exact_fp32().__enter__()  # for the whole process, and for peers, too
         with workloads.translate_errors(job):
             variants = _prepare(job)
         _send(channel, rows=[variant.row.to_json() for variant in variants])
         for line in sys.stdin:
             request = json.loads(line)
             variant = variants[request["variant"]]
-            samples = timed_for(variant.step, torch.device(job.device), request["seconds"])
-            _send(channel, samples=samples)
+            _send(channel, **_run_round(variant, torch.device(job.device), request["seconds"]))
     except Exception as error:
         traceback.print_exc()
         _send(channel, **_failure(error))
     channel.flush()
     os._exit(0)  # a normal exit unloads device libraries, which is slow and can fail
+
+
+def _run_round(variant: workloads.Variant, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Time a variant: each run on an idle device, and, on devices that compute beside the host,
+    runs that follow one another, half of the time each."""
+    if device.type == "cpu":
+        return {"samples": timed_for(variant.step, device, seconds)}
+    samples = timed_for(variant.step, device, seconds / 2)
+    return {"samples": samples, "together": timed_together(variant.step, device, seconds / 2)}
 
 
 def _prepare(job: Job) -> list[workloads.Variant]:

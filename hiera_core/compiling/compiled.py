@@ -55,7 +55,7 @@ def compile_for_training(
 def compile_in_place(module: nn.Module) -> None:
     """Let a module call its compiled forward pass, which is one graph, for training."""
     compiler_cache.use()
-    module.compile(dynamic=False, fullgraph=True)
+    module.compile(fullgraph=True)
 
 
 def _compile_frozen(function: Callable[..., Any]) -> Callable[..., Any]:

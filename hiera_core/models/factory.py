@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Unpack, overload
 from .. import zoo
 from ..errors import CheckpointError, UsageError, did_you_mean
 from ..weights import download, load, names
+from ..zoo.input_sizes import full_size
 from . import pretrained as builder
 from .config import AutoencoderArguments
 from .encoder import Encoder
@@ -198,7 +199,11 @@ def create_autoencoder(
     return model
 
 
-def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> Encoder:
+def create_encoder(
+    name: str | None,
+    checkpoint: str | Path | None = None,
+    size: Sequence[int] | None = None,
+) -> Encoder:
     """Create a classifier, an autoencoder or SAM 2's encoder with its weights, for features.
 
     If a classifier gets the weights of an autoencoder, it has no head, and the encoder's norm
@@ -206,25 +211,31 @@ def create_encoder(name: str | None, checkpoint: str | Path | None = None) -> En
 
     Args:
         name, checkpoint: As for `create_classifier`.
+        size: Another input size, see `full_size`; None for that of the model.
 
     Raises:
-        UsageError, CheckpointError, HubError: As for `create_classifier`.
+        UsageError: The model does not take inputs of this size; see also `create_classifier`.
+        CheckpointError, HubError: As for `create_classifier`.
     """
     entry = None if name is None else names.find_entry(name)
     loaded = _read_weights(entry, name, checkpoint)
+    own = builder.architecture(loaded) if entry is None else entry.config
+    config: dict[str, Any] = {}
+    if size is not None:
+        config["input_size"] = full_size(tuple(size), len(own["input_size"]))
     if entry is None:
-        return from_checkpoint(loaded)
+        return from_checkpoint(loaded, **config)
     if loaded.is_headless and not entry.autoencoder:
-        return from_zoo(entry, loaded, num_classes=0)
+        return from_zoo(entry, loaded, num_classes=0, **config)
     if entry.autoencoder or not loaded.is_autoencoder:
-        return from_zoo(entry, loaded)
+        return from_zoo(entry, loaded, **config)
     for part in ("weight", "bias"):
         if f"encoder_norm.{part}" not in loaded.state:
             raise CheckpointError(
                 f"{loaded.source} has a decoder, but no encoder_norm.{part}", "use another file"
             )
         loaded.state[f"norm.{part}"] = loaded.state[f"encoder_norm.{part}"]
-    return from_zoo(entry, loaded, num_classes=0)
+    return from_zoo(entry, loaded, num_classes=0, **config)
 
 
 def list_models() -> list[str]:

@@ -11,7 +11,7 @@ import torch
 
 from .. import zoo
 from ..cores import cores_per_process
-from ..data.class_balance import balanced_weights
+from ..data.classes.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, is_out_of_memory

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hiera_core.data import datasets
-from hiera_core.data.class_balance import balanced_order, balanced_weights, held_out_rows
+from hiera_core.data.classes.class_balance import balanced_order, balanced_weights, held_out_rows
 from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader
 from hiera_core.training.dataloader import Batch

@@ -274,7 +274,8 @@ def test_a_terminated_run_has_a_checkpoint_of_its_step(
         last = max(event["step"] for event in steps)
         saved = int((folder / "checkpoints/latest").read_text().removeprefix("step_"))
         assert saved >= last, (saved, last)
-        assert f"step {saved} of 14 is saved" in process.text("err")
+        if saved < 14:  # else all steps were done, and the weights were being written
+            assert f"step {saved} of 14 is saved" in process.text("err")
         call(*arguments, folder, "--resume", "auto")
         assert (folder / "model.safetensors").read_bytes() == expected
         assert losses(folder) == losses(tmp_path / "whole")

@@ -17,6 +17,7 @@ from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader
 from hiera_core.training.trackers import tracker
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages
 Numbers = dict[tuple[str, int], float]
 SETTINGS = {
     "model.config": {"embed_dim": 8, "stages": (1, 1, 1)},
@@ -122,7 +123,6 @@ READERS: dict[str, Callable[[Path], Numbers]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of the packages
 @pytest.mark.parametrize(
     "name",
     ["tensorboard", "mlflow", "trackio", pytest.param("wandb", marks=pytest.mark.slow)],
@@ -171,3 +171,24 @@ def test_a_tracker_that_is_not_installed_has_a_remedy(monkeypatch: pytest.Monkey
 def test_the_option_of_tensorboard_is_a_tracker() -> None:
     options = hiera_core.RunOptions(tensorboard=True, track=("mlflow", "tensorboard"))
     assert options.trackers == ("tensorboard", "mlflow")
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the server were gone. One that cannot begin is an error."""
+    from hiera_core.training.trackers import mlflow_tracker
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+    def fail(*_: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(mlflow_tracker.MlflowTracker, "log", fail)
+    run(tmp_path / "run", "mlflow")
+    assert len(logged(tmp_path / "run")) > 30
+    warnings = [m for m in caplog.messages if "mlflow gets no more measurements" in m]
+    assert len(warnings) == 1 and "the server is gone" in warnings[0]
+    monkeypatch.setattr(mlflow_tracker.MlflowTracker, "__init__", fail)
+    with pytest.raises(UsageError, match="--track mlflow cannot begin"):
+        run(tmp_path / "other", "mlflow")

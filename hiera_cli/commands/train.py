@@ -47,6 +47,9 @@ RENAMED = {
     "gpus": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
     "distributed": "several processes: torchrun --nproc-per-node N -m hiera_cli train ...",
     "fsdp": "--parallel fsdp",
+    "wandb": "--track wandb",
+    "log-wandb": "--track wandb",
+    "report-to": "--track NAME",
 }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import UsageError, check_type, did_you_mean
 from ..zoo import labels as class_labels
 from . import folders, tar_files, toy_datasets
-from .class_balance import held_out_rows
+from .classes.class_balance import held_out_rows
 from .list_files import as_class_number, read_list
 from .sources import Source
 

@@ -12,7 +12,7 @@ import torch
 from .. import zoo
 from ..compiling.compiled import compile_in_place
 from ..cores import cores_per_process
-from ..data.class_balance import balanced_weights
+from ..data.classes.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, dtype_name, is_out_of_memory, training_dtype

@@ -115,8 +115,8 @@ class World:
             parallel: `ddp` keeps a copy of the model in each process; `fsdp` shards its
                 parameters, block by block (FSDP2).
             precision: dtype of autocast. With bf16, FSDP gathers the weights of blocks in bf16,
-                and adds gradients in fp32. What is outside of blocks is small, and stays in fp32,
-                so that the residual stream is what it is under DDP.
+                runs blocks on bf16 tokens, and adds gradients in fp32. What is outside of blocks is
+                small, and stays in fp32.
         """
         if parallel == "fsdp" and self.size > 1:
             from torch.distributed.device_mesh import init_device_mesh
@@ -129,9 +129,7 @@ class World:
             mesh = init_device_mesh(self.device.type, (self.size,))
             policy = MixedPrecisionPolicy()
             if precision is torch.bfloat16:
-                policy = MixedPrecisionPolicy(
-                    torch.bfloat16, torch.float32, cast_forward_inputs=False
-                )
+                policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
             for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
                 fully_shard(block, mesh=mesh, mp_policy=policy)
             fully_shard(model, mesh=mesh)

@@ -74,8 +74,8 @@ class RunLog:
             kept = [to_json(e) for e in events(self.folder) if e["step"] <= step]
             with atomic_file(path) as temporary:  # so that a crash here does not lose events
                 temporary.write_text("".join(f"{line}\n" for line in kept if step))
-            self._file = path.open("a", encoding="utf-8", buffering=1)
             self._trackers = open_trackers(self.track, self.folder, step, self.facts)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
         self._start, self._first, self._shown = time.monotonic(), step, 0.0
         self._table = (
             _LiveTable(self.steps, self.unit, step) if self.live and sys.stderr.isatty() else None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..data.class_balance import balanced_order
+from ..data.classes.class_balance import balanced_order
 from ..errors import UsageError
 from ..models.masking import draw_units
 from .recipe import Recipe

@@ -70,7 +70,7 @@ def names_several(name: Devices) -> bool:
     """Return whether this is the form in which several devices are named; see `select_devices`."""
     if isinstance(name, str | torch.device):
         return str(name).endswith(":all") or "," in str(name)
-    return True
+    return isinstance(name, list | tuple)
 
 
 def select_devices(name: Devices) -> list[torch.device]:
@@ -135,7 +135,7 @@ def wide_half(device: torch.device) -> torch.dtype:
     fp32 otherwise."""
     if device.type == "cuda":
         # NVIDIA's cards since Ampere do, older ones emulate it. AMD's that PyTorch runs on do.
-        native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        native = torch.version.hip is not None or _capability(device) >= (8, 0)
     else:
         native = device.type == "xpu" or (device.type == "cpu" and has_native_bf16())
     return torch.bfloat16 if native else torch.float32
@@ -146,8 +146,16 @@ def has_fast_fp16(device: torch.device) -> bool:
     it, and the Pascal of gaming cards (6.1) has a 64th of the speed of fp32."""
     if torch.version.hip is not None:
         return True
-    capability = torch.cuda.get_device_capability(device)
+    capability = _capability(device)
     return capability >= (7, 0) or capability in ((5, 3), (6, 0), (6, 2))
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a CUDA card. One that cannot be asked counts as new."""
+    try:
+        return torch.cuda.get_device_capability(device)
+    except (RuntimeError, AssertionError):  # no driver, or PyTorch has no CUDA
+        return (9, 0)
 
 
 def has_native_bf16() -> bool:

@@ -151,7 +151,7 @@ def test_shards_of_features_are_in_one_folder(hiera: Command, folder: Path, tmp_
 def test_mistakes_are_named(hiera: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text(f"{folder}/0.png\n")
     for arguments, message in (
-        (("predict",), "there are no inputs"),
+        (("predict",), "there are no INPUTS"),
         (("predict", folder, "--manifest", tmp_path / "m.txt"), "both inputs and --manifest"),
         (("predict", folder, "--id-column", "key"), "need --manifest"),
         (("predict", folder, "--shard", "3/3"), "counted from 0"),

@@ -152,7 +152,7 @@ def test_options_that_contradict_are_named(hiera: Command, folder: Path, tmp_pat
     for arguments, message in (
         (("predict", folder, *rows, "-o", tmp_path / "x.jsonl"), "--rows and --output"),
         (("predict", folder, *rows, "-f", "csv"), "--rows and --format"),
-        (("predict", *rows), "there are no inputs"),
+        (("predict", *rows), "there are no INPUTS"),
         (("predict", folder, "--engine", "ray"), "--engine ray needs --rows"),
         (("predict", folder, *rows, "--address", "auto"), "--address needs --engine ray"),
         (("predict", folder, *rows, "--engine", "ray", "--shard", "0/2"), "divides the inputs"),

@@ -253,7 +253,7 @@ def _picture_output(save_images: str | None, chosen: InputSelection) -> PictureO
         UsageError: There are no inputs, or they are divided, so that names could meet.
     """
     if not chosen.inputs and chosen.manifest is None:
-        raise UsageError("there are no inputs", "name files or folders, or give --manifest FILE")
+        raise UsageError("there are no INPUTS", "name files or folders, or give --manifest FILE")
     if save_images is None:
         return None
     if chosen.is_numbered:

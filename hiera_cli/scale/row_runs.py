@@ -82,7 +82,7 @@ class RowRun:
                 what = "--rows" if self.rows is not None else "--dry-run"
                 raise UsageError(f"{what} and {name} name two outputs", "choose one")
         if self.chosen.are_none:
-            raise UsageError("there are no inputs", "name files or folders, or give --manifest")
+            raise UsageError("there are no INPUTS", "name files or folders, or give --manifest")
         if self.engine is Engine.ray and not self.chosen.shard.is_whole:
             raise UsageError(
                 f"{self.chosen.shard.origin}: Ray divides the inputs itself", "use --shard none"

@@ -59,14 +59,12 @@ class RowFolder:
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
         """
-        import pyarrow.parquet as pq
-
         indices = table["index"].to_numpy()
         digest = hashlib.sha256(np.sort(indices).tobytes()).hexdigest()[:8]
         name = f"{self.prefix}part-{int(indices.min()):012}-{digest}.parquet"
         table = table.replace_schema_metadata({"hiera": json.dumps(fingerprint.plain(facts))})
         with self.place.writing(name) as temporary:
-            pq.write_table(table, temporary)
+            _write_table(table, temporary)
             return temporary.stat().st_size
 
     def facts(self) -> tuple[str | None, Facts]:
@@ -118,7 +116,7 @@ class RowFolder:
         with self.place.open(name) as file:
             table = pq.read_table(file).filter(keep)
         with self.place.writing(name) as temporary:
-            pq.write_table(table, temporary)
+            _write_table(table, temporary)
 
     def remove(self) -> None:
         """Remove the files of an earlier run.
@@ -204,6 +202,13 @@ class DoneRows:
                 yield source
             elif self._checksums[index] != _checksum(printable(source.name)):
                 raise UsageError(f"--resume: input {index} is {source.name!r} now", HINT)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(table, file)
 
 
 def check_facts(where: str | None, earlier: Facts, now: Facts) -> None:

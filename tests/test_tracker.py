@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import struct
@@ -171,3 +172,34 @@ def test_a_tracker_that_is_not_installed_has_a_remedy(monkeypatch: pytest.Monkey
 def test_the_option_of_tensorboard_is_a_tracker() -> None:
     options = hiera_core.RunOptions(tensorboard=True, track=("mlflow", "tensorboard"))
     assert options.trackers == ("tensorboard", "mlflow")
+
+
+class Broken:
+    """A tracker that fails, with an error of its own type, when it gets the second step."""
+
+    def __init__(self, run: tracker.TrackedRun) -> None:
+        self.steps: list[int] = []
+        if run.facts["seed"] == 1:
+            raise ConnectionError("no server\nat all")
+
+    def log(self, step: int, values: Any) -> None:
+        self.steps.append(step)
+        if step == 2:
+            raise LookupError("the server\nis gone")
+
+    def close(self) -> None:
+        raise AssertionError("it was left out")
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    module = importlib.import_module("hiera_core.training.trackers.tensorboard_tracker")
+    monkeypatch.setattr(module, "TensorBoardTracker", Broken)
+    run(tmp_path / "run", "tensorboard")
+    assert ("val/top1", 4) in logged(tmp_path / "run")
+    assert caplog.text.count("tensorboard gets no more measurements (the server)") == 1
+    monkeypatch.setitem(SETTINGS, "seed", 1)
+    with pytest.raises(UsageError, match=r"--track tensorboard cannot begin \(no server\)"):
+        run(tmp_path / "other", "tensorboard")

@@ -66,16 +66,17 @@ class RunLog:
 
         Raises:
             OutputError: The log cannot be written.
+            UsageError: A tracker cannot begin.
         """
         if not self.active:
             return
         path = self.folder / LOG_NAME
+        self._trackers = open_trackers(self.track, self.folder, step, self.facts)
         with translate_write_errors(path):
             kept = [to_json(e) for e in events(self.folder) if e["step"] <= step]
             with atomic_file(path) as temporary:  # so that a crash here does not lose events
                 temporary.write_text("".join(f"{line}\n" for line in kept if step))
             self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._trackers = open_trackers(self.track, self.folder, step, self.facts)
         self._start, self._first, self._shown = time.monotonic(), step, 0.0
         self._table = (
             _LiveTable(self.steps, self.unit, step) if self.live and sys.stderr.isatty() else None
@@ -132,9 +133,9 @@ class RunLog:
             return
         with translate_write_errors(self.folder / LOG_NAME):
             self._file.write(to_json({"event": event, **values}) + "\n")
-            numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
-            for tracker in self._trackers if numbers else ():
-                tracker.log(values["step"], numbers)
+        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
+        if numbers:
+            self._trackers.log(values["step"], numbers)
         if event == "bad":
             log.warning("%s: %s", values["input"], values["message"])
         elif event == "step":
@@ -151,9 +152,8 @@ class RunLog:
         # Each event was written at once, or its error was raised then.
         with contextlib.suppress(OSError):
             self._file.close()
-        for tracker in getattr(self, "_trackers", ()):
-            with contextlib.suppress(OSError):
-                tracker.close()
+        if hasattr(self, "_trackers"):
+            self._trackers.close()
 
     def draw_curves(self) -> Path | None:
         """Draw the curves of loss and accuracy from the log.

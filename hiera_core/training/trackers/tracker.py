@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...atomic import atomic_file
-from ...errors import UsageError
+from ...errors import UsageError, first_line
 from ..recipe import TRACKERS
+
+log = logging.getLogger("hiera")
 
 IDS = "trackers.json"  # in the folder of the run: the name that each tracker has for it
 
@@ -70,9 +73,44 @@ def check_installed(names: Sequence[str]) -> None:
             ) from error
 
 
+class OpenTrackers:
+    """The trackers of a run. One that fails is left out from then on, which a message says: the run
+    goes on, and its log has all measurements.
+
+    Args:
+        trackers: The trackers, by name.
+    """
+
+    def __init__(self, trackers: dict[str, Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send measurements to all trackers; see `Tracker.log`."""
+        for name, one in [*self._trackers.items()]:
+            try:
+                one.log(step, values)
+            except Exception as error:  # their libraries and servers raise many types
+                del self._trackers[name]
+                self._say(name, error)
+
+    def close(self) -> None:
+        """Close all trackers; see `Tracker.close`."""
+        for name, one in self._trackers.items():
+            try:
+                one.close()
+            except Exception as error:
+                self._say(name, error)
+        self._trackers = {}
+
+    @staticmethod
+    def _say(name: str, error: Exception) -> None:
+        reason = first_line(error)[:200] or type(error).__name__
+        log.warning("%s gets no more measurements (%s); the log of the run has them", name, reason)
+
+
 def open_trackers(
     names: Sequence[str], folder: Path, step: int, facts: Mapping[str, Any]
-) -> list[Tracker]:
+) -> OpenTrackers:
     """Open the trackers of a run.
 
     Args:
@@ -80,10 +118,11 @@ def open_trackers(
         folder, step, facts: See `TrackedRun`.
 
     Raises:
-        OSError: A file in the folder cannot be written.
+        UsageError: A tracker cannot begin, for example because nobody is logged in.
+        OutputError: A file in the folder cannot be written.
     """
     if not names:
-        return []
+        return OpenTrackers({})
     path = folder / IDS
     ids: dict[str, str] = {}
     if step and path.is_file():
@@ -92,14 +131,21 @@ def open_trackers(
             ids = {str(key): str(value) for key, value in found.items()}
         except (ValueError, AttributeError):
             ids = {}  # damaged, so the trackers begin anew
-    trackers: list[Tracker] = []
+    trackers: dict[str, Tracker] = {}
     for name in names:
         module, cls, _ = MODULES[name]
         ids.setdefault(name, f"{folder.resolve().name}-{secrets.token_hex(4)}")
         run = TrackedRun(folder, ids[name], step, facts)
-        opened = getattr(importlib.import_module(f".{module}", __package__), cls)(run)
+        try:
+            opened = getattr(importlib.import_module(f".{module}", __package__), cls)(run)
+        except Exception as error:
+            OpenTrackers(trackers).close()
+            reason = first_line(error)[:200] or type(error).__name__
+            raise UsageError(
+                f"--track {name} cannot begin ({reason})", "check its settings, or leave it out"
+            ) from error
         ids[name] = getattr(opened, "id", ids[name])  # some trackers choose it themselves
-        trackers.append(opened)
+        trackers[name] = opened
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(ids))
-    return trackers
+    return OpenTrackers(trackers)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,9 @@ class RowFolder:
         for name in self.files():
             self.place.remove(name)
 
-    def write_records(self, records: Iterable[Record], facts: Facts) -> Iterator[Record]:
+    def write_records(
+        self, records: Iterable[Record], facts: Facts
+    ) -> Generator[Record, None, None]:
         """Yield the records, after adding each to the rows. Files are written as they fill, and at
         the end or when an error ends the stream. `facts` may be filled in until then.
 

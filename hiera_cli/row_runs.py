@@ -134,11 +134,7 @@ class RowRun:
         shard, may_exist = self.chosen.shard, self.overwrite or self.resume
         prefix = "" if shard.is_whole else f"{shard.name}-"
         folder = RowFolder(place_of(self.rows), layout, prefix)
-        check_division_of(folder.place.names("shard-", ""), self.rows, shard)
-        if prefix and folder.place.names("part-", ".parquet"):
-            raise UsageError(
-                f"{self.rows} holds rows of a run over no shards", "write to another folder"
-            )
+        check_division_of(folder.place.names("", ".parquet"), self.rows, shard)
         if is_remote(self.rows):  # there are no locks
             if folder.files() and not may_exist:
                 hint = "--resume continues, --overwrite starts over"

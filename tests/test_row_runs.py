@@ -100,7 +100,10 @@ def test_shards_of_rows_are_one_data_set_and_resume(
     assert files[0].stat().st_mtime_ns == before
     assert hiera(*given, tmp_path / "parts", "--shard", "0/2")[0] == 2
     # All inputs beside shards of them, or the other way round, would be there twice.
-    for rows, shard, name in (("parts", "none", "over 3 shards"), ("whole", "0/3", "no shards")):
+    for rows, shard, name in (
+        ("parts", "none", "over 3 shards"),
+        ("whole", "0/3", "over all inputs"),
+    ):
         code, _, err = hiera(*given, tmp_path / rows, "--shard", shard, "--overwrite")
         assert code == 2 and name in err, err
 

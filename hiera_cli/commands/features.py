@@ -309,7 +309,7 @@ def _parse_outputs(
             "--visualize goes with neither --shard nor --manifest", "draw in a run of its own"
         )
     outputs = FeatureOutputs.parse(output, save_as, visualize)
-    if output is None or chosen.shard.is_whole:
+    if output is None or (outputs.is_file and chosen.shard.is_whole):
         return outputs
     if outputs.is_file:
         return FeatureOutputs.parse(chosen.output(output), save_as, visualize)

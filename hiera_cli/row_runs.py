@@ -162,7 +162,7 @@ class RowRun:
         from hiera_core.inference.model_fingerprint import model_fingerprint
         from hiera_core.scale.row_folder import check_facts
 
-        path, earlier = folder.facts()
+        path, earlier = done.where, done.facts
         facts: dict[str, dict[str, Any]] = {"settings": settings}
         check_facts(path, earlier, facts)
 

@@ -13,6 +13,7 @@ driver that is killed in between would write the row a second time.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import functools
@@ -42,6 +43,7 @@ from .input_table import InputTable, Listing
 from .row_folder import ROWS_PER_FILE, DoneRows, Facts, RowFolder, check_facts
 
 CHUNK_ROWS = 256
+CHECKED_ROWS = 16  # of an earlier run, whose inputs are looked at again
 MAX_BLOCKS = 5000  # tasks that read
 DECODED_TOGETHER = 32  # inputs that a task decodes before it hands them on
 MODEL_BATCH = 64  # rows that an actor takes, at most; the device's own batches are within
@@ -149,8 +151,9 @@ def _run(
 ) -> RunSummary:
     table = inputs.open()
     total = len(table)
-    earlier = folder.facts()
-    check_facts(earlier[0], earlier[1], {"settings": settings})
+    check_facts(done.where, done.facts, {"settings": settings})
+    for row in done.some(CHECKED_ROWS):  # an error if another input is there now
+        collections.deque(done.skip(table.read(range(row, row + 1))), maxlen=0)
     summary = RunSummary(earlier_ok=done.ok, earlier_failed=done.failed)
     chunks = list(_chunks(total, done))
     if not chunks:
@@ -169,7 +172,7 @@ def _run(
     )
     rows = rows.map_batches(
         _Compute,
-        fn_constructor_args=(model, folder, settings, earlier[1]),
+        fn_constructor_args=(model, folder, settings, done.facts),
         batch_size=MODEL_BATCH,
         batch_format="numpy",
         compute=pool,

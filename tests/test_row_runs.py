@@ -166,6 +166,7 @@ def test_options_that_contradict_are_named(hiera: Command, folder: Path, tmp_pat
         (("features", folder, *rows, "--return-intermediates"), "a row holds vectors"),
         (("features", folder, *rows, "--segments", "1"), "a row holds vectors"),
         (("features", folder, *rows, "--save-as", "npz"), "--rows and --save-as"),
+        (("features", folder, *rows, "-f", "csv"), "--rows and --format"),
     ):
         code, _, err = hiera(*arguments, *MODEL)
         assert code == 2 and message in err, err

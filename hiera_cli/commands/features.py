@@ -118,7 +118,8 @@ def features(
         workers=threads,
         device=device,
     )
-    row_run.check({"--output": output, "--save-as": save_as, "--visualize": visualize})
+    others = {"--output": output, "--save-as": save_as, "--visualize": visualize}
+    row_run.check({**others, "--format": format is not output_formats.Format.auto})
     shows_sample = chosen.are_none
     selected = _parse_stages(stages, default_all=return_intermediates or shows_sample)
     if shows_sample:

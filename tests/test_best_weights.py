@@ -33,6 +33,7 @@ def test_a_loss_is_better_if_it_is_lower_and_an_accuracy_if_higher() -> None:
     assert [top1.improves(each) for each in values] == [False, True, False, True]
     probe = BestWeights(recipe_of("mae_hiera_nano_32", keep_best="probe", probe__every=1), SPLITS)
     assert not probe.improves({"val": {"loss": 1.0}})
+    assert not probe.improves({"probe": {"top1": float("nan")}})
     assert probe.improves({"probe": {"top1": 3.0}})
     assert not BestWeights(recipe_of(), NO_VAL).improves({"val": {"loss": 1.0}})
 

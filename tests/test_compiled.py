@@ -181,7 +181,9 @@ def test_models_with_code_of_others_have_no_key() -> None:
     hooked.norm.register_forward_hook(lambda *_: None)
     replaced = tiny()
     replaced.norm.forward = lambda x: x
-    assert [key_of(one) for one in (model, hooked, replaced)] == [None] * 3
+    method = tiny()
+    method.embedding = lambda ends: ends[-1].mean(1)
+    assert [key_of(one) for one in (model, hooked, replaced, method)] == [None] * 4
 
 
 # The compiler -------------------------------------------------------------------------------------

@@ -146,6 +146,12 @@ def test_shards_of_features_are_in_one_folder(hiera: Command, folder: Path, tmp_
     assert hiera("features", *given, "--shard", "0/2", "--resume")[0] == 0
     code, _, err = hiera("features", *given, "--shard", "0/3", "--overwrite")
     assert code == 2 and "is of a run over 2 shards" in err
+    code, _, err = hiera("features", *given, "--shard", "none", "--overwrite")
+    assert code == 2 and "is of a run over 2 shards" in err
+    for path in (tmp_path / "out").iterdir():
+        path.rename(path.with_name("image-00000.parquet"))
+    code, _, err = hiera("features", *given, "--shard", "0/2")
+    assert code == 2 and "is of a run over all inputs" in err
 
 
 def test_mistakes_are_named(hiera: Command, folder: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import subprocess
 import sys
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,28 @@ def test_a_hundred_million_rows(ending: str, tmp_path: Path) -> None:
     print(f"{rows} rows of {ending}: {seconds:.1f} s of CPU time, {memory / 1024:.0f} MiB")
     assert rows == 100_000_000 and memory < 1 << 20
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ('path,n\na".png,1\nb.png,2\nc".png,3\nd.png,4\n', None),
+        ('path,n\nb.png,"1\nc.png,2\n', None),
+        ('path,n\n5" disk".png,1\nb.png,"2"\n', 2),
+        ('path,n\n"a ""b""\nc.png",1\n"b.png",2\n', 2),
+    ],
+    ids=["within cells", "not closed", "harmless", "doubled"],
+)
+def test_quotes_never_hide_rows(
+    text: str, count: int | None, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "BLOCK_BYTES", block)
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    if count is None:
+        with pytest.raises(UsageError, match="a quote that is not closed, or is within a cell"):
+            Manifest(path)
+        return
+    found = [source.name for source in Manifest(path).read(range(count))]
+    assert found == [row["path"] for row in DictReader(io.StringIO(text, newline=""))]

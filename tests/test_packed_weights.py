@@ -54,6 +54,11 @@ def test_changed_and_replaced_weights_are_packed_again() -> None:
     assert_close(cpu.linear(layer, x), nn.functional.linear(x, layer.weight, layer.bias))
     layer.load_state_dict({"weight": torch.ones(48, 32), "bias": torch.zeros(48)})
     assert_close(cpu.linear(layer, x), x.sum(1, keepdim=True).expand(-1, 48))
+    layer.weight = nn.Parameter(torch.randn(48, 32))
+    exact = cpu.linear(layer, x)
+    layer.half().float()  # new memory, of which the parameter does not count a change
+    assert_close(cpu.linear(layer, x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert not torch.equal(cpu.linear(layer, x), exact)
 
 
 def test_copies_pickles_and_gradients_work() -> None:

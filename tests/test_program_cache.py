@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -195,4 +196,6 @@ def test_a_folder_that_the_user_has_named_for_the_compiler_stays(
     compiler_cache.use()
     assert os.environ[compiler_cache.VARIABLE] == str(compiler_cache.folder())
     assert compiler_cache.folder().is_dir()
+    for made in (tmp_path / "ours", compiler_cache.folder()):  # also where the umask is 002
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
     monkeypatch.setattr(compiler_cache, "_lock", None)

@@ -113,6 +113,7 @@ def test_chunks_are_what_is_left() -> None:
     assert first["wanted"] == [n for n in range(256) if n != 3]
     assert last["wanted"] == list(range(512, 600))
     assert (done.ok, done.failed) == (257, 1)
+    assert done.some(3).tolist() == [3, 383, 600] and not len(DoneRows().some(3))
 
 
 def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
@@ -135,3 +136,20 @@ def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("a.png\nb.png\n")
     manifest = ManifestInputs(tmp_path / "m.txt").open()
     assert isinstance(manifest, Manifest) and len(manifest) == 2
+
+
+def test_empty_lines_of_a_manifest_need_no_rows(
+    hiera: Command, cluster: None, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m.txt").write_text(f"{folder / '0.png'}\n\n{folder / '1.png'}\n\n")
+    given = ("features", "--manifest", tmp_path / "m.txt", *MODEL, "--rows", tmp_path / "rows")
+    assert hiera(*given, "--engine", "ray")[0] == 0
+    assert [row["index"] for row in read_rows(tmp_path / "rows")] == [0, 2]
+    code, _, err = hiera(*given, "--engine", "ray", "--resume")
+    assert code == 0, err
+    for device in ("cuda:1", "cuda:all"):
+        code, _, err = hiera(*given, "--engine", "ray", "--resume", "--device", device)
+        assert code == 2 and "Ray chooses the device" in err
+    (tmp_path / "m.txt").write_text(f"{folder / '2.png'}\n\n{folder / '1.png'}\n\n")
+    code, _, err = hiera(*given, "--engine", "ray", "--resume")
+    assert code == 2 and "input 0 is" in err and "2.png' now" in err

@@ -15,6 +15,7 @@ import pytest
 
 import hiera_core
 from hiera_core.data import sources, url_content
+from hiera_core.data.division.manifest import Manifest
 from hiera_core.data.remote import remote_files
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, UsageError
@@ -163,6 +164,21 @@ def test_private_networks_are_refused_for_manifests(
     given = ("predict", "--manifest", manifest, *MODEL, "-f", "jsonl", "--private-urls")
     assert hiera(*given)[0] == 0
     assert hiera("predict", f"{hub.url}/eight.png", *MODEL, "-f", "jsonl")[0] == 0
+
+
+def test_other_places_lead_into_private_networks_too(tmp_path: Path) -> None:
+    urls = ["zip://a.png::http://127.0.0.1:1/x.zip", "webhdfs://127.0.0.1:1/a.png", "nosuch://b/a"]
+    manifest = tmp_path / "m.txt"
+    manifest.write_text("".join(f"{url}\n" for url in [*urls, "memory://bucket/missing.png"]))
+    *private, public = Manifest(manifest).read(range(4))
+    for source in private:
+        with pytest.raises(InputError, match="may lead into a private network"):
+            source.content()
+    with pytest.raises(InputError, match="no such file"):
+        public.content()
+    *_, unknown, _ = Manifest(manifest, private_urls=True).read(range(4))
+    with pytest.raises(InputError, match="nosuch"):  # and not an error that would end the run
+        unknown.content()
 
 
 def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,13 @@ def test_shards_of_rows_are_one_data_set_and_resume(
     assert same(read_rows(tmp_path / "parts"), whole)
     assert files[0].stat().st_mtime_ns == before
     assert hiera(*given, tmp_path / "parts", "--shard", "0/2")[0] == 2
+    # All inputs beside shards of them, or the other way round, would be there twice.
+    for rows, shard, name in (
+        ("parts", "none", "over 3 shards"),
+        ("whole", "0/3", "over all inputs"),
+    ):
+        code, _, err = hiera(*given, tmp_path / rows, "--shard", shard, "--overwrite")
+        assert code == 2 and name in err, err
 
 
 def test_rows_that_were_written_twice_are_removed(
@@ -159,6 +166,7 @@ def test_options_that_contradict_are_named(hiera: Command, folder: Path, tmp_pat
         (("features", folder, *rows, "--return-intermediates"), "a row holds vectors"),
         (("features", folder, *rows, "--segments", "1"), "a row holds vectors"),
         (("features", folder, *rows, "--save-as", "npz"), "--rows and --save-as"),
+        (("features", folder, *rows, "-f", "csv"), "--rows and --format"),
     ):
         code, _, err = hiera(*arguments, *MODEL)
         assert code == 2 and message in err, err

@@ -41,5 +41,6 @@ def test_only_known_devices_have_a_peak(monkeypatch: pytest.MonkeyPatch) -> None
     cuda = torch.device("cuda")
     assert peak_flops(cuda, torch.bfloat16) == 756e12
     assert peak_flops(cuda, torch.float32) is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Quadro")
-    assert peak_flops(cuda, torch.float16) is None
+    for other in ("Quadro", "NVIDIA L40", "NVIDIA RTX A1000"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, other=other: other)
+        assert peak_flops(cuda, torch.float16) is None

@@ -121,7 +121,8 @@ def features(
         workers=threads,
         device=device,
     )
-    row_run.check({"--output": output, "--save-as": save_as, "--visualize": visualize})
+    others = {"--output": output, "--save-as": save_as, "--visualize": visualize}
+    row_run.check({**others, "--format": format is not output_formats.Format.auto})
     shows_sample = chosen.are_none
     selected = _parse_stages(stages, default_all=return_intermediates or shows_sample)
     if shows_sample:
@@ -313,7 +314,7 @@ def _parse_outputs(
             "--visualize goes with neither --shard nor --manifest", "draw in a run of its own"
         )
     outputs = FeatureOutputs.parse(output, save_as, visualize)
-    if output is None or chosen.shard.is_whole:
+    if output is None or (outputs.is_file and chosen.shard.is_whole):
         return outputs
     if outputs.is_file:
         return FeatureOutputs.parse(chosen.output(output), save_as, visualize)

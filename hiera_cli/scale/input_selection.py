@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiera_core.data import sources
-from hiera_core.data.division.shards import SHARD_FILE, Shard, launched_shard, parse_shard
+from hiera_core.data.division.shards import (
+    SHARD_FILE,
+    WHOLE_FILE,
+    Shard,
+    launched_shard,
+    parse_shard,
+)
 from hiera_core.data.division.shards import unused_tasks as find_unused_tasks
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
@@ -157,6 +163,12 @@ def check_division_of(names: Iterable[str], folder: str, shard: Shard) -> None:
                 f"'{folder}/{name}' is of a run over {int(found[1])} shards, and this one has "
                 f"{shard.count}",
                 "write to another folder, or remove them",
+            )
+        if not shard.is_whole and WHOLE_FILE.fullmatch(name):
+            raise UsageError(
+                f"'{folder}/{name}' is of a run over all inputs, and this one has "
+                f"{shard.count} shards",
+                "write to another folder, or remove it",
             )
 
 

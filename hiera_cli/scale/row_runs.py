@@ -20,7 +20,7 @@ from ..output_files.claims import claim_folder, claim_part_of_folder
 from ..output_formats import Format
 from ..progress import progress_counter
 from ..result_stream import ResultStream
-from .input_selection import InputSelection, check_division, check_division_of
+from .input_selection import InputSelection, check_division_of
 from .scale_options import Engine
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class RowRun:
             raise UsageError(
                 f"{self.chosen.shard.origin}: Ray divides the inputs itself", "use --shard none"
             )
+        if self.engine is Engine.ray and (":" in self.device or "," in self.device):
+            raise UsageError(
+                f"--device {self.device}: Ray chooses the device of each worker", "use cuda or auto"
+            )
         if self.engine is Engine.ray and self.stop:
             raise UsageError("--engine ray cannot stop at an error", "leave out --on-error")
         from hiera_core.scale.result_rows import check_pyarrow
@@ -130,13 +134,12 @@ class RowRun:
         shard, may_exist = self.chosen.shard, self.overwrite or self.resume
         prefix = "" if shard.is_whole else f"{shard.name}-"
         folder = RowFolder(place_of(self.rows), layout, prefix)
+        check_division_of(folder.place.names("", ".parquet"), self.rows, shard)
         if is_remote(self.rows):  # there are no locks
-            check_division_of(folder.place.names("shard-", ""), self.rows, shard)
             if folder.files() and not may_exist:
                 hint = "--resume continues, --overwrite starts over"
                 raise UsageError(f"{self.rows} holds rows already", hint)
         elif prefix:
-            check_division(Path(self.rows), shard)
             context.with_resource(claim_part_of_folder(Path(self.rows), prefix, may_exist))
         else:
             context.with_resource(claim_folder(Path(self.rows), may_exist))
@@ -159,7 +162,7 @@ class RowRun:
         from hiera_core.inference.model_fingerprint import model_fingerprint
         from hiera_core.scale.row_folder import check_facts
 
-        path, earlier = folder.facts()
+        path, earlier = done.where, done.facts
         facts: dict[str, dict[str, Any]] = {"settings": settings}
         check_facts(path, earlier, facts)
 

@@ -36,7 +36,9 @@ def use() -> None:
     if _lock is not None or os.environ.get(VARIABLE) or not size_limit():
         return
     try:
-        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Each by itself: the parents that `mkdir` makes could be writable by the group.
+        for place in (default_folder(), folder()):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_private_folder(folder()):
             return
         _lock = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)

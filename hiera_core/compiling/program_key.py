@@ -98,9 +98,19 @@ def _is_known(module: nn.Module) -> bool:
     attached to it that would run, too."""
     return (
         (type(module).__module__ + ".").startswith(OUR_MODULES)
-        and "forward" not in vars(module)
+        and all(map(_is_known_function, vars(module).values()))
         and not probes.has_hooks(module)
     )
+
+
+def _is_known_function(value: object) -> bool:
+    """Return whether an attribute is no function, or one of this package or of PyTorch. Others can
+    replace `forward`, `encode` or the activation of a head."""
+    if isinstance(value, functools.partial):
+        value = value.func
+    if not callable(value) or isinstance(value, nn.Module | torch.Tensor | type):
+        return True
+    return (getattr(value, "__module__", None) or "").startswith(("hiera_core.models.", "torch."))
 
 
 def _settings(module: nn.Module) -> str:

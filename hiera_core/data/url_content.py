@@ -51,6 +51,8 @@ def fetch_content(
         UsageError: The package of a remote place is not installed.
     """
     if remote_files.is_remote(url):
+        if public_only:
+            remote_files.check_public(url)
         return keep_content(remote_files.fetch_ranges(url, span))
     for attempt in range(1, ATTEMPTS + 1):
         try:

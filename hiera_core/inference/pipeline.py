@@ -186,7 +186,7 @@ class Pipeline(Generic[R]):
             yield from self._compute(waiting, pool, behind, more=False, ended=True)
         finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
-            for runner in self._runners.values():
+            for runner in [*self._runners.values()]:  # workers may still add one
                 runner.end_stream()
 
     def decode(self, source: Source, index: int) -> DecodedInput:
@@ -352,7 +352,8 @@ class Pipeline(Generic[R]):
     @property
     def _depth(self) -> int:
         """Number of batches that can be in work at a time, one for each device."""
-        return max((runner.depth for runner in self._runners.values()), default=1)
+        runners = [*self._runners.values()]  # another thread may add one
+        return max((runner.depth for runner in runners), default=1)
 
     def _images_ahead(self, runner: R) -> int:
         """Return how many images can be decoded, wait for a batch, or be on the device."""

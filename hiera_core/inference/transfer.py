@@ -224,14 +224,15 @@ class Uploads:
         """
         cut: list[torch.Tensor] = []
         last: tuple[ClipViews, int] | None = None
-        for view in views:
-            parent = view.parent
-            if last is None or last[0] is not parent or last[1] != view.clip:
-                frames, clips = self._frames_of(parent)
-                resized = parent.resize_clip(frames, clips[view.clip])
-                last = parent, view.clip
-            cut.append(parent.crop(resized, view.index))
-        return torch.stack(cut)
+        with self._copying:  # a batch that overflowed is computed again by another thread
+            for view in views:
+                parent = view.parent
+                if last is None or last[0] is not parent or last[1] != view.clip:
+                    frames, clips = self._frames_of(parent)
+                    resized = parent.resize_clip(frames, clips[view.clip])
+                    last = parent, view.clip
+                cut.append(parent.crop(resized, view.index))
+            return torch.stack(cut)
 
     def _frames_of(self, parent: ClipViews) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the frames and the clips of a video on the device, where they may be already."""

@@ -155,7 +155,8 @@ def optimize_for_inference(model: ModelType) -> ModelType:
     Its linear layers keep a copy of their weights in the order in which oneDNN reads them, up to
     1 GiB in all, made when they are first called. Outputs agree within rounding. Parameters and
     `state_dict()` stay as they are. After a change of weights the copies are made again, unless it
-    was made through `.data`. `hiera_core.predict`, `features` and `bench` do this themselves.
+    was made in place through `.data`. `hiera_core.predict`, `features` and `bench` do this
+    themselves.
 
     Args:
         model: A model of this package. On other devices, nothing changes.

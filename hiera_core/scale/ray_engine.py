@@ -13,11 +13,14 @@ driver that is killed in between would write the row a second time.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import functools
 import json
 import os
 import pickle
+import secrets
 import signal
 import threading
 import time
@@ -28,16 +31,19 @@ from typing import Any
 
 import numpy as np
 
+from ..data.division.manifest import Manifest
 from ..data.sources import Source
 from ..errors import HieraError, OutputError, UsageError, first_line
 from ..inference.columns.batch_columns import DECODED, object_column
 from ..inference.columns.callables import Classifier, Decoder, Embedder
 from ..inference.fingerprint import plain
 from ..inference.model_fingerprint import model_fingerprint
-from .input_table import InputTable
+from ..weights import names
+from .input_table import InputTable, Listing
 from .row_folder import ROWS_PER_FILE, DoneRows, Facts, RowFolder, check_facts
 
 CHUNK_ROWS = 256
+CHECKED_ROWS = 16  # of an earlier run, whose inputs are looked at again
 MAX_BLOCKS = 5000  # tasks that read
 DECODED_TOGETHER = 32  # inputs that a task decodes before it hands them on
 MODEL_BATCH = 64  # rows that an actor takes, at most; the device's own batches are within
@@ -143,9 +149,11 @@ def _run(
     done: DoneRows,
     on_progress: Callable[[RunSummary], None],
 ) -> RunSummary:
-    total = len(inputs.open())
-    earlier = folder.facts()
-    check_facts(earlier[0], earlier[1], {"settings": settings})
+    table = inputs.open()
+    total = len(table)
+    check_facts(done.where, done.facts, {"settings": settings})
+    for row in done.some(CHECKED_ROWS):  # an error if another input is there now
+        collections.deque(done.skip(table.read(range(row, row + 1))), maxlen=0)
     summary = RunSummary(earlier_ok=done.ok, earlier_failed=done.failed)
     chunks = list(_chunks(total, done))
     if not chunks:
@@ -153,14 +161,18 @@ def _run(
     gpus = _gpus(ray, options.device)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     started = time.monotonic()
-    decode = functools.partial(_decode_chunks, pickle.dumps(_decoder_of(model)), inputs, Path.cwd())
+    model = _with_absolute_paths(model)
+    # Processes keep what they have opened: by its bytes, with something that only this run has.
+    token = secrets.token_hex(8)
+    decoder, listed = (pickle.dumps((token, one)) for one in (_decoder_of(model), inputs))
+    decode = functools.partial(_decode_chunks, decoder, listed, Path.cwd())
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cpus))
     rows = ray.data.from_arrow(_blocks(chunks)).map_batches(
         decode, batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     rows = rows.map_batches(
         _Compute,
-        fn_constructor_args=(model, folder, settings, earlier[1]),
+        fn_constructor_args=(model, folder, settings, done.facts),
         batch_size=MODEL_BATCH,
         batch_format="numpy",
         compute=pool,
@@ -177,13 +189,21 @@ def _run(
             _count(summary, one)
             summary.seconds = time.monotonic() - started
             on_progress(summary)
-    _check_whole(folder, total)
+    _check_whole(folder, table)
     return summary
 
 
-def _check_whole(folder: RowFolder, total: int) -> None:
-    """Check that each input has a row. Rows that were written twice are removed."""
-    missing = total - len(folder.read_done(total))
+def _check_whole(folder: RowFolder, table: Manifest | Listing) -> None:
+    """Check that each input has a row. Rows that were written twice are removed. Empty lines of a
+    manifest are no inputs."""
+    total = len(table)
+    left = folder.read_done(total).missing(range(total))
+    if not len(left):
+        return
+    is_left = np.zeros(total, bool)
+    is_left[left] = True
+    found = table.read(range(int(left[0]), int(left[-1]) + 1))
+    missing = sum(bool(is_left[source.position]) for source in found)
     if missing:
         raise OutputError(
             f"{missing} of {total} rows are missing in {folder.place.text}", "--resume"
@@ -209,6 +229,17 @@ def _blocks(chunks: list[dict[str, Any]]) -> list[Any]:
     return [pa.Table.from_pylist(chunks[i : i + size], schema) for i in range(0, len(chunks), size)]
 
 
+def _with_absolute_paths(model: Embedder | Classifier) -> Embedder | Classifier:
+    """Return a copy whose weights are found from any folder: workers may run in another one."""
+    copied = copy.copy(model)
+    for name in ("model", "checkpoint"):
+        value = getattr(model, name)
+        is_path = isinstance(value, str | Path) and names.exists(value)
+        if is_path and not names.is_in_zoo(value):
+            setattr(copied, name, str(Path(value).absolute()))
+    return copied
+
+
 def _decoder_of(model: Embedder | Classifier) -> Decoder:
     known = {**model.options, "workers": 1}
     known.pop("compile", None)
@@ -221,18 +252,25 @@ def _decoder_of(model: Embedder | Classifier) -> Decoder:
 @functools.lru_cache(maxsize=2)
 def _decoder(pickled: bytes) -> Decoder:
     """Return the decoder of this process, which tasks use one after another."""
-    decoder: Decoder = pickle.loads(pickled)
+    decoder: Decoder = pickle.loads(pickled)[1]
     return decoder
 
 
-def _decode_chunks(decoder: bytes, inputs: InputTable, folder: Path, chunks: Any) -> Iterator[Any]:
+@functools.lru_cache(maxsize=2)
+def _table(pickled: bytes) -> Manifest | Listing:
+    """Return the inputs, opened once in this process: a CSV file is scanned for that."""
+    inputs: InputTable = pickle.loads(pickled)[1]
+    return inputs.open()
+
+
+def _decode_chunks(decoder: bytes, inputs: bytes, folder: Path, chunks: Any) -> Iterator[Any]:
     """Yield the decoded inputs of chunks, some at a time. Paths are relative to `folder`."""
     import pyarrow as pa
 
     for chunk in chunks.to_pylist():
         wanted = set(chunk["wanted"])
         waiting = []
-        for source in inputs.open().read(range(chunk["start"], chunk["stop"])):
+        for source in _table(inputs).read(range(chunk["start"], chunk["stop"])):
             if not wanted or source.position in wanted:
                 waiting.append(_in_folder(source, folder))
             if len(waiting) >= DECODED_TOGETHER:

@@ -67,24 +67,10 @@ class RowFolder:
             _write_table(table, temporary)
             return temporary.stat().st_size
 
-    def facts(self) -> tuple[str | None, Facts]:
-        """Return what the rows of an earlier run depend on, and a file that says so.
-
-        Raises:
-            UsageError: A file is damaged.
-        """
-        import pyarrow.parquet as pq
-
-        for name in self.files():
-            where = f"{self.place.text}/{name}"
-            with _damage(where), self.place.open(name) as file:
-                known: Facts = json.loads((pq.read_schema(file).metadata or {})[b"hiera"])
-            return where, known
-        return None, {}
-
     def read_done(self, total: int | None = None) -> DoneRows:
-        """Return which rows are written. Rows that are in two files are removed from the second:
-        workers of a killed run may have written them while the next run began.
+        """Return which rows are written, and what they depend on. Rows that are in two files are
+        removed from the second: workers of a killed run may have written them while the next run
+        began.
 
         Args:
             total: Number of all rows, if it is known.
@@ -100,6 +86,9 @@ class RowFolder:
             where = f"{self.place.text}/{name}"
             with _damage(where), self.place.open(name) as file:
                 table = pq.read_table(file, columns=["index", "input", "status"])
+                facts: Facts = json.loads((table.schema.metadata or {})[b"hiera"])
+            # A file holds the model of each kind of input that was seen until then.
+            done.where, done.facts = where, {**facts, **done.facts}
             indices = table["index"].to_numpy()
             if total is not None and len(indices) and indices.max() >= total:
                 raise UsageError(
@@ -154,12 +143,20 @@ class RowFolder:
 
 
 class DoneRows:
-    """The rows that are written: a bit for each, and a checksum of its input's name."""
+    """The rows that are written: a bit for each, and a checksum of its input's name.
+
+    Attributes:
+        ok, failed: Numbers of rows.
+        facts: What they depend on.
+        where: A file with such rows, for messages; None if there are none.
+    """
 
     def __init__(self) -> None:
         self._checksums = np.zeros(0, np.uint32)
         self._is_done = np.zeros(0, bool)
         self.ok = self.failed = 0
+        self.facts: Facts = {}
+        self.where: str | None = None
 
     def __len__(self) -> int:
         return self.ok + self.failed
@@ -188,6 +185,11 @@ class DoneRows:
         is_done = np.zeros(len(rows), bool)
         is_done[: len(known)] = known
         return rows.start + np.flatnonzero(~is_done)
+
+    def some(self, count: int) -> np.ndarray:
+        """Return a few of the rows that are written, spread over all of them. -> int64 [n]"""
+        found = np.flatnonzero(self._is_done)
+        return found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)]
 
     def skip(self, sources: Iterable[Source]) -> Iterator[Source]:
         """Yield the sources that are not written.

@@ -1,7 +1,8 @@
 """Rows of CSV files and lists: the file is scanned once for line ends, and its part is then parsed.
 
 A line end within quotes ends no row. It is enough to count the quotes before it for that: it is
-within quotes if their number is odd.
+within quotes if their number is odd. Quotes within a cell that does not begin with one are plain
+text for a parser; a file in which such a quote would hide a line end is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ...errors import UsageError
 
 BLOCK_BYTES = 8 << 20
 SEPARATORS = (",", "\t", ";")
+CELL_BEGINS = (b",", b"\t", b";", b"\n")  # what comes before the first byte of a cell
 
 
 class TextRows:
@@ -29,7 +31,8 @@ class TextRows:
         has_columns: Whether it is a CSV file with a header.
 
     Raises:
-        UsageError: There is no header, or the file is in UTF-16.
+        UsageError: There is no header, a quote is not closed or ambiguous, or the file is in
+            UTF-16.
         OSError: It cannot be read.
     """
 
@@ -40,6 +43,7 @@ class TextRows:
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UsageError(f"manifest {path} is in UTF-16", "save it as UTF-8")
         self._begin = len(start) if start == codecs.BOM_UTF8 else 0
+        self._is_stray = False  # whether the last quote was within a cell
         # Row numbers, counted from the beginning of the file, and the offsets at which they begin.
         self._marks, lines = self._scan()
         self._separator = ","
@@ -111,6 +115,8 @@ class TextRows:
                 if first is not None:
                     marks.append((number + 1, place + first + 1))
                 number, place, last = number + count, place + len(block), block[-1:]
+        if in_quotes:
+            raise self._bad_quote()
         is_open = place > self._begin and last != b"\n"
         return marks, number + is_open
 
@@ -118,13 +124,25 @@ class TextRows:
         """Return the number of line ends outside of quotes in a block, the place of the first of
         them, and whether the block ends within quotes."""
         if not self._has_columns or (not in_quotes and b'"' not in block):
+            self._is_stray = block[-1:] not in CELL_BEGINS
             first = block.find(b"\n")
             return block.count(b"\n"), first if first >= 0 else None, in_quotes
         count, place, found = 0, 0, None
         for part in block.split(b'"'):
-            if not in_quotes and b"\n" in part:
-                found = place + part.index(b"\n") if found is None else found
-                count += part.count(b"\n")
+            if b"\n" in part:
+                if not in_quotes:
+                    found = place + part.index(b"\n") if found is None else found
+                    count += part.count(b"\n")
+                elif self._is_stray:
+                    raise self._bad_quote()
+            if part and not in_quotes:  # an empty part is between two quotes, which are one
+                self._is_stray = part[-1:] not in CELL_BEGINS
             place += len(part) + 1
             in_quotes = not in_quotes
         return count, found, not in_quotes  # there is one part more than quotes
+
+    def _bad_quote(self) -> UsageError:
+        return UsageError(
+            f"manifest {self._path} has a quote that is not closed, or is within a cell",
+            'write cells with quotes as "a ""b"" c"',
+        )

@@ -26,6 +26,8 @@ T = TypeVar("T")
 REMOTE = re.compile(r"([a-z][a-z0-9+-]{1,30})://", re.IGNORECASE)
 WEB = ("http", "https", "file")  # not for fsspec
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+# Places whose servers are not named by the URL, but by the settings of this machine.
+PUBLIC = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "memory")
 ATTEMPTS = 6  # of each request
 FIRST_WAIT_S = 0.25  # before the second attempt; doubled before each further one, up to 8 s
 REQUEST_S = 60.0  # maximum duration of a request
@@ -88,6 +90,18 @@ def open_place(url: str) -> tuple[Any, str]:
     return found
 
 
+def check_public(url: str) -> None:
+    """Check that the URL of a place cannot lead into a private network: that it names no server,
+    and, with `::`, no second URL.
+
+    Raises:
+        InputError: It may do so.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in PUBLIC or "::" in url:
+        raise InputError(f"{scheme}:// may lead into a private network", "--private-urls allows it")
+
+
 def fetch_ranges(url: str, span: tuple[int, int] | None = None) -> Iterator[bytes]:
     """Yield the content of a file, or of a part of it, range by range.
 
@@ -100,7 +114,12 @@ def fetch_ranges(url: str, span: tuple[int, int] | None = None) -> Iterator[byte
             span; or the place does not answer after several attempts.
     """
     with as_input_errors():
-        system, path = open_place(url)
+        try:
+            system, path = open_place(url)
+        except UsageError as error:
+            if isinstance(error.__cause__, ValueError):  # one bad URL must not end a run
+                raise InputError(error.message, error.hint) from error
+            raise
         offset, size = span or (0, MAX_BYTES + 1)
         if span is not None and size > MAX_BYTES:
             raise _too_large()

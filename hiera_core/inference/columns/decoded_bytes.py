@@ -55,6 +55,7 @@ def source_to_bytes(source: Source, index: int) -> bytes:
         "span": source.span,
         "in_list": source.in_list,
         "id": source.id,
+        "public_only": source.public_only,
         "index": index,
     }
     data = [] if source.data is None else [np.frombuffer(source.data, np.uint8)]
@@ -88,6 +89,7 @@ def _read_source(known: dict[str, Any], arrays: list[np.ndarray]) -> Source:
         data=arrays[0].tobytes() if arrays else None,
         in_list=bool(known["in_list"]),
         id=known["id"],
+        public_only=bool(known["public_only"]),
         position=int(known["index"]),
     )
 

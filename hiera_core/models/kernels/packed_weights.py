@@ -19,13 +19,14 @@ ATTRIBUTE = "packed_weight"  # of a linear layer
 class PackedWeight:
     """The weight of a linear layer in oneDNN's order, made when the layer is first called.
 
-    It is made again when the parameter is replaced or changed in place. Only changes through
-    `.data` pass unnoticed. Copies and pickles of it are empty.
+    It is made again when the parameter is replaced, changed in place, or given other memory, as
+    `model.to(dtype)` does. Only changes in place through `.data` pass unnoticed. Copies and pickles
+    of it are empty.
     """
 
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
-        self._version = -1
+        self._state: tuple[int, int, torch.dtype] | None = None  # changes, address and dtype
         self._packed: torch.Tensor | None = None
 
     def of(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
@@ -35,10 +36,12 @@ class PackedWeight:
             weight: The parameter, [dim_out, dim_in].
             rows: Rows of the input. The order suits this number, and works with all.
         """
-        if weight is not self._weight or weight._version != self._version or self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-            self._weight, self._version = weight, weight._version
-        return self._packed
+        state = weight._version, weight.data_ptr(), weight.dtype
+        packed = self._packed
+        if packed is None or weight is not self._weight or state != self._state:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+            self._packed, self._weight, self._state = packed, weight, state
+        return packed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ class BestWeights:
         """
         group, name = ("probe", "top1") if self.kind == "probe" else ("val", self.kind)
         found = None if self.kind is None else measured.get(group, {}).get(name)
-        if found is None:
+        if found is None or not math.isfinite(found):
             return False
         sign = -1 if self.kind == "loss" else 1
         if self.value is not None and sign * found <= sign * self.value:

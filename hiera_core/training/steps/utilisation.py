@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import torch
@@ -77,4 +78,6 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     if device.type != "cuda" or precision not in (torch.bfloat16, torch.float16):
         return None
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    # No letter or digit may follow: an L40 is no L4, and an RTX A1000 no A100.
+    found = (peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"{part}(?![0-9A-Z])", name))
+    return next((1e12 * peak for peak in found), None)

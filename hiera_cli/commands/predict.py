@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ from ..scale import scale_options
 from ..scale.input_selection import InputSelection, device_of
 from ..scale.row_runs import RowRun
 from ..scale.scale_options import Engine
+
+if TYPE_CHECKING:
+    from hiera_core.data.clip_sampling import Sampling
 
 
 def predict(
@@ -142,6 +146,7 @@ def predict(
     row_run.check(
         {"--output": output, "--save-images": save_images, "--format": format.value != "auto"}
     )
+    class_names = None if labels is None else read_labels(labels)
     if row_run.is_wanted:
         load_model.check_model_name(model)
         from hiera_core.data.clip_sampling import Sampling
@@ -160,7 +165,7 @@ def predict(
         on_columns = callables.Classifier(
             load_model.row_model(model, checkpoint, random_init),
             topk=topk,
-            class_names=None if labels is None else read_labels(labels),
+            class_names=class_names,
             checkpoint=checkpoint,
             random_init=random_init,
             sampling=sampling,
@@ -170,7 +175,7 @@ def predict(
             batch_size=batch,
             compile=compile,
         )
-        settings = {"topk": topk, **asdict(sampling)}
+        settings = _settings(topk, class_names, sampling)
         return chosen.exit_code(row_run.run(context, on_columns, (), settings))
     pictures = _picture_output(save_images, chosen)
     out = ResultStream(
@@ -198,7 +203,6 @@ def predict(
         what = "random weights" if random_init else "the weights"
         note = "" if named and not random_init else f"; {what} are not compared"
         return chosen.exit_code(out.check_finished(found, named, note=note))
-    class_names = None if labels is None else read_labels(labels)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
     from hiera_core.inference.predict import Classifier, Predictor
@@ -232,7 +236,7 @@ def predict(
         if out.is_resumable:
             out.depends_on(classifier.kind, model_fingerprint(classifier))
 
-    out.depends_on("settings", {"topk": topk, **asdict(sampling)})
+    out.depends_on("settings", _settings(topk, class_names, sampling))
     predictor.on_model(note_model)
 
     def save_picture(record: Record) -> None:
@@ -244,6 +248,14 @@ def predict(
 
     records = predictor(out.skip_done(found))
     return chosen.exit_code(out.write_all(records, save_picture, stop=on_error is OnError.stop))
+
+
+def _settings(topk: int, class_names: list[str] | None, sampling: Sampling) -> dict[str, object]:
+    """Return what results depend on, besides the model."""
+    settings: dict[str, object] = {"topk": topk, **asdict(sampling)}
+    if class_names is not None:
+        settings["labels"] = hashlib.sha256("\n".join(class_names).encode()).hexdigest()[:16]
+    return settings
 
 
 def _picture_output(save_images: str | None, chosen: InputSelection) -> PictureOutput | None:

@@ -81,6 +81,8 @@ class RowRun:
             if value:
                 what = "--rows" if self.rows is not None else "--dry-run"
                 raise UsageError(f"{what} and {name} name two outputs", "choose one")
+        if self.dry_run is not None and self.engine is not Engine.local:
+            raise UsageError("--dry-run measures this process, not Ray", "leave out --engine")
         if self.chosen.are_none:
             raise UsageError("there are no INPUTS", "name files or folders, or give --manifest")
         if self.engine is Engine.ray and not self.chosen.shard.is_whole:

@@ -145,7 +145,7 @@ def _accelerator(device: torch.device) -> str:
     """Return the driver and the clocks of a GPU, and how PyTorch uses it, as a line of text."""
     names = ("driver_version", "clocks.sm", "clocks.max.sm", "power.limit")
     found: list[str] = []
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
         answer = subprocess.run(

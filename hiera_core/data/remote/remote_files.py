@@ -281,7 +281,10 @@ def as_input_errors() -> Iterator[None]:
     except PermissionError as error:
         raise InputError("access denied", "check the credentials") from error
     except TimeoutError as error:
-        raise InputError(f"cannot be fetched ({error})", "run again with --resume") from error
+        hint = "check the network and the credentials"
+        raise InputError(f"cannot be fetched ({error})", hint) from error
+            f"cannot be fetched ({error})", "check the network and the credentials"
+        ) from error
     except Exception as error:  # libraries of places raise many types
         raise InputError(
             f"cannot be fetched ({first_line(error)[:200]})", "check the URL and the credentials"

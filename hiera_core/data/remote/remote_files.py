@@ -283,8 +283,6 @@ def as_input_errors() -> Iterator[None]:
     except TimeoutError as error:
         hint = "check the network and the credentials"
         raise InputError(f"cannot be fetched ({error})", hint) from error
-            f"cannot be fetched ({error})", "check the network and the credentials"
-        ) from error
     except Exception as error:  # libraries of places raise many types
         raise InputError(
             f"cannot be fetched ({first_line(error)[:200]})", "check the URL and the credentials"

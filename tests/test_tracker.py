@@ -177,6 +177,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As if the server were gone. One that cannot begin is an error."""
+    pytest.importorskip("mlflow")
     from hiera_core.training.trackers import mlflow_tracker
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

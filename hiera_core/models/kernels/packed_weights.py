@@ -27,6 +27,7 @@ class PackedWeight:
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
         self._state: tuple[int, int, torch.dtype] | None = None  # changes, address and dtype
+        self._kept: torch.Tensor | None = None  # so that no other memory gets this address
         self._packed: torch.Tensor | None = None
 
     def of(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
@@ -39,7 +40,8 @@ class PackedWeight:
         state = weight._version, weight.data_ptr(), weight.dtype
         packed = self._packed
         if packed is None or weight is not self._weight or state != self._state:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+            self._kept = weight.detach()
+            packed = torch.ops.mkldnn._reorder_linear_weight(self._kept, rows)
             self._packed, self._weight, self._state = packed, weight, state
         return packed
 

@@ -382,7 +382,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device")
-    assert check_failures(tmp_path, monkeypatch, call, error, is_output_error) > 1
+    assert check_failures(tmp_path, monkeypatch, call, error, is_output_error, step=3) > 1
 
 
 @pytest.mark.slow
@@ -406,7 +406,7 @@ def test_an_interrupt_while_saving_leaves_the_last_checkpoint(
     def check(raised: BaseException) -> None:
         assert type(raised) is KeyboardInterrupt
 
-    check_failures(tmp_path, monkeypatch, call, KeyboardInterrupt(), check)
+    check_failures(tmp_path, monkeypatch, call, KeyboardInterrupt(), check, step=3)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +20,6 @@ from ..scale import scale_options
 from ..scale.input_selection import InputSelection, device_of
 from ..scale.row_runs import RowRun
 from ..scale.scale_options import Engine
-
-if TYPE_CHECKING:
-    from hiera_core.data.clip_sampling import Sampling
 
 
 def predict(
@@ -175,7 +171,7 @@ def predict(
             batch_size=batch,
             compile=compile,
         )
-        settings = _settings(topk, class_names, sampling)
+        settings = {"topk": topk, **asdict(sampling)}
         return chosen.exit_code(row_run.run(context, on_columns, (), settings))
     pictures = _picture_output(save_images, chosen)
     out = ResultStream(
@@ -236,7 +232,7 @@ def predict(
         if out.is_resumable:
             out.depends_on(classifier.kind, model_fingerprint(classifier))
 
-    out.depends_on("settings", _settings(topk, class_names, sampling))
+    out.depends_on("settings", {"topk": topk, **asdict(sampling)})
     predictor.on_model(note_model)
 
     def save_picture(record: Record) -> None:
@@ -248,14 +244,6 @@ def predict(
 
     records = predictor(out.skip_done(found))
     return chosen.exit_code(out.write_all(records, save_picture, stop=on_error is OnError.stop))
-
-
-def _settings(topk: int, class_names: list[str] | None, sampling: Sampling) -> dict[str, object]:
-    """Return what results depend on, besides the model."""
-    settings: dict[str, object] = {"topk": topk, **asdict(sampling)}
-    if class_names is not None:
-        settings["labels"] = hashlib.sha256("\n".join(class_names).encode()).hexdigest()[:16]
-    return settings
 
 
 def _picture_output(save_images: str | None, chosen: InputSelection) -> PictureOutput | None:

@@ -170,6 +170,6 @@ def test_default_batches_have_about_as_many_pixels_whatever_their_size() -> None
     assert sizes == [64, 8, 2, 1]
     assert batching.default_batch_size("image", "cuda", 32**2) == 64
     assert batching.default_batch_size("image", "cuda", 1024**2) == 3
-    assert batching.default_batch_size("video", "cpu", 8 * 32 * 32) == 64
+    assert batching.default_batch_size("video", "cpu", 8 * 32 * 32) == 8
     assert batching.default_batch_size("video", "cuda", 16 * 224 * 224) == 16
     assert batching.default_batch_size("image", "another", 224**2) == 8

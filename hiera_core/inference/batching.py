@@ -45,7 +45,8 @@ DEFAULT_BATCH_SIZES: dict[Kind, dict[str, int]] = {
     "video": {"cpu": 1, "cuda": 16, "mps": 2, "xpu": 16},
 }
 PIXELS: dict[Kind, int] = {"image": 224 * 224, "video": 16 * 224 * 224}  # of such a view
-MAX_CPU_BATCH = 64  # of smaller views
+# Of smaller views. Clips wait for their batch with frames that may be larger than the view.
+MAX_CPU_BATCH: dict[Kind, int] = {"image": 64, "video": 8}
 
 # Less work than this, in parameters x pixels of a batch, is done by one CPU thread. The smallest
 # model of the paper has seven times as much for one image; a batch of the nano models has a tenth.
@@ -386,7 +387,7 @@ def default_batch_size(kind: Kind, device: str, pixels: int) -> int:
     """
     sizes = DEFAULT_BATCH_SIZES[kind]
     size = sizes.get(device, sizes["cpu"])
-    most = MAX_CPU_BATCH if device == "cpu" else size
+    most = MAX_CPU_BATCH[kind] if device == "cpu" else size
     return max(1, min(most, size * PIXELS[kind] // pixels))
 
 

@@ -19,7 +19,6 @@ import copy
 import functools
 import json
 import os
-import pickle
 import secrets
 import signal
 import threading
@@ -162,10 +161,8 @@ def _run(
     cpus = int(ray.cluster_resources().get("CPU", 1))
     started = time.monotonic()
     model = _with_absolute_paths(model)
-    # Processes keep what they have opened: by its bytes, with something that only this run has.
-    token = secrets.token_hex(8)
-    decoder, listed = (pickle.dumps((token, one)) for one in (_decoder_of(model), inputs))
-    decode = functools.partial(_decode_chunks, decoder, listed, Path.cwd())
+    decoding = _Decoding(secrets.token_hex(8), _decoder_of(model), inputs, Path.cwd())
+    decode = functools.partial(_decode_chunks, decoding)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cpus))
     rows = ray.data.from_arrow(_blocks(chunks)).map_batches(
         decode, batch_size=1, batch_format="pyarrow", num_cpus=1
@@ -249,35 +246,52 @@ def _decoder_of(model: Embedder | Classifier) -> Decoder:
 # In the workers -----------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=2)
-def _decoder(pickled: bytes) -> Decoder:
-    """Return the decoder of this process, which tasks use one after another."""
-    decoder: Decoder = pickle.loads(pickled)[1]
-    return decoder
+@dataclass
+class _Decoding:
+    """What decodes in the workers. Ray gives each task a copy, and a process keeps its first one,
+    with the model and the table that it has opened: a CSV file is scanned for that.
+
+    Args:
+        run: Something that only this run has.
+        decoder, inputs: What decodes, and what.
+        folder: Where relative paths begin.
+    """
+
+    run: str
+    decoder: Decoder
+    inputs: InputTable
+    folder: Path
+
+    @functools.cached_property
+    def table(self) -> Manifest | Listing:
+        return self.inputs.open()
+
+    def of_this_process(self) -> _Decoding:
+        """Return the copy that this process has used before, or else this one."""
+        if not _kept or _kept[0].run != self.run:
+            _kept[:] = [self]
+        return _kept[0]
 
 
-@functools.lru_cache(maxsize=2)
-def _table(pickled: bytes) -> Manifest | Listing:
-    """Return the inputs, opened once in this process: a CSV file is scanned for that."""
-    inputs: InputTable = pickle.loads(pickled)[1]
-    return inputs.open()
+_kept: list[_Decoding] = []
 
 
-def _decode_chunks(decoder: bytes, inputs: bytes, folder: Path, chunks: Any) -> Iterator[Any]:
-    """Yield the decoded inputs of chunks, some at a time. Paths are relative to `folder`."""
+def _decode_chunks(decoding: _Decoding, chunks: Any) -> Iterator[Any]:
+    """Yield the decoded inputs of chunks, some at a time."""
     import pyarrow as pa
 
+    decoding = decoding.of_this_process()
     for chunk in chunks.to_pylist():
         wanted = set(chunk["wanted"])
         waiting = []
-        for source in _table(inputs).read(range(chunk["start"], chunk["stop"])):
+        for source in decoding.table.read(range(chunk["start"], chunk["stop"])):
             if not wanted or source.position in wanted:
-                waiting.append(_in_folder(source, folder))
+                waiting.append(_in_folder(source, decoding.folder))
             if len(waiting) >= DECODED_TOGETHER:
-                yield pa.table({DECODED: pa.array(_decoder(decoder).decode(iter(waiting)))})
+                yield pa.table({DECODED: pa.array(decoding.decoder.decode(iter(waiting)))})
                 waiting = []
         if waiting:
-            yield pa.table({DECODED: pa.array(_decoder(decoder).decode(iter(waiting)))})
+            yield pa.table({DECODED: pa.array(decoding.decoder.decode(iter(waiting)))})
 
 
 def _in_folder(source: Source, folder: Path) -> Source:

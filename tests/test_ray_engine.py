@@ -34,6 +34,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow  # Ray may need a minute to begin on a busy machine
 def test_rows_of_ray_are_those_of_the_local_engine(
     hiera: Command, cluster: None, folder: Path, tmp_path: Path
 ) -> None:

@@ -382,8 +382,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device")
-    step = 3 if call == "fsync" else 1  # there are many of these calls
-    assert check_failures(tmp_path, monkeypatch, call, error, is_output_error, step) > 1
+    assert check_failures(tmp_path, monkeypatch, call, error, is_output_error) > 1
 
 
 @pytest.mark.slow
@@ -407,9 +406,7 @@ def test_an_interrupt_while_saving_leaves_the_last_checkpoint(
     def check(raised: BaseException) -> None:
         assert type(raised) is KeyboardInterrupt
 
-    check_failures(
-        tmp_path, monkeypatch, call, KeyboardInterrupt(), check, 3 if call == "fsync" else 1
-    )
+    check_failures(tmp_path, monkeypatch, call, KeyboardInterrupt(), check)
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,6 @@ def test_one_file_gives_a_record_and_a_folder_a_list(
         hiera_core.predict(tmp_path / "none", str(small_folder))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="--compile needs a C++ compiler")
 def test_compile_does_not_change_results(
     hiera: Command, small_folder: Path, pictures: Path

@@ -1,5 +1,5 @@
 """How many CPU cores this process may use: by its affinity, the quota of its container, and the
-number of processes that share the machine."""
+number of processes that share the machine; and the size of their cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 MEMBERSHIP = Path("/proc/self/cgroup")  # on Linux: the control groups of this process
 GROUPS = Path("/sys/fs/cgroup")  # where their files are
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # on Linux: the caches of the first core
 # Variables that say how threads of OpenMP wait: in general, and in GCC's library.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # How often a waiting thread looks before it sleeps; by default 300,000 times, which takes
@@ -38,6 +39,18 @@ def cores_per_process() -> int:
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     processes = int(text) if text.isdecimal() else 1
     return max(1, allowed_cores() // max(1, processes))
+
+
+def cache_bytes() -> int:
+    """Return the size of the last cache before memory, in bytes, or 0 if the system does not tell
+    (it does on Linux)."""
+    sizes = [0]
+    for path in CACHES.glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            text = path.read_text().strip().upper()  # such as 32768K
+            number, unit = text.rstrip("KMG"), text[-1:]
+            sizes.append(int(number) << {"K": 10, "M": 20, "G": 30}.get(unit, 0))
+    return max(sizes)
 
 
 def limit_threads() -> None:

@@ -55,6 +55,26 @@ def test_quota_of_version_2(groups: Path, text: str, expected: int) -> None:
     assert cores.allowed_cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["48K\n", "2048K\n", "491520K\n"], 491520 << 10),
+        (["32M"], 32 << 20),
+        (["12345"], 12345),
+        (["", "K", "?", "1K"], 1024),
+        ([], 0),
+    ],
+)
+def test_the_last_cache_counts(
+    texts: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "CACHES", tmp_path)
+    for i, text in enumerate(texts):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}" / "size").write_text(text)
+    assert cores.cache_bytes() == expected
+
+
 @pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
 @pytest.mark.parametrize(("quota", "expected"), [("250000", 3), ("-1", 64), ("x", 64)])
 def test_quota_of_version_1(groups: Path, folder: str, quota: str, expected: int) -> None:

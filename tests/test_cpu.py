@@ -172,11 +172,47 @@ def test_replaced_layers_are_used() -> None:
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "keys", "needs_grad", "amx", "intel", "expected"),
+    [
+        (torch.float32, 64, False, False, False, False),  # a small window on an AMD processor
+        (torch.float32, 64, False, True, True, True),
+        (torch.float32, 64, True, True, True, False),
+        (torch.float32, 65, True, False, False, True),
+        (torch.bfloat16, 500, False, False, True, False),
+        (torch.bfloat16, 16, False, True, True, True),
+        (torch.bfloat16, 500, True, True, True, False),
+    ],
+)
+def test_the_kernel_of_attention_depends_on_the_processor(
+    dtype: torch.dtype,
+    keys: int,
+    needs_grad: bool,
+    amx: bool,
+    intel: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batched_attention, "HAS_AMX", amx)
+    monkeypatch.setattr(batched_attention, "IS_INTEL", intel)
+    assert batched_attention.fused_kernel_is_faster(dtype, keys, needs_grad) is expected
+    q = torch.randn(2, 1, keys, 8).to(dtype)
+    with torch.set_grad_enabled(needs_grad):
+        ours = cpu.attention(q, q, q, 0.3)
+    if not cpu.HAS_ONEDNN or dtype not in cpu.ONEDNN_DTYPES:
+        assert ours is None
+    else:
+        assert (ours is None) is expected
+
+
+@pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 16, 8), (40, 2, 64, 16)])
 def test_matmul_attention_matches_the_fused_kernel(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], intel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batched_attention, "SCORE_BYTES", 3000)
+    for name in ("HAS_AMX", "IS_INTEL"):
+        monkeypatch.setattr(batched_attention, name, intel)
     q, k, v = torch.randn(3, *shape).unbind(0)
     q = q[:, :, : shape[2] // 4]
     exact = F.scaled_dot_product_attention(q, k, v, scale=0.2)
@@ -196,6 +232,7 @@ def test_compiled_attention_keeps_small_score_matrices_whole(
     """Larger matrices are computed in parts. In both cases, the output is close to that in fp32."""
     if not whole:
         monkeypatch.setattr("hiera_core.models.cpu.KEPT_SCORE_BYTES", 0)
+    monkeypatch.setattr(batched_attention, "HAS_AMX", False)
     torch.compiler.reset()
     q, k, v = torch.randn(3, 6, 2, 16, 8).bfloat16().unbind(0)
     expected = (eager_attention if whole else matmul_attention)(q, k, v, 0.2)
@@ -229,7 +266,10 @@ def test_exported_attention_in_bf16_takes_any_batch() -> None:
 
 @needs_onednn
 @torch.no_grad()
-def test_bf16_attention_is_almost_as_exact_as_the_fused_kernel() -> None:
+def test_bf16_attention_is_almost_as_exact_as_the_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batched_attention, "HAS_AMX", False)
     q, k, v = (2 * torch.randn(3, 4, 2, 49, 32)).bfloat16().unbind(0)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.2)
     fused = F.scaled_dot_product_attention(q, k, v, scale=0.2)

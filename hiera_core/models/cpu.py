@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..cores import cache_bytes
 from ..device import has_native_bf16
-from .kernels.batched_attention import SMALL_WINDOW, matmul_attention
+from .kernels.batched_attention import fused_kernel_is_faster, matmul_attention
 from .kernels.packed_weights import pack_weights, packed_weight
 from .probes import (
     PROBES_EXIST,
@@ -47,9 +48,9 @@ from .probes import (
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
 # Largest buffer, in bytes, for the hidden activations of the MLP when windowed blocks run in
-# chunks. Values from 2 to 10 MB made no difference on a machine with 1 MB of L2 cache per core
-# and 32 MB of L3.
-CHUNK_BYTES = 4 << 20
+# chunks: a quarter of the last cache, from 4 to 16 MB. On an AMD EPYC with 32 MB, values from 2 to
+# 10 MB made no difference. On an Intel Xeon with 480 MB, 16 MB were 1.05 to 1.2 times as fast as 4.
+CHUNK_BYTES = min(max(cache_bytes() // 4, 4 << 20), 16 << 20)
 MLP_RATIO = 4
 # Smallest product, in multiplications, that is given to oneDNN directly. The call takes about 40
 # microseconds, in which MKL has finished a smaller product.
@@ -110,12 +111,12 @@ def attention(
     """Return attention on a CPU by matrix products, or None if the caller should use PyTorch's
     fused kernel. All tensors are [(b w), h, t, d].
 
-    Products are faster in small windows (see `SMALL_WINDOW`), and in bf16, which PyTorch's fused
-    kernel computes in fp32, at 0.3 to 0.7 of the speed of oneDNN's matrix multiplications.
+    See `fused_kernel_is_faster`.
     """
     if q.dtype not in ONEDNN_DTYPES or not q.is_cpu:
         return None
-    if q.dtype is torch.float32 and k.shape[2] > SMALL_WINDOW:
+    needs_grad = torch.is_grad_enabled()
+    if fused_kernel_is_faster(q.dtype, k.shape[2], needs_grad):
         return None
     if torch.compiler.is_exporting() and not _stays_here.get():  # it must run on any device
         return None
@@ -123,7 +124,7 @@ def attention(
     if not compiling and (is_observed() or not is_ordinary(q)):
         return None
     score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
-    fits, needs_grad = score_bytes <= KEPT_SCORE_BYTES, torch.is_grad_enabled()
+    fits = score_bytes <= KEPT_SCORE_BYTES
     if fits and not needs_grad and compiling:
         return ((q * scale) @ k.transpose(-2, -1)).softmax(-1) @ v
     if q.dtype is torch.float32 and compiling:  # a compiled loop over parts would be slower

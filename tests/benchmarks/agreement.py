@@ -1,8 +1,12 @@
-"""Compare half precision with fp32: how often is the top-1 class the same?
+"""Compare half precision with fp32, or fast decoding with exact: how often is the top-1 class the
+same?
 
     python -m tests.benchmarks.agreement [--dtype bf16] [--device cpu]
+    python -m tests.benchmarks.agreement --fast-jpeg
 
-There are two comparisons: hiera_nano_32 on the held-out digits, and Hiera-B with drawn weights on
+With --fast-jpeg, Hiera-B with drawn weights sees crops of real pictures, stored as JPEG files that
+are at least four times as large as its input, decoded whole and to a half of their size. Otherwise,
+there are two comparisons: hiera_nano_32 on the held-out digits, and Hiera-B with drawn weights on
 crops of real pictures, for our model and the reference's. Prints the share of inputs with the same
 top-1 class, and the largest difference of a probability.
 """
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +39,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--crops", type=int, default=200, help="inputs of Hiera-B")
     parser.add_argument("--heads", type=int, default=50, help="random heads of Hiera-B")
+    parser.add_argument("--fast-jpeg", action="store_true", help="compare decoding instead")
     options = parser.parse_args()
+    if options.fast_jpeg:
+        compare_decoding(options.crops, options.heads)
+        return
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     model = hiera_core.hiera_nano_32(pretrained=True)
     transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (32, 32))
@@ -97,14 +106,39 @@ def outputs(
         yield model(transform.normalise(pixels).to(dtype)).float().cpu()
 
 
-def crops(count: int) -> Iterator[Image.Image]:
-    """Yield random square crops of real pictures."""
+@torch.inference_mode()
+def compare_decoding(count: int, heads: int) -> None:
+    """Compare the pixels and classes of JPEG files that are decoded exactly and fast."""
+    model = draw_weights(hiera_core.hiera_base_224(input_size=(64, 64))).eval()
+    transform = ImageTransform.from_preprocessing(None, (64, 64))
+    exact, fast = [], []
+    for crop in crops(count, smallest=300):
+        file = io.BytesIO()
+        crop.save(file, "JPEG", quality=90)
+        exact.append(transform.crop(open_image(file.getvalue())[0]))
+        image, _ = open_image(file.getvalue(), enough_pixels=transform.enough_pixels)
+        assert image.width < crop.width
+        fast.append(transform.crop(image))
+    model.head = torch.nn.Identity()
+    features = [
+        torch.cat(list(outputs(model, transform, views, torch.float32))) for views in (exact, fast)
+    ]
+    drawn = [draw_head(features[0], seed) for seed in range(heads)]
+    pairs = [tuple(probabilities(x, *head) for x in features) for head in drawn]
+    change = np.abs(np.stack(exact).astype(int) - np.stack(fast).astype(int))
+    print(f"pixels differ by {change.mean():.2f} of 255 on average, by {change.max()} at most")
+    print_agreement("Hiera-B, drawn weights, fast decoding", pairs)
+
+
+def crops(count: int, smallest: int = 64) -> Iterator[Image.Image]:
+    """Yield random square crops of real pictures, with sides of at least `smallest` pixels."""
     import skimage.data
 
     generator = np.random.default_rng(0)
+    names = [n for n in PICTURES if min(getattr(skimage.data, n)().shape[:2]) >= smallest]
     for number in range(count):
-        picture = Image.fromarray(getattr(skimage.data, PICTURES[number % len(PICTURES)])())
-        side = int(generator.integers(64, min(picture.size)))
+        picture = Image.fromarray(getattr(skimage.data, names[number % len(names)])())
+        side = int(generator.integers(smallest, max(smallest + 1, min(picture.size))))
         x, y = (int(generator.integers(0, size - side + 1)) for size in picture.size)
         yield picture.convert("RGB").crop((x, y, x + side, y + side))
 

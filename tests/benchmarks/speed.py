@@ -1,15 +1,17 @@
 """Run `hiera bench`, and write the tables of speed in README.md and docs/benchmarks.md.
 
-    python -m tests.benchmarks.speed [--keep DIR] [--only NAME] [--write]
+    python -m tests.benchmarks.speed [--keep DIR] [--only NAME ...] [--machine NAME] [--write]
 
-Prints the section of docs/benchmarks.md. With --write, replaces that section, and the table of
-ratios in the README. With --keep, stores the measurements in a folder, and reuses those it holds.
+Prints this machine's part of the section of docs/benchmarks.md. With --write, puts it there, and the
+table of ratios in the README, in place of an earlier part with the same name of the machine. With
+--keep, stores the measurements in a folder, and reuses those it holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -68,28 +70,36 @@ COLUMNS = (*PEERS, "reference, fp32")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="folder of the measurements")
-    parser.add_argument("--only", choices=[*CASES, "all"], help="measure only this")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, "all"], help="measure only these")
+    parser.add_argument("--machine", metavar="NAME", help="name of the processor")
     parser.add_argument("--write", action="store_true", help="write the tables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [options.only] if options.only else [*CASES, "all"]
+        names = options.only or [*CASES, "all"]
         for name in names:
             arguments = "--all" if name == "all" else CASES[name].arguments
             measure(folder / f"{name}.json", arguments)
-        text = section(folder, names)
-        ratios = machine(folder, names) + table_of_ratios(folder, names)
+        title = machine(folder, names, options.machine)
+        text = title + section(folder, names)
+        ratios = title + table_of_ratios(folder, names)
     print(text)
     if options.write:
-        replace_section(PAGE, text)
-        replace_section(README, ratios)
+        for page, part in ((PAGE, text), (README, ratios)):
+            page.write_text(with_part(page.read_text(), title, part))
 
 
-def replace_section(page: Path, text: str) -> None:
-    """Replace the text between the markers of a page."""
-    before, rest = page.read_text().split(BEGIN, 1)
-    page.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+def with_part(page: str, title: str, part: str) -> str:
+    """Return a page with the part of a machine between its markers. It replaces an earlier part of
+    the same machine; those of others stay."""
+    before, rest = page.split(BEGIN, 1)
+    parts, after = rest.split(END, 1)
+    # A part begins with a line that ends with the versions.
+    found = re.split(r"\n\n(?=[^|`\n]*; torch [^\n]*\.\n)", f"\n{parts.strip()}")
+    kept = {text.strip().partition(";")[0]: text.strip() for text in found if text.strip()}
+    kept[title.strip().partition(";")[0]] = part.strip()
+    return f"{before}{BEGIN}\n\n" + "\n\n".join(kept.values()) + f"\n{END}{after}"
 
 
 def measure(path: Path, arguments: str) -> None:
@@ -102,9 +112,9 @@ def measure(path: Path, arguments: str) -> None:
 
 
 def section(folder: Path, names: list[str]) -> str:
-    """Return the machine, the ratios, the commands, and the ten classifiers, as Markdown."""
+    """Return the ratios, the commands, and the ten classifiers, as Markdown."""
     cases = [CASES[name] for name in names if name != "all"]
-    text = machine(folder, names) + table_of_ratios(folder, names)
+    text = table_of_ratios(folder, names)
     if cases:
         text += "\n```sh\n"
         text += "".join(f"hiera bench {case.arguments}\n" for case in cases) + "```\n"
@@ -115,10 +125,12 @@ def section(folder: Path, names: list[str]) -> str:
     return text
 
 
-def machine(folder: Path, names: list[str]) -> str:
-    """Return a line about the machine and the versions."""
+def machine(folder: Path, names: list[str], processor: str | None) -> str:
+    """Return a line about the machine and the versions, with another name of the processor if one
+    is given."""
     header = json.loads((folder / f"{names[0]}.json").read_text())["header"]
-    return f"\n{header['machine']}; torch {header['torch']}, Python {header['python']}.\n"
+    name, rest = header["machine"].split(", ", 1)
+    return f"\n{processor or name}, {rest}; torch {header['torch']}, Python {header['python']}.\n"
 
 
 def table_of_ratios(folder: Path, names: list[str]) -> str:

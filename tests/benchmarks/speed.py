@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.speed [--keep DIR] [--only NAME ...] [--machine NAME] [--write]
 
-Prints this machine's part of the section of docs/benchmarks.md. With --write, puts it there, and the
-table of ratios in the README, in place of an earlier part with the same name of the machine. With
---keep, stores the measurements in a folder, and reuses those it holds.
+Prints this machine's part of the section of docs/benchmarks.md. With --write, puts it there, and
+the table of ratios in the README, in place of an earlier part with the same name of the machine.
+With --keep, stores the measurements in a folder, and reuses those it holds.
 """
 
 from __future__ import annotations

@@ -280,14 +280,19 @@ def test_bf16_attention_is_almost_as_exact_as_the_fused_kernel(
     assert our_error < 4 * fused_error
 
 
-def test_gradients_in_bf16_match_those_in_fp32() -> None:
+@pytest.mark.parametrize("casts", [False, True])
+def test_gradients_in_bf16_match_those_in_fp32(casts: bool) -> None:
+    """Also under autocast, in which training runs."""
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = (torch.randn(4, 2, 16, 8).to(dtype).requires_grad_() for _ in range(3))
         with torch.no_grad():
             for tensor, seed in zip((q, k, v), range(3), strict=True):
                 tensor.copy_(torch.randn(4, 2, 16, 8, generator=torch.manual_seed(seed)))
-        fused_attention(q, k, v, 0.3).square().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts and dtype is torch.bfloat16):
+            out = fused_attention(q, k, v, 0.3)
+        assert out.dtype is dtype
+        out.square().sum().backward()
         grads.append([t.grad.float() for t in (q, k, v) if t.grad is not None])
     for exact, half in zip(*grads, strict=True):
         assert_close(half, exact, 3e-2)
@@ -338,3 +343,17 @@ def test_a_backbone_compiles_as_users_compile_it() -> None:
         torch.compile(backbone, fullgraph=True)(x), backbone(x), strict=True
     ):
         assert_close(found, expected)
+
+
+@needs_bf16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_casts_what_attention_gets(dtype: torch.dtype) -> None:
+    """In bf16 it is computed by products, as without autocast. fp32 is left to PyTorch to cast."""
+    q, k, v = (torch.randn(4, 2, 16, 8).to(dtype).requires_grad_() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, out = cpu.attention(q, k, v, 0.3), fused_attention(q, k, v, 0.3)
+    assert out.dtype is torch.bfloat16
+    if dtype is torch.float32:
+        assert ours is None
+    else:
+        assert ours is not None and torch.equal(ours, matmul_attention(q, k, v, 0.3))

@@ -42,6 +42,7 @@ from .probes import (
     is_observed,
     is_ordinary,
     is_plain,
+    is_watched,
     known_forward,
 )
 
@@ -121,8 +122,13 @@ def attention(
     if torch.compiler.is_exporting() and not _stays_here.get():  # it must run on any device
         return None
     compiling = torch.compiler.is_compiling()
-    if not compiling and (is_observed() or not is_ordinary(q)):
+    if not compiling and (is_watched() or not is_ordinary(q)):
         return None
+    if not compiling and torch.is_autocast_enabled("cpu"):
+        if q.dtype is not torch.get_autocast_dtype("cpu"):
+            return None
+        with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
+            return attention(q, k, v, scale)
     score_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
     fits = score_bytes <= KEPT_SCORE_BYTES
     if fits and not needs_grad and compiling:

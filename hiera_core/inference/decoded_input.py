@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import torch
 
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import VideoReport
@@ -16,6 +17,8 @@ from ..errors import HieraError, InputError, check_type
 from ..records import Record
 from .launched import Started
 
+Pixels: TypeAlias = np.ndarray | torch.Tensor  # an array, or a tensor on the model's device
+
 
 @dataclass
 class DecodedInput:
@@ -23,7 +26,7 @@ class DecodedInput:
     neither if the record is finished."""
 
     record: Record
-    pixels: np.ndarray | None = None
+    pixels: Pixels | None = None
     report: VideoReport | None = None
     segments: Iterator[DecodedSegment] | None = None
 
@@ -34,6 +37,11 @@ class StartedBatch:
 
     inputs: list[DecodedInput]
     started: Started[Any]
+
+
+def on_host(pixels: Pixels) -> np.ndarray:
+    """Return pixels as an array."""
+    return pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
 
 
 def checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:

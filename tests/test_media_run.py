@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         (SAMPLE, *VIDEO, *READING, "--clips", "2", "--crops", "1", "--fast-jpeg", "--every", "1"),
         {"clips": 2, "crops": 1, "fast_jpeg": True, "every": 1.0},
     ),
-    "mae": ((SAMPLE, *VIDEO, *READING, "-o", "out"), {}),
+    "mae": ((SAMPLE, *VIDEO, *READING, "-o", "out"), {"clips": 1, "crops": 1}),
     "eval": (("digits", "--decoder", "pillow", "--clips", "2", "--crops", "1"), {}),
 }
 

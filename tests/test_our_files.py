@@ -161,8 +161,9 @@ def test_a_real_process_measures_files(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--from", "none/"], 1, "none"),
-        (["--from", "."], 2, "no images or videos"),
+        (["--from", "none/"], 2, "no such file"),
+        (["--from", "bad.jpg", "-m", "hiera_nano_32"], 1, "none of 1 inputs can be read"),
+        (["--from", "more"], 2, "holds no pictures"),
         (["--from", "-"], 2, "only once"),
         (["--from", ""], 2, "the name is empty"),
         (["--from", "x.jpg", "--mode", "train"], 2, "leave out --mode"),
@@ -183,19 +184,22 @@ def test_bad_arguments_are_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("x.jpg", "bad.jpg"):
+        Path(name).write_text("no image")
+    Path("more").mkdir()
     if code == 1:
-        monkeypatch.setattr(runner, "measure", measure_in_process_or_fail)
+        monkeypatch.setattr(runner, "measure", measure_or_fail)
     else:
         monkeypatch.setattr(runner, "Worker", lambda job: pytest.fail("a worker was started"))
     found, _, err = hiera("bench", *arguments, "-q")
     assert found == code and message in err and "Traceback" not in err
 
 
-def measure_in_process_or_fail(jobs: list[Job], *_: Any) -> Any:
+def measure_or_fail(jobs: list[Job], *_: Any) -> Any:
     from hiera_core.errors import DeviceError
 
     try:
-        FilesRun(TimedPredictor(dataclasses.replace(jobs[0], model="hiera_nano_32")))()
+        FilesRun(TimedPredictor(jobs[0]))()
     except InputError as error:
         raise DeviceError(f"{jobs[0].model}: {error.message}") from error
 

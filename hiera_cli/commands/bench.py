@@ -325,7 +325,8 @@ def _model_names(models: list[str], all_models: bool, files: Sequence[str]) -> l
     if not models and files:
         from hiera_core.data import sources
 
-        first = next(sources.expand(files[:1]), None)
+        is_stream = not sources.can_be_listed_twice(files[0])
+        first = None if is_stream else next(sources.expand(files[:1]), None)
         is_video = first is not None and first.looks_like_video
         return [zoo.DEFAULT_VIDEO_MODEL if is_video else zoo.DEFAULT_IMAGE_MODEL]
     models = models or [zoo.DEFAULT_IMAGE_MODEL]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Literal
 from .. import zoo
 from ..cores import cores_per_process
 from ..data import sources
+from ..data.sources import Source
 from ..errors import DeviceError, HieraError, InputError, UsageError, check_choice
 from ..inference.batching import default_batch_size
 from ..models.factory import model_class
@@ -163,8 +165,12 @@ def file_inputs(
     for text in inputs:
         if not sources.can_be_listed_twice(text):
             raise UsageError(f"{text} can be read only once", "name files or folders")
-    if next(sources.expand(inputs, recursive=recursive), None) is None:
+    found = sources.expand(inputs, recursive=recursive)
+    first = next(found, None)
+    if first is None:
         raise UsageError("no inputs", "the list or pattern is empty")
+    if not any(map(_exists, itertools.chain([first], found))):
+        raise UsageError(f"{first.name}: no such file", "check the paths")
     return FileInputs(list(inputs), recursive, workers or cores_per_process())
 
 
@@ -209,8 +215,13 @@ def total_failure(measurements: Sequence[Measurement]) -> HieraError | None:
         return None
     message = f"{failed[0].model}: {failed[0].error}"
     if failed[0].mode == "files":
-        return InputError(message, "check the inputs; --from reads what `hiera predict` reads")
+        return InputError(message, "`hiera predict` says what is wrong with each of them")
     return DeviceError(message, "use a smaller model or batch")
+
+
+def _exists(source: Source) -> bool:
+    """Return whether an input is there, as far as that is known before it is fetched."""
+    return source.error is None and (source.path is None or source.path.exists())
 
 
 def _default_batch(job: Job) -> int:

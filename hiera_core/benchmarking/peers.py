@@ -89,6 +89,8 @@ def check_arguments(name: str, entry: zoo.ModelEntry) -> None:
         differing = [k for k in entry.config if k not in READ_BY_TRANSFORMERS]
     else:
         differing = []
+    if name == "vit" and zoo.block_dims(entry.config) != zoo.block_dims(known):
+        raise NotOffered("timm has no ViT to compare with a model of this size")
     if differing:
         raise NotOffered(f"{name} has no Hiera with other {', '.join(differing)}")
 

@@ -18,7 +18,7 @@ import torch
 
 from ..compiling.compiled import translate_compile_errors
 from ..device import DTYPES, exact_fp32, is_out_of_memory
-from ..errors import DeviceError, HieraError, first_line
+from ..errors import DeviceError, HieraError, InputError, first_line
 from . import flops, peers, workloads
 from .job import Job
 from .measurement import Variant
@@ -45,7 +45,11 @@ def main() -> None:
             request = json.loads(line)
             variant = variants[request["variant"]]
             if variant.warm_up is not None:
-                _send(channel, **_run_whole(variant, device, request["seconds"], memory))
+                try:
+                    answer = _run_whole(variant, device, request["seconds"], memory)
+                except InputError as error:  # the other variants say so, too
+                    answer = _failure(error)
+                _send(channel, **answer)
                 continue
             _send(channel, **_run_round(variant, device, request["seconds"]))
     except Exception as error:

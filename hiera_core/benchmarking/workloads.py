@@ -18,8 +18,6 @@ from ..models.cpu import optimize_for_inference
 from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
-from .end_to_end import our_files, timm_files
-from .end_to_end.training_work import TrainingWork
 from .flops import count_gmacs
 from .job import OURS, Job
 from .measurement import Measurement, Step, Variant
@@ -77,6 +75,8 @@ def _new_row(job: Job, model: nn.Module, attention: str | None, compiled: bool) 
 
 def _build_training(job: Job) -> list[Variant]:
     """Return the steps of `hiera train`."""
+    from .end_to_end.training_work import TrainingWork  # here, because it imports much
+
     work, variants = TrainingWork(job), []
     for attention, compiled in _kinds(job):
         row = _new_row(job, work.model, attention, compiled)
@@ -88,6 +88,8 @@ def _build_training(job: Job) -> list[Variant]:
 
 def _build_files(job: Job, entry: zoo.ModelEntry) -> list[Variant]:
     """Return the runs from files to answers, and of decoding alone."""
+    from .end_to_end import our_files, timm_files
+
     if _is_ours(job):
         return our_files.build(job)
     if job.implementation != "timm":

@@ -96,27 +96,31 @@ class FilesRun:
         Raises:
             InputError: None of them can be read; the error is that of the first.
         """
-        self._run(read_inputs(self.predictor.job.files))
+        answers, failed, first = self._run(read_inputs(self.predictor.job.files))
+        check_answers(answers, failed, first)
 
     def warm_up(self) -> None:
         """Go through the first inputs."""
         self._run(itertools.islice(read_inputs(self.predictor.job.files), WARM_UP_INPUTS))
 
-    def _run(self, found: Iterator[Source]) -> None:
+    def _run(self, found: Iterator[Source]) -> tuple[int, int, HieraError | None]:
+        """Go through inputs. Return how many have an answer and how many do not, and the first
+        error."""
         predictor = self.predictor
         predictor.is_decoding_only = self.without_model
         predictor.clock.reset()
-        answers, failed, first = 0, 0, None
+        answers = failed = 0
+        first: HieraError | None = None
         start = time.perf_counter()
         for record in predictor(found):
             failed += record.status == "error"
             answers += record.status != "error"
             first = first or record.error
         seconds = time.perf_counter() - start
-        check_answers(answers, failed, first)
         self.facts |= {"inputs": answers, "unreadable": failed, "batch": self._batch_size()}
         if not self.without_model:
             self.facts["waiting"] = predictor.clock.idle_share(seconds)
+        return answers, failed, first
 
     def _batch_size(self) -> int:
         kind = self.predictor.kinds[0]
@@ -157,5 +161,5 @@ def check_answers(answers: int, failed: int, first: HieraError | None) -> None:
         InputError: No input could be read.
     """
     if not answers:
-        reason = f": {first}" if first is not None else ""
-        raise InputError(f"none of {failed} inputs can be read{reason}", "check the paths")
+        reason = "" if first is None else f"; the first: {first.message}"
+        raise InputError(f"none of {failed} inputs can be read{reason}")

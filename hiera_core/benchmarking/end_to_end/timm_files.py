@@ -87,14 +87,15 @@ class TimmRun:
         Raises:
             InputError: None of them can be read.
         """
-        self._run(self.loader)
+        check_answers(*self._run(self.loader), None)
 
     def warm_up(self) -> None:
         """Start the workers, and classify a first batch."""
         self._run(itertools.islice(self.loader, 1))
 
     @torch.inference_mode()
-    def _run(self, batches: Iterable[tuple[torch.Tensor | None, int]]) -> None:
+    def _run(self, batches: Iterable[tuple[torch.Tensor | None, int]]) -> tuple[int, int]:
+        """Go through batches. Return how many images have an answer, and how many do not."""
         self.clock.reset()
         answers = failed = 0
         start = time.perf_counter()
@@ -108,12 +109,12 @@ class TimmRun:
             ranked = found.topk(min(TOP_K, found.shape[-1]))
             answers += len(list(zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)))
         seconds = time.perf_counter() - start
-        check_answers(answers, failed, None)
         self.facts |= {
             "inputs": answers,
             "unreadable": failed,
             "waiting": self.clock.idle_share(seconds),
         }
+        return answers, failed
 
 
 def timm_transform(job: Job) -> Any:

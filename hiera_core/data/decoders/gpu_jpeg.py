@@ -56,6 +56,13 @@ def decode_jpeg(
     return upright(planes, orientation).permute(1, 2, 0).contiguous()
 
 
+def has_gpu_decoder() -> bool:
+    """Return whether torchvision decodes JPEG files, which later versions leave to torchcodec."""
+    import torchvision.io
+
+    return hasattr(torchvision.io, "decode_jpeg")
+
+
 def upright(planes: torch.Tensor, orientation: int) -> torch.Tensor:
     """Return an image as its EXIF orientation says. [c, y, x] -> [c, y, x]"""
     if orientation in (5, 6, 7, 8):

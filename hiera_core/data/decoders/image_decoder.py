@@ -12,7 +12,7 @@ from ...errors import DeviceError
 from ..clip_sampling import Sampling
 from ..image_reader import open_image
 from ..transforms import ImageTransform
-from .gpu_jpeg import decode_jpeg
+from .gpu_jpeg import decode_jpeg, has_gpu_decoder
 from .torchcodec_video import check_torchcodec
 
 
@@ -24,7 +24,8 @@ def check_decoder(decoder: str, device: torch.device | None = None) -> None:
         device: Where the model runs, if that is known.
 
     Raises:
-        DeviceError: There is no GPU of NVIDIA for nvJPEG, or the model runs elsewhere.
+        DeviceError: There is no GPU of NVIDIA for nvJPEG, the model runs elsewhere, or torchvision
+            has no decoder.
         UsageError: torchcodec is not installed, or does not find FFmpeg.
     """
     if decoder == "torchcodec":
@@ -38,6 +39,8 @@ def _check_nvjpeg(device: torch.device | None) -> None:
         raise DeviceError(
             "decoder nvjpeg needs CUDA, which is not available here", "use the decoder pillow"
         )
+    if not has_gpu_decoder():
+        raise DeviceError("this torchvision decodes no JPEG files", "use the decoder pillow")
     if device is not None and device.type != "cuda":
         raise DeviceError(
             f"decoder nvjpeg needs CUDA, and the model runs on {device}",

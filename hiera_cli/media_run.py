@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -43,7 +43,7 @@ def pipeline_options(context: typer.Context, device: str | None = None) -> Pipel
     """
     from hiera_core.data.clip_sampling import Sampling
 
-    given = {
+    given: dict[str, Any] = {
         name: value.value if isinstance(value, StrEnum) else value
         for name, value in context.params.items()
     }

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -27,6 +27,7 @@ from ..output_formats import Format, resolve_format
 from ..text_tables import fit_table, stderr_width
 
 if TYPE_CHECKING:
+    from hiera_core.benchmarking.job import Mode as JobMode
     from hiera_core.benchmarking.measurement import Measurement
 
 
@@ -249,7 +250,7 @@ def bench(
         peers.check(peer)
     old = None if compare is None else report.read(compare)
     threads = auto_or_workers(workers)
-    inputs, kind = None, mode.value
+    inputs, kind = None, cast("JobMode", mode.value)
     if files:
         inputs = file_inputs(files, peer_names, recursive=recursive, workers=threads)
         kind = "files"

@@ -132,7 +132,9 @@ class ClipView:
         return self.parent.tensor(self.index)
 
 
-def unresized(views: Sequence[np.ndarray]) -> Sequence[np.ndarray | ClipView]:
+def unresized(
+    views: Sequence[np.ndarray | torch.Tensor],
+) -> Sequence[np.ndarray | torch.Tensor | ClipView]:
     """Return views as they travel to the device: those of clips are not resized yet."""
     if isinstance(views, ClipViews):
         return [ClipView(views, index) for index in range(len(views))]

@@ -98,7 +98,7 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> torch.T
             return _crop(content, transform)
         _, segments = read_segments(content, CENTRE, transform)
         (view,) = unresized(next(segments).views)
-        return view.tensor() if isinstance(view, ClipView) else torch.from_numpy(view)
+        return view.tensor() if isinstance(view, ClipView) else torch.as_tensor(view)
     except InputError as error:
         raise InputError(f"{source.name}: {error.message}", error.hint) from error
 

@@ -32,7 +32,7 @@ from ..models.cpu import optimize_for_inference
 from ..models.encoder import Encoder
 from ..records import Kind
 from .launched import Launched, Started, StartedElsewhere, all_finite
-from .transfer import Download, Uploads
+from .transfer import Download, Pixels, Uploads
 
 log = logging.getLogger("hiera")
 Result = TypeVar("Result")
@@ -140,7 +140,7 @@ class BatchRunner(Generic[M, Result]):
         """
         return self.start(views).results()
 
-    def start(self, views: Sequence[np.ndarray], *, more: bool = False) -> Started[Result]:
+    def start(self, views: Sequence[Pixels], *, more: bool = False) -> Started[Result]:
         """Give views to the device, and return what their results can be had from.
 
         On CUDA, or with replicas, this does not wait for the device. Otherwise, the results are
@@ -163,7 +163,7 @@ class BatchRunner(Generic[M, Result]):
             self._threads[self._turn].submit(runners[self._turn]._start, views, more)
         )
 
-    def _start(self, views: Sequence[np.ndarray], more: bool) -> Started[Result]:
+    def _start(self, views: Sequence[Pixels], more: bool) -> Started[Result]:
         """Give views to the device of this runner."""
         self._expects_more = more
         try:
@@ -240,7 +240,7 @@ class BatchRunner(Generic[M, Result]):
             if runner.uploads is not None:
                 runner.uploads.forget()
 
-    def release(self, pixels: np.ndarray | torch.Tensor) -> None:
+    def release(self, pixels: Pixels) -> None:
         """Let the memory of an image that `stage` returned be used again."""
         if self.uploads is not None and isinstance(pixels, np.ndarray):
             self.uploads.release(pixels)
@@ -251,7 +251,7 @@ class BatchRunner(Generic[M, Result]):
             return function
         return compile_for_inference(function, self.device, self.model)
 
-    def _batches(self, views: Sequence[np.ndarray], function: Callable[[Any], T]) -> Iterator[T]:
+    def _batches(self, views: Sequence[Pixels], function: Callable[[Any], T]) -> Iterator[T]:
         """Yield what a function returns for each batch, in batches that fit in memory."""
         waiting, done = unresized(views), 0
         while done < len(waiting):
@@ -264,7 +264,7 @@ class BatchRunner(Generic[M, Result]):
                 yield found
 
     def _try_batch(
-        self, views: Sequence[np.ndarray | torch.Tensor | ClipView], function: Callable[[Any], T]
+        self, views: Sequence[Pixels | ClipView], function: Callable[[Any], T]
     ) -> T | None:
         """Return what a function returns for a batch, or None if memory ran out.
 
@@ -368,7 +368,7 @@ class BatchRunner(Generic[M, Result]):
                 x = self.transform.normalise(batch)
             yield x
 
-    def _gathered(self, views: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:
+    def _gathered(self, views: Sequence[Pixels]) -> torch.Tensor:
         """Return images as a batch on the device, where some of them are already."""
         rows = [torch.as_tensor(view) for view in views]
         if self.uploads is not None:

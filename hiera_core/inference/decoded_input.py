@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from ..data.sources import Source
 from ..errors import HieraError, InputError, check_type
 from ..records import Record
 from .launched import Started
-
-Pixels: TypeAlias = np.ndarray | torch.Tensor  # an array, or a tensor on the model's device
+from .transfer import Pixels as Pixels
 
 
 @dataclass

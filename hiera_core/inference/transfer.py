@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..data.clip_reader import ClipView, ClipViews
 
 MAX_SLOT_BYTES = 256 << 20  # page-locked memory cannot be swapped out
 log = logging.getLogger("hiera")
+Pixels: TypeAlias = np.ndarray | torch.Tensor  # an array, or a tensor on the model's device
 BUFFERS = 2  # on the device: one is read by the model while the other is filled
 
 

@@ -68,7 +68,7 @@ class TimmRun:
         self.model = model.to(self.device, self.dtype).eval()
         is_cuda = self.device.type == "cuda"
         if is_cuda:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.clock = BusyClock(self.device)
         self.facts: dict[str, Any] = {}
         dataset: Any = FileDataset(list(read_inputs(job.files)), timm_transform(job))
@@ -119,7 +119,7 @@ class TimmRun:
 
 def timm_transform(job: Job) -> Any:
     """Return timm's preprocessing with the values of a job's model."""
-    from timm.data import create_transform
+    from timm.data.transforms_factory import create_transform
 
     entry = job.entry
     ours = ImageTransform.from_preprocessing(entry.preprocessing, entry.config["input_size"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ def recipe_of(job: Job) -> tuple[Recipe, list[str]]:
         accumulate=1,
         augment=augment,
         data=data,
-        precision=job.dtype,
+        precision=cast(Any, job.dtype),
     ), notes
 
 

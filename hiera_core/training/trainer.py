@@ -36,6 +36,7 @@ from .steps.determinism import deterministic_kernels
 from .steps.profiler import StepProfiler
 from .steps.train_step import TrainStep
 from .steps.utilisation import peak_flops, training_flops
+from .trackers.sender import Outcome
 from .validate import ema_weights
 
 log = logging.getLogger("hiera")
@@ -225,6 +226,7 @@ class Trainer:
         """Train to the last step, export the weights, and return the last measurements."""
         last = self._resume()
         self.run_log.open(last["step"])
+        outcome: Outcome = "failed"
         try:
             facts = self.setup.facts(self.sampler.steps, self.splits)
             self.run_log.show_start(self.recipe.model.name, facts)
@@ -245,9 +247,13 @@ class Trainer:
                 self._train_from(last)
             if self.world.is_main_process:
                 self.run_log.draw_curves()
+            outcome = "finished"
+        except BaseException as error:  # a signal is no Exception
+            outcome = "failed" if isinstance(error, Exception) else "interrupted"
+            raise
         finally:
             self.checkpoints.close()
-            self.run_log.close()
+            self.run_log.close(outcome)
         with ema_weights(self.training):
             self.run_folder.export(self.setup, last)
         result: TrainingResult = last  # type: ignore[assignment]

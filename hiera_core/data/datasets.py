@@ -316,9 +316,8 @@ class _Subset(Sequence[Source]):
 
 
 def _from_index(found: SampleIndex) -> MediaDataset:
-    if found.labels is None:
-        return MediaDataset(found)
-    return MediaDataset(found, *found.labels)
+    labels = found.labels
+    return MediaDataset(found) if labels is None else MediaDataset(found, *labels)
 
 
 def _open_files(text: str, labelled: bool) -> SampleIndex | None:

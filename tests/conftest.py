@@ -7,7 +7,8 @@ import http.server
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("compiled")
     folder.chmod(0o700)
     os.environ["HIERA_COMPILED_FOLDER"] = str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def index_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep indices of data sets in a folder of their own."""
+    os.environ["HIERA_INDEX_FOLDER"] = str(tmp_path_factory.mktemp("indices"))
 
 
 @pytest.fixture(scope="session")
@@ -214,3 +221,58 @@ def hub() -> Iterator[Hub]:
         yield server
         server.shutdown()
         thread.join()
+
+
+class Faulty:
+    """A WSGI application that fails now and then: 500, a body that is cut, a slow answer."""
+
+    def __init__(self, application: Any) -> None:
+        self.application, self.count, self.faults = application, 0, Counter[str]()
+        self.is_faulty, self._lock = False, threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        with self._lock:
+            self.count += 1
+            number = self.count
+        if self.is_faulty and number % 4 == 1:
+            self.faults["500"] += 1
+            start("500 Internal Server Error", [("Content-Length", "0")])
+            return []
+        body = b"".join(self.application(environ, start))
+        if self.is_faulty and number % 5 == 2 and environ["REQUEST_METHOD"] == "GET" and body:
+            self.faults["cut"] += 1
+            return [body[: len(body) // 2]]
+        if self.is_faulty and number % 7 == 3:
+            self.faults["slow"] += 1
+            threading.Event().wait(0.2)
+        return [body]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """A server of S3 on this machine, for the place's own environment variables."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    from werkzeug.serving import make_server
+
+    application = Faulty(server.DomainDispatcherApplication(server.create_backend_app))
+    running = make_server("127.0.0.1", 0, application, threaded=True)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    from hiera_core.data.remote import remote_files
+
+    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    yield application
+    running.shutdown()
+    thread.join()
+    import fsspec
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -153,7 +153,7 @@ FORMS = [
     (parallel, compiled, checkpointing, precision)
     for compiled in (False, True)
     for parallel in ("one", "ddp", "fsdp")
-    for checkpointing in (False, True)
+    for checkpointing in (False, True, "selective")
     for precision in ("fp32", "bf16")
 ]
 

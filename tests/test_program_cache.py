@@ -199,3 +199,25 @@ def test_a_folder_that_the_user_has_named_for_the_compiler_stays(
     for made in (tmp_path / "ours", compiler_cache.folder()):  # also where the umask is 002
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     monkeypatch.setattr(compiler_cache, "_lock", None)
+
+
+def test_programs_that_a_process_uses_are_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hiera: Hiera
+) -> None:
+    """The lock of a process that runs one keeps them, also if PyTorch's files lie elsewhere."""
+    if sys.platform == "win32":
+        pytest.skip("there are no locks on Windows")
+    monkeypatch.setenv(program_cache.FOLDER_VARIABLE, str(tmp_path / "ours"))
+    monkeypatch.setenv(compiler_cache.VARIABLE, str(tmp_path / "own"))
+    monkeypatch.setattr(compiler_cache, "_lock", None)
+    assert compiler_cache.hold() and compiler_cache.hold()
+    ProgramCache(limit=1000).add(KEY, b"code")
+    code, _, err = hiera("models", "--clear-compiled")
+    assert code == 2 and "another process uses the compiled programs" in err
+    assert ProgramCache(limit=1000).find(KEY) is not None
+    handle = compiler_cache._lock
+    assert handle is not None
+    os.close(handle)  # as when that process ends
+    code, out, _ = hiera("models", "--clear-compiled")
+    assert code == 0 and "removed 1 compiled program" in out
+    assert ProgramCache(limit=1000).find(KEY) is None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from hiera_core.inference.features import FeatureExtractor
 from hiera_core.probing.frozen_features import frozen_features
 from hiera_core.probing.probe import ProbeData, judge
 from hiera_core.training import recipe_reader
+from hiera_core.training.distributed import World
+from hiera_core.training.judging import run_probe
 
 SMALL = {
     "model.config": {
@@ -102,3 +107,54 @@ def test_a_probe_needs_labels_and_held_out_data(tmp_path: Path, pictures: Path) 
 def test_wrong_settings_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         recipe_reader.read_recipe("mae_hiera_nano_32", {key: value})
+
+
+def test_a_solver_of_any_length_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes ask each other again and again, so that no collective waits for the solver."""
+    asked: list[bool] = []
+    original = World.any
+
+    def count(self: World, flag: bool) -> bool:
+        asked.append(flag)
+        return original(self, flag)
+
+    def slow_judge(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(run_probe, "POLL_S", 0.02)
+    monkeypatch.setattr(run_probe, "judge", slow_judge)
+    monkeypatch.setattr(World, "any", count)
+    result = pretrain(tmp_path / "run", probe__every=1, probe__method="linear")
+    assert result["probe"]["samples"] == 64
+    assert sum(asked) >= 5, "it was asked while the solver worked"
+
+
+def test_a_solver_ends_when_the_run_is_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def endless(*_: Any, on_step: Any, **__: Any) -> Any:
+        while True:
+            steps.append(1)
+            on_step()
+            if len(steps) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(run_probe, "POLL_S", 0.02)
+    monkeypatch.setattr(run_probe, "judge", endless)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "run", probe__every=1)
+    assert len(steps) >= 5 and not probes(tmp_path / "run")
+    monkeypatch.setattr(run_probe, "judge", judge)
+    result = hiera_core.train(
+        None,
+        digits(192, 64),
+        tmp_path / "run",
+        options=hiera_core.RunOptions(workers=0, live=False, resume="auto"),
+    )
+    assert result["probe"]["samples"] == 64, "the measurement that was pending"

@@ -292,6 +292,23 @@ def test_a_run_saves_a_model_and_its_log(tmp_path: Path, caplog: pytest.LogCaptu
     assert found.top5 == pytest.approx(result["val"]["top5"])
 
 
+def test_averaged_weights_are_updated_by_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel for all of them, not one for each (foreach)."""
+    counts: list[int] = []
+    original = torch._foreach_lerp_
+
+    def counting(averages: list[torch.Tensor], *rest: Any) -> None:
+        counts.append(len(averages))
+        original(averages, *rest)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", counting)
+    run(recipe_of("hiera_nano_32", schedule__epochs=1, ema=0.5), tmp_path / "run")
+    parameters = len(list(hiera_core.Hiera.from_pretrained(tmp_path / "run").parameters()))
+    assert counts == [parameters] * 4
+
+
 def test_a_run_finishes_without_matplotlib(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,9 @@ def evaluate(
         str,
         typer.Argument(
             help="Labelled data: a folder with a subfolder for each class (or its val/, if there "
-            "is one), a list of `path label` lines, tar shards, or the held-out part of the "
-            "built-in data set digits or shapes.",
+            "is one), a list of `path label` lines, tar shards or Parquet files here or at a URL "
+            "such as s3://, hf://datasets/USER/NAME, or the held-out part of the built-in data "
+            "set digits or shapes.",
             metavar="DATA",
             autocompletion=completion.data_sets,
             show_default=False,

@@ -49,7 +49,8 @@ def models(
         bool,
         typer.Option(
             "--clear-compiled",
-            help="Remove the programs that --compile has kept on this machine, and list nothing.",
+            help="Remove the programs that --compile has kept on this machine, unless a process "
+            "uses them, and list nothing.",
         ),
     ] = False,
     format: options.PrintFormatOpt = Format.auto,
@@ -84,8 +85,9 @@ def models(
 def _clear_compiled() -> str:
     """Remove all compiled programs, and return a line of text about it."""
     cache = ProgramCache(limit=0)
-    size = compiler_cache.clear()
-    programs, bytes_of_programs = cache.clear()
+    with compiler_cache.unused():
+        size = compiler_cache.clear()
+        programs, bytes_of_programs = cache.clear()
     size += bytes_of_programs
     count = "1 compiled program" if programs == 1 else f"{programs} compiled programs"
     return f"removed {count}, {size / 1e6:.1f} MB, from {cache.folder}\n"

@@ -122,8 +122,9 @@ def train(
         str | None,
         typer.Argument(
             help="Training data: a folder with a subfolder for each class (or with train/ and val/ "
-            "of that form), a list of `path label` lines, tar shards, or the built-in data set "
-            "digits or shapes. Pre-training takes any folder of images and videos. By default, the "
+            "of that form), a list of `path label` lines, tar shards or Parquet files here or at a "
+            "URL such as s3://, hf://datasets/USER/NAME, or the built-in data set digits or "
+            "shapes. Pre-training takes any folder of images and videos. By default, the "
             "data that the recipe names (data.path).",
             metavar="DATA",
             autocompletion=completion.data_sets,

@@ -91,6 +91,8 @@ class KeptPrograms:
         self, function: Callable[..., Any], model: nn.Module, cache: ProgramCache | None = None
     ) -> None:
         self.function, self.model = function, model
+        if cache is None:
+            compiler_cache.hold()
         self.cache = ProgramCache() if cache is None else cache
         self._programs: dict[object, Callable[..., Any]] = {}
         self._lock = threading.Lock()

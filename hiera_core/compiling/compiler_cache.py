@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..atomic.lock import try_lock
+from ..errors import UsageError
 from .program_cache import default_folder, is_private_folder, size_limit
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -27,27 +29,35 @@ def folder() -> Path:
 
 
 def use() -> None:
-    """Let PyTorch's compiler keep its files in our folder, unless the user has named another.
+    """Let PyTorch's compiler keep its files in our folder, unless the user has named another."""
+    if hold():
+        os.environ.setdefault(VARIABLE, str(folder()))
 
-    If the files have grown beyond the limit, and no other process uses them, the oldest ones are
-    removed first.
+
+def hold() -> bool:
+    """Say that this process uses compiled programs, until it ends. Return whether it can.
+
+    If the files of PyTorch's compiler have grown beyond the limit, and no other process uses
+    programs, the oldest ones are removed first.
     """
     global _lock
-    if _lock is not None or os.environ.get(VARIABLE) or not size_limit():
-        return
+    if _lock is not None:
+        return True
+    if not size_limit():
+        return False
     try:
         # Each by itself: the parents that `mkdir` makes could be writable by the group.
         for place in (default_folder(), folder()):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_private_folder(folder()):
-            return
+            return False
         _lock = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         if try_lock(_lock):
             shrink(folder(), size_limit())
         _share(_lock)
     except OSError:
-        return  # PyTorch uses its own folder
-    os.environ[VARIABLE] = str(folder())
+        return False  # PyTorch uses its own folder
+    return True
 
 
 def shrink(place: Path, limit: int) -> None:
@@ -66,6 +76,29 @@ def shrink(place: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
             total -= size
+
+
+@contextlib.contextmanager
+def unused() -> Iterator[None]:
+    """Keep other processes from using compiled programs within the block.
+
+    Raises:
+        UsageError: One uses them now.
+    """
+    try:
+        handle = os.open(folder() / LOCK_NAME, os.O_RDWR)
+    except OSError:  # nobody has used any
+        yield
+        return
+    try:
+        if not try_lock(handle):
+            raise UsageError(
+                f"another process uses the compiled programs in {default_folder()}",
+                "try again when it has ended",
+            )
+        yield
+    finally:
+        os.close(handle)
 
 
 def clear() -> int:

@@ -1,16 +1,16 @@
-"""Data sets: class folders, lists of paths and labels, tar shards, and the built-in toy data sets.
+"""Data sets: class folders, lists, tar shards, Parquet files, and the built-in toy data sets.
 
 A data set is a sequence of sources (see sources.py) with class indices. Nothing is decoded here.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import re
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,15 @@ import numpy as np
 
 from ..errors import UsageError, check_type, did_you_mean
 from ..zoo import labels as class_labels
-from . import folders, tar_files, toy_datasets
+from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
-from .list_files import as_class_number, read_list
-from .sources import Source
+from .indexed.local_samples import index_folder, index_list, index_shards
+from .indexed.parquet_data import TEST, TRAIN, VAL, find_parquet
+from .indexed.remote_shards import WILDCARD, index_remote_shards, list_files, list_shards
+from .indexed.sample_index import SampleIndex
+from .list_files import as_class_number
+from .remote.remote_files import is_remote
+from .sources import URLS, Source
 
 log = logging.getLogger("hiera")
 BUILT_IN: dict[str, Any] = {
@@ -30,7 +35,6 @@ BUILT_IN: dict[str, Any] = {
     "shapes": (toy_datasets.Shapes, toy_datasets.DIRECTIONS),
 }
 BUILT_IN_VAL = 0.2  # share of a built-in data set that is held out for validation
-MAX_CLASSES = 100_000  # a model has a weight for each; or ten for each sample, if that is more
 WNID = re.compile(r"n\d{8}")
 # Sizes of the validation sets. Fewer and fewer videos of Kinetics can still be downloaded.
 IMAGENET_VAL, KINETICS_VAL = 50_000, range(19_000, 20_001)
@@ -98,30 +102,29 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     Args:
         data: The text `digits` or `shapes`, also if a file has this name (`./digits` and a `Path`
             are the file); a folder of class folders, or one with such folders in `train/`
-            and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; or tar shards as a file,
-            a folder, or a pattern such as `shard-{000..099}.tar`.
+            and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; tar shards as a file,
+            a folder, or a pattern such as `shard-{000..099}.tar`; or Parquet files with images as
+            a file, a folder or a pattern. Shards and Parquet files may be at a remote place
+            (`s3://`, `gs://`, shards also at `https://`), and `hf://datasets/USER/NAME` is a data
+            set of the Hugging Face Hub.
         val: Validation data of any of these kinds, or a share of `data` to hold out (the same
-            samples every time; if they have labels, the same share of each class). None: `val/` in
-            `data`, a fifth of a built-in data set, or nothing.
+            samples every time; if they have labels, the same share of each class). None: `val/` or
+            the split `validation` in `data`, a fifth of a built-in data set, or nothing.
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
 
     Raises:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
-    folder = Path(data)
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
-    if is_built_in(data):
-        val = BUILT_IN_VAL if val is None else val
-    elif (folder / "train").is_dir():
-        if val is None and (folder / "val").is_dir():
-            val = str(folder / "val")
-        folder = folder / "train"
-    train = open_dataset(data if is_built_in(data) else folder, labelled)
-    if val is None or val == 0:
+    train, own_val = _open_parts(data, labelled, wants_val=val is None)
+    if is_built_in(data) and val is None:
+        val = BUILT_IN_VAL
+    if val == 0 or (val is None and own_val is None):
         return Splits(train)
-    if isinstance(val, str | Path):
-        held_out = open_dataset(val, labelled)
+    if val is None or isinstance(val, str | Path):
+        held_out = open_dataset(val, labelled) if val is not None else own_val
+        assert held_out is not None
         if labelled:
             held_out = remap_labels(
                 held_out, train.classes, train.num_classes, owner="the training data"
@@ -142,6 +145,26 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
     return Splits(train.subset(np.setdiff1d(np.arange(len(train)), rows)), train.subset(rows))
 
 
+def _open_parts(
+    data: str | Path, labelled: bool, wants_val: bool
+) -> tuple[MediaDataset, MediaDataset | None]:
+    """Open the training data, and the validation data that lies beside it, if there is any."""
+    if is_built_in(data):
+        return open_dataset(data, labelled), None
+    folder = Path(data)
+    if (folder / "train").is_dir():
+        has_val = wants_val and (folder / "val").is_dir()
+        val = open_dataset(folder / "val", labelled) if has_val else None
+        return open_dataset(folder / "train", labelled), val
+    parquet = find_parquet(str(data))
+    if parquet is None:
+        return open_dataset(data, labelled), None
+    train = parquet.index(parquet.split_named(TRAIN), labelled)
+    name = parquet.split_named(VAL) if wants_val else None
+    held_out = None if name is None else _from_index(parquet.index(name, labelled))
+    return _from_index(train), held_out
+
+
 def open_eval_data(data: str | Path) -> MediaDataset:
     """Open the validation data that belongs to `data`, or all of `data` if it has none.
 
@@ -155,6 +178,9 @@ def open_eval_data(data: str | Path) -> MediaDataset:
         return open_splits(data).val or open_dataset(data)
     if (Path(data) / "val").is_dir():
         return open_dataset(Path(data) / "val")
+    parquet = find_parquet(str(data))
+    if parquet is not None:
+        return _from_index(parquet.index(parquet.split_named(VAL, TEST), labelled=True))
     return open_dataset(data)
 
 
@@ -162,6 +188,11 @@ def is_built_in(data: str | Path) -> bool:
     """Return whether this names a built-in data set. A file or folder of that name does not hide
     it, as one does not hide a model of the zoo: `./digits` is the folder."""
     return isinstance(data, str) and data in BUILT_IN
+
+
+def is_url(data: str | Path) -> bool:
+    """Return whether this names data at a remote place."""
+    return isinstance(data, str) and (is_remote(data) or data.startswith(URLS))
 
 
 def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
@@ -181,16 +212,12 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         make_sources, names = BUILT_IN[text]
         samples = make_sources()
         found = MediaDataset(samples, samples.labels, names)
-    elif path.is_dir() and any(path.glob("*.tar")):
-        found = _from_shards(sorted(path.glob("*.tar")), labelled)
-    elif path.is_dir():
-        found = _from_folder(path, labelled)
-    elif path.suffix == ".tar":
-        found = _from_shards([Path(name) for name in tar_files.expand_braces(text)], labelled)
-    elif path.is_file():
-        found = _from_list(path, labelled)
+    elif (index := _open_files(text, labelled)) is not None:
+        found = _from_index(index)
     else:
-        choices = f"give a folder, a list, tar shards, or one of {', '.join(BUILT_IN)}"
+        choices = (
+            f"give a folder, a list, tar shards, Parquet files, or one of {', '.join(BUILT_IN)}"
+        )
         raise UsageError(f"no data {text!r}", did_you_mean(text, BUILT_IN) or choices)
     if not len(found):
         raise UsageError(f"{text} holds no pictures or videos", "check the path")
@@ -272,42 +299,14 @@ def benchmark_of(samples: MediaDataset) -> str | None:
 # Kinds of data sets --------------------------------------------------------------------------
 
 
-class _Files(Sequence[Source]):
-    """Files by path.
-
-    Paths are held as strings, which take less memory than `Path` objects.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = np.array(paths, dtype=object)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        path = str(self.paths[index])
-        return Source(path, path=Path(path))
-
-
-class _Members(Sequence[Source]):
-    """Files within tar files, each with its shard, name, offset and size, for random access."""
-
-    def __init__(self, members: Sequence[tuple[Path, str, int, int]]) -> None:
-        self.members = members
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: Any) -> Any:
-        shard, name, offset, size = self.members[index]
-        return Source(f"{shard}/{name}", path=shard, span=(offset, size))
-
-
 class _Subset(Sequence[Source]):
     """A selection of the items of another sequence."""
 
     def __init__(self, sources: Sequence[Source], indices: np.ndarray) -> None:
-        self.sources, self.indices = sources, indices
+        self.sources = sources
+        # Millions of them are sent to every worker on systems that cannot fork.
+        small = len(sources) <= np.iinfo(np.int32).max
+        self.indices = indices.astype(np.int32 if small else np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -316,85 +315,51 @@ class _Subset(Sequence[Source]):
         return self.sources[int(self.indices[index])]
 
 
-def _from_folder(folder: Path, labelled: bool) -> MediaDataset:
-    if not labelled:
-        return MediaDataset(_Files(list(_media(folder))))
-    here = folder.resolve()
-    inner = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."]
-    # A link to a folder that this one lies in is no class.
-    classes = sorted(p.name for p in inner if not here.is_relative_to(p.resolve()))
-    paths: list[str] = []
-    labels: list[int] = []
-    for number, name in enumerate(classes):
-        found = list(_media(folder / name))
-        paths += found
-        labels += [number] * len(found)
-    if not paths and any(True for _ in _media(folder)):
+def _from_index(found: SampleIndex) -> MediaDataset:
+    labels = found.labels
+    return MediaDataset(found) if labels is None else MediaDataset(found, *labels)
+
+
+def _open_files(text: str, labelled: bool) -> SampleIndex | None:
+    """Return the index of folders, lists, tar files or Parquet files; None if this names none."""
+    path = Path(text)
+    if is_remote(text) or text.startswith(URLS):
+        return _open_remote(text, labelled)
+    if path.is_dir() and any(path.glob("*.tar")):
+        return index_shards(sorted(path.glob("*.tar")), labelled)
+    if (parquet := find_parquet(text)) is not None:
+        return parquet.index(None, labelled)
+    if path.is_dir():
+        return index_folder(path, labelled)
+    if path.suffix == ".tar":
+        return index_shards([Path(name) for name in _local_shards(text)], labelled)
+    return index_list(path, labelled) if path.is_file() else None
+
+
+def _local_shards(text: str) -> list[str]:
+    """Return the tar files of a pattern with braces, `*` and `?`."""
+    found: list[str] = []
+    for name in tar_files.expand_braces(text):
+        is_pattern = WILDCARD.search(name) is not None and not Path(name).exists()
+        found += sorted(glob.glob(name)) if is_pattern else [name]
+    return found
+
+
+def _open_remote(text: str, labelled: bool) -> SampleIndex | None:
+    if text.lower().endswith(".tar"):
+        return index_remote_shards(list_shards(text), labelled)
+    if text.endswith("/"):
+        shards = [url for url in list_files(text) if url.lower().endswith(".tar")]
+        if shards:
+            return index_remote_shards(shards, labelled)
+    parquet = None if text.startswith(URLS) else find_parquet(text)
+    if parquet is None:
         raise UsageError(
-            f"{folder} has no class folders", "put each class into a folder of its own"
+            f"{text} names no tar or Parquet files",
+            "name shards-{000..099}.tar, a .parquet file, a folder of them that ends in /, or "
+            "hf://datasets/USER/NAME; download other data",
         )
-    return MediaDataset(_Files(paths), np.array(labels, np.int64), classes)
-
-
-def _media(folder: Path) -> Iterable[str]:
-    """Return the images and videos in a folder and in the folders within it, in name order.
-
-    Links are followed. Hidden files and folders are left out.
-    """
-    return map(str, sorted(folders.find_files(folder, recursive=True)))
-
-
-def _from_list(path: Path, labelled: bool) -> MediaDataset:
-    listed = read_list(path, labelled)
-    sources = _Files([str(file.path) for file in listed])
-    if not labelled:
-        return MediaDataset(sources)
-    return MediaDataset(sources, *_number_labels([file.label for file in listed]))
-
-
-def _from_shards(shards: Sequence[Path], labelled: bool) -> MediaDataset:
-    """Read the headers of tar files in the format of webdataset.
-
-    Files with the same name up to the first dot are one sample. Its `.cls` file holds the label.
-    """
-    members, words = [], []
-    for shard in shards:
-        try:
-            found = list(tar_files.read_members(shard))
-            labels = tar_files.read_labels(shard) if labelled else {}
-        except (OSError, tarfile.TarError) as error:
-            raise UsageError(f"{shard} cannot be read ({error})", "get it again") from error
-        if sparse := [member.name for member in found if member.is_sparse]:
-            raise UsageError(f"{shard}: {sparse[0]} {tar_files.SPARSE}", tar_files.SPARSE_HINT)
-        found = list({member.key: member for member in found}.values())
-        unlabelled = [member for member in found if labelled and member.key not in labels]
-        if unlabelled:
-            raise UsageError(f"{shard}: {unlabelled[0].name} has no label", "add a .cls file")
-        members += [(shard, member.name, member.offset, member.size) for member in found]
-        words += [labels.get(member.key, "") for member in found]
-    if not labelled:
-        return MediaDataset(_Members(members))
-    return MediaDataset(_Members(members), *_number_labels(words))
-
-
-def _number_labels(words: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Return class indices and class names.
-
-    If all labels are numbers, these are the class indices, and there are no names. Otherwise
-    classes are numbered in alphabetical order.
-
-    Raises:
-        UsageError: A number is too large for a class index.
-    """
-    numbers = [as_class_number(word) for word in words]
-    if None not in numbers:
-        largest = max(numbers, key=lambda number: number or 0, default=0) or 0
-        if largest >= max(MAX_CLASSES, 10 * len(words)):
-            raise UsageError(f"label {largest} is no class number", "number classes from 0 on")
-        return np.array(numbers, np.int64), None
-    classes = sorted(set(words))
-    indices = {name: i for i, name in enumerate(classes)}
-    return np.array([indices[word] for word in words], np.int64), classes
+    return parquet.index(None, labelled)
 
 
 def _normalised(name: str) -> str:

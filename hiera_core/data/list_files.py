@@ -7,8 +7,7 @@ columns do. Where two columns could be the one that is looked for, nothing is gu
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import itertools
 import os
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from .lists.list_rows import PROBED_ROWS, ListError, ListRows, Row
 from .media_types import ENDINGS
 
 PATH_HEADERS = frozenset(
@@ -38,23 +38,6 @@ LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed: 0", "index", "idx", "#", "no", "row"))
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
-SEPARATORS = ",;\t|"
-PROBED_ROWS = 20  # rows in which files are looked for
-PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
-MAX_BYTES = 256 << 20
-MAX_COLUMNS = 1000
-BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a list."""
-
-    line: int  # counted from 1
-    cells: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"line {self.line} ({', '.join(map(repr, self.cells))})"
 
 
 @dataclass(frozen=True)
@@ -63,6 +46,21 @@ class ListedFile:
 
     path: Path
     label: str
+
+
+@dataclass(frozen=True)
+class OpenedList:
+    """A list that is read line by line.
+
+    Attributes:
+        base: Folder that the files are relative to.
+        example: Path of the first file: it shows how names are completed.
+        files: File within `base`, and label, of each line; see `ListedFile`.
+    """
+
+    base: Path
+    example: str
+    files: Iterator[tuple[str, str]]
 
 
 def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
@@ -76,41 +74,53 @@ def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
         UsageError: The list cannot be read, a line has no label, or several columns may hold the
             files or the labels. The message quotes the line.
     """
+    opened = open_list(path, labelled)
+    return [ListedFile(opened.base / name, label) for name, label in opened.files]
+
+
+def open_list(path: Path, labelled: bool = True) -> OpenedList:
+    """Open a list of any length, of which one line at a time is in memory; see `read_list`.
+
+    Where no header names the labels, all lines are read once more, to find their column, when the
+    first file is asked for.
+
+    Raises:
+        UsageError: See `read_list`. Reading the files can raise it, too.
+    """
+    with _named(path):
+        if path.suffix.lower() in JSON_ENDINGS:
+            raise ListError(" is a list in JSON", "write a .csv with the columns path and label")
+        table = ListRows(path)
+        probed = list(itertools.islice(table, 1 + PROBED_ROWS))
+        header: Sequence[str] = ()
+        if probed and _is_header(probed, path.parent):
+            header = probed.pop(0).cells
+        file_column = _find_file_column(probed[:PROBED_ROWS], header, path.parent)
+        names = [_cell(row, file_column) for row in probed[:PROBED_ROWS]]
+        finder = _FileFinder(path.parent, names)
+    example = str(finder.base / finder.complete(next(iter(names), "")))
+
+    def files() -> Iterator[tuple[str, str]]:
+        with _named(path):
+            column = _find_label_column(table, header, file_column) if labelled else None
+            for row in _body(table, header):
+                name, label = _cell(row, file_column), _cell(row, column)
+                if not name:
+                    continue
+                if labelled and not label:
+                    raise ListError(f": {_quote_missing(row)} has no label", "write `path label`")
+                yield finder.complete(name), label
+
+    return OpenedList(finder.base, example, files())
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the name of the list before the message of an error within the block."""
     try:
-        return _read_rows(path, labelled)
-    except _ListError as error:
-        raise UsageError(f"{path}: {error.message}", error.hint) from error
-
-
-class _ListError(UsageError):
-    """A list cannot be read. The message does not name it yet."""
-
-
-def _read_rows(path: Path, labelled: bool) -> list[ListedFile]:
-    if path.suffix.lower() in JSON_ENDINGS:
-        raise UsageError(
-            f"{path} is a list in JSON", "write a .csv with the columns path and label"
-        )
-    # Excel's first line may say what separates the cells: `sep=;`.
-    text = re.sub(r"\A\ufeff?\"?sep=.\"?\r?\n", "", _read_text(path))
-    rows = list(_split_rows(text, path.suffix.lower()))
-    if not rows:
-        return []
-    folder = path.parent
-    body = rows[1:] if _is_header(rows, folder) else rows
-    header = rows[0].cells if len(body) < len(rows) else ()
-    file_column = _find_file_column(body[:PROBED_ROWS], header, folder)
-    label_column = _find_label_column(body, header, file_column) if labelled else None
-    finder = _FileFinder(folder, [_cell(row, file_column) for row in body[:PROBED_ROWS]])
-    listed = []
-    for row in body:
-        name, label = _cell(row, file_column), _cell(row, label_column)
-        if not name:
-            continue
-        if labelled and not label:
-            raise _ListError(f"{_quote_missing(row)} has no label", "write `path label`")
-        listed.append(ListedFile(finder.find(name), label))
-    return listed
+        yield
+    except ListError as error:
+        raise UsageError(f"{path}{error.message}", error.hint) from error
 
 
 def as_class_number(text: str) -> int | None:
@@ -127,95 +137,6 @@ def _quote_missing(row: Row) -> str:
 
 def _cell(row: Row, column: int | None) -> str:
     return row.cells[column] if column is not None and column < len(row.cells) else ""
-
-
-# Lines and cells ----------------------------------------------------------------------------------
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a list. File names that are not UTF-8 keep their bytes (surrogateescape).
-
-    Raises:
-        UsageError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
-    if len(content) > MAX_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB", "split it")
-    encoding = next((BOMS[bom] for bom in BOMS if content.startswith(bom)), "utf-8")
-    try:
-        text = content.decode(encoding, "strict" if encoding == "utf-16" else "surrogateescape")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file", "save it as UTF-8") from error
-    if "\0" in text:
-        raise UsageError(f"{path} is not a text file", "give lines of `path label`")
-    return text
-
-
-def _split_rows(text: str, ending: str) -> Iterator[Row]:
-    """Yield the rows that are not empty, split into cells.
-
-    In a .csv, and where the first line has a separator and no space, cells are separated as in CSV,
-    by the separator that splits the first rows alike. Otherwise the last tab, or the last space,
-    ends the path, because paths may hold spaces.
-    """
-    lines = _first_lines(text)
-    first = next(iter(lines), "")
-    separator = _find_separator(lines)
-    spaced = re.search(r"\s", first.replace("\t", "").strip()) is not None
-    if separator and separator != "\t" and (ending == ".csv" or not spaced):
-        rows: Iterable[Sequence[str]] = _csv_rows(text, separator)
-    elif separator == "\t" and (ending == ".csv" or first.count("\t") > 1):
-        rows = _csv_rows(text, "\t")
-    else:
-        separator = "\t" if "\t" in first else None
-        lines_of_text = io.StringIO(text, newline=None)
-        rows = (line.strip("\r\n").rsplit(separator, 1) for line in lines_of_text)
-    for number, cells in enumerate(rows, start=1):
-        if not any(cells):  # lists may have many empty lines
-            continue
-        if len(cells) > MAX_COLUMNS:
-            raise _ListError(f"line {number} has {len(cells)} cells", "give lines of `path,label`")
-        stripped = tuple(cell.strip() for cell in cells)
-        if any(stripped):
-            yield Row(number, stripped)
-
-
-def _csv_rows(text: str, separator: str) -> Iterator[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    try:
-        yield from reader
-    except csv.Error as error:  # a cell of more than 128 KiB: a quote that is never closed
-        raise _ListError(
-            f"line {reader.line_num} cannot be read ({error})", "check its quotes"
-        ) from error
-
-
-def _first_lines(text: str) -> list[str]:
-    """Return the first lines that are not empty."""
-    start = text.lstrip()[:PROBED_CHARACTERS]
-    lines = [line for line in start.splitlines() if line.strip()]
-    if len(start) == PROBED_CHARACTERS and len(lines) > 1:
-        lines.pop()  # it may be cut
-    return lines[:PROBED_ROWS]
-
-
-def _find_separator(lines: Sequence[str]) -> str | None:
-    """Return what separates cells: what splits the first lines into the same number of cells."""
-    counts = {
-        separator: {len(next(csv.reader([line], delimiter=separator), [])) for line in lines}
-        for separator in SEPARATORS
-    }
-    alike = [
-        separator
-        for separator in SEPARATORS
-        if len(counts[separator]) == 1 and counts[separator] != {1}
-    ]
-    some = [separator for separator in SEPARATORS if lines and separator in lines[0]]
-    return next(iter(alike + some), None)
 
 
 # Columns ------------------------------------------------------------------------------------------
@@ -250,7 +171,7 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
     header, it is the first one that does not count the rows.
 
     Raises:
-        _ListError: Several hold files, and the header does not say which to take.
+        ListError: Several hold files, and the header does not say which to take.
     """
     width = max((len(row.cells) for row in body), default=1)
     counts = [sum(_may_be_file(_cell(row, i), folder) for row in body) for i in range(width)]
@@ -269,42 +190,68 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
     return 1 if width > 2 and _is_index(body, header, 0) else 0
 
 
-def _find_label_column(body: Sequence[Row], header: Sequence[str], file_column: int) -> int | None:
+def _find_label_column(table: ListRows, header: Sequence[str], file_column: int) -> int | None:
     """Return the column that holds labels: the one whose header says so, else the only one beside
     the files that is not empty and is not an index. None if there is no other column.
 
     Raises:
-        _ListError: There are several.
+        ListError: There are several.
     """
     words = [word.lower() for word in header]
     for ranked in RANKED_LABEL_HEADERS:
         for i, word in enumerate(words):
             if i != file_column and word in ranked and not (word == "y" and "x" in words):
                 return i
-    width = max((len(row.cells) for row in body), default=1)
-    others = [i for i in range(width) if i != file_column and any(_cell(row, i) for row in body)]
-    plain = [i for i in others if not (len(others) > 1 and _is_index(body, header, i))]
+    filled, counting = _scan_columns(_body(table, header))
+    others = [i for i in sorted(filled) if i != file_column]
+
+    def is_index(column: int) -> bool:
+        if column < len(header):
+            return words[column] in INDEX_HEADERS
+        return column in counting
+
+    plain = [i for i in others if not (len(others) > 1 and is_index(i))]
     if len(plain) > 1:
-        both = (row for row in body if _cell(row, plain[0]) and _cell(row, plain[1]))
-        raise _doubt("labels", plain, header, next(both, body[0]))
+        both = (
+            row for row in _body(table, header) if _cell(row, plain[0]) and _cell(row, plain[1])
+        )
+        raise _doubt("labels", plain, header, next(both, None) or next(_body(table, header)))
     return next(iter(plain or others), None)
 
 
-def _doubt(what: str, columns: Sequence[int], header: Sequence[str], row: Row) -> _ListError:
-    """Return the error that several columns may hold the files, or the labels."""
-    first, second = (repr(header[i]) if i < len(header) else f"number {i + 1}" for i in columns[:2])
-    message = f"columns {first} and {second} may both hold the {what}: {row}"
-    return _ListError(message, "name the columns in a header: `path,label`")
+def _body(table: ListRows, header: Sequence[str]) -> Iterator[Row]:
+    """Return the rows below the header."""
+    return itertools.islice(table, int(bool(header)), None)
+
+
+def _scan_columns(rows: Iterable[Row]) -> tuple[set[int], set[int]]:
+    """Return the columns that are not empty, and those that only count the rows."""
+    filled: set[int] = set()
+    counting: dict[int, int] = {}  # columns that have counted so far, and their first number
+    count = 0
+    for count, (_, cells) in enumerate(rows, start=1):
+        if count == 1:
+            starts = {i: as_class_number(cell) for i, cell in enumerate(cells)}
+            counting = {i: start for i, start in starts.items() if start in (0, 1)}
+        filled.update(i for i, cell in enumerate(cells) if cell)
+        for i, start in [*counting.items()]:
+            if (cells[i] if i < len(cells) else "") != str(start + count - 1):
+                del counting[i]
+    return filled, set(counting) if count > 1 else set()
 
 
 def _is_index(body: Sequence[Row], header: Sequence[str], column: int) -> bool:
     """Return whether a column only counts the rows."""
     if column < len(header):
         return header[column].lower() in INDEX_HEADERS
-    cells = [_cell(row, column) for row in body]
-    start = as_class_number(cells[0]) if cells else None
-    counted = [str(n) for n in range(start or 0, (start or 0) + len(cells))]
-    return len(cells) > 1 and start in (0, 1) and cells == counted
+    return column in _scan_columns(body)[1]
+
+
+def _doubt(what: str, columns: Sequence[int], header: Sequence[str], row: Row) -> ListError:
+    """Return the error that several columns may hold the files, or the labels."""
+    first, second = (repr(header[i]) if i < len(header) else f"number {i + 1}" for i in columns[:2])
+    message = f": columns {first} and {second} may both hold the {what}: {row}"
+    return ListError(message, "name the columns in a header: `path,label`")
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -335,10 +282,10 @@ class _FileFinder:
                         self.base, self.ending, self.from_windows = base, ending, from_windows
                         return
 
-    def find(self, name: str) -> Path:
-        """Return the path of a file, whether it exists or not."""
+    def complete(self, name: str) -> str:
+        """Return the path of a file within `base`, whether it exists or not."""
         text = name.replace("\\", "/") if self.from_windows else name
-        return self.base / (text + self.ending)
+        return text + self.ending
 
     def _bases(self) -> list[Path]:
         """Return the folder of the list, and the folders in it."""

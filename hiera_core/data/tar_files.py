@@ -51,9 +51,7 @@ def read_members(
     Raises:
         OSError, tarfile.TarError: It cannot be read, or ends within a member.
     """
-    is_path = isinstance(file, Path)
-    name, opened = (file, None) if is_path else (None, file)
-    with tarfile.open(name, "r:", opened) as archive:  # type: ignore[call-overload]
+    with tarfile.open(*_arguments(file)) as archive:  # type: ignore[call-overload]
         for entry in archive:
             ending = ending_of(entry.name)
             if not entry.isfile():
@@ -65,21 +63,42 @@ def read_members(
                 passed_over[HIDDEN if hidden else ending or NO_EXTENSION] += 1
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """Return the content of the `.cls` files in a tar file, by the key of their sample.
+def read_samples(file: Path | IO[bytes], labelled: bool) -> list[tuple[Member, str | None]]:
+    """Return the images and videos in a tar file in the format of webdataset, with their labels,
+    in its order. It is read once, from its beginning to its end.
+
+    Files with the same name up to the first dot are one sample. Its `.cls` file holds the label.
+
+    Args:
+        file: The tar file, or its path.
+        labelled: Whether labels are read. None stands for a sample without one.
 
     Raises:
-        OSError, tarfile.TarError: It cannot be read.
+        OSError, tarfile.TarError: It cannot be read, or ends within a member.
     """
-    labels = {}
-    with tarfile.open(path, "r:") as archive:
+    samples: dict[str, Member] = {}
+    labels: dict[str, str] = {}
+    with tarfile.open(*_arguments(file)) as archive:  # type: ignore[call-overload]
         for entry in archive:
-            name = entry.name.rpartition("/")[2]
-            is_label = name.partition(".")[2] == "cls" and not _is_hidden(entry.name)
-            if is_label and entry.isfile() and (content := archive.extractfile(entry)):
-                text = content.read(MAX_LABEL_BYTES).decode("utf-8", "replace").strip()
-                labels[Member(entry.name, 0, 0).key] = text
-    return labels
+            if not entry.isfile() or _is_hidden(entry.name):
+                continue
+            member = Member(entry.name, entry.offset_data, entry.size, entry.issparse())
+            if ending_of(entry.name) in ENDINGS:
+                samples[member.key] = member
+            elif labelled and _is_label(entry.name) and (content := archive.extractfile(entry)):
+                text = content.read(MAX_LABEL_BYTES).decode("utf-8", "replace")
+                labels[member.key] = text.strip()
+            archive.members.clear()  # it would keep all of them
+    return [(member, labels.get(key)) for key, member in samples.items()]
+
+
+def _is_label(name: str) -> bool:
+    return name.rpartition("/")[2].partition(".")[2] == "cls"
+
+
+def _arguments(file: Path | IO[bytes]) -> tuple[Path | None, str, IO[bytes] | None]:
+    """Return the arguments of `tarfile.open` for a file or its path."""
+    return (file, "r:", None) if isinstance(file, Path) else (None, "r:", file)
 
 
 def expand_braces(text: str) -> list[str]:

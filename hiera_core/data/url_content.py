@@ -50,10 +50,10 @@ def fetch_content(
             the file is incomplete or too large.
         UsageError: The package of a remote place is not installed.
     """
-    if remote_files.is_remote(url):
-        if public_only:
-            remote_files.check_public(url)
-        return keep_content(remote_files.fetch_ranges(url, span))
+    if remote_files.is_remote(url) and public_only:
+        remote_files.check_public(url)
+    if remote_files.is_remote(url) or span is not None:
+        return keep_content(remote_files.fetch_ranges(url, span, public_only=public_only))
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with open_url(url, total_s=TOTAL_S, public_only=public_only) as response:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, TypedDict, overload
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
 from ..records import Kind
@@ -17,6 +16,7 @@ from ..zoo import Family
 from . import cpu
 from .attention import Implementation, MaskUnitAttention
 from .config import BlockSpec
+from .kernels.recomputing import Checkpointing, as_checkpointing, recompute
 from .pretrained import PretrainedMixin
 from .timm_interface.feature_info import FeatureEntry, FeatureInfo, absolute_indices
 from .timm_interface.map_formats import arrange, channels_first
@@ -38,14 +38,15 @@ class Encoder(nn.Module, PretrainedMixin):
 
     Attributes:
         block_specs: Specification of every block.
-        grad_checkpointing: Whether blocks are recomputed in the backward pass.
+        grad_checkpointing: Whether blocks are recomputed in the backward pass; `selective`:
+            without their matrix products.
     """
 
     family: ClassVar[Family] = "hiera"
     _config: Any  # `HieraConfig` or `HieraDetConfig`
     block_specs: list[BlockSpec]
     blocks: nn.ModuleList
-    grad_checkpointing: bool = False
+    grad_checkpointing: Checkpointing = False
 
     @property
     def config(self) -> EncoderArguments:
@@ -273,9 +274,17 @@ class Encoder(nn.Module, PretrainedMixin):
         maps = [arrange(each, first) for each in maps]
         return maps if intermediates_only else (after[last], maps)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: Checkpointing = True) -> None:
+        """Recompute each block in the backward pass instead of storing its activations.
+
+        Args:
+            enable: `selective` stores the results of matrix products and of attention, and
+                recomputes the rest, which takes little time.
+
+        Raises:
+            UsageError: It is another text.
+        """
+        self.grad_checkpointing = as_checkpointing(enable)
 
     def run_blocks(
         self, blocks: Iterable[nn.Module], x: torch.Tensor, *, windowed: bool
@@ -290,7 +299,7 @@ class Encoder(nn.Module, PretrainedMixin):
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return cpu.run_blocks([*blocks], x, windowed=windowed)
         for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = recompute(self.grad_checkpointing, block, x)
         return x
 
 

@@ -14,6 +14,7 @@ from ..errors import UsageError, is_whole
 from .config import HieraConfig
 from .encoder import Encoder, unwrap_model
 from .hiera import HieraEncoder
+from .kernels.recomputing import Checkpointing
 from .sam2.hieradet import HieraDet
 from .timm_interface import parameter_groups
 from .timm_interface.feature_info import FeatureInfo, absolute_indices
@@ -102,8 +103,9 @@ class FeatureBackbone(nn.Module):
                 block.eval()
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its activations."""
+    def set_grad_checkpointing(self, enable: Checkpointing = True) -> None:
+        """Recompute each block in the backward pass instead of storing its activations; see
+        `Encoder.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> list[str]:

@@ -8,6 +8,7 @@ strength of the weight decay is chosen, on a part of the training samples.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +44,15 @@ class LinearProbe:
         return F.linear((vectors - self.mean) / self.std, self.weight, self.bias)
 
 
-def fit_linear_probe(train: FrozenFeatures, num_classes: int) -> LinearProbe:
+def fit_linear_probe(
+    train: FrozenFeatures, num_classes: int, on_step: Callable[[], None] = lambda: None
+) -> LinearProbe:
     """Fit a linear probe, and choose its weight decay.
 
     Args:
         train: Features with labels.
         num_classes: Number of classes.
+        on_step: Called before each evaluation of the loss. What it raises ends the fit.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SEED))
     count = max(1, round(HELD_OUT * len(train)))
@@ -57,17 +61,21 @@ def fit_linear_probe(train: FrozenFeatures, num_classes: int) -> LinearProbe:
     probe = None
     for decay in sorted(DECAYS, reverse=True) if len(rest) else ():
         # The strongest decay comes first, because each solution is a good start for the next one.
-        probe = _fit(rest, num_classes, decay, start=probe)
+        probe = _fit(rest, num_classes, decay, probe, on_step)
         right = probe.scores(held_out.vectors).argmax(1) == held_out.labels
         accuracy[decay] = float(right.float().mean())
     # Of equally good ones, take the strongest.
     best = max(accuracy, key=lambda decay: (accuracy[decay], decay), default=max(DECAYS))
     log.debug("accuracy by weight decay: %s", accuracy)
-    return _fit(train, num_classes, best, start=None)
+    return _fit(train, num_classes, best, None, on_step)
 
 
 def _fit(
-    train: FrozenFeatures, num_classes: int, decay: float, start: LinearProbe | None
+    train: FrozenFeatures,
+    num_classes: int,
+    decay: float,
+    start: LinearProbe | None,
+    on_step: Callable[[], None],
 ) -> LinearProbe:
     """Minimise the mean cross entropy plus decay / 2 times the squared norm of the weight."""
     mean, std = train.vectors.mean(0), train.vectors.std(0, correction=0).clamp(min=1e-6)
@@ -86,6 +94,7 @@ def _fit(
     )
 
     def loss() -> float:
+        on_step()
         optimizer.zero_grad()
         value = F.cross_entropy(F.linear(x, weight, bias), train.labels)
         value = value + decay / 2 * weight.square().sum()

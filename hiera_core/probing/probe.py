@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack
@@ -108,6 +108,7 @@ def judge(
     *,
     method: Method,
     neighbours: int = NEIGHBOURS,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Train a probe on some features, and count how often it is right on others.
 
@@ -115,6 +116,7 @@ def judge(
         data: The data, with the names of the classes.
         train, val: Its features.
         method, neighbours: See `probe`.
+        on_step: See `fit_linear_probe`.
 
     Raises:
         UsageError: No sample of a part could be read.
@@ -131,7 +133,7 @@ def judge(
         found = knn_scores(train, val.vectors, num_classes, neighbours)
         facts["neighbours"] = min(neighbours, len(train))
     else:
-        fitted = fit_linear_probe(train, num_classes)
+        fitted = fit_linear_probe(train, num_classes, on_step)
         found = fitted.scores(val.vectors)
         facts["weight_decay"] = fitted.decay
     evaluation = _count(found, val, data.train.classes, train.failed)

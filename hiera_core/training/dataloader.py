@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # of the model's input size. SlowFast resizes the short side to between 256 and 320 pixels for an
 # input size of 224.
 MAX_SHORT_SIDE = 320 / 224
+FETCHES = 16  # remote samples that a worker fetches at a time
 
 
 @dataclass
@@ -58,7 +60,39 @@ class LoadedSample:
     error: str | None = None
 
 
-class TrainDataset(Dataset[LoadedSample]):
+class _Samples(Dataset[LoadedSample]):
+    """Samples that a worker loads one by one; remote ones are fetched together."""
+
+    samples: MediaDataset
+    expected: Kind
+
+    def __getitem__(self, key: SampleKey) -> LoadedSample:
+        return _load(self._read, self.samples, key, self.expected)
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[LoadedSample]:
+        """Return several samples. PyTorch calls this for a batch.
+
+        A remote sample takes as long as the answer of its server, so threads fetch the next ones
+        while one is decoded.
+        """
+        numbers = [key.sample for key in keys if key.sample is not None]
+        if not numbers or self.samples.sources[numbers[0]].url is None:
+            return [self[key] for key in keys]
+        with ThreadPoolExecutor(min(FETCHES, len(numbers)), "fetch") as pool:
+            fetched = {n: pool.submit(self.samples.sources[n].content) for n in numbers}
+            return [self._load_fetched(key, fetched) for key in keys]
+
+    def _load_fetched(
+        self, key: SampleKey, fetched: dict[int, Future[Path | bytes]]
+    ) -> LoadedSample:
+        content = None if key.sample is None else fetched[key.sample].result
+        return _load(self._read, self.samples, key, self.expected, content)
+
+    def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
+        raise NotImplementedError
+
+
+class TrainDataset(_Samples):
     """Augmented training samples, addressed by `SampleKey`.
 
     Args:
@@ -79,9 +113,7 @@ class TrainDataset(Dataset[LoadedSample]):
     ) -> None:
         self.samples, self.augment, self.clip, self.masking = samples, augment, clip, masking
         self.seed, self.repeats = recipe.seed, recipe.data.repeats
-
-    def __getitem__(self, key: SampleKey) -> LoadedSample:
-        return _load(self._read, self.samples, key, "video" if self.clip else "image")
+        self.expected = "video" if clip else "image"
 
     def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
         epoch, sample = key
@@ -104,7 +136,7 @@ class TrainDataset(Dataset[LoadedSample]):
         return LoadedSample(key, torch.stack(views), erasures=tuple(erasures), visible_units=units)
 
 
-class EvalDataset(Dataset[LoadedSample]):
+class EvalDataset(_Samples):
     """Samples as evaluation sees them: one centre view each, in bytes, and a fixed mask. The
     transform normalises them, on the device.
 
@@ -121,10 +153,7 @@ class EvalDataset(Dataset[LoadedSample]):
         masking: MaskSampler | None = None,
     ) -> None:
         self.samples, self.transform, self.masking = samples, transform, masking
-
-    def __getitem__(self, key: SampleKey) -> LoadedSample:
-        is_image = isinstance(self.transform, ImageTransform)
-        return _load(self._read, self.samples, key, "image" if is_image else "video")
+        self.expected = "image" if isinstance(transform, ImageTransform) else "video"
 
     def _read(self, key: SampleKey, content: Path | bytes) -> LoadedSample:
         if isinstance(self.transform, ImageTransform):
@@ -305,8 +334,10 @@ def _load(
     samples: MediaDataset,
     key: SampleKey,
     expected: Kind,
+    content_of: Callable[[], Path | bytes] | None = None,
 ) -> LoadedSample:
-    """Load a sample with `read`, and return its error if it cannot be read.
+    """Load a sample with `read`, and return its error if it cannot be read. `content_of` returns
+    its content, if that is being fetched already.
 
     An unreadable sample is not replaced by another one: its `views` are None.
     """
@@ -315,7 +346,7 @@ def _load(
     source = samples.sources[key.sample]
     name = source.name
     try:
-        content = source.content()
+        content = (content_of or source.content)()
         kind = kind_for_model(content, name, takes_videos=expected == "video")
         if kind != expected:
             raise InputError(f"expected {expected}, got {kind}", f"the model takes {expected}s")

@@ -55,7 +55,9 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on CUDA
     # Decay of the weights' exponential moving average (EMA), which is validated and saved; 0: none.
     ema: float = 0.0
-    grad_checkpointing: bool = False
+    # Whether blocks are recomputed in the backward pass, to save memory; "selective": but for their
+    # matrix products.
+    grad_checkpointing: bool | Literal["selective"] = False
     deterministic: bool = False  # only kernels whose results do not change from run to run
     seed: int = 0
     log_every: int = 20  # steps between measurements in the log

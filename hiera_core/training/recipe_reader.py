@@ -143,6 +143,8 @@ OTHER_NAMES = {
     "model_ema": "ema",
     "model_ema_decay": "ema",
     "gradient_checkpointing": "grad_checkpointing",
+    "checkpointing": "grad_checkpointing",
+    "activation_checkpointing": "grad_checkpointing",
     "random_seed": "seed",
     "val_split": "data.val",
     "validation": "data.val",

@@ -16,6 +16,7 @@ from ..atomic import atomic_file, translate_write_errors
 from ..errors import UsageError
 from ..plain_data import to_json
 from ..viz import charts
+from .trackers.sender import Outcome
 from .trackers.tracker import check_installed, open_trackers
 
 log = logging.getLogger("hiera")
@@ -142,8 +143,8 @@ class RunLog:
         elif event in ("val", "probe"):
             self._show(event, values)
 
-    def close(self) -> None:
-        """Close the log, if it is open."""
+    def close(self, outcome: Outcome = "finished") -> None:
+        """Close the log, if it is open, and tell trackers how the run has ended."""
         if not self.active or not hasattr(self, "_file"):
             return
         if self._table:
@@ -153,7 +154,7 @@ class RunLog:
             self._file.close()
         for tracker in getattr(self, "_trackers", ()):
             with contextlib.suppress(OSError):
-                tracker.close()
+                tracker.close(outcome)
 
     def draw_curves(self) -> Path | None:
         """Draw the curves of loss and accuracy from the log.

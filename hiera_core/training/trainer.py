@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 
 from ..atomic import unfinished
-from ..data.datasets import Splits, is_built_in, open_splits
+from ..data.datasets import Splits, is_built_in, is_url, open_splits
 from ..errors import CheckpointError, TrainingError, UsageError, check_type
 from . import run_folder
 from .build import RunOptions, TrainingSetup, build_training
@@ -36,6 +36,7 @@ from .steps.determinism import deterministic_kernels
 from .steps.profiler import StepProfiler
 from .steps.train_step import TrainStep
 from .steps.utilisation import peak_flops, training_flops
+from .trackers.sender import Outcome
 from .validate import ema_weights
 
 log = logging.getLogger("hiera")
@@ -161,10 +162,11 @@ def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Sp
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
     check_type("data", data, (str, Path), "a path, or digits or shapes")
     parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
-    for part in [] if is_built_in(data) else parts or [Path(data)]:
+    for part in [] if is_built_in(data) or is_url(data) else parts or [Path(data)]:
         run_folder.check_apart(Path(folder), part)
-    if isinstance(recipe.data.val, str) and not is_built_in(recipe.data.val):
-        run_folder.check_apart(Path(folder), Path(recipe.data.val), "the held-out data")
+    val = recipe.data.val
+    if isinstance(val, str) and not is_built_in(val) and not is_url(val):
+        run_folder.check_apart(Path(folder), Path(val), "the held-out data")
     return open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
 
 
@@ -224,6 +226,7 @@ class Trainer:
         """Train to the last step, export the weights, and return the last measurements."""
         last = self._resume()
         self.run_log.open(last["step"])
+        outcome: Outcome = "failed"
         try:
             facts = self.setup.facts(self.sampler.steps, self.splits)
             self.run_log.show_start(self.recipe.model.name, facts)
@@ -244,9 +247,13 @@ class Trainer:
                 self._train_from(last)
             if self.world.is_main_process:
                 self.run_log.draw_curves()
+            outcome = "finished"
+        except BaseException as error:  # a signal is no Exception
+            outcome = "failed" if isinstance(error, Exception) else "interrupted"
+            raise
         finally:
             self.checkpoints.close()
-            self.run_log.close()
+            self.run_log.close(outcome)
         with ema_weights(self.training):
             self.run_folder.export(self.setup, last)
         result: TrainingResult = last  # type: ignore[assignment]

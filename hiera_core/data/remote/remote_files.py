@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...errors import InputError, UsageError, first_line
+from ...errors import HieraError, InputError, UsageError, first_line
 from .. import tar_files
 from ..media_types import ENDINGS, ending_of
+from .web_ranges import WebRanges
 
 T = TypeVar("T")
 REMOTE = re.compile(r"([a-z][a-z0-9+-]{1,30})://", re.IGNORECASE)
@@ -64,13 +65,20 @@ def is_remote(text: str) -> bool:
     return found is not None and found[1].lower() not in WEB
 
 
-def open_place(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path within it.
+def open_place(url: str, *, public_only: bool = False) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path within it. A web server is one whose files are
+    read in ranges.
+
+    Args:
+        url: The URL.
+        public_only: Refuse web servers in private networks.
 
     Raises:
         UsageError: fsspec or the package of this place is not installed, or nobody knows it.
     """
     scheme = url.partition("://")[0].lower()
+    if scheme in ("http", "https"):
+        return WebRanges(public_only), url
     try:
         import fsspec
 
@@ -102,12 +110,15 @@ def check_public(url: str) -> None:
         raise InputError(f"{scheme}:// may lead into a private network", "--private-urls allows it")
 
 
-def fetch_ranges(url: str, span: tuple[int, int] | None = None) -> Iterator[bytes]:
+def fetch_ranges(
+    url: str, span: tuple[int, int] | None = None, *, public_only: bool = False
+) -> Iterator[bytes]:
     """Yield the content of a file, or of a part of it, range by range.
 
     Args:
         url: The file.
         span: Offset and size in bytes; None for all of it.
+        public_only: Refuse web servers in private networks.
 
     Raises:
         InputError: The file does not exist, is larger than `MAX_BYTES`, or is shorter than the
@@ -115,7 +126,7 @@ def fetch_ranges(url: str, span: tuple[int, int] | None = None) -> Iterator[byte
     """
     with as_input_errors():
         try:
-            system, path = open_place(url)
+            system, path = open_place(url, public_only=public_only)
         except UsageError as error:
             if isinstance(error.__cause__, ValueError):  # one bad URL must not end a run
                 raise InputError(error.message, error.hint) from error
@@ -274,12 +285,14 @@ def as_input_errors() -> Iterator[None]:
     """Convert the errors of a place within the block to an InputError."""
     try:
         yield
-    except (InputError, UsageError):
+    except HieraError:
         raise
     except FileNotFoundError as error:
         raise InputError("no such file", "check the URL") from error
     except PermissionError as error:
         raise InputError("access denied", "check the credentials") from error
+    except NotImplementedError as error:
+        raise InputError(first_line(error), "download it yourself") from error
     except TimeoutError as error:
         hint = "check the network and the credentials"
         raise InputError(f"cannot be fetched ({error})", hint) from error

@@ -17,7 +17,6 @@ from typing import ClassVar, NamedTuple, Unpack
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
 from ...zoo import Family
@@ -26,6 +25,7 @@ from ..attention import MaskUnitAttention, eager_attention, fused_attention
 from ..block import HieraBlock
 from ..config import MAX_TOKENS
 from ..encoder import Encoder, norm_factory, split_blocks
+from ..kernels.recomputing import recompute
 from ..layers import PatchEmbed, init_layer
 from ..probes import known_forward
 from ..sizes import legal_sizes
@@ -221,7 +221,7 @@ class HieraDet(Encoder):
             for number, block in enumerate(blocks):
                 windows = (before if number == 0 else after).groups
                 if self.grad_checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(block, x, windows, use_reentrant=False)
+                    x = recompute(self.grad_checkpointing, block, x, windows)
                 else:
                     x = block(x, windows)
         # Where windows change, the first block of the stage is a group of its own.

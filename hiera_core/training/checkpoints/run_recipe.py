@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ...data.datasets import is_built_in
+from ...data.datasets import is_built_in, is_url
 from ...device import select_device
 from ...errors import CheckpointError, UsageError, check_type
 from ...weights import names
@@ -21,6 +22,7 @@ from . import checkpoint
 from .checkpoint_meta import META, read_meta
 
 RECIPE_NAME = "recipe.yaml"
+PATTERN = re.compile(r"\.(tar|parquet)(\?.*)?$")  # files that a pattern may stand for
 
 
 def complete_recipe(
@@ -97,9 +99,11 @@ def _saved_recipe(folder: Path, options: RunOptions) -> dict[str, Any] | None:
 
 
 def _absolute_data(location: str | Path) -> str:
-    """Return the absolute path of data. A built-in data set, and what does not exist, stays."""
+    """Return the absolute path of data. A built-in data set, a URL and what is missing stay."""
     text = str(location)
-    is_path = os.path.lexists(text) or text.endswith(".tar")  # also a pattern of tar files
+    if is_url(location):
+        return text
+    is_path = os.path.lexists(text) or PATTERN.search(text) is not None
     is_path = (is_path and not is_built_in(location)) or isinstance(location, Path)
     return str(Path(text).absolute()) if is_path else text
 

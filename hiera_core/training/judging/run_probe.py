@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from ..dataloader import Collator, EvalDataset, make_loader
 from ..distributed import World, unwrap_model
 from ..recipe import Recipe
 from ..validate import MAX_BATCH, ema_weights, eval_batches
+
+POLL_S = 0.5  # between the looks of all processes at a solver that works
 
 
 class RunProbe:
@@ -61,16 +65,41 @@ class RunProbe:
         train, val = parts
         if train is None or val is None:
             return None
+        return self._solve(train, val, stops)
+
+    def _solve(
+        self, train: FrozenFeatures, val: FrozenFeatures, stops: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """Judge the features in a thread of the main process.
+
+        Meanwhile, all processes ask each other again and again whether it is done: a collective in
+        which the others wait until then would time out, and nobody would see a signal.
+        """
+        job: _Job | None = None
+        if self.world.is_main_process:
+            job = _Job(lambda on_step: self._judge(train, val, on_step))
+        while self.world.any(job is not None and not job.wait(POLL_S)):
+            if stops():
+                if job is not None:
+                    job.cancel()
+                return None
         found: dict[str, Any] | None = None
-        with self.world.main_process_step() as is_main:
-            if is_main:
-                found = self._judge(train, val)
+        with self.world.main_process_step():
+            if job is not None:
+                found = job.result()
         return next(values for values in self.world.gather(found) if values is not None)
 
-    def _judge(self, train: FrozenFeatures, val: FrozenFeatures) -> dict[str, Any]:
+    def _judge(
+        self, train: FrozenFeatures, val: FrozenFeatures, on_step: Callable[[], None]
+    ) -> dict[str, Any]:
         settings = self.settings
         evaluation = judge(
-            self.data, train, val, method=settings.method, neighbours=settings.neighbours
+            self.data,
+            train,
+            val,
+            method=settings.method,
+            neighbours=settings.neighbours,
+            on_step=on_step,
         )
         found = {"top1": evaluation.top1, "top5": evaluation.top5}
         counts = {"samples": evaluation.samples, "train_samples": len(train)}
@@ -104,6 +133,41 @@ class RunProbe:
         unread = set(range(len(samples))) - set(rows.tolist())
         failed = [(samples.sources[row].name, "it cannot be read") for row in sorted(unread)]
         return FrozenFeatures(torch.cat([part for _, part in gathered])[order], labels, failed)
+
+
+class _Cancelled(Exception):
+    """Nobody waits for the result any more."""
+
+
+class _Job:
+    """A function that runs in a thread.
+
+    Args:
+        function: Gets a function that it calls now and then, which ends it when it is cancelled.
+    """
+
+    def __init__(self, function: Callable[[Callable[[], None]], dict[str, Any]]) -> None:
+        self._cancelled = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "probe")
+        self._future = self._pool.submit(torch.no_grad()(function), self._check)
+        self._pool.shutdown(wait=False)
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether it is done, after some time at most."""
+        return bool(wait([self._future], seconds).done)
+
+    def result(self) -> dict[str, Any]:
+        """Return what the function returns, or raise what it raises."""
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """End it, and wait for that."""
+        self._cancelled.set()
+        wait([self._future])
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise _Cancelled
 
 
 def _open(recipe: Recipe, splits: Splits) -> ProbeData:

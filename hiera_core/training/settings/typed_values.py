@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -75,8 +76,17 @@ def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
         return None
     if isinstance(value, str) and str in members:
         return value
-    others = [member for member in members if member not in (NoneType, str)]
-    return _convert(others[0] if others else str, value, where)
+    others = [member for member in members if member not in (NoneType, str)] or [str]
+    for member in others[:-1]:
+        with contextlib.suppress(UsageError):
+            return _convert(member, value, where)
+    try:
+        return _convert(others[-1], value, where)
+    except UsageError as error:
+        if len(others) == 1:
+            raise
+        expected = " or ".join(_describe_type(member) for member in others)
+        raise UsageError(error.message, f"expected {expected}") from error
 
 
 def _describe_type(kind: Any) -> str:

@@ -10,10 +10,12 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from .sender import Outcome
 from .tracker import TrackedRun
 
 EXPERIMENT = "hiera"  # unless MLFLOW_EXPERIMENT_NAME names another one
 FOLDER = "mlruns"  # in the folder of the run, unless MLFLOW_TRACKING_URI names a server
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 MAX_VALUE = 500  # characters of a parameter, MLflow's limit for all stores
 
 
@@ -51,6 +53,6 @@ class MlflowTracker:
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
-        self._client.set_terminated(self.id)
+        self._client.set_terminated(self.id, STATUS[outcome])

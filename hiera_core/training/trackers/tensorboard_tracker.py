@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .sender import Outcome
 from .tracker import TrackedRun
 
 FOLDER = "tensorboard"
@@ -23,6 +24,6 @@ class TensorBoardTracker:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
         self._writer.close()

@@ -1,32 +1,22 @@
-"""The interface of a tracker, and the trackers by name."""
+"""The trackers by name, and how they are opened."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
-import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...atomic import atomic_file
 from ...errors import UsageError, first_line
 from ..recipe import TRACKERS
+from .sender import Sender, Tracker
 
-log = logging.getLogger("hiera")
 IDS = "trackers.json"  # in the folder of the run: the name that each tracker has for it
-
-
-class Tracker(Protocol):
-    """Receives the measurements of a run."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Receive measurements of a step, by names such as `step/loss` and `val/top1`."""
-
-    def close(self) -> None:
-        """Send what has not been sent."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +34,6 @@ class TrackedRun:
     id: str
     step: int
     facts: Mapping[str, Any]
-
-
-class _Forgiving:
-    """A tracker whose errors do not end the run. After the first one, it gets no more numbers; all
-    of them are in log.jsonl."""
-
-    def __init__(self, tracker: Tracker, name: str) -> None:
-        self._tracker: Tracker | None = tracker
-        self._name = name
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker.log`."""
-        self._forgive(lambda tracker: tracker.log(step, values))
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._forgive(lambda tracker: tracker.close())
-
-    def _forgive(self, call: Callable[[Tracker], None]) -> None:
-        if self._tracker is None:
-            return
-        try:
-            call(self._tracker)
-        except Exception as error:
-            self._tracker = None
-            log.warning(
-                "%s gets no more measurements (%s); log.jsonl has all of them",
-                self._name,
-                first_line(error),
-            )
 
 
 # The module and the class of each tracker, the package that it needs, and the extra that has it.
@@ -131,14 +91,18 @@ def open_trackers(
         ids.setdefault(name, f"{folder.resolve().name}-{secrets.token_hex(4)}")
         run = TrackedRun(folder, ids[name], step, facts)
         try:
-            opened = getattr(importlib.import_module(f".{module}", __package__), cls)(run)
+            create = functools.partial(
+                getattr(importlib.import_module(f".{module}", __package__), cls), run
+            )
+            # TensorBoard only writes files here, whose errors are those of the run.
+            opened: Tracker = create() if name == "tensorboard" else Sender(create, name)
         except Exception as error:
             raise UsageError(
                 f"--track {name} cannot begin ({first_line(error)})",
                 "check its settings and the network, or leave it out",
             ) from error
-        ids[name] = getattr(opened, "id", ids[name])  # some trackers choose it themselves
-        trackers.append(opened if name == "tensorboard" else _Forgiving(opened, name))
+        ids[name] = getattr(opened, "id", None) or ids[name]  # some trackers choose it themselves
+        trackers.append(opened)
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(ids))
     return trackers

@@ -10,6 +10,7 @@ from typing import Any
 
 import trackio
 
+from .sender import Outcome
 from .tracker import TrackedRun
 
 PROJECT = "hiera"  # unless TRACKIO_PROJECT names another one
@@ -35,7 +36,7 @@ class TrackioTracker:
         """See `Tracker.log`."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.finish()

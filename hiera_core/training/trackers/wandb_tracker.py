@@ -8,9 +8,12 @@ from typing import Any
 
 import wandb
 
+from .sender import Outcome
 from .tracker import TrackedRun
 
 PROJECT = "hiera"  # unless WANDB_PROJECT names another one
+
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 
 class WandbTracker:
@@ -35,6 +38,6 @@ class WandbTracker:
         """See `Tracker.log`."""
         self._run.log({"step": step, **values})
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
-        self._run.finish()
+        self._run.finish(exit_code=EXIT_CODES[outcome])

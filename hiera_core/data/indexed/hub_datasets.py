@@ -1,0 +1,122 @@
+"""Parquet files of data sets on the Hugging Face Hub: `hf://datasets/user/name[@revision]`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UsageError
+from ...weights import hub_patience
+from ...weights.download import as_error, is_offline
+from .parquet_images import TableFile
+
+REFS = "refs/convert/parquet"  # where the Hub keeps its Parquet files of data in other formats
+NAME = re.compile(
+    r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<inner>.*))?"
+)
+CURES = "check the name, the network and HF_TOKEN, or download it: hf download --repo-type dataset"
+log = logging.getLogger("hiera")
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set on the hub.
+
+    Args:
+        repo: `user/name`.
+        revision: A branch, tag or commit; None for `main`.
+        inner: What is wanted of it: a split, a configuration, both, a file or a folder; "" for all.
+    """
+
+    repo: str
+    revision: str | None
+    inner: str
+
+    def files(self) -> dict[str, TableFile]:
+        """Return the Parquet files by their paths within the data set.
+
+        Raises:
+            HubError: The hub does not answer, or has no such data set.
+            UsageError: It has no Parquet files.
+        """
+        if is_offline():
+            return self._cached_files()
+        found = self._listed(self.revision)
+        if not found and self.revision is None:
+            found = self._listed(REFS)
+        if not found:
+            raise UsageError(
+                f"hf://datasets/{self.repo} holds no Parquet files",
+                "convert it with `datasets`: load_dataset(...).push_to_hub(...)",
+            )
+        return found
+
+    def _listed(self, revision: str | None) -> dict[str, TableFile]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        found: dict[str, TableFile] = {}
+        try:
+            with hub_patience.limited():
+                tree = HfApi().list_repo_tree(
+                    self.repo, recursive=True, revision=revision, repo_type="dataset"
+                )
+                for entry in tree:
+                    if entry.path.endswith(".parquet") and hasattr(entry, "blob_id"):
+                        fetch = functools.partial(self._download, entry.path, revision)
+                        name = f"hf://datasets/{self.repo}/{entry.path}"
+                        found[entry.path] = TableFile(name, [entry.size, entry.blob_id], fetch)
+        except RevisionNotFoundError as error:
+            if revision == REFS:
+                return {}
+            raise as_error(self.repo, error, cures=CURES) from error
+        except Exception as error:  # network libraries raise many types
+            raise as_error(self.repo, error, cures=CURES) from error
+        return found
+
+    def _download(self, file: str, revision: str | None) -> Path:
+        """Return a file in the hub's cache, after downloading it if it is not there."""
+        from huggingface_hub import hf_hub_download
+
+        options: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
+        try:
+            with hub_patience.limited():
+                return Path(hf_hub_download(self.repo, file, **options))
+        except Exception as error:
+            raise as_error(self.repo, error, cures=CURES) from error
+
+    def _cached_files(self) -> dict[str, TableFile]:
+        """Return the files that are in the hub's cache."""
+        from huggingface_hub import snapshot_download
+
+        found: dict[str, TableFile] = {}
+        for revision in [self.revision] if self.revision else [None, REFS]:
+            try:
+                folder = Path(
+                    snapshot_download(
+                        self.repo, repo_type="dataset", revision=revision, local_files_only=True
+                    )
+                )
+            except Exception as error:
+                if revision != REFS or self.revision is not None:
+                    missing = error
+                continue
+            for path in sorted(folder.rglob("*.parquet")):
+                inner = path.relative_to(folder).as_posix()
+                found[inner] = TableFile.at(str(path))
+            if found:
+                return found
+        raise as_error(self.repo, missing, cures=CURES) from missing
+
+
+def parse(text: str) -> HubDataset | None:
+    """Return the data set that `hf://datasets/user/name[@revision][/part]` names, or None if this
+    is something else, such as a tar file in a data set."""
+    found = NAME.fullmatch(text)
+    if found is None or (found["inner"] or "").endswith(".tar"):
+        return None
+    return HubDataset(found["repo"], found["revision"], (found["inner"] or "").strip("/"))

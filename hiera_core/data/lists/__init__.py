@@ -1,0 +1,1 @@
+"""What a list of files and labels looks like."""

@@ -1,0 +1,108 @@
+"""Tests of activation checkpointing: the gradients stay, the memory shrinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import hiera_core
+from hiera_core.errors import UsageError
+from hiera_core.models.kernels.recomputing import Checkpointing
+from hiera_core.training import recipe_reader
+
+from .conftest import SMALL, draw_weights
+
+DECODER = {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 2}
+KINDS: tuple[Checkpointing, ...] = (False, "selective", True)
+
+
+def classifier() -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    torch.manual_seed(0)
+    model = draw_weights(hiera_core.Hiera(**SMALL)).train()
+    x = torch.randn(4, 3, 64, 64)
+    return model, lambda model: model(x).square().sum()
+
+
+def autoencoder() -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    torch.manual_seed(0)
+    config = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    model = hiera_core.MaskedAutoencoderHiera(**config, **DECODER)
+    draw_weights(model).train()
+    x, mask = torch.randn(4, 3, 64, 64), torch.tensor([[True, False, False, True]] * 4)
+    return model, lambda model: model(x, mask=mask)[0]
+
+
+def sam2() -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    torch.manual_seed(0)
+    model = hiera_core.HieraDet(
+        embed_dim=16, num_heads=1, stages=(1, 1, 2, 1), input_size=(128, 128)
+    )
+    draw_weights(model).train()
+    x = torch.randn(1, 3, 128, 128)
+    return model, lambda model: model.embed(x).square().sum()
+
+
+def gradients(model: Any, loss: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss(model).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: grad.clone() for name, grad in found.items()}
+
+
+def kept_bytes(model: Any, loss: Callable[[Any], torch.Tensor]) -> int:
+    """Return how much memory a forward pass takes and does not free: it waits for the backward."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        value = loss(model)
+    kept = sum(event.self_cpu_memory_usage for event in found.key_averages())
+    value.backward()
+    return int(kept)
+
+
+@pytest.mark.parametrize("make", [classifier, autoencoder, sam2])
+def test_gradients_are_equal_and_selective_memory_lies_between(make: Callable[[], Any]) -> None:
+    model, loss = make()
+    expected = gradients(model, loss)
+    memory: dict[Checkpointing, int] = {}
+    for kind in KINDS:
+        model.set_grad_checkpointing(kind)
+        assert model.grad_checkpointing == kind
+        found = gradients(model, loss)
+        assert set(found) == set(expected) and len(found) > 10
+        for name, grad in found.items():
+            scale = max(1.0, expected[name].abs().max().item())
+            assert (grad - expected[name]).abs().max().item() <= 1e-5 * scale, (kind, name)
+        memory[kind] = kept_bytes(model, loss)
+    assert memory[True] < 0.9 * memory["selective"], memory
+    assert memory["selective"] < 0.9 * memory[False], memory
+
+
+def test_matrix_products_are_not_computed_again() -> None:
+    model, loss = classifier()
+    counts = {}
+    for kind in KINDS:
+        model.set_grad_checkpointing(kind)
+        value = loss(model)
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            value.backward()
+        names = [event.name for event in found.events()]
+        products = sum(name in ("aten::addmm", "aten::bmm") for name in names)
+        counts[kind] = products, sum(name == "aten::native_layer_norm" for name in names)
+    assert counts["selective"][0] == counts[False][0] < counts[True][0], counts
+    assert counts[False][1] == 0 < counts["selective"][1] == counts[True][1], counts
+
+
+def test_the_recipe_takes_true_false_and_selective() -> None:
+    for value in (True, False, "selective"):
+        found = recipe_reader.read_recipe("hiera_nano_32", {"grad_checkpointing": value})
+        assert found.grad_checkpointing == value
+        assert type(found).from_dict(found.to_dict()) == found
+    for wrong in ("some", 1, None):
+        with pytest.raises(UsageError, match="expected bool or one of selective"):
+            recipe_reader.read_recipe("hiera_nano_32", {"grad_checkpointing": wrong})
+    model = hiera_core.Hiera(**SMALL)
+    with pytest.raises(UsageError, match="give True, False or 'selective'"):
+        model.set_grad_checkpointing("all")  # type: ignore[arg-type]

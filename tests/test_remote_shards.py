@@ -1,0 +1,265 @@
+"""Tests of training data in tar files at S3, at a web server, and in memory."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiera_core.data import datasets
+from hiera_core.data.indexed import remote_shards
+from hiera_core.data.indexed.sample_index import SampleIndex
+from hiera_core.data.remote import remote_files
+from hiera_core.errors import UsageError
+
+from .conftest import Faulty
+
+fsspec = pytest.importorskip("fsspec")
+Command = Callable[..., tuple[int, str, str]]
+SHARDS, EACH = 3, 8
+SETTINGS = ("batch_size=8", "schedule.epochs=2", "schedule.warmup_epochs=0", "log_every=1")
+NARROW = 'model.config={"embed_dim": 8, "stages": [1, 1, 1]}'
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HIERA_INDEX_FOLDER", str(tmp_path / "indices"))
+    return tmp_path / "indices"
+
+
+def digit_shard(number: int) -> bytes:
+    """Return a tar file of digits with labels, in webdataset's form."""
+    digits = datasets.open_dataset("digits")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for row in range(number * EACH, (number + 1) * EACH):
+            assert digits.labels is not None
+            content = digits.sources[row].content()
+            assert isinstance(content, bytes)
+            for ending, data in (("png", content), ("cls", str(digits.labels[row]).encode())):
+                entry = tarfile.TarInfo(f"{row:04}.{ending}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """A web server that sends parts of files, and counts its answers."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), WebHandler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.files: dict[str, bytes] = {}
+        self.log: list[str] = []
+        self.sends_parts, self.failures = True, 0
+
+
+class WebHandler(http.server.BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        web = self.server
+        web.log.append(f"{self.path} {self.headers.get('Range')}")
+        content = web.files.get(self.path)
+        if web.failures:
+            web.failures -= 1
+            self._answer(503, b"")
+        elif content is None:
+            self._answer(404, b"")
+        elif not web.sends_parts:
+            self._answer(200, content)
+        else:
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last) + 1]
+            total = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+            self._answer(206 if part else 416, part, {"Content-Range": total, "ETag": '"1"'})
+
+    def _answer(self, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.files = {f"/s-{n:02}.tar": digit_shard(n) for n in range(SHARDS)}
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    for number in range(SHARDS):
+        system.pipe_file(f"/shards/s-{number:02}.tar", digit_shard(number))
+    yield system
+    system.rm("/shards", recursive=True)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [event["loss"] for event in lines if event["event"] == "step"]
+
+
+def check_samples(samples: datasets.MediaDataset) -> None:
+    digits = datasets.open_dataset("digits")
+    assert samples.labels is not None and digits.labels is not None
+    assert samples.labels.tolist() == digits.labels[: SHARDS * EACH].tolist()
+    for number in (0, EACH, SHARDS * EACH - 1):
+        assert samples.sources[number].content() == digits.sources[number].content()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["s-{00..02}.tar", "s-*.tar", "s-0?.tar", ""], ids=["braces", "star", "one", "all"]
+)
+def test_shards_are_named_by_patterns_and_folders(memory: Any, pattern: str) -> None:
+    samples = datasets.open_dataset(f"memory://shards/{pattern}")
+    check_samples(samples)
+    assert len(samples) == SHARDS * EACH
+
+
+def test_an_index_is_kept_until_a_shard_changes(memory: Any) -> None:
+    def build() -> str:
+        sources = datasets.open_dataset("memory://shards/s-{00..02}.tar").sources
+        assert isinstance(sources, SampleIndex)
+        name: str = sources._sections.facts["build"]
+        return name
+
+    first = build()
+    assert build() == first
+    memory.pipe_file("/shards/s-01.tar", digit_shard(5))
+    assert build() != first
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("memory://shards/none-*.tar", "nothing matches"),
+        ("memory://shards/s-{03..04}.tar", "s-03.tar: no such file"),
+        ("memory://shards/bad.tar", "the tar file is damaged or compressed"),
+        ("memory://shards/cut.tar", "unexpected end of data"),
+        ("memory://shards/unlabelled.tar", "a.jpg has no label"),
+        ("memory://shards/a.jpg", "names no tar or Parquet files"),
+        ("memory://nowhere/", "names no tar or Parquet files"),
+        ("nosuch://bucket/s.tar", "nosuch"),
+        ("http://127.0.0.1:9/s-*.tar", "cannot be listed"),
+        ("http://127.0.0.1:9/photos/", "names no tar or Parquet files"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(memory: Any, data: str, message: str) -> None:
+    memory.pipe_file("/shards/bad.tar", b"no tar" * 200)
+    memory.pipe_file("/shards/cut.tar", digit_shard(0)[:900])
+    memory.pipe_file("/shards/unlabelled.tar", _tar_of("a.jpg", b"x"))
+    with pytest.raises(UsageError, match=message) as error:
+        datasets.open_dataset(data)
+    assert "\n" not in str(error.value)
+
+
+def _tar_of(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def test_a_web_server_sends_headers_once_and_then_samples(web: Web) -> None:
+    data = f"{web.url}/s-{{00..02}}.tar"
+    web.failures = 2
+    samples = datasets.open_dataset(data)
+    check_samples(samples)
+    web.log.clear()
+    again = datasets.open_dataset(data)
+    assert len(web.log) == SHARDS, "one request each, which asks for the version"
+    assert again.sources[3].content() == samples.sources[3].content()
+    span = samples.sources[3].span
+    assert span is not None
+    assert web.log[-1].endswith(f"bytes={span[0]}-{sum(span) - 1}")
+
+
+def test_a_web_server_that_sends_only_whole_files_is_refused(web: Web) -> None:
+    web.sends_parts = False
+    with pytest.raises(UsageError, match=r"sends no parts of files.*download it yourself"):
+        datasets.open_dataset(f"{web.url}/s-00.tar")
+    with pytest.raises(UsageError, match="no such file"):
+        datasets.open_dataset(f"{web.url}/none.tar")
+
+
+def test_large_members_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their content is not read to find the next header."""
+    monkeypatch.setattr(remote_shards, "BLOCK", 4096)
+    monkeypatch.setattr(remote_shards, "SHORT_BLOCK", 512)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(4):
+            entry = tarfile.TarInfo(f"{number}.mp4")
+            entry.size = 100_000
+            archive.addfile(entry, io.BytesIO(bytes(100_000)))
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/large.tar", file.getvalue())
+    read: list[int] = []
+    original = remote_files.read_range
+
+    def counting(system: Any, path: str, start: int, length: int) -> bytes:
+        read.append(length)
+        return original(system, path, start, length)
+
+    monkeypatch.setattr(remote_files, "read_range", counting)
+    assert len(datasets.open_dataset("memory://large.tar", labelled=False)) == 4
+    assert sum(read) < 40_000
+    system.rm("/large.tar")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_on_shards_equals_one_on_files(hiera: Command, s3: Faulty, tmp_path: Path) -> None:
+    """On a server of S3 that fails now and then, with workers and without."""
+    system, _ = remote_files.open_place("s3://shards")
+    system.mkdir("shards")
+    (tmp_path / "local").mkdir()
+    for number in range(SHARDS):
+        content = digit_shard(number)
+        system.pipe_file(f"shards/s-{number:02}.tar", content)
+        (tmp_path / "local" / f"s-{number:02}.tar").write_bytes(content)
+    s3.is_faulty = True
+    url = "s3://shards/s-{00..02}.tar"
+    sets = [word for value in (*SETTINGS, NARROW, "data.val=0.25") for word in ("--set", value)]
+    for name, data, workers in (
+        ("local", tmp_path / "local", 0),
+        ("remote", url, 0),
+        ("workers", url, 2),
+    ):
+        folder = tmp_path / name / "run" if name != "local" else tmp_path / "run"
+        given = ("train", "hiera_nano_32", data, *sets, "-q", "-j", workers, "-o", folder)
+        code, _, err = hiera(*given)
+        assert code == 0, err
+    expected = losses(tmp_path / "run")
+    assert len(expected) == 4
+    assert losses(tmp_path / "remote/run") == losses(tmp_path / "workers/run") == expected
+    assert s3.faults["500"] or s3.faults["cut"]
+    recipe = (tmp_path / "remote/run/recipe.yaml").read_text()
+    assert url in recipe  # so that the run can be continued, and repeated
+    code, out, err = hiera("eval", url, "--checkpoint", tmp_path / "run", "-f", "json")
+    assert code == 0 and json.loads(out)["samples"] == SHARDS * EACH, err
+
+
+def test_an_index_is_for_all_processes(memory: Any) -> None:
+    """Rank and number of processes are no part of it, so the order of a run does not change."""
+    samples = datasets.open_dataset("memory://shards/s-{00..02}.tar")
+    splits = datasets.open_splits("memory://shards/s-{00..02}.tar", 0.25)
+    assert splits.val is not None and len(splits.val) == len(samples) // 4
+    assert samples.fingerprint == datasets.open_dataset("memory://shards/").fingerprint

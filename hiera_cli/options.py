@@ -237,7 +237,8 @@ FastJpegOpt = Annotated[
     bool,
     typer.Option(
         "--fast-jpeg",
-        help="Decode JPEG files to a reduced size. Faster for photos; changes pixels a little.",
+        help="Decode large JPEG files to a reduced size, and resize JPEG files by PyTorch. Faster; "
+        "changes pixels a little.",
     ),
 ]
 DecoderOpt = Annotated[

@@ -4,6 +4,7 @@ The device is a stand-in: tensors of the host are taken for tensors of a device.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 
 import hiera_core
-from hiera_core.data import memory
-from hiera_core.data.decoders.device_images import crop_on_device
+from hiera_core.data import memory, sources
+from hiera_core.data.clip_sampling import Sampling
+from hiera_core.data.decoders.device_images import crop_fast, crop_on_device
 from hiera_core.data.memory import as_pixels, device_pixels
 from hiera_core.data.transforms import ImageTransform
 from hiera_core.inference.features import FeatureExtractor
@@ -61,18 +63,20 @@ def photo_of(pictures: Path, name: str = "chelsea") -> np.ndarray:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (96, 160)])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("in_float", [True, False])
 def test_a_crop_is_that_of_pillow(
-    pictures: Path, interpolation: str, size: tuple[int, int], crop_mode: str
+    pictures: Path, interpolation: str, size: tuple[int, int], crop_mode: str, in_float: bool
 ) -> None:
     pixels = photo_of(pictures)
     transform = ImageTransform(
         size, max(size), (0.5,) * 3, (0.5,) * 3, interpolation, crop_mode=crop_mode
     )
-    found = crop_on_device(transform, torch.from_numpy(pixels))
+    found = crop_on_device(transform, torch.from_numpy(pixels), in_float)
     assert found is not None and found.dtype is torch.uint8
     expected = transform.crop(Image.fromarray(pixels))
     difference = np.abs(found.numpy().astype(int) - expected)
-    assert found.shape == expected.shape and difference.max() <= 3 and difference.mean() < 0.5
+    assert found.shape == expected.shape and difference.mean() < (0.5 if in_float else 0.01)
+    assert difference.max() <= (3 if in_float else 1)
 
 
 def test_an_image_of_the_right_size_is_not_changed(pictures: Path) -> None:
@@ -82,9 +86,40 @@ def test_an_image_of_the_right_size_is_not_changed(pictures: Path) -> None:
     assert found is not None and np.array_equal(found.numpy(), pixels)
 
 
-def test_a_very_long_image_is_left_to_pillow() -> None:
+def test_a_very_long_image_and_other_filters_are_left_to_pillow(pictures: Path) -> None:
     transform = ImageTransform((32, 32), 32, (0.5,) * 3, (0.5,) * 3)
     assert crop_on_device(transform, torch.zeros(4, 2000, 3, dtype=torch.uint8)) is None
+    other = replace(transform, interpolation="lanczos")
+    assert crop_on_device(other, torch.zeros(40, 40, 3, dtype=torch.uint8)) is None
+    image = Image.fromarray(photo_of(pictures))
+    assert np.array_equal(crop_fast(other, image), other.crop(image))
+
+
+def test_fast_jpeg_resizes_jpeg_files_fast_and_no_others(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.open(pictures / "coffee.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.jpg", quality=95)
+    image.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    image.save(tmp_path / "photo.png")
+    seen: list[tuple[int, int]] = []
+
+    def note(transform: ImageTransform, image: Image.Image) -> np.ndarray:
+        seen.append(image.size)
+        return crop_fast(transform, image)
+
+    monkeypatch.setattr("hiera_core.inference.pipeline.crop_fast", note)
+    model = hiera_core.hiera_nano_32(pretrained=True)
+    records = []
+    for fast in (False, True):
+        predictor = Predictor(model, sampling=Sampling(fast_jpeg=fast), dtype="fp32")
+        records.append(list(predictor(sources.expand([str(tmp_path)]))))
+        assert len(seen) == 2 * fast
+    for one, other in zip(*records, strict=True):
+        assert one.status == other.status == "ok"
+        assert one.topk[0].prob == pytest.approx(other.topk[0].prob, abs=0.05)
 
 
 FORMS = {

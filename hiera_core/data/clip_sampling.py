@@ -44,8 +44,8 @@ class Sampling:
         every: Distance in seconds between the single frames that an image model sees.
         max_pixels: Largest number of pixels in a frame; larger frames are refused undecoded.
         fps: Frame rate at which `stride` is counted. None: the model's own.
-        fast_jpeg: Decode JPEG files to a reduced size, at least twice that which the model needs.
-            This is faster for large photos, and changes their pixels a little.
+        fast_jpeg: Decode JPEG files to a reduced size, at least twice that which the model needs,
+            and let PyTorch resize them. This is faster, and changes their pixels a little.
         decoder: What decodes. `pillow`: Pillow images, PyAV videos. `nvjpeg`: a GPU of NVIDIA
             decodes JPEG files. `torchcodec`: torchcodec decodes videos. What a decoder does not
             take, the first one decodes.

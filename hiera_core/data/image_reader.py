@@ -43,8 +43,8 @@ def open_image(
             own. This saves time, and changes the pixels a little.
 
     Returns:
-        The image, and notes for its record: how it was converted, or that it is the first of
-        several frames.
+        The image, with the `format` of its file, and notes for its record: how it was converted, or
+        that it is the first of several frames.
 
     Raises:
         InputError: The file is missing, damaged, truncated, too large, or not an image.
@@ -63,7 +63,9 @@ def open_image(
             image.draft(None, enough_pixels(*image.size))
         with _large_images if large else contextlib.nullcontext():
             image.load()
-            return to_upright_rgb(image, notes), notes
+            upright = to_upright_rgb(image, notes)
+        upright.format = image.format
+        return upright, notes
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from PIL import Image
 from ..cores import allowed_cores, cores_per_process
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
-from ..data.decoders.device_images import crop_on_device
+from ..data.decoders.device_images import crop_fast, crop_on_device
 from ..data.decoders.image_decoder import check_decoder, decode_image
 from ..data.sources import Source
 from ..data.video_files.animation_reader import kind_for_model
@@ -45,6 +45,7 @@ from .segments import check_sampling
 # Largest number of records, counted in batches, that wait for a batch of images to fill.
 MAX_WAITING_BATCHES = 4
 MAX_PREFETCH = 1024  # images that are decoded ahead, whatever the batch size
+JPEG_FORMATS = ("JPEG", "MPO")  # as Pillow names them
 # More threads than this do not decode faster. Some of them may wait for a network.
 MAX_WORKERS = max(64, 4 * allowed_cores())
 MAX_BATCH_SIZE = 1_000_000
@@ -328,14 +329,16 @@ class Pipeline(Generic[R]):
             content = on_host(content)
         image, record.notes = decode_image(content, sampling, transform, runner.device)
         if isinstance(image, torch.Tensor):
-            cropped = None
+            there = None
             if not self.looks_at_pixels and runner.shares_device(image):
-                cropped = crop_on_device(transform, image)
-            if cropped is not None:
-                return runner.settle(cropped)
+                there = crop_on_device(transform, image)
+            if there is not None:
+                return runner.settle(there)
             image = Image.fromarray(on_host(image))
         self.on_image_decoded(record, image)
-        return runner.stage(transform.crop(image), self._images_ahead(runner))
+        is_fast = sampling.fast_jpeg and image.format in JPEG_FORMATS
+        cropped = crop_fast(transform, image) if is_fast else transform.crop(image)
+        return runner.stage(cropped, self._images_ahead(runner))
 
     def _open_video(
         self, record: Record, content: Path | bytes | Pixels, runner: R

@@ -348,7 +348,7 @@ def _local_shards(text: str) -> list[str]:
 def _open_remote(text: str, labelled: bool) -> SampleIndex | None:
     if text.lower().endswith(".tar"):
         return index_remote_shards(list_shards(text), labelled)
-    if text.endswith("/"):
+    if text.endswith("/") and not text.startswith(URLS):
         shards = [url for url in list_files(text) if url.lower().endswith(".tar")]
         if shards:
             return index_remote_shards(shards, labelled)

@@ -88,6 +88,7 @@ def index_parquet(
             with path.open("xb") as content:
                 for file in files:
                     _copy(writer, file, content, image, label)
+            writer.facts()  # checks the labels
         except OSError as error:
             path.unlink(missing_ok=True)
             raise OutputError(

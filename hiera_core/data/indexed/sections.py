@@ -163,7 +163,7 @@ class SectionWriter:
         """Write all bytes to another file."""
         if self._file is not None:
             self._file.seek(0)
-            shutil.copyfileobj(self._file, file, 1 << 20)
+            shutil.copyfileobj(self._file, file, BUFFER)
         file.write(self._buffer)
 
     def close(self) -> None:

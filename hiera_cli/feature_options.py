@@ -90,12 +90,13 @@ SaveAsOpt = Annotated[
     ),
 ]
 ShardSizeOpt = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         max=options.MAX_SHARD,
-        help="Largest number of inputs per file in the folder of --output. A new file also begins "
-        "at about 64 MiB.",
+        help="Largest number of inputs per file in the folder of --output or --rows. A new file "
+        "also begins at about 64 MiB.",
+        show_default="1000, or 4096 with --rows",
     ),
 ]
 VisualizeOpt = Annotated[

@@ -13,9 +13,9 @@ import hiera_core
 from hiera_core.data.division.manifest import Manifest
 from hiera_core.errors import CheckpointError, HieraError, OutputError
 from hiera_core.inference import Classifier, Decoder, Embedder
-from hiera_core.scale import ray_engine
+from hiera_core.places.places import place_of
+from hiera_core.scale import ray_cluster, ray_engine
 from hiera_core.scale.input_table import ListedInputs, ManifestInputs, write_listing
-from hiera_core.scale.places import place_of
 from hiera_core.scale.row_folder import DoneRows
 
 from .test_row_runs import MODEL, SAMPLES, folder, read_rows, same
@@ -99,9 +99,9 @@ def test_errors_of_workers_are_ours() -> None:
     inner = CheckpointError("is damaged", "get it again")
     outer = RuntimeError("the task failed")
     outer.__cause__ = inner
-    found = ray_engine._as_hiera_error(outer)
+    found = ray_cluster.as_hiera_error(outer)
     assert type(found) is CheckpointError and str(found) == "is damaged; get it again"
-    unknown: HieraError = ray_engine._as_hiera_error(RuntimeError("no more memory\nstack"))
+    unknown: HieraError = ray_cluster.as_hiera_error(RuntimeError("no more memory\nstack"))
     assert isinstance(unknown, OutputError) and "no more memory" in str(unknown)
 
 

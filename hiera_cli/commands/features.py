@@ -61,7 +61,7 @@ def features(
     attention: feature_options.AttentionOpt = None,
     output: feature_options.FeaturesOutputOpt = None,
     save_as: feature_options.SaveAsOpt = None,
-    shard_size: feature_options.ShardSizeOpt = 1000,
+    shard_size: feature_options.ShardSizeOpt = None,
     visualize: feature_options.VisualizeOpt = None,
     recursive: options.RecursiveOpt = False,
     manifest: scale_options.ManifestOpt = None,
@@ -80,6 +80,7 @@ def features(
     format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
     overwrite: feature_options.OverwriteFilesOpt = False,
     resume: feature_options.ResumeFolderOpt = False,
+    retry_failed: scale_options.RetryFailedOpt = False,
     rows: scale_options.RowsOpt = None,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -116,10 +117,12 @@ def features(
         dry_run=dry_run,
         overwrite=overwrite,
         resume=resume,
+        retry_failed=retry_failed,
         quiet=quiet,
         stop=on_error is OnError.stop,
         workers=threads,
         device=device,
+        shard_size=shard_size,
     )
     others = {"--output": output, "--save-as": save_as, "--visualize": visualize}
     row_run.check({**others, "--format": format is not output_formats.Format.auto})
@@ -176,7 +179,7 @@ def features(
     pixels = None if size is None else parse_size(size)
     from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
-    from hiera_core.inference.feature_store import FeatureStore
+    from hiera_core.inference.feature_store import SHARD_INPUTS, FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
     feature_formats.check_format(outputs.format_name(save_as))
@@ -211,7 +214,7 @@ def features(
             outputs.features,
             save_as or SaveAs.safetensors,
             settings=_settings(selection, sampling),
-            shard_inputs=shard_size,
+            shard_inputs=shard_size or SHARD_INPUTS,
             resume=resume,
             overwrite=overwrite,
             prefix=prefix,

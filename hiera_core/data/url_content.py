@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import InputError
+from ..places.remote_requests import is_remote
 from ..weights.fetch import FetchError, Response, open_url
 from .remote import remote_files
 
@@ -47,10 +48,9 @@ def fetch_content(
 
     Raises:
         InputError: The server does not answer, is too slow, or redirects to a private address; or
-            the file is incomplete or too large.
-        UsageError: The package of a remote place is not installed.
+            the file is incomplete or too large; or the package of a remote place is not installed.
     """
-    if remote_files.is_remote(url):
+    if is_remote(url):
         if public_only:
             remote_files.check_public(url)
         return keep_content(remote_files.fetch_ranges(url, span))

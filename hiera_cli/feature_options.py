@@ -69,15 +69,15 @@ AttentionOpt = Annotated[
     ),
 ]
 FeaturesOutputOpt = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
-        parser=options.parse_path,
+        parser=options.parse_place,
         metavar="FILE|DIR",
         help="Where to write the features: a file (.safetensors, .npz or .parquet; for one array "
-        ".npy), or a folder for several files (shards). Without it, json and jsonl results hold "
-        "the values of vectors.",
+        ".npy), or a folder for several files (shards); also a URL such as s3://bucket/folder/. "
+        "Without it, json and jsonl results hold the values of vectors.",
         show_default=False,
     ),
 ]

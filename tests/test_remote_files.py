@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -250,6 +251,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.01)
     yield application
+    application.is_faulty = False
+    reset = f"http://127.0.0.1:{running.port}/moto-api/reset"
+    urllib.request.urlopen(reset, b"").close()  # its buckets are those of the process
     running.shutdown()
     thread.join()
     fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
+from hiera_core.places.remote_requests import is_remote
 from hiera_core.records import Record
 from hiera_core.zoo.input_sizes import parse_size
 
@@ -20,6 +22,7 @@ from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
 from ..options import OnError, auto_or_count, auto_or_workers
 from ..output_files.feature_outputs import FeatureOutputs
+from ..output_files.remote_outputs import RESUME_HINT
 from ..result_stream import ResultStream
 from ..scale import scale_options
 from ..scale.input_selection import InputSelection, check_division, device_of
@@ -165,11 +168,15 @@ def features(
         names = tuple(f"stage{stage}" for stage in selected or ()) or ("embedding",)
         settings = _settings(selection, sampling)
         return chosen.exit_code(row_run.run(context, on_columns, names, settings))
-    outputs = _parse_outputs(output, save_as, visualize, chosen)
+    if resume and output is not None and is_remote(output):
+        raise UsageError("--resume does not continue a remote folder of -o", RESUME_HINT)
+    outputs = context.with_resource(
+        _parse_outputs(output, save_as, visualize, chosen, overwrite=overwrite)
+    )
     outputs.check(inputs or [], selected, attention)
     if resume and (output is None or outputs.is_file):
         raise UsageError("--resume needs -o with a folder", "use -o features/")
-    prefix = "" if chosen.shard.is_whole else f"{chosen.shard.name}-"
+    prefix = chosen.prefix
     may_exist = overwrite or resume
     outputs = outputs.claim(context, overwrite=overwrite, may_exist=may_exist, prefix=prefix)
     out.count, out.pictures = chosen.count(), outputs.pictures
@@ -208,7 +215,7 @@ def features(
     )
     if outputs.features is None or outputs.array is not None:
         code = _run(out, extractor, chosen, None, outputs, on_error)
-        message = f"features are in {outputs.array}" if outputs.array is not None and out.ok else ""
+        message = f"features are in {outputs.shown}" if outputs.array is not None and out.ok else ""
     else:
         store = FeatureStore(
             outputs.features,
@@ -218,10 +225,11 @@ def features(
             resume=resume,
             overwrite=overwrite,
             prefix=prefix,
+            upload=outputs.upload,
         )
         with store.connected(extractor):
             code = _run(out, extractor, chosen, store, outputs, on_error)
-            message = f"features are in {outputs.features}" if out.complete else store.stop()
+            message = f"features are in {outputs.shown}" if out.complete else store.stop()
     if message and ((out.ok and not quiet) or not out.complete):
         print_message(message)
     return chosen.exit_code(code)
@@ -268,6 +276,8 @@ def _run(
                 store.add(record)
             elif outputs.array is not None:
                 _write_array(record, outputs.array)
+                if outputs.upload is not None:
+                    record.extra["file"] = {"name": outputs.upload.send(outputs.array)}
             else:
                 _add_values(record)
             if outputs.pictures is not None:
@@ -303,26 +313,44 @@ def _check_rows(
         )
 
 
+@contextlib.contextmanager
 def _parse_outputs(
-    output: Path | None, save_as: SaveAs | None, visualize: Path | None, chosen: InputSelection
-) -> FeatureOutputs:
-    """Return what the options name. The file of a shard has the shard in its name.
+    output: str | None,
+    save_as: SaveAs | None,
+    visualize: Path | None,
+    chosen: InputSelection,
+    *,
+    overwrite: bool,
+) -> Iterator[FeatureOutputs]:
+    """Yield what the options name. The file of a shard has the shard in its name.
 
     Raises:
         UsageError: Pictures are drawn, and the inputs are divided, so that names could meet; see
-            also `FeatureOutputs.parse` and `check_division`.
+            also `FeatureOutputs.parse`, `FeatureOutputs.remote` and `check_division`.
+        OutputError: A remote place does not answer.
     """
     if visualize is not None and chosen.is_numbered:
         raise UsageError(
             "--visualize goes with neither --shard nor --manifest", "draw in a run of its own"
         )
-    outputs = FeatureOutputs.parse(output, save_as, visualize)
-    if output is None or (outputs.is_file and chosen.shard.is_whole):
-        return outputs
-    if outputs.is_file:
-        return FeatureOutputs.parse(chosen.output(output), save_as, visualize)
-    check_division(output, chosen.shard)
-    return outputs
+    if output is not None and is_remote(output):
+        with FeatureOutputs.remote(
+            output,
+            save_as,
+            visualize,
+            overwrite=overwrite,
+            prefix=chosen.prefix,
+            check=chosen.check_names,
+        ) as outputs:
+            yield outputs
+        return
+    path = None if output is None else Path(output)
+    outputs = FeatureOutputs.parse(path, save_as, visualize)
+    if path is not None and outputs.is_file and not chosen.shard.is_whole:
+        outputs = FeatureOutputs.parse(chosen.output(path), save_as, visualize)
+    elif path is not None and not outputs.is_file:
+        check_division(path, chosen.shard)
+    yield outputs
 
 
 def _write_array(record: Record, path: Path) -> None:

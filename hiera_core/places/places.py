@@ -19,8 +19,10 @@ from .remote_requests import as_input_errors, is_remote, open_place, read_range,
 # Places that show a file when it is complete. At others, it is written under another name.
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "memory")
 BUCKETS = ("s3", "s3a", "gs", "gcs")  # places whose first folder must exist
-SLOWEST_UPLOAD = 1 << 20  # bytes per second; a slower upload is begun again
+SLOWEST_TRANSFER = 1 << 20  # bytes per second; a slower transfer is begun again
 READ_BYTES = 16 << 20  # of a request
+CHECK = "check the URL, the network and the credentials"
+AGAIN = "run again with --resume"
 
 
 class Place(Protocol):
@@ -104,7 +106,7 @@ class RemotePlace:
             except FileNotFoundError:
                 return []
 
-        with _as_output_errors(self.text, "be listed"):
+        with _as_output_errors(self.text, "be listed", CHECK):
             names = (one.rstrip("/").rpartition("/")[2] for one in with_retries(listed, path))
             return sorted(n for n in names if n.startswith(prefix) and n.endswith(ending))
 
@@ -124,7 +126,7 @@ class RemotePlace:
             except FileNotFoundError:
                 return False
 
-        with _as_output_errors(f"{self.text}/{name}", "be looked up"):
+        with _as_output_errors(f"{self.text}/{name}", "be looked up", CHECK):
             return with_retries(found, name)
 
     def check_bucket(self) -> None:
@@ -173,7 +175,7 @@ class RemotePlace:
             if not is_whole:
                 system.mv(written, target)
 
-        seconds = remote_requests.REQUEST_S + local.stat().st_size / SLOWEST_UPLOAD
+        seconds = remote_requests.REQUEST_S + local.stat().st_size / SLOWEST_TRANSFER
         with _as_output_errors(f"{self.text}/{name}", "be written"):
             with_retries(put, name, seconds)
 
@@ -222,10 +224,10 @@ class RemoteReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _as_output_errors(what: str, verb: str) -> Iterator[None]:
+def _as_output_errors(what: str, verb: str, hint: str = AGAIN) -> Iterator[None]:
     try:
         with as_input_errors():
             yield
     except InputError as error:
         reason = error.message.removeprefix("cannot be fetched ").strip("()")
-        raise OutputError(f"{what} cannot {verb} ({reason})", "run again with --resume") from error
+        raise OutputError(f"{what} cannot {verb} ({reason})", hint) from error

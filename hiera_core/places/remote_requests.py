@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ..errors import InputError, UsageError, first_line
+from ..errors import HieraError, InputError, UsageError, first_line
 
 T = TypeVar("T")
 REMOTE = re.compile(r"([a-z][a-z0-9+-]{1,30})://", re.IGNORECASE)
@@ -25,7 +25,7 @@ ATTEMPTS = 6  # of each request
 FIRST_WAIT_S = 0.25  # before the second attempt; doubled before each further one, up to 8 s
 REQUEST_S = 60.0  # maximum duration of a request
 # What these errors say does not change when the request is repeated.
-FINAL = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
+FINAL = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError, HieraError)
 PAST_END = ("InvalidRange", "416", "Range Not Satisfiable")
 log = logging.getLogger("hiera")
 
@@ -134,7 +134,7 @@ def as_input_errors() -> Iterator[None]:
     """Convert the errors of a place within the block to an InputError."""
     try:
         yield
-    except (InputError, UsageError):
+    except HieraError:
         raise
     except FileNotFoundError as error:
         raise InputError("no such file", "check the URL") from error

@@ -35,8 +35,9 @@ class Upload:
         self.is_kept = False  # True if results are in the temporary folder alone
 
     def name_of(self, path: Path) -> str:
-        """Return the URL that a file in the temporary folder gets."""
-        return f"{self.place.text}/{path.relative_to(self.folder).as_posix()}"
+        """Return the URL of the temporary folder, or that a file in it gets."""
+        name = path.relative_to(self.folder).as_posix()
+        return self.place.text if name == "." else f"{self.place.text}/{name}"
 
     def send(self, path: Path) -> str:
         """Write a complete file to the remote place, remove it here, and return its URL.

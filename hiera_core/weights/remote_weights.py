@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,4 +105,4 @@ def _download(system: Any, path: str, size: int, target: Path) -> None:
 def _version(info: dict[str, Any]) -> str:
     """Return what changes when a file is replaced: its size, and its ETag or else its time."""
     found = next((info[key] for key in VERSIONS if info.get(key)), "")
-    return f"{info['size']} {getattr(found, 'isoformat', found.__str__)()}"
+    return f"{info['size']} {found.timestamp() if isinstance(found, datetime) else found}"

@@ -162,7 +162,9 @@ def parse_place(text: str) -> str:
     """
     if text.startswith(WEB):
         raise typer.BadParameter(f"{text} cannot be written; name a file, a folder or s3://...")
-    return text if is_remote(text) else (parse_path(text) and text)
+    if not is_remote(text):
+        parse_path(text)
+    return text
 
 
 def parse_results(text: str) -> str | None:

@@ -3,8 +3,8 @@
     numbers of chunks -> read and decode (tasks) -> model (actors) -> write files (tasks)
 
 A chunk is a range of rows of the inputs. Pixels travel as 8-bit bytes; the content of files ends
-where it is decoded. Without GPUs, Ray runs the first two steps in the same actors, so that pixels
-do not travel at all.
+where it is decoded. Without GPUs, the first two steps are in the same actors, so that pixels do not
+travel at all.
 
 An interrupted run goes on by the `index` of the rows that are in its files: see `RowFolder`. Ray's
 own checkpoints (`CheckpointConfig`) are not used. They record a row after its file is written, so a
@@ -30,14 +30,14 @@ from ..inference.columns.callables import Classifier, Decoder, Embedder
 from ..weights import names
 from .input_table import InputTable, Listing
 from .ray_cluster import RayOptions, as_hiera_error, connect, count_gpus
-from .ray_workers import Compute, Decoding, decode_chunks, write_rows
+from .ray_workers import MODEL_BATCH, Compute, DecodeAndCompute, Decoding, decode_chunks
+from .ray_writing import write_rows
 from .row_folder import DoneRows, RowFolder, check_facts
 from .run_summary import RunSummary
 
 CHUNK_ROWS = 256
 CHECKED_ROWS = 16  # of an earlier run, whose inputs are looked at again
 MAX_BLOCKS = 5000  # tasks that read
-MODEL_BATCH = 64  # rows that an actor takes, at most; the device's own batches are within
 
 
 def run_on_ray(
@@ -100,19 +100,31 @@ def _run(
     started = time.monotonic()
     model = _with_absolute_paths(model)
     decoding = Decoding(secrets.token_hex(8), _decoder_of(model), inputs, Path.cwd())
-    decode = functools.partial(decode_chunks, decoding)
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cpus))
-    rows = ray.data.from_arrow(_blocks(chunks)).map_batches(
-        decode, batch_size=1, batch_format="pyarrow", num_cpus=1
-    )
-    rows = rows.map_batches(
-        Compute,
-        fn_constructor_args=(model, folder, settings, done.facts),
-        batch_size=MODEL_BATCH,
-        batch_format="numpy",
-        compute=pool,
-        **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
-    )
+    arguments = (model, folder, settings, done.facts)
+    rows = ray.data.from_arrow(_blocks(chunks))
+    if gpus:
+        rows = rows.map_batches(
+            functools.partial(decode_chunks, decoding),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+        ).map_batches(
+            Compute,
+            fn_constructor_args=arguments,
+            batch_size=MODEL_BATCH,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=gpus),
+            num_gpus=1,
+        )
+    else:
+        rows = rows.map_batches(
+            DecodeAndCompute,
+            fn_constructor_args=(decoding, *arguments),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(max(1, cpus), len(chunks))),
+            num_cpus=1,
+        )
     rows = rows.map_batches(
         functools.partial(write_rows, folder),
         batch_size=folder.rows_per_file,

@@ -1,8 +1,9 @@
-"""What Ray's workers do: read and decode inputs, run the model, and write rows."""
+"""What Ray's workers do before rows are written: read and decode inputs, and run the model."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -19,12 +20,11 @@ from ..inference.columns.callables import Classifier, Decoder, Embedder
 from ..inference.fingerprint import plain
 from ..inference.model_fingerprint import model_fingerprint
 from .input_table import InputTable, Listing
+from .ray_writing import BUSY, FACTS, SIZE, WAITED
 from .row_folder import Facts, RowFolder, check_facts
 
 DECODED_TOGETHER = 32  # inputs that a task decodes before it hands them on
-SHOWN_ERRORS = 5  # of each file, for messages
-# Columns with figures, and with what the rows depend on. They are not written.
-BUSY, WAITED, SIZE, FACTS = "_busy", "_waited", "_size", "_facts"
+MODEL_BATCH = 64  # rows that an actor takes, at most; the device's own batches are within
 
 
 @dataclass
@@ -58,21 +58,25 @@ _kept: list[Decoding] = []
 
 
 def decode_chunks(decoding: Decoding, chunks: Any) -> Iterator[Any]:
-    """Yield the decoded inputs of chunks, some at a time."""
+    """Yield the decoded inputs of chunks as tables, some at a time."""
     import pyarrow as pa
 
+    for found in _decode(decoding, chunks, DECODED_TOGETHER):
+        yield pa.table({DECODED: pa.array(found)})
+
+
+def _decode(decoding: Decoding, chunks: Any, count: int) -> Iterator[list[bytes]]:
+    """Yield the decoded inputs of chunks, `count` at a time."""
     decoding = decoding.of_this_process()
     for chunk in chunks.to_pylist():
         wanted = set(chunk["wanted"])
-        waiting = []
-        for source in decoding.table.read(range(chunk["start"], chunk["stop"])):
-            if not wanted or source.position in wanted:
-                waiting.append(_in_folder(source, decoding.folder))
-            if len(waiting) >= DECODED_TOGETHER:
-                yield pa.table({DECODED: pa.array(decoding.decoder.decode(iter(waiting)))})
-                waiting = []
-        if waiting:
-            yield pa.table({DECODED: pa.array(decoding.decoder.decode(iter(waiting)))})
+        found = (
+            _in_folder(source, decoding.folder)
+            for source in decoding.table.read(range(chunk["start"], chunk["stop"]))
+            if not wanted or source.position in wanted
+        )
+        while some := list(itertools.islice(found, count)):
+            yield decoding.decoder.decode(iter(some))
 
 
 def _in_folder(source: Source, folder: Path) -> Source:
@@ -80,7 +84,7 @@ def _in_folder(source: Source, folder: Path) -> Source:
 
 
 class Compute:
-    """The model on an actor."""
+    """The model on an actor: decoded inputs in, rows out."""
 
     def __init__(
         self,
@@ -100,6 +104,10 @@ class Compute:
         self.facts |= facts
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:
+        return self.compute(list(batch[DECODED]))
+
+    def compute(self, values: list[bytes]) -> Any:
+        """Return the rows of decoded inputs as a table, with figures."""
         import pyarrow as pa
 
         if not self._is_ready:  # an error in the constructor would be reported as one of Ray
@@ -107,8 +115,7 @@ class Compute:
             self._is_ready = True
         begin = time.monotonic()
         waited = 0.0 if self._last is None else begin - self._last
-        values = batch[DECODED]
-        records = self._model.records({DECODED: object_column(list(values))})
+        records = self._model.records({DECODED: object_column(values)})
         table = self._folder.layout.table(records)
         self._last = time.monotonic()
         figures = {
@@ -122,31 +129,17 @@ class Compute:
         return table.append_column(FACTS, pa.array([facts] * len(records)))
 
 
-def write_rows(folder: RowFolder, table: Any) -> Any:
-    """Write rows, and return one row about them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+class DecodeAndCompute(Compute):
+    """The model on an actor that also decodes, so that pixels do not travel: chunks in, rows out.
 
-    facts: Facts = {}
-    for one in pc.unique(table[FACTS]).to_pylist():
-        facts |= json.loads(one)
-    figures = {name: pc.sum(table[name]).as_py() for name in (BUSY, WAITED, SIZE)}
-    rows = table.drop_columns([BUSY, WAITED, SIZE, FACTS])
-    written = folder.write(rows, facts)
-    failed = rows.filter(pc.equal(rows["status"], "error"))
-    errors = [
-        f"{row['input']}: {'; '.join(filter(None, (row['error_message'], row['error_hint'])))}"
-        for row in failed.slice(0, SHOWN_ERRORS).to_pylist()
-    ]
-    known = {
-        "rows": rows.num_rows,
-        "failed": failed.num_rows,
-        "written": written,
-        "errors": errors,
-        **{name.strip("_"): value for name, value in figures.items()},
-    }
-    number, seconds = pa.int64(), pa.float64()
-    counts = [("rows", number), ("failed", number), ("written", number), ("size", number)]
-    figures_of_time = [("busy", seconds), ("waited", seconds)]
-    schema = pa.schema([*counts, *figures_of_time, ("errors", pa.list_(pa.string()))])
-    return pa.Table.from_pylist([known], schema)
+    Ray would fuse `decode_chunks` and `Compute` by itself. But it then takes the batch size of
+    `Compute` for a number of chunks, and gives all of a small run to one actor.
+    """
+
+    def __init__(self, decoding: Decoding, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._decoding = decoding
+
+    def __call__(self, chunks: Any) -> Iterator[Any]:
+        for values in _decode(self._decoding, chunks, MODEL_BATCH):
+            yield self.compute(values)

@@ -69,15 +69,15 @@ AttentionOpt = Annotated[
     ),
 ]
 FeaturesOutputOpt = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
-        parser=options.parse_path,
+        parser=options.parse_place,
         metavar="FILE|DIR",
         help="Where to write the features: a file (.safetensors, .npz or .parquet; for one array "
-        ".npy), or a folder for several files (shards). Without it, json and jsonl results hold "
-        "the values of vectors.",
+        ".npy), or a folder for several files (shards); also a URL such as s3://bucket/folder/. "
+        "Without it, json and jsonl results hold the values of vectors.",
         show_default=False,
     ),
 ]
@@ -90,12 +90,13 @@ SaveAsOpt = Annotated[
     ),
 ]
 ShardSizeOpt = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         max=options.MAX_SHARD,
-        help="Largest number of inputs per file in the folder of --output. A new file also begins "
-        "at about 64 MiB.",
+        help="Largest number of inputs per file in the folder of --output or --rows. A new file "
+        "also begins at about 64 MiB.",
+        show_default="1000, or 4096 with --rows",
     ),
 ]
 VisualizeOpt = Annotated[

@@ -30,7 +30,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Output": (
         "to", "returns", "topk", "output", "format", "save-as", "shard-size", "rows", "save-images",
         "visualize", "export", "plot", "verify", "push-to-hub", "print-recipe", "track",
-        "tensorboard", "profile", "resume", "overwrite",
+        "tensorboard", "profile", "resume", "retry-failed", "overwrite",
     ),
     "Machine": (
         "device", "dtype", "batch-size", "workers", "compile", "parallel", "blocking-saves",

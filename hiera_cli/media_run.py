@@ -94,8 +94,10 @@ def row_run(context: typer.Context) -> RowRun:
         dry_run=given["dry_run"],
         overwrite=given["overwrite"],
         resume=given["resume"],
+        retry_failed=given["retry_failed"],
         quiet=given["quiet"],
         stop=OnError(given["on_error"]) is OnError.stop,
         workers=auto_or_workers(given["workers"]),
         device=device_of(given["device"], chosen.shard),
+        shard_size=given.get("shard_size"),
     )

@@ -13,6 +13,7 @@ from typer.models import OptionInfo
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
+from hiera_core.places.remote_requests import is_remote
 from hiera_core.plain_data import read_yaml
 
 from . import completion
@@ -27,6 +28,8 @@ MAX_STRIDE = 1_000_000
 MAX_SHARD = 1_000_000
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 STANDARD_STREAM = "-"
+STANDARD_OUTPUT = (STANDARD_STREAM, "/dev/stdout")
+WEB = ("http://", "https://")
 
 
 class Device(StrEnum):
@@ -153,7 +156,28 @@ def parse_path(text: str) -> Path:
         raise typer.BadParameter("the path is empty")
     if text == STANDARD_STREAM:
         raise typer.BadParameter("'-' is no file; name one, or write ./- for a file of this name")
+    if is_remote(text) or text.startswith(WEB):
+        raise typer.BadParameter(f"{text} is a URL; name a file or folder on this machine")
     return Path(text)
+
+
+def parse_place(text: str) -> str:
+    """Return the text of an option that names a file or folder, on this machine or at a remote
+    place; `out.v2/` is a folder.
+
+    Raises:
+        BadParameter: See `parse_path`; or it is a URL of the web, where nothing can be written.
+    """
+    if text.startswith(WEB):
+        raise typer.BadParameter(f"{text} cannot be written; name a file, a folder or s3://...")
+    if not is_remote(text):
+        parse_path(text)
+    return text
+
+
+def parse_results(text: str) -> str | None:
+    """Return the text of a file to write, see `parse_place`; None for standard output."""
+    return None if text in STANDARD_OUTPUT else parse_place(text)
 
 
 def parse_output(text: str) -> Path | None:
@@ -162,7 +186,7 @@ def parse_output(text: str) -> Path | None:
     Raises:
         BadParameter: The text is empty.
     """
-    return None if text in (STANDARD_STREAM, "/dev/stdout") else parse_path(text)
+    return None if text in STANDARD_OUTPUT else parse_path(text)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -366,6 +390,18 @@ OutputOpt = Annotated[
         parser=parse_output,
         metavar="FILE",
         help="File to write the results to, - for standard output.",
+        show_default="standard output",
+    ),
+]
+ResultsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=parse_results,
+        metavar="FILE",
+        help="File to write the results to, or a URL such as s3://bucket/out.csv; - for standard "
+        "output.",
         show_default="standard output",
     ),
 ]

@@ -18,6 +18,7 @@ from hiera_core.data.media_types import ENDINGS
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inference import fingerprint
+from hiera_core.places.uploads import Upload
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
@@ -28,6 +29,7 @@ from .output_files.partial_results import (
     read_facts,
     remove_incomplete_line,
 )
+from .output_files.remote_outputs import RESUME_HINT
 from .output_formats import WRITERS, Format, open_text, resolve_format
 from .progress import InputCount, progress_counter
 
@@ -49,6 +51,7 @@ class ResultStream:
         overwrite: Replace the file.
         resume: Append to the NAME.partial of an interrupted run.
         quiet: Print no progress, and a summary only if an input fails.
+        upload: Sends the file to a remote place when it is complete; None if it stays here.
 
     Raises:
         UsageError: The file cannot be written (see `target_of`), its extension is unknown, or this
@@ -65,8 +68,9 @@ class ResultStream:
         overwrite: bool = False,
         resume: bool = False,
         quiet: bool = False,
+        upload: Upload | None = None,
     ) -> None:
-        self.path, self.quiet = path, quiet
+        self.path, self.quiet, self.upload = path, quiet, upload
         if path is not None:
             target_of(path)  # a folder or device has no extension that decides the format
             if path.suffix.lower() in ENDINGS:  # it may be one of the inputs
@@ -82,7 +86,7 @@ class ResultStream:
         self.ok = self.failed = 0
         self.skipped = 0  # inputs that the interrupted run has finished; also in `ok` or `failed`
         self.count: InputCount | None = None  # counts the inputs for the progress
-        self.pictures: Path | None = None  # a folder with pictures, for the summary
+        self.pictures: Path | str | None = None  # a folder with pictures, for the summary
         self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
         self.is_numbered = False  # True if inputs know their position among those of all processes
@@ -91,6 +95,8 @@ class ResultStream:
         self.is_finished = False  # True if there is nothing to resume, because the file is complete
         if resume and (path is None or self.format is not Format.jsonl):
             raise UsageError("--resume needs -o with jsonl", "use -o results.jsonl")
+        if resume and upload is not None:
+            raise UsageError("--resume does not continue a remote file", RESUME_HINT)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -204,10 +210,15 @@ class ResultStream:
                 partial.replace(self.path)
                 unfinished.remove(self._facts_path)
                 sync_folder(self.path.parent)
+            if self.upload is not None:
+                self.upload.send(self.path)
         elif self.ok or self.failed or self._continues:
+            if self.upload is not None:
+                self.upload.is_kept = True
             if error is not None and not isinstance(error, UsageError):
                 count = self.ok + self.failed
-                hint = "; --resume continues" if self.format is Format.jsonl else ""
+                can_resume = self.format is Format.jsonl and self.upload is None
+                hint = "; --resume continues" if can_resume else ""
                 error.add_note(f"{count} inputs are in {partial}{hint}")
         else:  # there is nothing to resume
             unfinished.remove(partial)
@@ -331,7 +342,9 @@ class ResultStream:
     def print_summary(self) -> None:
         """Print `n ok, m failed`, and where the results are. Without files, this is only printed if
         anything failed or there was more than one input."""
-        path = self.path if self.complete else self.partial
+        path: Path | str | None = self.path if self.complete else self.partial
+        if self.upload is not None and self.path is not None and self.complete:
+            path = self.upload.name_of(self.path)
         says_more = self.ok > 1 or self.passed_over or path or self.pictures
         if self.failed or (says_more and not self.quiet):
             target = f" -> {path}" if path else ""

@@ -267,9 +267,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    from hiera_core.data.remote import remote_files
+    from hiera_core.places import remote_requests
 
-    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.01)
     yield application
     running.shutdown()
     thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -52,6 +53,64 @@ def test_embeddings_are_those_of_features(form: str, vectors: np.ndarray) -> Non
     assert ("path" in found) == (form == "path")  # pixels and content end here
     assert found["embedding"].dtype == np.float32
     np.testing.assert_allclose(found["embedding"], vectors, atol=1e-6)
+
+
+def test_a_damaged_value_costs_its_row_only(vectors: np.ndarray) -> None:
+    good = list(Decoder("hiera_nano_32", workers=1)({"path": np.array(PICTURES)})["decoded"])
+    other = Decoder("mae_hiera_nano_8x32", workers=1)({"path": np.array([CLIP])})["decoded"][0]
+    length = int.from_bytes(good[0][16:24], "little")
+    header = json.loads(good[0][24 : 24 + length])
+
+    def packed(**changes: object) -> bytes:
+        text = json.dumps({**header, **changes}).encode()
+        return good[0][:16] + len(text).to_bytes(8, "little") + text + good[0][24 + length :]
+
+    record = header["record"]
+    bad = {
+        "no bytes": None,
+        "they begin otherwise": b"nothing",
+        "its record is none": packed(record={**record, "input": 5}),
+        "the model takes 32x32x3": packed(arrays=[{"dtype": "uint8", "shape": [16, 16, 3]}]),
+        "float32 pixels": packed(arrays=[{"dtype": "float32", "shape": [8, 32, 3]}]),
+        "an image of shape": packed(arrays=[{"dtype": "uint8", "shape": [3072]}]),
+        "an image in the record of a video": packed(record={**record, "kind": "video"}),
+        "not the bytes": packed(arrays=[{"dtype": "uint8", "shape": [2**62, 2**62, 3]}]),
+        "a video without segments": packed(image=None, segments=[]).replace(
+            b'"image": ', b'"other": '
+        ),
+        "takes pictures": other,
+    }
+    values = [good[0], *bad.values(), *good[1:]]
+    found = Embedder("hiera_nano_32", **OPTIONS)({"decoded": column(values)})
+    for row, reason in enumerate(bad, start=1):
+        assert found["status"][row] == "error" and reason in found["error"][row], (row, found)
+    rows = [0, len(bad) + 1, len(bad) + 2]
+    assert [found["status"][row] for row in rows] == ["ok"] * 3
+    np.testing.assert_allclose(found["embedding"][rows], vectors, atol=1e-6)
+
+
+def test_clips_of_another_model_cost_their_row_only() -> None:
+    decode = Decoder("hiera_nano_8x32", workers=1)
+    (good,) = decode({"path": np.array([CLIP])})["decoded"]
+    length = int.from_bytes(good[16:24], "little")
+    header = json.loads(good[24 : 24 + length])
+    (segment,) = header["segments"]
+
+    def packed(**changes: object) -> bytes:
+        text = json.dumps({**header, "segments": [{**segment, **changes}]}).encode()
+        return good[:16] + len(text).to_bytes(8, "little") + text + good[24 + length :]
+
+    bad = {
+        "views of 16x16 pixels": packed(size=[16, 16]),
+        "a crop lies outside": packed(boxes=[[1000, 0]]),
+        "without views": packed(boxes=[]),
+        "not the bytes": packed(scaled=[1]),
+    }
+    values = column([*bad.values(), good])
+    found = Classifier("hiera_nano_8x32", **OPTIONS)({"decoded": values})
+    for row, reason in enumerate(bad):
+        assert found["status"][row] == "error" and reason in found["error"][row], (row, found)
+    assert found["label"][len(bad)] == "moving right"
 
 
 @pytest.mark.parametrize("decodes", [False, True])

@@ -13,9 +13,9 @@ import hiera_core
 from hiera_core.data.division.manifest import Manifest
 from hiera_core.errors import CheckpointError, HieraError, OutputError
 from hiera_core.inference import Classifier, Decoder, Embedder
-from hiera_core.scale import ray_engine
+from hiera_core.places.places import place_of
+from hiera_core.scale import ray_cluster, ray_engine
 from hiera_core.scale.input_table import ListedInputs, ManifestInputs, write_listing
-from hiera_core.scale.places import place_of
 from hiera_core.scale.row_folder import DoneRows
 
 from .test_row_runs import MODEL, SAMPLES, folder, read_rows, same
@@ -66,6 +66,19 @@ def test_a_run_on_ray_goes_on(hiera: Command, cluster: None, folder: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_failed_inputs_are_tried_again_on_ray(
+    hiera: Command, cluster: None, folder: Path, tmp_path: Path
+) -> None:
+    given = ("features", folder, *MODEL, "--engine", "ray", "--rows", tmp_path / "ray")
+    assert hiera(*given, "--shard-size", 3)[0] == 1
+    (folder / "4.png").write_bytes((SAMPLES / "three.png").read_bytes())
+    code, _, err = hiera(*given, "--resume", "--retry-failed")
+    assert code == 0 and "hiera: 1 inputs in " in err, err
+    hiera("features", folder, *MODEL, "--rows", tmp_path / "local", "-q")
+    assert same(read_rows(tmp_path / "ray"), read_rows(tmp_path / "local"))
+
+
+@pytest.mark.slow
 def test_the_callables_run_in_ray_data(cluster: None) -> None:
     paths = [str(SAMPLES / name) for name in ("eight.png", "three.png", "missing.png")]
     rows = ray.data.from_items([{"path": path, "key": n} for n, path in enumerate(paths)])
@@ -99,9 +112,9 @@ def test_errors_of_workers_are_ours() -> None:
     inner = CheckpointError("is damaged", "get it again")
     outer = RuntimeError("the task failed")
     outer.__cause__ = inner
-    found = ray_engine._as_hiera_error(outer)
+    found = ray_cluster.as_hiera_error(outer)
     assert type(found) is CheckpointError and str(found) == "is damaged; get it again"
-    unknown: HieraError = ray_engine._as_hiera_error(RuntimeError("no more memory\nstack"))
+    unknown: HieraError = ray_cluster.as_hiera_error(RuntimeError("no more memory\nstack"))
     assert isinstance(unknown, OutputError) and "no more memory" in str(unknown)
 
 
@@ -139,6 +152,7 @@ def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
     assert isinstance(manifest, Manifest) and len(manifest) == 2
 
 
+@pytest.mark.slow
 def test_empty_lines_of_a_manifest_need_no_rows(
     hiera: Command, cluster: None, folder: Path, tmp_path: Path
 ) -> None:
@@ -148,9 +162,6 @@ def test_empty_lines_of_a_manifest_need_no_rows(
     assert [row["index"] for row in read_rows(tmp_path / "rows")] == [0, 2]
     code, _, err = hiera(*given, "--engine", "ray", "--resume")
     assert code == 0, err
-    for device in ("cuda:1", "cuda:all"):
-        code, _, err = hiera(*given, "--engine", "ray", "--resume", "--device", device)
-        assert code == 2 and "Ray chooses the device" in err
     (tmp_path / "m.txt").write_text(f"{folder / '2.png'}\n\n{folder / '1.png'}\n\n")
     code, _, err = hiera(*given, "--engine", "ray", "--resume")
     assert code == 2 and "input 0 is" in err and "2.png' now" in err

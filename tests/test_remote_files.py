@@ -19,6 +19,7 @@ from hiera_core.data.division.manifest import Manifest
 from hiera_core.data.remote import remote_files
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, UsageError
+from hiera_core.places import remote_requests
 
 from .conftest import Faulty
 
@@ -95,8 +96,8 @@ def test_large_files_are_read_in_ranges(bucket: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_request_that_fails_or_hangs_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(remote_files, "REQUEST_S", 0.05)
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote_requests, "REQUEST_S", 0.05)
     release = threading.Event()
     calls: list[int] = []
 
@@ -108,7 +109,7 @@ def test_a_request_that_fails_or_hangs_is_repeated(monkeypatch: pytest.MonkeyPat
             release.wait(5)
         return "content"
 
-    assert remote_files.with_retries(sometimes, "x") == "content" and len(calls) == 3
+    assert remote_requests.with_retries(sometimes, "x") == "content" and len(calls) == 3
     release.set()
 
     def never() -> str:
@@ -117,8 +118,8 @@ def test_a_request_that_fails_or_hangs_is_repeated(monkeypatch: pytest.MonkeyPat
 
     calls.clear()
     with pytest.raises(ConnectionError):
-        remote_files.with_retries(never, "x")
-    assert len(calls) == remote_files.ATTEMPTS
+        remote_requests.with_retries(never, "x")
+    assert len(calls) == remote_requests.ATTEMPTS
 
     def missing() -> str:
         calls.append(1)
@@ -126,16 +127,18 @@ def test_a_request_that_fails_or_hangs_is_repeated(monkeypatch: pytest.MonkeyPat
 
     calls.clear()
     with pytest.raises(FileNotFoundError):
-        remote_files.with_retries(missing, "x")
+        remote_requests.with_retries(missing, "x")
     assert len(calls) == 1
 
 
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(UsageError, match="nosuch"):
-        remote_files.open_place("nosuch://bucket/a.png")
-    assert remote_files.is_remote("s3://b/a.png") and remote_files.is_remote("HF://datasets/x/y")
+        remote_requests.open_place("nosuch://bucket/a.png")
+    assert remote_requests.is_remote("s3://b/a.png") and remote_requests.is_remote(
+        "HF://datasets/x/y"
+    )
     for text in ("http://h/a", "https://h/a", "a.png", "C:\\a", "file:///a", "//host/a", "a://b"):
-        assert not remote_files.is_remote(text), text
+        assert not remote_requests.is_remote(text), text
 
 
 def test_rows_go_to_a_remote_folder(hiera: Command, bucket: Any, tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch)
 
 def fill(count: int) -> tuple[Any, list[str]]:
     """Write pictures to a bucket, each twentieth of them damaged, and return their URLs."""
-    system, _ = remote_files.open_place("s3://pictures")
+    system, _ = remote_requests.open_place("s3://pictures")
     system.mkdir("pictures")
     for number in range(count):
         content = b"damaged" if number % 20 == 7 else (EIGHT, THREE)[number % 2]

@@ -16,8 +16,8 @@ import pytest
 from hiera_core.data import datasets
 from hiera_core.data.indexed import remote_shards
 from hiera_core.data.indexed.sample_index import SampleIndex
-from hiera_core.data.remote import remote_files
 from hiera_core.errors import UsageError
+from hiera_core.places import remote_requests
 
 from .conftest import Faulty, RunProcess
 
@@ -93,7 +93,7 @@ class WebHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(remote_files, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.01)
     with Web() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         server.files = {f"/s-{n:02}.tar": digit_shard(n) for n in range(SHARDS)}
@@ -213,13 +213,13 @@ def test_large_members_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     system = fsspec.filesystem("memory")
     system.pipe_file("/large.tar", file.getvalue())
     read: list[int] = []
-    original = remote_files.read_range
+    original = remote_requests.read_range
 
     def counting(system: Any, path: str, start: int, length: int) -> bytes:
         read.append(length)
         return original(system, path, start, length)
 
-    monkeypatch.setattr(remote_files, "read_range", counting)
+    monkeypatch.setattr(remote_requests, "read_range", counting)
     assert len(datasets.open_dataset("memory://large.tar", labelled=False)) == 4
     assert sum(read) < 40_000
     system.rm("/large.tar")
@@ -227,7 +227,7 @@ def test_large_members_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fill_bucket() -> str:
     """Write the shards to a bucket, and return the pattern that names them."""
-    system, _ = remote_files.open_place("s3://shards")
+    system, _ = remote_requests.open_place("s3://shards")
     system.mkdir("shards")
     for number in range(SHARDS):
         system.pipe_file(f"shards/s-{number:02}.tar", digit_shard(number))

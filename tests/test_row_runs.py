@@ -123,6 +123,56 @@ def test_rows_that_were_written_twice_are_removed(
     assert read_rows(tmp_path / "rows") == whole
 
 
+def test_failed_inputs_are_tried_again(hiera: Command, folder: Path, tmp_path: Path) -> None:
+    given = ("features", folder, *MODEL, "-q", "--rows")
+    rows = tmp_path / "rows"
+    (folder / "6.png").write_bytes(b"damaged too")
+    assert hiera(*given, rows)[0] == 1
+    good = (SAMPLES / "three.png").read_bytes()
+    (folder / "4.png").write_bytes(good)
+    assert hiera(*given, rows, "--resume")[0] == 1
+    assert [row["status"] for row in read_rows(rows)].count("error") == 2
+    code, _, err = hiera(*given, rows, "--resume", "--retry-failed", "--clips", 2)
+    assert code == 2 and "was made with views" in err  # and no row is removed
+    assert len(read_rows(rows)) == 7
+    code, _, err = hiera(*given, rows, "--resume", "--retry-failed")
+    assert code == 1 and "6.png" in err and "hiera: 6 ok, 1 failed" in err, err
+    hiera(*given, tmp_path / "whole")
+    assert same(read_rows(rows), read_rows(tmp_path / "whole"))
+    (folder / "6.png").write_bytes(good)
+    assert hiera(*given, rows, "--resume", "--retry-failed")[0] == 0
+    files = sorted(rows.glob("part-*"))
+    assert hiera(*given, rows, "--resume", "--retry-failed")[0] == 0  # there is nothing left to do
+    assert [row["status"] for row in read_rows(rows)] == ["ok"] * 7
+    assert sorted(rows.glob("part-*")) == files and len(files) == 3
+
+
+def test_a_folder_of_failures_is_tried_again(hiera: Command, tmp_path: Path) -> None:
+    given = ("features", tmp_path / "a.png", *MODEL, "-q", "--rows", tmp_path / "rows")
+    assert hiera(*given)[0] == 1
+    (tmp_path / "a.png").write_bytes((SAMPLES / "eight.png").read_bytes())
+    assert hiera(*given, "--resume", "--retry-failed")[0] == 0
+    assert [row["status"] for row in read_rows(tmp_path / "rows")] == ["ok"]
+
+
+def test_shard_size_is_the_rows_of_a_file(hiera: Command, folder: Path, tmp_path: Path) -> None:
+    given = ("features", folder, *MODEL, "-q", "--rows", tmp_path / "rows", "--shard-size", 3)
+    assert hiera(*given)[0] == 1
+    counts = [len(pq.read_table(path)) for path in sorted((tmp_path / "rows").glob("part-*"))]
+    assert counts == [3, 3, 1]
+
+
+def test_a_place_without_its_package_costs_its_row(
+    hiera: Command, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m.txt").write_text(f"{folder}/0.png\nadl://bucket/a.png\n{folder}/1.png\n")
+    given = ("--manifest", tmp_path / "m.txt", "--private-urls", "--rows", tmp_path / "rows")
+    assert hiera("features", *given, *MODEL, "-q")[0] == 1
+    rows = read_rows(tmp_path / "rows")
+    assert [row["status"] for row in rows] == ["ok", "error", "ok"]
+    assert "adl:// needs" in rows[1]["error_message"]
+
+
 def test_ids_come_through(hiera: Command, folder: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 
@@ -167,6 +217,13 @@ def test_options_that_contradict_are_named(hiera: Command, folder: Path, tmp_pat
         (("features", folder, *rows, "--segments", "1"), "a row holds vectors"),
         (("features", folder, *rows, "--save-as", "npz"), "--rows and --save-as"),
         (("features", folder, *rows, "-f", "csv"), "--rows and --format"),
+        (("features", folder, *rows, "--retry-failed"), "needs --rows and --resume"),
+        (("predict", folder, "--resume", "--retry-failed"), "needs --rows and --resume"),
+        (
+            ("features", folder, *rows, "--engine", "ray", "--device", "cuda:1"),
+            "chooses the device",
+        ),
+        (("features", folder, *rows, "--engine", "ray", "--device", "cuda:all"), "chooses the dev"),
     ):
         code, _, err = hiera(*arguments, *MODEL)
         assert code == 2 and message in err, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
+from hiera_core.places.remote_requests import is_remote
 from hiera_core.records import Record
 from hiera_core.zoo.input_sizes import parse_size
 
@@ -20,6 +22,7 @@ from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
 from ..options import OnError
 from ..output_files.feature_outputs import FeatureOutputs
+from ..output_files.remote_outputs import RESUME_HINT
 from ..result_stream import ResultStream
 from ..scale import scale_options
 from ..scale.input_selection import InputSelection, check_division
@@ -60,7 +63,7 @@ def features(
     attention: feature_options.AttentionOpt = None,
     output: feature_options.FeaturesOutputOpt = None,
     save_as: feature_options.SaveAsOpt = None,
-    shard_size: feature_options.ShardSizeOpt = 1000,
+    shard_size: feature_options.ShardSizeOpt = None,
     visualize: feature_options.VisualizeOpt = None,
     recursive: options.RecursiveOpt = False,
     manifest: scale_options.ManifestOpt = None,
@@ -80,6 +83,7 @@ def features(
     format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
     overwrite: feature_options.OverwriteFilesOpt = False,
     resume: feature_options.ResumeFolderOpt = False,
+    retry_failed: scale_options.RetryFailedOpt = False,
     rows: scale_options.RowsOpt = None,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -134,11 +138,15 @@ def features(
         names = tuple(f"stage{stage}" for stage in selected or ()) or ("embedding",)
         settings = _settings(selection, computing)
         return chosen.exit_code(rows_run.run(context, on_columns, names, settings))
-    outputs = _parse_outputs(output, save_as, visualize, chosen)
+    if resume and output is not None and is_remote(output):
+        raise UsageError("--resume does not continue a remote folder of -o", RESUME_HINT)
+    outputs = context.with_resource(
+        _parse_outputs(output, save_as, visualize, chosen, overwrite=overwrite)
+    )
     outputs.check(inputs or [], selected, attention)
     if resume and (output is None or outputs.is_file):
         raise UsageError("--resume needs -o with a folder", "use -o features/")
-    prefix = "" if chosen.shard.is_whole else f"{chosen.shard.name}-"
+    prefix = chosen.prefix
     may_exist = overwrite or resume
     outputs = outputs.claim(context, overwrite=overwrite, may_exist=may_exist, prefix=prefix)
     out.count, out.pictures = chosen.count(), outputs.pictures
@@ -147,7 +155,7 @@ def features(
     load_model.check_model_name(model)
     pixels = None if size is None else parse_size(size)
     from hiera_core.inference import feature_formats
-    from hiera_core.inference.feature_store import FeatureStore
+    from hiera_core.inference.feature_store import SHARD_INPUTS, FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
     feature_formats.check_format(outputs.format_name(save_as))
@@ -163,20 +171,21 @@ def features(
     )
     if outputs.features is None or outputs.array is not None:
         code = _run(out, extractor, chosen, None, outputs, on_error)
-        message = f"features are in {outputs.array}" if outputs.array is not None and out.ok else ""
+        message = f"features are in {outputs.shown}" if outputs.array is not None and out.ok else ""
     else:
         store = FeatureStore(
             outputs.features,
             save_as or SaveAs.safetensors,
             settings=_settings(selection, computing),
-            shard_inputs=shard_size,
+            shard_inputs=shard_size or SHARD_INPUTS,
             resume=resume,
             overwrite=overwrite,
             prefix=prefix,
+            upload=outputs.upload,
         )
         with store.connected(extractor):
             code = _run(out, extractor, chosen, store, outputs, on_error)
-            message = f"features are in {outputs.features}" if out.complete else store.stop()
+            message = f"features are in {outputs.shown}" if out.complete else store.stop()
     if message and ((out.ok and not quiet) or not out.complete):
         print_message(message)
     return chosen.exit_code(code)
@@ -225,6 +234,8 @@ def _run(
                 store.add(record)
             elif outputs.array is not None:
                 _write_array(record, outputs.array)
+                if outputs.upload is not None:
+                    record.extra["file"] = {"name": outputs.upload.send(outputs.array)}
             else:
                 _add_values(record)
             if outputs.pictures is not None:
@@ -260,26 +271,44 @@ def _check_rows(
         )
 
 
+@contextlib.contextmanager
 def _parse_outputs(
-    output: Path | None, save_as: SaveAs | None, visualize: Path | None, chosen: InputSelection
-) -> FeatureOutputs:
-    """Return what the options name. The file of a shard has the shard in its name.
+    output: str | None,
+    save_as: SaveAs | None,
+    visualize: Path | None,
+    chosen: InputSelection,
+    *,
+    overwrite: bool,
+) -> Iterator[FeatureOutputs]:
+    """Yield what the options name. The file of a shard has the shard in its name.
 
     Raises:
         UsageError: Pictures are drawn, and the inputs are divided, so that names could meet; see
-            also `FeatureOutputs.parse` and `check_division`.
+            also `FeatureOutputs.parse`, `FeatureOutputs.remote` and `check_division`.
+        OutputError: A remote place does not answer.
     """
     if visualize is not None and chosen.is_numbered:
         raise UsageError(
             "--visualize goes with neither --shard nor --manifest", "draw in a run of its own"
         )
-    outputs = FeatureOutputs.parse(output, save_as, visualize)
-    if output is None or (outputs.is_file and chosen.shard.is_whole):
-        return outputs
-    if outputs.is_file:
-        return FeatureOutputs.parse(chosen.output(output), save_as, visualize)
-    check_division(output, chosen.shard)
-    return outputs
+    if output is not None and is_remote(output):
+        with FeatureOutputs.remote(
+            output,
+            save_as,
+            visualize,
+            overwrite=overwrite,
+            prefix=chosen.prefix,
+            check=chosen.check_names,
+        ) as outputs:
+            yield outputs
+        return
+    path = None if output is None else Path(output)
+    outputs = FeatureOutputs.parse(path, save_as, visualize)
+    if path is not None and outputs.is_file and not chosen.shard.is_whole:
+        outputs = FeatureOutputs.parse(chosen.output(path), save_as, visualize)
+    elif path is not None and not outputs.is_file:
+        check_division(path, chosen.shard)
+    yield outputs
 
 
 def _write_array(record: Record, path: Path) -> None:

@@ -15,7 +15,7 @@ from hiera_core.records import Record
 from .. import load_model, media_run, options, output_formats
 from ..exit_codes import print_message
 from ..options import OnError
-from ..output_files.picture_outputs import PictureOutput, parse_output
+from ..output_files.picture_outputs import PictureOutput
 from ..progress import InputCount
 from ..result_stream import ResultStream
 
@@ -33,10 +33,10 @@ def mae(
         typer.Option(
             "--output",
             "-o",
-            parser=parse_output,
+            parser=options.parse_place,
             metavar="DIR|FILE",
             help="Folder for the results; or, for a single input, a file: .png, or .mp4 for the "
-            "movie of a video.",
+            "movie of a video. Also a URL such as s3://bucket/folder/.",
             show_default=False,
         ),
     ],
@@ -120,7 +120,7 @@ def mae(
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
     pictures = PictureOutput(output, inputs, recursive, endings=(".png", ".mp4"))
     context.with_resource(pictures.claim(overwrite))
-    out.count, out.pictures = InputCount(inputs, recursive), pictures.path
+    out.count, out.pictures = InputCount(inputs, recursive), pictures.shown
     sources.check_inputs(inputs, recursive=recursive)
     found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     found = pictures.assign(found)
@@ -141,12 +141,12 @@ def mae(
         runner = pipeline.runner(record.kind)
         files = pictures.files(record, reconstruct.FILE_ENDINGS[record.kind])
         reconstruct.save_reconstruction(record, files, runner, reconstruction_only)
-        record.extra["files"] = [str(file) for file in files]
+        record.extra["files"] = pictures.finish(files)
         facts = record.extra["mae"]
         record.lines = [
             f"loss {facts['loss']:.4f}, mask ratio {facts['mask_ratio']:g}: {facts['visible']} "
             f"units visible, {facts['masked']} masked",
-            *(f"-> {file}" for file in files),
+            *(f"-> {file}" for file in record.extra["files"]),
         ]
         record.result = None
 

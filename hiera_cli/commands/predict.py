@@ -9,11 +9,11 @@ import typer
 
 from hiera_core.errors import UsageError
 from hiera_core.records import Record
-from hiera_core.zoo.labels import read_labels
 
 from .. import load_model, media_run, options, output_formats
+from ..label_file import read_label_file
 from ..options import OnError
-from ..output_files.picture_outputs import PictureOutput, parse_output
+from ..output_files.picture_outputs import PictureOutput
 from ..result_stream import ResultStream
 from ..scale import scale_options
 from ..scale.input_selection import InputSelection
@@ -36,7 +36,7 @@ def predict(
         str | None,
         typer.Option(
             parser=options.parse_name,
-            help="File with class names, one per line.",
+            help="File with class names, one per line; also a URL.",
             metavar="FILE",
             show_default="the names that belong to the model",
         ),
@@ -87,16 +87,17 @@ def predict(
     save_images: Annotated[
         str | None,
         typer.Option(
-            parser=parse_output,
+            parser=options.parse_place,
             help="Folder for images that show the results: annotated inputs, and contact sheets of "
-            "videos. For a single input, it may be a .png file.",
+            "videos. For a single input, it may be a .png file. Also a URL such as s3://bucket/x.",
             metavar="DIR|FILE",
         ),
     ] = None,
-    output: options.OutputOpt = None,
+    output: options.ResultsOpt = None,
     format: options.FormatOpt = output_formats.Format.auto,
     overwrite: options.OverwriteOpt = False,
     resume: options.ResumeOpt = False,
+    retry_failed: scale_options.RetryFailedOpt = False,
     rows: scale_options.RowsOpt = None,
     device: options.DeviceOpt = options.Device.auto,
     dtype: options.DtypeOpt = options.Dtype.auto,
@@ -126,7 +127,7 @@ def predict(
     rows_run.check(
         {"--output": output, "--save-images": save_images, "--format": format.value != "auto"}
     )
-    class_names = None if labels is None else read_labels(labels)
+    class_names = None if labels is None else read_label_file(labels)
     if rows_run.is_wanted:
         load_model.check_model_name(model)
         from hiera_core.inference.columns import callables
@@ -143,21 +144,23 @@ def predict(
         settings = media_run.settings_of(computing, topk=topk)
         return chosen.exit_code(rows_run.run(context, on_columns, (), settings))
     pictures = _picture_output(save_images, chosen)
+    path, upload = context.with_resource(chosen.output_of(output, overwrite))
     out = ResultStream(
-        chosen.output(output),
+        path,
         format,
         topk=topk,
         details=("picture",) if pictures else (),
         overwrite=overwrite,
         resume=resume,
         quiet=quiet,
+        upload=upload,
     )
     context.with_resource(out.claim())
     out.count, out.is_numbered = chosen.count(), chosen.is_numbered
     out.may_be_empty = not chosen.shard.is_whole
     if pictures is not None:
-        out.pictures = pictures.path
         context.with_resource(pictures.claim(overwrite or resume))
+        out.pictures = pictures.shown
     chosen.check()
     found = chosen.sources(out.passed_over)
     if pictures is not None:
@@ -193,8 +196,8 @@ def predict(
         if pictures is not None and record.thumbnails:
             (path,) = pictures.files(record, (".png",))
             save_png(draw_record(record), path)
-            record.extra["picture"] = str(path)
-            record.lines = [f"-> {path}"]
+            (record.extra["picture"],) = pictures.finish([path])
+            record.lines = [f"-> {record.extra['picture']}"]
 
     records = predictor(out.skip_done(found))
     return chosen.exit_code(out.write_all(records, save_picture, stop=on_error is OnError.stop))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import typer
 
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
+from hiera_core.places.uploads import Upload
 
 from ..feature_options import SaveAs
 from .claims import claim_file, claim_folder, claim_part_of_folder
+from .remote_outputs import is_file_name, open_file, open_folder
 
 PLAIN_ARRAY = ".npy"
 FEATURE_FILES = (".safetensors", ".npz", ".parquet", PLAIN_ARRAY)
@@ -28,12 +31,15 @@ class FeatureOutputs:
         is_file: Whether that is a file.
         pictures: Value of --visualize: a folder or a picture, or None.
         is_picture: Whether that is a picture.
+        upload: Sends the features to a remote place; None if they stay here. `features` is then
+            their file or folder on this machine.
     """
 
     features: Path | None
     is_file: bool
     pictures: Path | None
     is_picture: bool
+    upload: Upload | None = None
 
     @classmethod
     def parse(
@@ -56,6 +62,41 @@ class FeatureOutputs:
                 f"{output.name!r} is not a {save_as} file", "leave out --save-as, or name a folder"
             )
         return cls(output, is_file, visualize, is_picture)
+
+    @classmethod
+    @contextlib.contextmanager
+    def remote(
+        cls,
+        url: str,
+        save_as: SaveAs | None,
+        visualize: Path | None,
+        *,
+        overwrite: bool,
+        prefix: str,
+        check: Callable[[Sequence[str], str], None],
+    ) -> Iterator[FeatureOutputs]:
+        """Yield what the options name, if the features go to a remote place.
+
+        Args:
+            url, save_as, visualize, overwrite: The values of the options.
+            prefix, check: See `remote_outputs.open_file`.
+
+        Raises:
+            UsageError, OutputError: See `parse`, `open_file` and `open_folder`.
+        """
+        ending = Path(url.rpartition("/")[2]).suffix.lower()
+        if ending in FEATURE_FILES or (save_as is None and is_file_name(url, FEATURE_FILES)):
+            with open_file(url, overwrite, prefix, check if prefix else None) as (path, upload):
+                yield replace(cls.parse(path, save_as, visualize), upload=upload)
+        else:
+            with open_folder(url, overwrite, prefix, check) as upload:
+                yield replace(cls.parse(upload.folder, save_as, visualize), upload=upload)
+
+    @property
+    def shown(self) -> str:
+        """Where the features are, for messages."""
+        assert self.features is not None
+        return str(self.features) if self.upload is None else self.upload.name_of(self.features)
 
     @property
     def array(self) -> Path | None:
@@ -118,7 +159,9 @@ class FeatureOutputs:
             UsageError: See `claim_file` and `claim_folder`.
         """
         features, pictures = self.features, self.pictures
-        if features is not None and self.is_file:
+        if self.upload is not None:
+            pass  # nobody else writes to its temporary folder, and remote places have no locks
+        elif features is not None and self.is_file:
             features = context.with_resource(claim_file(features, overwrite))
         elif features is not None and prefix:
             context.with_resource(claim_part_of_folder(features, prefix, may_exist))

@@ -12,30 +12,22 @@ from typing import TYPE_CHECKING
 from hiera_core.data import sources
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
+from hiera_core.places.remote_requests import is_remote
+from hiera_core.places.uploads import Upload
 from hiera_core.records import Record
 
-from ..options import parse_path
 from .claims import claim_file, claim_folder
+from .remote_outputs import is_file_name, open_file, open_folder
 
 if TYPE_CHECKING:
     from hiera_core.viz.output_names import OutputNames
-
-
-def parse_output(text: str) -> str:
-    """Return the text of an option that names a file or folder; `out.v2/` is a folder.
-
-    Raises:
-        BadParameter: See `options.parse_path`.
-    """
-    parse_path(text)
-    return text
 
 
 class PictureOutput:
     """The folder for the pictures of all inputs, or the file for that of a single one.
 
     Args:
-        text: The path. It names a file if it has one of the extensions and is no folder.
+        text: The path or URL. It names a file if it has one of the extensions and is no folder.
         inputs, recursive: The arguments of the command, see `sources.expand`.
         endings: Extensions of the files that the command writes.
 
@@ -47,7 +39,14 @@ class PictureOutput:
         self, text: str, inputs: Sequence[str], recursive: bool, endings: Sequence[str] = (".png",)
     ) -> None:
         self.path, self._inputs, self._recursive = Path(text), inputs, recursive
+        self.shown: str | Path = self.path if not is_remote(text) else text.rstrip("/")
+        self._url = text if is_remote(text) else None
+        self._upload: Upload | None = None
+        self._names: OutputNames | None = None
         ending = self.path.suffix.lower()
+        if self._url is not None:
+            self.ending = ending if is_file_name(text, endings) else ""
+            return
         is_folder = not ending or text.endswith(("/", os.sep)) or sources.is_folder(self.path)
         if not (is_folder or ending in endings):
             raise UsageError(
@@ -55,7 +54,6 @@ class PictureOutput:
                 f"end it in {' or '.join(endings)}; or, for a folder, in /",
             )
         self.ending = "" if is_folder else ending
-        self._names: OutputNames | None = None
 
     @contextlib.contextmanager
     def claim(self, may_replace: bool) -> Iterator[None]:
@@ -67,6 +65,16 @@ class PictureOutput:
         Raises:
             UsageError: See `claim_file` and `claim_folder`; or the file is one of the inputs.
         """
+        if self._url is not None:
+            with contextlib.ExitStack() as stack:
+                if self.ending:
+                    opened = stack.enter_context(open_file(self._url, may_replace))
+                    self.path, self._upload = opened
+                else:
+                    self._upload = stack.enter_context(open_folder(self._url, may_replace))
+                    self.path = self._upload.folder
+                yield
+            return
         if not self.ending:
             with claim_folder(self.path, may_replace):
                 yield
@@ -112,6 +120,14 @@ class PictureOutput:
         if self._names is None:
             return [self.path]
         return [self._names.path(record, ending) for ending in endings]
+
+    def finish(self, files: Iterable[Path]) -> list[str]:
+        """Return the names of complete files to show, after sending them to their remote place.
+
+        Raises:
+            OutputError: They cannot be written there.
+        """
+        return [str(file) if self._upload is None else self._upload.send(file) for file in files]
 
     def _listed(self) -> Iterator[Source]:
         return sources.expand(self._inputs, recursive=self._recursive, ahead=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +21,15 @@ from hiera_core.data.division.shards import (
 from hiera_core.data.division.shards import unused_tasks as find_unused_tasks
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
+from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
+from ..output_files import remote_outputs
 from ..progress import InputCount
 
 if TYPE_CHECKING:
     from hiera_core.data.division.manifest import Manifest
+    from hiera_core.places.uploads import Upload
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,33 @@ class InputSelection:
             return InputCount((), total=len(self.rows))
         return InputCount(self.inputs, self.recursive, share=self.shard.size)
 
+    @contextlib.contextmanager
+    def output_of(
+        self, text: str | None, overwrite: bool
+    ) -> Iterator[tuple[Path | None, Upload | None]]:
+        """Yield the output file of this process, and what sends it to a remote place; None for a
+        local file. See `output` and `remote_outputs.open_file`.
+
+        Args:
+            text: The file or URL that the user named; None for standard output.
+            overwrite: Whether a remote file may exist.
+        """
+        if text is None or not is_remote(text):
+            yield self.output(None if text is None else Path(text)), None
+            return
+        check = self.check_names if self.prefix else None
+        with remote_outputs.open_file(text, overwrite, self.prefix, check) as found:
+            yield found
+
+    @property
+    def prefix(self) -> str:
+        """Begins the names of the files of this process: `shard-00003-of-00016-`, or ""."""
+        return "" if self.shard.is_whole else f"{self.shard.name}-"
+
+    def check_names(self, names: Iterable[str], folder: str) -> None:
+        """Check the names of files in a remote folder; see `check_division_of`."""
+        check_division_of(names, folder, self.shard)
+
     def output(self, path: Path | None) -> Path | None:
         """Return the output file of this process: `out/x.jsonl` -> `out/shard-0...-x.jsonl`.
 
@@ -134,7 +165,7 @@ class InputSelection:
         if path is None or self.shard.is_whole:
             return path
         check_division(path.parent, self.shard, path.name)
-        return path.with_name(f"{self.shard.name}-{path.name}")
+        return path.with_name(f"{self.prefix}{path.name}")
 
 
 def check_division(folder: Path, shard: Shard, ending: str = "") -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hiera_core.data.remote.remote_files import is_remote
 from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
+from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..output_files.claims import claim_folder, claim_part_of_folder
@@ -39,10 +39,11 @@ class RowRun:
         chosen: The inputs.
         rows: The folder; None for a dry run.
         engine, address, dry_run: The options of these names.
-        overwrite, resume, quiet: The options of these names.
+        overwrite, resume, retry_failed, quiet: The options of these names.
         stop: Whether to end at the first error.
         workers: CPUs of a Ray of its own; None for all.
         device: The value of --device.
+        shard_size: The value of --shard-size, or None.
     """
 
     chosen: InputSelection
@@ -52,10 +53,12 @@ class RowRun:
     dry_run: int | None
     overwrite: bool
     resume: bool
+    retry_failed: bool
     quiet: bool
     stop: bool
     workers: int | None
     device: str
+    shard_size: int | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -75,6 +78,8 @@ class RowRun:
             raise UsageError("--engine ray needs --rows", "name a folder that all machines see")
         if self.address is not None and self.engine is not Engine.ray:
             raise UsageError("--address needs --engine ray", "leave it out")
+        if self.retry_failed and (self.rows is None or not self.resume):
+            raise UsageError("--retry-failed needs --rows and --resume", "give both")
         if not self.is_wanted:
             return
         for name, value in others.items():
@@ -99,7 +104,7 @@ class RowRun:
 
         check_pyarrow()
         if self.engine is Engine.ray:
-            from hiera_core.scale.ray_engine import check_ray
+            from hiera_core.scale.ray_cluster import check_ray
 
             check_ray()
 
@@ -122,10 +127,10 @@ class RowRun:
             UsageError, CheckpointError, HubError, DeviceError, OutputError: See `run_on_ray` and
                 `Pipeline`.
         """
+        from hiera_core.places.places import place_of
         from hiera_core.scale.input_table import id_type_of
-        from hiera_core.scale.places import place_of
         from hiera_core.scale.result_rows import RowLayout
-        from hiera_core.scale.row_folder import DoneRows, RowFolder
+        from hiera_core.scale.row_folder import ROWS_PER_FILE, RowFolder
 
         manifest = self.chosen.manifest
         layout = RowLayout(features, "none" if manifest is None else id_type_of(manifest))
@@ -135,7 +140,8 @@ class RowRun:
         assert self.rows is not None
         shard, may_exist = self.chosen.shard, self.overwrite or self.resume
         prefix = "" if shard.is_whole else f"{shard.name}-"
-        folder = RowFolder(place_of(self.rows), layout, prefix)
+        size = self.shard_size or ROWS_PER_FILE
+        folder = RowFolder(place_of(self.rows), layout, prefix, size)
         check_division_of(folder.place.names("", ".parquet"), self.rows, shard)
         if is_remote(self.rows):  # there are no locks
             if folder.files() and not may_exist:
@@ -147,12 +153,26 @@ class RowRun:
             context.with_resource(claim_folder(Path(self.rows), may_exist))
         if self.overwrite and not self.resume:
             folder.remove()
-        done = folder.read_done() if self.resume else DoneRows()
         if manifest is not None:
             settings = {**settings, "rows of the manifest": len(manifest)}
+        done = self._read_done(folder, settings)
         if self.engine is Engine.ray:
             return self._run_on_ray(model, folder, settings, done)
         return self._run_here(model, folder, settings, done)
+
+    def _read_done(self, folder: RowFolder, settings: dict[str, object]) -> DoneRows:
+        """Return the rows of an earlier run. With --retry-failed, those that failed are removed."""
+        from hiera_core.scale.row_folder import DoneRows, check_facts
+
+        if not self.resume:
+            return DoneRows()
+        done = folder.read_done()
+        if self.retry_failed and done.failed:
+            check_facts(done.where, done.facts, {"settings": settings})  # before a row is removed
+            where, facts = done.where, done.facts
+            done = folder.read_done(drop_failed=True)
+            done.where, done.facts = where, facts
+        return done
 
     def _run_here(
         self,
@@ -196,7 +216,9 @@ class RowRun:
             ManifestInputs,
             write_listing,
         )
-        from hiera_core.scale.ray_engine import RayOptions, RunSummary, run_on_ray
+        from hiera_core.scale.ray_cluster import RayOptions
+        from hiera_core.scale.ray_engine import run_on_ray
+        from hiera_core.scale.run_summary import RunSummary
 
         out, table = self._messages(done), self.chosen.manifest
         inputs: InputTable

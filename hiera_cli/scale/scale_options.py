@@ -73,6 +73,14 @@ RowsOpt = Annotated[
         show_default=False,
     ),
 ]
+RetryFailedOpt = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="With --rows and --resume, also process the inputs that have failed before, and "
+        "replace their rows.",
+    ),
+]
 EngineOpt = Annotated[
     Engine,
     typer.Option(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, check_type, did_you_mean
+from ..places.remote_requests import is_remote
 from ..zoo import labels as class_labels
 from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
@@ -26,7 +27,6 @@ from .indexed.parquet_data import TEST, TRAIN, VAL, find_parquet
 from .indexed.remote_shards import WILDCARD, index_remote_shards, list_files, list_shards
 from .indexed.sample_index import SampleIndex
 from .list_files import as_class_number
-from .remote.remote_files import is_remote
 from .sources import URLS, Source
 
 log = logging.getLogger("hiera")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, UsageError, first_line
+from ..places.remote_requests import is_remote
 from . import folders, tar_files
 from .media_types import (
     ENDINGS,
@@ -31,7 +32,7 @@ from .media_types import (
     ending_of,
     sniff_kind,
 )
-from .remote.remote_files import is_remote, list_inputs
+from .remote.remote_files import list_inputs
 from .url_content import fetch_content, keep_content
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import InputError
+from ..places.remote_requests import is_remote
 from ..weights.fetch import FetchError, Response, open_url
 from .remote import remote_files
 
@@ -47,12 +48,11 @@ def fetch_content(
 
     Raises:
         InputError: The server does not answer, is too slow, or redirects to a private address; or
-            the file is incomplete or too large.
-        UsageError: The package of a remote place is not installed.
+            the file is incomplete or too large; or the package of a remote place is not installed.
     """
-    if remote_files.is_remote(url) and public_only:
+    if is_remote(url) and public_only:
         remote_files.check_public(url)
-    if remote_files.is_remote(url) or span is not None:
+    if is_remote(url) or span is not None:
         return keep_content(remote_files.fetch_ranges(url, span, public_only=public_only))
     for attempt in range(1, ATTEMPTS + 1):
         try:

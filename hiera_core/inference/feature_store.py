@@ -21,6 +21,7 @@ import numpy as np
 
 from ..atomic import unfinished
 from ..errors import InputError, OutputError, UsageError
+from ..places.uploads import Upload
 from ..records import Kind, Record
 from . import feature_formats, fingerprint
 from .feature_formats import TIMES
@@ -74,6 +75,8 @@ class FeatureStore:
         prefix: Begins the names of the shards in a folder, `shard-00003-of-00016-`, where several
             processes write to it. Other shards are not looked at.
         overwrite: Remove the shards of an earlier run from the folder, unless it is resumed.
+        upload: Sends each file to a remote place when it is complete; `path` is then its folder on
+            this machine, or a file in it. A remote folder cannot be resumed.
 
     Raises:
         UsageError: The format needs a package that is not installed. When resuming: the folder has
@@ -92,8 +95,9 @@ class FeatureStore:
         overwrite: bool = False,
         hint: str = RESUME_HINT,
         prefix: str = "",
+        upload: Upload | None = None,
     ) -> None:
-        self._hint, self._prefix = hint, prefix
+        self._hint, self._prefix, self._upload = hint, prefix, upload
         self._shard_name = re.compile(re.escape(prefix) + SHARD_NAME)
         self.path, self.settings, self.shard_inputs = path, settings or {}, shard_inputs
         self.is_file = path.suffix.lower() in feature_formats.FORMATS
@@ -116,7 +120,9 @@ class FeatureStore:
             self._check_removable()
 
     def __enter__(self) -> FeatureStore:
-        if self._removes_shards:
+        if self._removes_shards and self._upload is not None:
+            self._remove_remote_shards(self._upload)
+        elif self._removes_shards:
             try:
                 for path in list(self._shards()):
                     path.unlink()
@@ -195,7 +201,8 @@ class FeatureStore:
                 shard = None
         if shard is None:
             shard = self._open[kind] = _Shard(self._next_path(kind), record.model)
-        record.extra["file"] = _location(shard.path, shard.rows, count if is_split else None)
+        name = self._name_of(shard.path)
+        record.extra["file"] = _location(name, shard.rows, count if is_split else None)
         occurrence = self._occurrences.pop(record.index, 0)
         shard.inputs.append(_Rows(record.input, record.index, occurrence, values, count, record.id))
         shard.rows += count
@@ -226,9 +233,17 @@ class FeatureStore:
         """End early: a single file will not be written. Return what to tell the user."""
         self.is_stopped = True
         if not self.is_file:
-            return f"finished features are in {self.path}; --resume continues"
+            hint = "; --resume continues" if self._upload is None else ""
+            return f"finished features are in {self._name_of(self.path)}{hint}"
         count = sum(len(shard.inputs) for shard in self._open.values())
-        return f"{self.path} is not written after {count} inputs; a folder could be resumed"
+        hint = "be resumed" if self._upload is None else "keep them"
+        return (
+            f"{self._name_of(self.path)} is not written after {count} inputs; a folder could {hint}"
+        )
+
+    def _name_of(self, path: Path) -> str:
+        """Return the name of a file or of the folder to show: a path, or a URL."""
+        return str(path) if self._upload is None else self._upload.name_of(path)
 
     def _next_path(self, kind: Kind) -> Path:
         if self.is_file:
@@ -267,6 +282,14 @@ class FeatureStore:
             except OSError as error:
                 raise OutputError(f"{self.path} cannot be created ({error.strerror})") from error
             feature_formats.write(shard.path, arrays, metadata)
+        if self._upload is not None:
+            self._upload.send(shard.path)
+
+    def _remove_remote_shards(self, upload: Upload) -> None:
+        for name in upload.place.names(self._prefix, ""):
+            path = Path(name)
+            if path.suffix in feature_formats.FORMATS and self._shard_name.fullmatch(path.stem):
+                upload.place.remove(name)
 
     # An earlier run -------------------------------------------------------------------------------
 
@@ -307,7 +330,7 @@ class FeatureStore:
             self._done |= _rows_by_input(path, metadata)
 
 
-def _location(path: Path, row: int, count: int | None) -> dict[str, Any]:
+def _location(path: str | Path, row: int, count: int | None) -> dict[str, Any]:
     """Return where the features of an input are: a file, the (first) row, and the number of rows
     for a video that is split."""
     return {"name": str(path), "row": row, **({} if count is None else {"rows": count})}

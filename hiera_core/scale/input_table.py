@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.division.manifest import Manifest
 from ..data.sources import Source
 from ..errors import InputError, UsageError
-from .places import Place
+from ..places.places import Place
 from .result_rows import IdType
 
 LISTING = "_inputs.parquet"  # the name begins so that readers of the folder's results pass it over

@@ -19,8 +19,8 @@ import numpy as np
 from ..data.sources import Source
 from ..errors import UsageError, first_line
 from ..inference import fingerprint
+from ..places.places import Place
 from ..records import Record
-from .places import Place
 from .result_rows import RowLayout, printable
 
 if TYPE_CHECKING:
@@ -40,10 +40,18 @@ class RowFolder:
         place: The folder.
         layout: The columns.
         prefix: Begins the names of the files, `shard-00003-of-00016-`. Others are not looked at.
+        rows_per_file: Maximum number of rows in a file.
     """
 
-    def __init__(self, place: Place, layout: RowLayout, prefix: str = "") -> None:
+    def __init__(
+        self,
+        place: Place,
+        layout: RowLayout,
+        prefix: str = "",
+        rows_per_file: int = ROWS_PER_FILE,
+    ) -> None:
         self.place, self.layout, self.prefix = place, layout, prefix
+        self.rows_per_file = rows_per_file
 
     def files(self) -> list[str]:
         """Return the names of the files of this run, in order."""
@@ -67,17 +75,19 @@ class RowFolder:
             _write_table(table, temporary)
             return temporary.stat().st_size
 
-    def read_done(self, total: int | None = None) -> DoneRows:
+    def read_done(self, total: int | None = None, *, drop_failed: bool = False) -> DoneRows:
         """Return which rows are written, and what they depend on. Rows that are in two files are
         removed from the second: workers of a killed run may have written them while the next run
         began.
 
         Args:
             total: Number of all rows, if it is known.
+            drop_failed: Also remove the rows of inputs that failed, so that they are missing, and
+                are computed again.
 
         Raises:
             UsageError: A file is damaged, or holds a row that does not exist.
-            OutputError: A file cannot be written again.
+            OutputError: A file cannot be read, or cannot be written again.
         """
         import pyarrow.parquet as pq
 
@@ -94,14 +104,22 @@ class RowFolder:
                 raise UsageError(
                     f"{where} holds row {indices.max()}, and there are {total} inputs", HINT
                 )
-            is_new = done.add(indices, table["input"].to_pylist(), table["status"].to_pylist())
-            if not is_new.all():
-                self._keep_rows(name, is_new)
+            statuses = table["status"].to_numpy(zero_copy_only=False)
+            is_kept = statuses != "error" if drop_failed else np.ones(len(indices), bool)
+            kept = table.filter(is_kept)
+            is_kept[is_kept] = done.add(
+                indices[is_kept], kept["input"].to_pylist(), kept["status"].to_pylist()
+            )
+            if not is_kept.all():
+                self._keep_rows(name, is_kept)
         return done
 
     def _keep_rows(self, name: str, keep: np.ndarray) -> None:
         import pyarrow.parquet as pq
 
+        if not keep.any():
+            self.place.remove(name)
+            return
         with self.place.open(name) as file:
             table = pq.read_table(file).filter(keep)
         with self.place.writing(name) as temporary:
@@ -132,7 +150,7 @@ class RowFolder:
                 waiting.append(record)
                 size += sum(v.nbytes for v in (record.result or {}).values())
                 is_late = time.monotonic() - begin >= SECONDS_PER_FILE
-                if len(waiting) >= ROWS_PER_FILE or size >= BYTES_PER_FILE or is_late:
+                if len(waiting) >= self.rows_per_file or size >= BYTES_PER_FILE or is_late:
                     rows, waiting = waiting, []
                     self.write(self.layout.table(rows), facts)
                     size, begin = 0, time.monotonic()

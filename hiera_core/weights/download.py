@@ -100,7 +100,7 @@ def cached_url(url: str, sha256: str | None = None) -> Path | None:
         DamagedFile: The file has changed since it was downloaded, or has another checksum.
         CheckpointError: It cannot be read.
     """
-    path = _url_cache() / _file_name(url)
+    path = url_cache() / _file_name(url)
     try:
         if not path.is_file():
             return None
@@ -140,7 +140,7 @@ def from_url(
         raise HubError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set", HINTS)
     from huggingface_hub.utils import WeakFileLock
 
-    target = _url_cache() / _file_name(url)
+    target = url_cache() / _file_name(url)
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +351,7 @@ def _licence(repo: str) -> str:
     return f" ({LICENCE_NOTE if licence == NON_COMMERCIAL else f'licence: {licence}'})"
 
 
-def _url_cache() -> Path:
+def url_cache() -> Path:
     import torch.hub
 
     return Path(torch.hub.get_dir()) / "checkpoints"

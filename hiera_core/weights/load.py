@@ -13,8 +13,9 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
+from ..places.remote_requests import is_remote
 from ..plain_data import valid_text
-from . import download, files, foreign_config, key_mapping, names
+from . import download, files, foreign_config, key_mapping, names, remote_weights
 from .cache_repair import read_cached
 from .integrity import check_weights_file
 from .local_files import find_local
@@ -91,8 +92,8 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
     Args:
-        source: A file, a folder with model.safetensors (and config.json), an http(s) URL, or a hub
-            repository `owner/name`.
+        source: A file, a folder with model.safetensors (and config.json), an http(s) URL, a file or
+            folder at a remote place (`s3://...`), or a hub repository `owner/name`.
         options: For hub repositories, see `download.from_hub`.
 
     Raises:
@@ -108,12 +109,20 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
         return _load(found, text)
     if text.startswith(("http://", "https://")):
         return _load_cached(lambda: download.from_url(text, check=check_weights_file), text, {})
+    if is_remote(text):
+        return _load_cached(lambda: _copy_remote(text), text, {})
     is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)
     if HUB_ID.fullmatch(text) and not is_file_name:
         return _load_from_hub(text, options)
     raise CheckpointError(
         f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
     )
+
+
+def _copy_remote(url: str) -> download.FetchedFiles:
+    found = find_local(remote_weights.copy_checkpoint(url))
+    assert found is not None
+    return found
 
 
 def _load_from_hub(repo: str, options: dict[str, Any]) -> Checkpoint:

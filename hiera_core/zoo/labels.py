@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -58,14 +59,42 @@ def read_labels(path: str | Path) -> list[str]:
     """
     try:
         text = _read_text(Path(path))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return _parse(text, path)
+
+
+def parse_labels(content: bytes, name: str) -> list[str]:
+    """Read class names from the content of a file; see `read_labels`.
+
+    Args:
+        content: The content.
+        name: Its name, for messages.
+
+    Raises:
+        UsageError: It is not a text file, or empty, or its numbers are not those of classes.
+    """
+    try:
+        text = _checked_text(content)
+    except ValueError as error:
+        raise _unreadable(name, error) from error
+    return _parse(text, name)
+
+
+def _parse(text: str, name: str | Path) -> list[str]:
+    try:
         names = _from_literal(text) if text.lstrip()[:1] in ("{", "[") else _from_lines(text)
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        hint = "give a text file with one class name per line"
-        raise UsageError(f"labels {path} cannot be read ({reason})", hint) from error
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise _unreadable(name, error) from error
     if not names:
-        raise UsageError(f"labels {path} are empty", "write one class name per line")
+        raise UsageError(f"labels {name} are empty", "write one class name per line")
     return names
+
+
+def _unreadable(name: str | Path, error: BaseException) -> UsageError:
+    reason = getattr(error, "strerror", None) or first_line(error)
+    hint = "give a text file with one class name per line"
+    return UsageError(f"labels {name} cannot be read ({reason})", hint)
 
 
 def _read_text(path: Path) -> str:
@@ -78,7 +107,18 @@ def _read_text(path: Path) -> str:
         raise ValueError("it is not a regular file")
     if path.stat().st_size > MAX_LABELS_BYTES:
         raise ValueError("it is too large")
-    text = path.read_text(encoding="utf-8-sig")
+    return _checked_text(path.read_bytes())
+
+
+def _checked_text(content: bytes) -> str:
+    """Return the content of a file as text.
+
+    Raises:
+        ValueError: It is not a text file of a usual size.
+    """
+    if len(content) > MAX_LABELS_BYTES:
+        raise ValueError("it is too large")
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     if "\0" in text:
         raise ValueError("it is not a text file")
     return text

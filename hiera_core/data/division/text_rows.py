@@ -15,11 +15,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import UsageError
 
 BLOCK_BYTES = 8 << 20
 SEPARATORS = (",", "\t", ";")
 CELL_BEGINS = (b",", b"\t", b";", b"\n")  # what comes before the first byte of a cell
+CELL_BEGIN_BYTES = np.frombuffer(b"".join(CELL_BEGINS), np.uint8)
+QUOTE, LINE_END = ord('"'), ord("\n")
 
 
 class TextRows:
@@ -127,19 +131,33 @@ class TextRows:
             self._is_stray = block[-1:] not in CELL_BEGINS
             first = block.find(b"\n")
             return block.count(b"\n"), first if first >= 0 else None, in_quotes
-        count, place, found = 0, 0, None
-        for part in block.split(b'"'):
-            if b"\n" in part:
-                if not in_quotes:
-                    found = place + part.index(b"\n") if found is None else found
-                    count += part.count(b"\n")
-                elif self._is_stray:
-                    raise self._bad_quote()
-            if part and not in_quotes:  # an empty part is between two quotes, which are one
-                self._is_stray = part[-1:] not in CELL_BEGINS
-            place += len(part) + 1
-            in_quotes = not in_quotes
-        return count, found, not in_quotes  # there is one part more than quotes
+        found = np.frombuffer(block, np.uint8)
+        quotes, ends = np.flatnonzero(found == QUOTE), np.flatnonzero(found == LINE_END)
+        before = np.searchsorted(quotes, ends)  # how many quotes there are before each line end
+        is_inside = (before + in_quotes) % 2 == 1
+        strays = self._strays(found, quotes[int(in_quotes) :: 2])
+        # strays[0] is that of the quote that the block before has left open.
+        openings = (before[is_inside] + 1 - in_quotes) // 2 if len(strays) > 1 else 0
+        if is_inside.any() and strays[openings].any():
+            raise self._bad_quote()
+        ends_inside = (len(quotes) + in_quotes) % 2 == 1
+        self._is_stray = bool(strays[-1])
+        if not ends_inside and block[-1:] != b'"':
+            self._is_stray = block[-1:] not in CELL_BEGINS
+        outside = ends[~is_inside]
+        return len(outside), int(outside[0]) if len(outside) else None, ends_inside
+
+    def _strays(self, block: np.ndarray, openings: np.ndarray) -> np.ndarray:
+        """Return for each opening quote whether it is within a cell, after that of the last block.
+
+        Two quotes side by side are one, so the second says nothing new. -> bool [1 + openings]
+        """
+        previous = block[openings - 1]
+        is_new = (openings > 0) & (previous != QUOTE)
+        is_stray = np.concatenate([[self._is_stray], ~np.isin(previous, CELL_BEGIN_BYTES)])
+        numbers = np.arange(len(is_stray))
+        numbers[1:][~is_new] = 0
+        return is_stray[np.maximum.accumulate(numbers)]
 
     def _bad_quote(self) -> UsageError:
         return UsageError(

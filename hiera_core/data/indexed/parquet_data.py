@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import UsageError, did_you_mean
-from ..remote.remote_files import is_remote
+from ...places.remote_requests import is_remote
 from . import hub_datasets
 from .parquet_images import TableFile, index_parquet
 from .remote_shards import WILDCARD, list_files

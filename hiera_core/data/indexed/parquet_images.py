@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ...errors import OutputError, UsageError, first_line
-from ..remote import remote_files
+from ...places.remote_requests import with_retries
+from ..remote.web_ranges import open_files
 from .index_cache import CONTENT_ENDING, IndexRequest, stamp_of
 from .parquet_columns import BYTES, PATH, Columns, find_columns
 from .remote_shards import RangeFile, as_usage_errors, version_of
@@ -219,8 +220,8 @@ def _opened(file: TableFile) -> Iterator[Any]:
 
 
 def _remote(url: str) -> RangeFile:
-    system, path = remote_files.open_place(url)
-    info = remote_files.with_retries(lambda: system.info(path), url)
+    system, path = open_files(url)
+    info = with_retries(lambda: system.info(path), url)
     return RangeFile(system, path, int(info.get("size") or 0))
 
 

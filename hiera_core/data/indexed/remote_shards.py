@@ -21,8 +21,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from ...errors import InputError, UsageError, first_line
+from ...places import remote_requests
+from ...places.remote_requests import as_input_errors, with_retries
 from .. import tar_files
-from ..remote import remote_files
+from ..remote.web_ranges import open_files
 from .index_cache import IndexRequest
 from .local_samples import add_shard
 from .sample_index import IndexWriter, SampleIndex
@@ -87,12 +89,12 @@ def list_files(url: str, *, recursive: bool = False) -> list[str]:
         UsageError: The place cannot be listed.
     """
     with as_usage_errors(url):
-        system, path = remote_files.open_place(url)
+        system, path = open_files(url)
         if WILDCARD.search(url):
-            names = remote_files.with_retries(lambda: system.glob(path), url)
+            names = with_retries(lambda: system.glob(path), url)
         else:
             depth = None if recursive else 1
-            names = remote_files.with_retries(lambda: system.find(path, maxdepth=depth), url)
+            names = with_retries(lambda: system.find(path, maxdepth=depth), url)
         return [str(system.unstrip_protocol(name)) for name in sorted(names)]
 
 
@@ -103,8 +105,8 @@ def version_of(url: str) -> list[str | int]:
         UsageError: It does not exist, or cannot be reached.
     """
     with as_usage_errors(url):
-        system, path = remote_files.open_place(url)
-        info: dict[str, Any] = remote_files.with_retries(lambda: system.info(path), url)
+        system, path = open_files(url)
+        info: dict[str, Any] = with_retries(lambda: system.info(path), url)
         version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
         return [url, int(info.get("size") or 0), version]
 
@@ -128,7 +130,7 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 def as_usage_errors(url: str) -> Iterator[None]:
     """Convert the errors of a place within the block to a UsageError about a URL."""
     try:
-        with remote_files.as_input_errors():
+        with as_input_errors():
             yield
     except InputError as error:
         raise UsageError(f"{url}: {error.message}", error.hint) from error
@@ -136,7 +138,7 @@ def as_usage_errors(url: str) -> Iterator[None]:
 
 def _read(url: str, labelled: bool) -> list[tuple[tar_files.Member, str | None]]:
     with as_usage_errors(url):
-        system, path = remote_files.open_place(url)
+        system, path = open_files(url)
         try:
             return tar_files.read_samples(RangeFile(system, path), labelled)
         except tarfile.TarError as error:
@@ -183,7 +185,7 @@ class RangeFile(io.RawIOBase):
                 is_near = 0 <= at <= len(self._block) + BLOCK
                 length = BLOCK if is_near else SHORT_BLOCK
                 self._start, at = self._position, 0
-                self._block = remote_files.read_range(
+                self._block = remote_requests.read_range(
                     self._system, self._path, self._position, length
                 )
                 if not self._block:

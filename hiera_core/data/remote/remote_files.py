@@ -1,43 +1,24 @@
-"""Files at s3://, gs://, hf:// and other places that fsspec knows, with retries and time limits.
-
-A file is read in ranges, each of which is tried several times. Credentials are those of the place's
-own library: environment variables, configuration files, the machine's role.
-"""
+"""Inputs at s3://, gs://, hf:// and other places that fsspec knows. A file is read in ranges."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import random
 import re
 import tarfile
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from ...errors import HieraError, InputError, UsageError, first_line
+from ...errors import InputError, UsageError, first_line
+from ...places.remote_requests import as_input_errors, read_range, with_retries
 from .. import tar_files
 from ..media_types import ENDINGS, ending_of
-from .web_ranges import WebRanges
+from .web_ranges import open_files
 
-T = TypeVar("T")
-REMOTE = re.compile(r"([a-z][a-z0-9+-]{1,30})://", re.IGNORECASE)
-WEB = ("http", "https", "file")  # not for fsspec
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
 # Places whose servers are not named by the URL, but by the settings of this machine.
 PUBLIC = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "memory")
-ATTEMPTS = 6  # of each request
-FIRST_WAIT_S = 0.25  # before the second attempt; doubled before each further one, up to 8 s
-REQUEST_S = 60.0  # maximum duration of a request
 RANGE_BYTES = 16 << 20  # of a request
 MAX_BYTES = 512 << 20
-# What these errors say does not change when the request is repeated.
-FINAL = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
-PAST_END = ("InvalidRange", "416", "Range Not Satisfiable")
-log = logging.getLogger("hiera")
 
 
 @dataclass(frozen=True)
@@ -57,45 +38,6 @@ class RemoteFile:
     span: tuple[int, int] | None = None
     short_name: str = ""
     error: InputError | None = None
-
-
-def is_remote(text: str) -> bool:
-    """Return whether a text is a URL of a place that fsspec reads, not of the web."""
-    found = REMOTE.match(text)
-    return found is not None and found[1].lower() not in WEB
-
-
-def open_place(url: str, *, public_only: bool = False) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path within it. A web server is one whose files are
-    read in ranges.
-
-    Args:
-        url: The URL.
-        public_only: Refuse web servers in private networks.
-
-    Raises:
-        UsageError: fsspec or the package of this place is not installed, or nobody knows it.
-    """
-    scheme = url.partition("://")[0].lower()
-    if scheme in ("http", "https"):
-        return WebRanges(public_only), url
-    try:
-        import fsspec
-
-        options: dict[str, Any] = {}
-        if scheme == "s3":
-            timeouts = {"connect_timeout": 10, "read_timeout": 30}
-            options = {"config_kwargs": {**timeouts, "retries": {"max_attempts": 1}}}
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
-    except ImportError as error:
-        package = PACKAGES.get(scheme, "the package of this place")
-        raise UsageError(
-            f"{scheme}:// needs {package}, which is not installed",
-            "pip install 'hiera-toolkit[remote]'" if scheme in ("s3", "gs", "hf") else str(error),
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"{url}: {first_line(error)}", "check the URL") from error
-    return found
 
 
 def check_public(url: str) -> None:
@@ -122,15 +64,13 @@ def fetch_ranges(
 
     Raises:
         InputError: The file does not exist, is larger than `MAX_BYTES`, or is shorter than the
-            span; or the place does not answer after several attempts.
+            span; the place does not answer after several attempts, or its package is not installed.
     """
     with as_input_errors():
         try:
-            system, path = open_place(url, public_only=public_only)
-        except UsageError as error:
-            if isinstance(error.__cause__, ValueError):  # one bad URL must not end a run
-                raise InputError(error.message, error.hint) from error
-            raise
+            system, path = open_files(url, public_only=public_only)
+        except UsageError as error:  # a bad URL or a missing package must not end a run
+            raise InputError(error.message, error.hint) from error
         offset, size = span or (0, MAX_BYTES + 1)
         if span is not None and size > MAX_BYTES:
             raise _too_large()
@@ -147,21 +87,6 @@ def fetch_ranges(
                 break
     if span is not None and done < size:
         raise InputError(f"{url} ends within this file", "the archive is truncated; get it again")
-
-
-def read_range(system: Any, path: str, start: int, length: int) -> bytes:
-    """Return a range of a file: less than `length` bytes at its end, b"" past it."""
-
-    def read() -> bytes:
-        try:
-            content: bytes = system.cat_file(path, start=start, end=start + length)
-        except Exception as error:
-            if any(word in str(error) for word in PAST_END):
-                return b""
-            raise
-        return content
-
-    return with_retries(read, path)
 
 
 def list_inputs(
@@ -184,7 +109,7 @@ def list_inputs(
 
 def _list(url: str, recursive: bool, passed_over: Counter[str] | None) -> Iterator[RemoteFile]:
     if re.search(r"[*?]", url) or url.endswith("/"):
-        system, path = open_place(url)
+        system, path = open_files(url)
         if url.endswith("/"):
             base = path.rstrip("/")
             listed = _find(system, base, recursive)
@@ -213,7 +138,7 @@ def _find(system: Any, base: str, recursive: bool) -> list[str]:
 
 
 def _members(url: str, passed_over: Counter[str] | None) -> Iterator[RemoteFile]:
-    system, path = open_place(url)
+    system, path = open_files(url)
     stem = path.rpartition("/")[2].removesuffix(".tar")
     is_empty = True
     try:
@@ -231,75 +156,6 @@ def _members(url: str, passed_over: Counter[str] | None) -> Iterator[RemoteFile]
         ) from error
     if is_empty:
         raise InputError("the tar file holds no pictures or videos")
-
-
-# Retries ------------------------------------------------------------------------------------------
-
-
-def with_retries(function: Callable[[], T], what: str) -> T:
-    """Return what a function returns. If it fails, or takes longer than `REQUEST_S`, it is called
-    again, after a wait that doubles, with some randomness so that many workers do not come at once.
-
-    Raises:
-        Whatever the function raises in the last attempt, or when repeating cannot help.
-    """
-    wait = FIRST_WAIT_S
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return within(REQUEST_S, function)
-        except FINAL:
-            raise
-        except Exception as error:
-            if attempt == ATTEMPTS:
-                raise
-            log.debug("%s: %s; attempt %d of %d", what, first_line(error), attempt + 1, ATTEMPTS)
-        time.sleep(wait * random.uniform(0.5, 1.0))
-        wait = min(2 * wait, 8.0)
-    raise AssertionError  # the loop returns or raises
-
-
-def within(seconds: float, function: Callable[[], T]) -> T:
-    """Return what a function returns, or raise a TimeoutError. A thread that hangs is left behind,
-    because nothing can end it."""
-    found: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(function())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="remote", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return found[0]
-
-
-@contextlib.contextmanager
-def as_input_errors() -> Iterator[None]:
-    """Convert the errors of a place within the block to an InputError."""
-    try:
-        yield
-    except HieraError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError("no such file", "check the URL") from error
-    except PermissionError as error:
-        raise InputError("access denied", "check the credentials") from error
-    except NotImplementedError as error:
-        raise InputError(first_line(error), "download it yourself") from error
-    except TimeoutError as error:
-        hint = "check the network and the credentials"
-        raise InputError(f"cannot be fetched ({error})", hint) from error
-    except Exception as error:  # libraries of places raise many types
-        raise InputError(
-            f"cannot be fetched ({first_line(error)[:200]})", "check the URL and the credentials"
-        ) from error
 
 
 def _too_large() -> InputError:

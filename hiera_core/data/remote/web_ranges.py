@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...places import remote_requests
 from ...weights.fetch import FetchError, open_url
 
 REQUEST_S = 60.0  # maximum duration of a request
 NO_PARTS = "the server sends no parts of files (HTTP ranges)"
+
+
+def open_files(url: str, *, public_only: bool = False) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path within it. A web server is one whose files are
+    read in ranges.
+
+    Args:
+        url: The URL.
+        public_only: Refuse web servers in private networks.
+
+    Raises:
+        UsageError: See `open_place`.
+    """
+    if url.partition("://")[0].lower() in ("http", "https"):
+        return WebRanges(public_only), url
+    return remote_requests.open_place(url)
 
 
 class WebRanges:

@@ -17,7 +17,7 @@ import torch
 
 from ... import zoo
 from ...data.sources import Source
-from ...errors import InputError, UsageError
+from ...errors import HieraError, InputError, UsageError, first_line
 from ...models import factory
 from ...models.encoder import Encoder
 from ...records import Kind, Record
@@ -28,6 +28,7 @@ from ..pipeline import Pipeline, PipelineOptions
 from ..predict import Predictor
 from .batch_columns import DECODED, Columns, find_column, object_column, other_columns, read_sources
 from .decoded_bytes import from_bytes, source_to_bytes, to_bytes
+from .decoded_fit import DECODE_HINT, check_fits
 
 P = TypeVar("P", bound=Pipeline[Any])
 SEED = 0  # of random weights, so that all workers have the same
@@ -129,9 +130,33 @@ class OnColumns(Generic[P]):
         return list(self.pipeline(read_sources(batch, column)))
 
     def _of_decoded(self, values: np.ndarray) -> list[Record]:
-        """Return the records of what a `Decoder` wrote."""
-        inputs = [_read_decoded(value, row) for row, value in enumerate(values)]
+        """Return the records of what a `Decoder` wrote. A value that is damaged costs its row."""
+        try:
+            return self._compute(values, 0)
+        except HieraError:
+            raise
+        except Exception:  # from one of the values: the others are not at fault
+            return [self._compute_alone(value, row) for row, value in enumerate(values)]
+
+    def _compute_alone(self, value: bytes, row: int) -> Record:
+        try:
+            return self._compute([value], row)[0]
+        except HieraError:
+            raise
+        except Exception as error:
+            reason = InputError(f"not what this model takes ({first_line(error):.80})", DECODE_HINT)
+            return Record(f"row {row}", row, "").fail(reason)
+
+    def _compute(self, values: Sequence[bytes] | np.ndarray, first: int) -> list[Record]:
+        """Return the records of values; `first` is the number of the first row."""
+        inputs = [_read_decoded(value, row) for row, value in enumerate(values, first)]
         here = [i for i in inputs if isinstance(i, DecodedInput)]
+        for decoded in here:
+            try:
+                check_fits(decoded, self.pipeline.runner)
+            except InputError as error:
+                decoded.record.fail(error)
+                decoded.pixels = decoded.segments = None
         done = iter(self.pipeline.compute(here))
         later = iter(self.pipeline([i for i in inputs if isinstance(i, Source)]))
         return [next(done if isinstance(i, DecodedInput) else later) for i in inputs]

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from ...data.clip_reader import ClipViews, DecodedSegment
 from ...data.clip_sampling import VideoReport
 from ...data.sources import Source
 from ...errors import HieraError, InputError, OutputError
-from ...records import Record, error_json
+from ...records import Kind, Record, Status, error_json
 from ..decoded_input import DecodedInput, on_host
 
 MAGIC = b"hiera decoded 1\n"
 LENGTH_BYTES = 8  # of the number that says how long the header is
 DTYPES = ("uint8", "float32", "int64")
+# What reading damaged bytes raises.
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration)
 
 
 def to_bytes(decoded: DecodedInput) -> bytes:
@@ -73,7 +75,7 @@ def from_bytes(content: bytes) -> DecodedInput | Source:
         if "source" in header:
             return _read_source(header["source"], arrays)
         return _read_decoded(header, arrays)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"not the bytes of a decoded input ({reason:.80})", "write them with Decoder"
@@ -105,6 +107,8 @@ def _read_decoded(header: dict[str, Any], arrays: list[np.ndarray]) -> DecodedIn
     left = iter(arrays)
     segments = [_read_segment(known, next(left), next(left)) for known in header["segments"]]
     error = _read_error(header["error"]) if "error" in header else None
+    if not segments and error is None:
+        raise ValueError("a video without segments")
     report = None
     if "report" in header:
         report = VideoReport(**header["report"])
@@ -133,6 +137,11 @@ RECORD_FIELDS = ("input", "index", "model", "kind", "status", "notes", "video", 
 
 def _read_record(known: dict[str, Any]) -> Record:
     record = Record(**{name: known[name] for name in RECORD_FIELDS})
+    texts = (record.input, record.model, *record.notes)
+    is_named = all(isinstance(text, str) for text in texts) and isinstance(record.notes, list)
+    is_known = record.kind in get_args(Kind) and record.status in get_args(Status)
+    if not (is_named and is_known and type(record.index) is int):
+        raise ValueError("its record is none")
     if known["error"] is not None:
         record.error = _read_error(known["error"])
     return record
@@ -190,7 +199,10 @@ def _unpack(content: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
         raise ValueError("they begin otherwise")
     begin = len(MAGIC) + LENGTH_BYTES
     length = int.from_bytes(content[len(MAGIC) : begin], "little")
-    header = json.loads(content[begin : begin + length])
+    try:
+        header = json.loads(content[begin : begin + length])
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     offset, arrays = begin + length, []
     for known in header["arrays"]:
         if known["dtype"] not in DTYPES:

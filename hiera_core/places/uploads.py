@@ -1,0 +1,62 @@
+"""Results that go to a remote place, file by file, each when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..errors import OutputError
+from .places import RemotePlace
+
+
+class Upload:
+    """A temporary folder on this machine, whose files are sent to a folder at a remote place.
+
+    A file that cannot be sent stays on this machine, and the error says where. Call `close` at the
+    end.
+
+    Args:
+        url: The folder at the remote place.
+
+    Attributes:
+        place: That folder.
+        folder: The temporary folder.
+
+    Raises:
+        UsageError: The package of the place is not installed, or the bucket does not exist.
+        OutputError: The place does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.place = RemotePlace(url)
+        self.place.check_bucket()
+        self.folder = Path(tempfile.mkdtemp(prefix="hiera-"))
+        self.is_kept = False  # True if results are in the temporary folder alone
+
+    def name_of(self, path: Path) -> str:
+        """Return the URL of the temporary folder, or that a file in it gets."""
+        name = path.relative_to(self.folder).as_posix()
+        return self.place.text if name == "." else f"{self.place.text}/{name}"
+
+    def send(self, path: Path) -> str:
+        """Write a complete file to the remote place, remove it here, and return its URL.
+
+        Raises:
+            OutputError: It cannot be written there.
+        """
+        try:
+            self.place.upload(path, path.relative_to(self.folder).as_posix())
+        except BaseException as error:
+            self.is_kept = True
+            if isinstance(error, OutputError):
+                raise OutputError(error.message, f"the file is kept as {path}") from error
+            error.add_note(f"{self.name_of(path)} is not written; the file is kept as {path}")
+            raise
+        path.unlink()
+        return self.name_of(path)
+
+    def close(self) -> None:
+        """Remove the temporary folder, unless results are there alone."""
+        if not self.is_kept:
+            shutil.rmtree(self.folder, ignore_errors=True)

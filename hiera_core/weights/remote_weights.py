@@ -1,0 +1,108 @@
+"""Copies of checkpoints at s3:// and other remote places, in the cache of torch.hub.
+
+A copy is named after the URL and the version of the file (its ETag or time), so that a checkpoint
+that has been replaced is fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_file, translate_write_errors
+from ..errors import HubError, InputError
+from ..places.remote_requests import as_input_errors, open_place, read_range, with_retries
+from . import names
+from .download import CONFIG_NAMES, url_cache
+
+log = logging.getLogger("hiera")
+READ_BYTES = 16 << 20  # of a request
+# What file systems call the version of a file; the first that is there.
+VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "modified", "created")
+HINT = "check the URL, the network and the credentials, or give a local file"
+
+
+def copy_checkpoint(url: str) -> Path:
+    """Return a local copy of a weights file, or of a folder with weights, and of the configuration
+    beside it.
+
+    Args:
+        url: The file or folder.
+
+    Raises:
+        UsageError: The package of the place is not installed.
+        HubError: There is no such file, or it cannot be fetched.
+        OutputError: The cache cannot be written.
+    """
+    system, path = open_place(url)
+    try:
+        with as_input_errors():
+            weights, info = _find_weights(system, path.rstrip("/"))
+            return _copy(system, weights, info)
+    except InputError as error:
+        raise HubError(f"{url}: {error.message}", HINT) from error
+
+
+def _find_weights(system: Any, path: str) -> tuple[str, dict[str, Any]]:
+    """Return the path of a weights file and what the place says about it; for a folder, the file
+    with a usual name, or the only one."""
+    system.invalidate_cache()
+    info = with_retries(lambda: system.info(path), path)
+    if info["type"] != "directory":
+        return path, info
+    listed = {one["name"]: one for one in with_retries(lambda: system.ls(path, detail=True), path)}
+    files = {name.rpartition("/")[2]: name for name in sorted(listed)}
+    usual = [name for name in names.WEIGHT_NAMES if name in files]
+    others = [name for name in files if name.endswith(names.FILE_ENDINGS)]
+    for name in usual + (others if len(others) == 1 else []):
+        return files[name], listed[files[name]]
+    raise InputError(f"the folder holds no {' or '.join(names.WEIGHT_NAMES)}")
+
+
+def _copy(system: Any, weights: str, info: dict[str, Any]) -> Path:
+    """Copy a weights file and the configuration beside it, unless that has been done before."""
+    folder, _, name = weights.rpartition("/")
+    configs = []
+    if name in names.WEIGHT_NAMES:  # as of local files: they belong to the weights only then
+        present = with_retries(lambda: system.ls(folder, detail=True), folder)
+        configs = [one for one in present if one["name"].rpartition("/")[2] in CONFIG_NAMES]
+    files = {name: (weights, info)}
+    for one in configs:
+        files[one["name"].rpartition("/")[2]] = one["name"], one
+    versions = (_version(facts) for _, facts in files.values())
+    version = "\n".join([system.unstrip_protocol(weights), *versions])
+    digest = hashlib.sha256(os.fsencode(version)).hexdigest()[:16]
+    copy = url_cache() / f"remote-{digest}"
+    if not all((copy / one).is_file() for one in files):
+        from huggingface_hub.utils import WeakFileLock
+
+        with translate_write_errors(copy):
+            copy.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(copy / ".lock"):  # one download at a time
+            for one, (place, facts) in files.items():
+                if not (copy / one).is_file():
+                    _download(system, place, int(facts["size"] or 0), copy / one)
+    return copy / name
+
+
+def _download(system: Any, path: str, size: int, target: Path) -> None:
+    """Copy a file to this machine, where it appears when it is complete."""
+    log.info("downloading %s", system.unstrip_protocol(path))
+    with atomic_file(target) as partial, partial.open("wb") as file:
+        done = 0
+        while done < size:
+            with as_input_errors():  # an OSError of the place, not of the disk
+                block = read_range(system, path, done, min(READ_BYTES, size - done))
+            if not block:
+                raise InputError(f"{done} of {size} bytes of {path} arrived")
+            done += file.write(block)
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Return what changes when a file is replaced: its size, and its ETag or else its time."""
+    found = next((info[key] for key in VERSIONS if info.get(key)), "")
+    return f"{info['size']} {found.timestamp() if isinstance(found, datetime) else found}"

@@ -6,10 +6,10 @@
 
 The first two compare `hiera predict`, without and with --fast-jpeg, with ImageFolder, a DataLoader
 with two workers, timm's transforms, and timm's model of the same architecture with the same
-preprocessing. The photos are also decoded alone, in two threads. All sides run alternately, each in
-a new process that is timed after a first batch; first alone, then beside a process that keeps a
-core busy. The third prints how many bytes of a video the device gets, videos per second without the
-model, and the peak memory.
+preprocessing. The photos are also decoded alone, by our pipeline without its model. The sides are
+those of `hiera bench --from`. They run alternately, each in a new process that is timed after a
+first batch; first alone, then beside a process that keeps a core busy. The third prints how many
+bytes of a video the device gets, videos per second without the model, and the peak memory.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def fast(folder: Path) -> dict[str, float]:
 
 
 def decode(folder: Path) -> dict[str, float]:
-    """Decode and resize the pictures in two threads, and do nothing with them."""
+    """Decode and resize the pictures, and do nothing with them."""
     return ours(folder, without_model=True)
 
 

@@ -58,6 +58,7 @@ class HubDataset:
     def _listed(self, revision: str | None) -> dict[str, TableFile]:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RevisionNotFoundError
+        from huggingface_hub.hf_api import RepoFile
 
         found: dict[str, TableFile] = {}
         try:
@@ -66,7 +67,7 @@ class HubDataset:
                     self.repo, recursive=True, revision=revision, repo_type="dataset"
                 )
                 for entry in tree:
-                    if entry.path.endswith(".parquet") and hasattr(entry, "blob_id"):
+                    if isinstance(entry, RepoFile) and entry.path.endswith(".parquet"):
                         fetch = functools.partial(self._download, entry.path, revision)
                         name = f"hf://datasets/{self.repo}/{entry.path}"
                         found[entry.path] = TableFile(name, [entry.size, entry.blob_id], fetch)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from ...errors import InputError, UsageError, first_line
 from ...places import remote_requests
@@ -29,7 +29,8 @@ from .index_cache import IndexRequest
 from .local_samples import add_shard
 from .sample_index import IndexWriter, SampleIndex
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 THREADS = 16  # shards that are read at a time
 BLOCK = 4 << 20  # bytes of a request for headers that lie close together
 SHORT_BLOCK = 64 << 10  # behind a member that is larger than a block
@@ -140,7 +141,7 @@ def _read(url: str, labelled: bool) -> list[tuple[tar_files.Member, str | None]]
     with as_usage_errors(url):
         system, path = open_files(url)
         try:
-            return tar_files.read_samples(RangeFile(system, path), labelled)
+            return tar_files.read_samples(cast(IO[bytes], RangeFile(system, path)), labelled)
         except tarfile.TarError as error:
             reason = first_line(error).lower()
             raise InputError(reason, "the tar file is damaged or compressed") from error

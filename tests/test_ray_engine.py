@@ -127,6 +127,8 @@ def test_chunks_are_what_is_left() -> None:
     assert first["wanted"] == [n for n in range(256) if n != 3]
     assert last["wanted"] == list(range(512, 600))
     assert (done.ok, done.failed) == (257, 1)
+    sizes = [ray_engine._rows_of_task(left, 4) for left in (1, 1000, 3000, 10**8)]
+    assert sizes == [16, 31, 93, 256]
     assert done.some(3).tolist() == [3, 383, 600] and not len(DoneRows().some(3))
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hiera_core import weights
+from hiera_core.atomic import unfinished
 from hiera_core.errors import HubError, OutputError, UsageError
 from hiera_core.inference.feature_formats import read
 from hiera_core.places import places, remote_requests
@@ -194,6 +195,7 @@ def test_other_places_rename_at_the_end(
 
     def put(self: Any, local: str, remote: str, **options: Any) -> None:
         written.append(remote)
+        assert unfinished.being_finished() == [upload.folder / "x"]  # a signal waits
         original(self, local, remote, **options)
 
     monkeypatch.setattr(type(bucket), "put_file", put)

@@ -176,7 +176,8 @@ class RemotePlace:
                 system.mv(written, target)
 
         seconds = remote_requests.REQUEST_S + local.stat().st_size / SLOWEST_TRANSFER
-        with _as_output_errors(f"{self.text}/{name}", "be written"):
+        # A signal waits for the upload, as for a file that is written here.
+        with unfinished.finish_first(local), _as_output_errors(f"{self.text}/{name}", "be written"):
             with_retries(put, name, seconds)
 
     def remove(self, name: str) -> None:

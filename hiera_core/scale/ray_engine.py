@@ -35,7 +35,9 @@ from .ray_writing import write_rows
 from .row_folder import DoneRows, RowFolder, check_facts
 from .run_summary import RunSummary
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 256  # of a task, at most
+LEAST_ROWS = 16  # at least, if the inputs are few
+TASKS_OF_ACTOR = 8  # if the inputs are few: all actors have work until near the end
 CHECKED_ROWS = 16  # of an earlier run, whose inputs are looked at again
 MAX_BLOCKS = 5000  # tasks that read
 
@@ -92,11 +94,11 @@ def _run(
     for row in done.some(CHECKED_ROWS):  # an error if another input is there now
         collections.deque(done.skip(table.read(range(row, row + 1))), maxlen=0)
     summary = RunSummary(earlier_ok=done.ok, earlier_failed=done.failed)
-    chunks = list(_chunks(total, done))
+    gpus = count_gpus(ray, options.device)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    chunks = list(_chunks(total, done, _rows_of_task(total - len(done), cpus)))
     if not chunks:
         return summary
-    gpus = count_gpus(ray, options.device)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
     started = time.monotonic()
     model = _with_absolute_paths(model)
     decoding = Decoding(secrets.token_hex(8), _decoder_of(model), inputs, Path.cwd())
@@ -122,7 +124,7 @@ def _run(
             fn_constructor_args=(decoding, *arguments),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(max(1, cpus), len(chunks))),
+            compute=ray.data.ActorPoolStrategy(size=min(cpus, len(chunks))),
             num_cpus=1,
         )
     rows = rows.map_batches(
@@ -157,10 +159,14 @@ def _check_whole(folder: RowFolder, table: Manifest | Listing) -> None:
         )
 
 
-def _chunks(total: int, done: DoneRows) -> Iterator[dict[str, Any]]:
+def _rows_of_task(left: int, workers: int) -> int:
+    return min(CHUNK_ROWS, max(LEAST_ROWS, left // (TASKS_OF_ACTOR * workers)))
+
+
+def _chunks(total: int, done: DoneRows, size: int = CHUNK_ROWS) -> Iterator[dict[str, Any]]:
     """Yield ranges of rows, with the rows that are left of those that are partly written."""
-    for start in range(0, total, CHUNK_ROWS):
-        stop = min(total, start + CHUNK_ROWS)
+    for start in range(0, total, size):
+        stop = min(total, start + size)
         left = done.missing(range(start, stop))
         if len(left):
             wanted = [] if len(left) == stop - start else left.tolist()

@@ -29,6 +29,7 @@ def check_fits(decoded: DecodedInput, runner_of: Callable[[Kind], Any]) -> None:
     if decoded.pixels is not None:
         if decoded.record.kind != "image":
             raise InputError("an image in the record of a video", DECODE_HINT)
+        assert isinstance(decoded.pixels, np.ndarray)  # what was read from bytes is on the host
         expected = (*runner_of("image").transform.size, 3)
         _check_array(decoded.pixels, expected, np.uint8)
     elif decoded.segments is not None:

@@ -16,7 +16,7 @@ SCORE_BYTES = 1 << 20
 SMALL_WINDOW = 64
 # Whether the processor has instructions for matrix products in bf16, and whether Intel made it.
 HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-IS_INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", ""))
+IS_INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", str)())
 
 
 def fused_kernel_is_faster(dtype: torch.dtype, keys: int, needs_grad: bool) -> bool:

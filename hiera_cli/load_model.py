@@ -1,15 +1,18 @@
-"""Turn the options --model, --checkpoint and --random-init into a model."""
+"""Turn the options --model, --checkpoint and --random-init into a model, and --labels into names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from hiera_core import zoo
-from hiera_core.errors import UsageError
+from hiera_core.data import sources
+from hiera_core.errors import InputError, UsageError
 from hiera_core.records import Kind
 from hiera_core.weights import names
 from hiera_core.zoo.input_sizes import full_size
+from hiera_core.zoo.labels import parse_labels, read_labels
 
 from .exit_codes import print_message
 
@@ -154,3 +157,22 @@ def _random_model(
         return factory.create_model(chosen, input_size=full_size(size, dims))
 
     return build if name is None else build("image")
+
+
+def read_label_file(text: str) -> list[str]:
+    """Return class names in the order of class indices; see `read_labels`.
+
+    Args:
+        text: A path, or a URL of the web or a remote place.
+
+    Raises:
+        UsageError: It cannot be read, is empty, or its numbers are not those of classes.
+    """
+    source = sources.from_name(text)
+    if source.url is None:
+        return read_labels(text)
+    try:
+        content = source.content()
+    except InputError as error:
+        raise UsageError(f"labels {text} cannot be read ({error.message})", error.hint) from error
+    return parse_labels(content.read_bytes() if isinstance(content, Path) else content, text)

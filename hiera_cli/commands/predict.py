@@ -11,7 +11,6 @@ from hiera_core.errors import UsageError
 from hiera_core.records import Record
 
 from .. import load_model, media_run, options, output_formats
-from ..label_file import read_label_file
 from ..options import OnError
 from ..output_files.picture_outputs import PictureOutput
 from ..result_stream import ResultStream
@@ -127,7 +126,7 @@ def predict(
     rows_run.check(
         {"--output": output, "--save-images": save_images, "--format": format.value != "auto"}
     )
-    class_names = None if labels is None else read_label_file(labels)
+    class_names = None if labels is None else load_model.read_label_file(labels)
     if rows_run.is_wanted:
         load_model.check_model_name(model)
         from hiera_core.inference.columns import callables

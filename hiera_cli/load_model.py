@@ -1,4 +1,4 @@
-"""Turn the options --model, --checkpoint and --random-init into a model, and --labels into names."""
+"""Turn --model, --checkpoint and --random-init into a model, and --labels into class names."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -250,7 +250,8 @@ def bench(
         peers.check(peer)
     old = None if compare is None else report.read(compare)
     threads = auto_or_workers(workers)
-    inputs, kind = None, cast("JobMode", mode.value)
+    kind: JobMode = mode.value
+    inputs = None
     if files:
         inputs = file_inputs(files, peer_names, recursive=recursive, workers=threads)
         kind = "files"

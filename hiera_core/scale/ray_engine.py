@@ -40,6 +40,7 @@ LEAST_ROWS = 16  # at least, if the inputs are few
 TASKS_OF_ACTOR = 8  # if the inputs are few: all actors have work until near the end
 CHECKED_ROWS = 16  # of an earlier run, whose inputs are looked at again
 MAX_BLOCKS = 5000  # tasks that read
+CPUS_PER_WRITER = 4  # Ray would start a process for each file that can be written
 
 
 def run_on_ray(
@@ -132,6 +133,7 @@ def _run(
         batch_size=folder.rows_per_file,
         batch_format="pyarrow",
         num_cpus=0,  # they wait for a disk or network; actors may hold all CPUs
+        compute=ray.data.TaskPoolStrategy(size=max(2, cpus // CPUS_PER_WRITER)),
     )
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         for one in batch.to_pylist():

@@ -296,6 +296,48 @@ def test_a_signal_ends_the_attempts_of_an_upload(
     assert len(attempts) == 1
 
 
+def test_a_signal_during_an_upload_says_where_the_file_is(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.001)
+    upload, put = Upload("memory://bucket/o"), type(bucket).put_file
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        monkeypatch.setattr(unfinished, "_deferred", KeyboardInterrupt())
+        if not is_sent:
+            raise ConnectionError("reset by peer")
+        put(*given, **options)
+
+    monkeypatch.setattr(type(bucket), "put_file", interrupted)
+    for is_sent in (True, False):
+        (upload.folder / "x.csv").write_text("a")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            upload.send(upload.folder / "x.csv")
+        assert (upload.folder / "x.csv").exists() is upload.is_kept is not is_sent
+        assert bool(getattr(caught.value, "__notes__", [])) is not is_sent
+    assert names_in(bucket, "/bucket/o") == ["x.csv"]
+
+
+def test_results_before_an_error_of_usage_are_named(
+    hiera: Command, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are in a temporary folder, which the user did not choose."""
+    from hiera_core.inference.predict import Predictor
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    finish = Predictor.finish_image
+
+    def fail_later(self: Any, record: Any, *given: Any) -> None:
+        if record.index:
+            raise UsageError("of another kind", "leave it out")
+        finish(self, record, *given)
+
+    monkeypatch.setattr(Predictor, "finish_image", fail_later)
+    code, _, err = hiera("predict", *PICTURES, *MODEL, "-o", "memory://bucket/x.csv")
+    (kept,) = tmp_path.glob("hiera-*/x.csv.partial")
+    assert code == 2 and str(kept) in err, err
+
+
 def test_a_request_number_is_no_end_of_file() -> None:
     """Only what is said about the range is the end, not a number that contains 416."""
 

@@ -13,14 +13,14 @@ from typer.core import TyperCommand, TyperGroup
 PANELS: dict[str, tuple[str, ...]] = {
     "Input": (
         "recursive", "manifest", "path-column", "id-column", "private-urls", "on-error",
-        "max-pixels", "fast-jpeg", "pictures",
+        "max-pixels", "fast-jpeg", "decoder", "pictures",
     ),
     "Model": (
         "model", "checkpoint", "labels", "random-init", "size", "resample", "init-from", "set",
         "free", "clear-compiled",
     ),
     "Measurement": (
-        "all", "mode", "size", "batch-sizes", "attention", "against", "seconds", "compare",
+        "all", "from", "mode", "size", "batch-sizes", "attention", "against", "seconds", "compare",
         "fail-over",
     ),
     "Reconstruction": ("mask-ratio", "seed", "raw", "reconstruction-only"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,26 +14,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hiera_core import zoo
-from hiera_core.errors import DeviceError, UsageError
+from hiera_core.errors import UsageError
+from hiera_core.weights import names as model_names
 from hiera_core.zoo.input_sizes import parse_size
 
 from .. import completion, options
+from ..bench_rows import ShownRows, progress_line, render
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..options import auto_or_count
+from ..options import auto_or_count, auto_or_workers
 from ..output_files.claims import claim_file, target_of, write_text
-from ..output_formats import Format, print_text, resolve_format, write_rows
-from ..text_tables import fit_table, stderr_width, stdout_width, wrap_line
+from ..output_formats import Format, resolve_format
+from ..text_tables import fit_table, stderr_width
 
 if TYPE_CHECKING:
-    from hiera_core.benchmarking.machine import Header
+    from hiera_core.benchmarking.job import Mode as JobMode
     from hiera_core.benchmarking.measurement import Measurement
 
 
-# Columns that a narrow terminal does not show, the first to go first.
-OPTIONAL = [
-    "runs", "params", "GMACs", "MiB", "util.", "A100 (paper)", "p90 ms", "p99 ms", "dtype",
-    "p50 ms",
-]  # fmt: skip
+SAVED = (
+    "Another checkpoint is read for its architecture, and measured with random weights, which "
+    "does not change the speed."
+)
 
 
 class Mode(StrEnum):
@@ -57,7 +58,8 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Names from `hiera models`.",
+            help="Names from `hiera models`, or checkpoints: what --model of `hiera predict` "
+            "takes. Write ./NAME for a folder that is named like a model. " + SAVED,
             metavar="MODELS",
             autocompletion=completion.classifiers_and_autoencoders,
             show_default=zoo.DEFAULT_IMAGE_MODEL,
@@ -66,11 +68,39 @@ def bench(
     all_models: Annotated[
         bool, typer.Option("--all", help="Measure the ten classifiers from the paper.")
     ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            parser=options.parse_name,
+            autocompletion=completion.classifiers_and_autoencoders,
+            metavar="MODEL",
+            help="The same as an argument. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            parser=options.parse_name,
+            metavar="INPUTS",
+            help="Measure from files to answers, as `hiera predict` runs: read, decode and "
+            "classify these files or folders, and decode them alone. --against timm does it in "
+            "timm's way. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="With --from: also read subfolders.")
+    ] = False,
     mode: Annotated[
         Mode,
         typer.Option(
-            help="infer: the forward pass. grad: forward and backward. train: forward, backward "
-            "and a step of the optimiser."
+            help="infer: the forward pass. grad: forward and backward. train: a step of `hiera "
+            "train`, without reading data; for other implementations forward, backward and a step "
+            "of AdamW."
         ),
     ] = Mode.infer,
     size: Annotated[
@@ -165,10 +195,21 @@ def bench(
         options.Dtype,
         typer.Option(
             metavar="DTYPE",
-            help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA "
-            "(bf16 with --mode grad or train), bf16 on a CPU with native bf16, else fp32.",
+            help="Data type of weights and activations; with --mode train, of autocast: fp32, bf16 "
+            "or fp16. auto: fp16 on CUDA (bf16 with --mode grad or train), bf16 on a CPU with "
+            "native bf16 (fp32 with --mode train), else fp32.",
         ),
     ] = options.Dtype.auto,
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers",
+            "-j",
+            metavar="auto|N",
+            help="With --from: threads that decode inputs, and for timm processes. auto: one for "
+            "each core that this process may use.",
+        ),
+    ] = "auto",
     quiet: options.QuietOpt = False,
     verbose: options.VerboseOpt = False,
     config: options.ConfigOpt = None,
@@ -181,7 +222,12 @@ def bench(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    names = _model_names(models or [], all_models)
+    named = [*(models or []), *(model or [])]
+    names = _model_names(named, all_models, files or [])
+    if not files and (recursive or workers != "auto"):
+        raise UsageError("--recursive and --workers are for --from", "add --from FOLDER")
+    if files and mode is not Mode.infer:
+        raise UsageError("--from measures what `hiera predict` does", "leave out --mode")
     pixels = None if size is None else parse_size(size)
     sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over or "5%")
     if fail_over is not None and compare is None:
@@ -189,7 +235,8 @@ def bench(
     peer_names = _split_names(against)
     from hiera_core.benchmarking import job as jobs
     from hiera_core.benchmarking import machine, peers, report
-    from hiera_core.benchmarking.bench import check_size, measure_models
+    from hiera_core.benchmarking.bench import check_models, file_inputs, measure_models
+    from hiera_core.benchmarking.given_model import describe_models
 
     for path in export or []:
         report.check_ending(path)
@@ -202,36 +249,46 @@ def bench(
     for peer in peer_names:
         peers.check(peer)
     old = None if compare is None else report.read(compare)
-    check_size(names, pixels)
-    header, length = machine.settings(device, dtype, mode.value, seconds)
+    threads = auto_or_workers(workers)
+    kind: JobMode = mode.value
+    inputs = None
+    if files:
+        inputs = file_inputs(files, peer_names, recursive=recursive, workers=threads)
+        kind = "files"
+    described = describe_models(names)
+    check_models(described, pixels, kind)
+    header, length = machine.settings(device, dtype, kind, seconds)
     for line in header.lines() if not quiet else ():
         print(line, file=sys.stderr)
     attentions = ("fused", "eager") if attention is Attention.both else (attention.value,)
     template = jobs.Job(
-        jobs.OURS, "", 0, header.device, header.dtype, mode.value, attentions, compile, pixels
-    )
+        jobs.OURS, "", 0, header.device, header.dtype, kind, attentions, compile, pixels,
+        files=inputs,
+    )  # fmt: skip
     measurements: list[Measurement] = []
     begun: list[str] = []  # models, the last of which may not be finished
-    files = [path for path in (output, *exports) if path is not None]
+    written = [path for path in (output, *exports) if path is not None]
+    shown = ShownRows(header, format, names) if output is None else None
     try:
-        with _progress_line(not quiet) as progress:
-            for measurement in measure_models(
-                names, sizes, template, peer_names, length, progress, begun.append
+        with progress_line(not quiet) as progress:
+            for group in measure_models(
+                described, sizes, template, peer_names, length, progress, begun.append
             ):
-                measurements.append(measurement)
-                if output is None and format is Format.jsonl:
-                    print_text(render([measurement], header, format))
+                measurements += group
+                progress.add(group)
+                if shown is not None:
+                    shown.add(group)
                 if output is not None:
                     write_text(render(measurements, header, format), output)
                 for path in exports:
                     report.export(path, header, measurements)
     except BaseException as error:
-        for note in _how_to_go_on(names, begun, measurements, files):
+        for note in _how_to_go_on([*described], begun, measurements, written):
             error.add_note(note)
         raise
     finally:  # an interruption does not lose what has been measured
-        if output is None and format is not Format.jsonl and measurements:
-            print_text(render(measurements, header, format, stdout_width()))
+        if shown is not None:
+            shown.end()
     if plot is not None:
         report.plot(plot, header, measurements)
         print_message(f"the chart is in {plot}")
@@ -258,15 +315,25 @@ def _check_different(paths: Sequence[Path]) -> None:
             raise UsageError(f"{str(path)!r} is given for two outputs", "name different files")
 
 
-def _model_names(models: list[str], all_models: bool) -> list[str]:
-    """Return the names of the models to measure, and check them before torch is imported."""
+def _model_names(models: list[str], all_models: bool, files: Sequence[str]) -> list[str]:
+    """Return the names of the models to measure, and check them before torch is imported.
+
+    Without a name, the first of the files chooses a model for images or for videos.
+    """
     if all_models and models:
         raise UsageError("--all and names were given", "give one of them")
     if all_models:  # the paper gives a speed for its classifiers only
         return [name for name, entry in zoo.models().items() if entry.speed is not None]
+    if not models and files:
+        from hiera_core.data import sources
+
+        is_stream = not sources.can_be_listed_twice(files[0])
+        first = None if is_stream else next(sources.expand(files[:1]), None)
+        is_video = first is not None and first.looks_like_video
+        return [zoo.DEFAULT_VIDEO_MODEL if is_video else zoo.DEFAULT_IMAGE_MODEL]
     models = models or [zoo.DEFAULT_IMAGE_MODEL]
     for name in models:
-        zoo.get(name)
+        model_names.find_entry(name)
     return models
 
 
@@ -287,43 +354,6 @@ def _split_names(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def render(
-    measurements: list[Measurement], header: Header, format: Format, width: int | None = None
-) -> str:
-    """Return measurements as text in a format. A table is at most `width` characters wide."""
-    from hiera_core.benchmarking import report
-
-    if format is Format.table:
-        return _table(measurements, width)
-    if format is Format.json:
-        return report.as_json(header, measurements)
-    if format is Format.csv:
-        return report.as_csv(header, measurements)
-    return write_rows([m.to_json() for m in measurements], [], format)
-
-
-def _table(measurements: Sequence[Measurement], width: int | None) -> str:
-    """Return the measurements as a table. The error of a failed one is at the end of its line,
-    where it does not widen a column, or below the table if the width is limited."""
-    from hiera_core.benchmarking import report
-
-    names, rows = report.cells(measurements)
-    position = names.index("inputs/s")
-    errors = []
-    for measurement, row in zip(measurements, rows, strict=True):
-        failed = measurement.error is not None
-        error = row[position] if failed else ""
-        if failed:
-            row[position] = "-"
-        if width is None:
-            row.append(error)
-        elif failed:
-            errors.append(f"{measurement.model} {measurement.label}: {measurement.error}")
-    headers = [*names, ""] if width is None else names
-    lines = [part for error in errors for part in wrap_line(error, width, 4)]
-    return fit_table(headers, rows, width, OPTIONAL) + "".join(f"{line}\n" for line in lines)
-
-
 def _how_to_go_on(
     names: Sequence[str],
     begun: Sequence[str],
@@ -337,7 +367,7 @@ def _how_to_go_on(
     count = len(measurements)
     rows = "1 row is" if count == 1 else f"{count} rows are"
     kept = [f"{rows} in {' and '.join(map(str, files))}"] if files else []
-    missing = " ".join(names[max(0, len(begun) - 1) :])
+    missing = shlex.join(names[max(0, len(begun) - 1) :])
     return [*kept, f"to go on: hiera bench {missing}, with the same options and another file"]
 
 
@@ -368,34 +398,11 @@ def _exit_code(measurements: Sequence[Measurement], slower: int) -> int:
     """Return 1 if a measurement failed or is slower than before.
 
     Raises:
-        DeviceError: All measurements failed.
+        DeviceError, InputError: All measurements failed.
     """
-    failed = [m for m in measurements if m.error is not None]
-    if failed and len(failed) == len(measurements):
-        raise DeviceError(f"{failed[0].model}: {failed[0].error}", "use a smaller model or batch")
+    from hiera_core.benchmarking.bench import total_failure
+
+    if error := total_failure(measurements):
+        raise error
+    failed = any(m.error is not None for m in measurements)
     return SOME_FAILED if failed or slower else OK
-
-
-@contextlib.contextmanager
-def _progress_line(show: bool) -> Iterator[Callable[[str], None]]:
-    """Show progress on stderr: on a terminal, one line that changes; otherwise, a line for each
-    model or peer that is prepared.
-
-    Yields:
-        A function that takes the text of the line.
-    """
-    if not show:
-        yield lambda text: None
-        return
-    if not sys.stderr.isatty():
-        yield _print_preparation
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(text)
-
-
-def _print_preparation(text: str) -> None:
-    if "preparing" in text:
-        print_message(text)

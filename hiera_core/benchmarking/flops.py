@@ -27,7 +27,7 @@ def count_gmacs(job: Job) -> float:
             model.set_attention("eager")  # type: ignore[operator]
         else:
             model = peers.PEERS[job.implementation].build(entry, job.mode)
-        x = torch.empty(1, 3, *entry.config["input_size"])
+        x = torch.empty(1, entry.config.get("in_chans", 3), *entry.config["input_size"])
         arguments = {}
         if entry.autoencoder:
             windows = model.layout.windows  # type: ignore[union-attr]

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .. import zoo
 from ..zoo.input_sizes import full_size
+from .given_model import entry_of
 
-Mode = Literal["infer", "grad", "train"]
+Mode = Literal["infer", "grad", "train", "files"]
+COMPUTED = ("infer", "grad", "train")  # modes whose inputs are drawn, and lie on the device
 OURS = "hiera"  # name of this package's implementation
+
+
+@dataclass(frozen=True)
+class FileInputs:
+    """Files that are read and classified, in mode `files`.
+
+    Args:
+        inputs: What `hiera predict` takes.
+        recursive: Whether folders within a folder are read.
+        workers: Decoding threads, and of peers, processes.
+    """
+
+    inputs: Sequence[str]
+    recursive: bool
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -19,15 +36,18 @@ class Job:
 
     Args:
         implementation: `hiera`, or a key of `peers.PEERS`.
-        model: Name of the model in the zoo.
+        model: Name of the model in the zoo, or what the user gave for a checkpoint.
         batch: Batch size.
         device: The device: `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `fp32`, `bf16` or `fp16`.
-        mode: `infer` for the forward pass; `grad` for forward and backward; `train` for forward,
-            backward and a step of AdamW.
+        mode: `infer` for the forward pass; `grad` for forward and backward; `train` for a step of
+            `hiera train`, and for peers forward, backward and a step of AdamW; `files` for files to
+            answers, see `files`.
         attentions: Variants of our attention: `fused`, `eager` or both. Peers ignore it.
         compile: Measure a compiled variant, too.
         size: Input size in pixels, with the frames first for video; None for the model's own.
+        description: Of a model that is not in the zoo; see `given_model.describe_models`.
+        files: What is read in mode `files`.
     """
 
     implementation: str
@@ -39,15 +59,26 @@ class Job:
     attentions: tuple[str, ...] = ("fused", "eager")
     compile: bool = False
     size: Sequence[int] | None = None
+    description: dict[str, Any] | None = None
+    files: FileInputs | None = None
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Job:
+        """Return the job from what `dataclasses.asdict` made of it."""
+        files = values["files"]
+        return cls(**{**values, "files": None if files is None else FileInputs(**files)})
 
     @property
     def entry(self) -> zoo.ModelEntry:
-        """The zoo's entry of the model, with the input size of this job.
+        """The zoo's entry of the model, or what stands for it, with the input size of this job.
 
         Raises:
             UsageError: The model is unknown, or the size has too few or too many numbers.
         """
-        entry = zoo.get(self.model)
+        if self.description is not None:
+            entry = entry_of(self.description)
+        else:
+            entry = zoo.get(zoo.split_tag(self.model)[0])
         if self.size is None:
             return entry
         own: tuple[int, ...] = entry.config["input_size"]

@@ -36,6 +36,8 @@ LENGTHS = {
     "mps": RunLength(seconds=3, runs=20, max_seconds=20, min_runs=5),
     "xpu": RunLength(seconds=3, runs=40, max_seconds=30, min_runs=10),
 }
+# From files to answers: a run is a pass over all files.
+WHOLE_RUNS = RunLength(seconds=5, runs=3, max_seconds=30, min_runs=1, round_seconds=0.3)
 # Batch sizes for the modes `grad` and `train`.
 TRAIN_BATCH: dict[Kind, dict[str, int]] = {
     "image": {"cpu": 4, "cuda": 64, "mps": 8, "xpu": 64},
@@ -90,12 +92,14 @@ def settings(
         raise UsageError(f"seconds is {seconds:g}", f"give at most {MAX_SECONDS}")
     chosen_device = select_device(device)
     kind = chosen_device.type
-    if dtype == "auto" and kind == "cuda" and mode != "infer":
+    if dtype == "auto" and (mode == "train" or (kind == "cuda" and mode == "grad")):
         chosen_dtype = training_dtype(chosen_device)
     else:
         chosen_dtype = select_dtype(dtype, chosen_device)
-    length = LENGTHS[kind]
-    if seconds is not None:
+    length = WHOLE_RUNS if mode == "files" else LENGTHS[kind]
+    if seconds is not None and mode == "files":
+        length = RunLength(seconds, runs=1, max_seconds=seconds, min_runs=1, round_seconds=0.3)
+    elif seconds is not None:
         length = RunLength(
             seconds, runs=5, max_seconds=seconds, min_runs=5, round_seconds=length.round_seconds
         )
@@ -105,29 +109,33 @@ def settings(
     if kind == "cuda":
         header.accelerator = _accelerator(chosen_device)
     if kind == "cpu":
-        header.changes = _changes(header.dtype, dtype == "auto", length)
+        header.changes = _changes(header.dtype, dtype == "auto", mode, length)
     return header, length
 
 
 def batch_for(kind: Kind, device: str, mode: Mode, family: Family = "hiera") -> int:
     """Return the default batch size. SAM 2's images have 21 times as many pixels as others."""
-    table = DEFAULT_BATCH_SIZES if mode == "infer" else TRAIN_BATCH
+    table = TRAIN_BATCH if mode in ("grad", "train") else DEFAULT_BATCH_SIZES
     size = table[kind][device.partition(":")[0]]
     return max(1, size // 16) if family == "hieradet" else size
 
 
-def _changes(dtype: str, is_auto: bool, length: RunLength) -> list[str]:
+def _changes(dtype: str, is_auto: bool, mode: Mode, length: RunLength) -> list[str]:
     """Return how the settings on a CPU differ from those on a GPU, as lines of text."""
     reasons = {
         "bf16": "bf16 in place of fp16, which is slow on a CPU",
         "fp32": "fp32 in place of fp16: this CPU has no bf16 instructions",
     }
-    if is_auto:
+    if is_auto and mode == "train":
+        change = f"{dtype} in place of bf16, as `hiera train` chooses"
+    elif is_auto:
         change = reasons[dtype]
     elif dtype == "bf16" and not has_native_bf16():
         change = "bf16 as requested, which this CPU emulates slowly"
     else:
         change = f"{dtype} as requested"
+    if mode == "files":
+        return [f"On a CPU: {change}; smaller batches."]
     usual, slow = (
         f"{seconds:g} s and {runs} runs"
         for seconds, runs in (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .job import OURS
+from .job import OURS, Job
+
+Step = Callable[[], Any]
+ANSWERS, DECODING = "files to answers", "decoding alone"  # values of `part`
 
 
 @dataclass
@@ -38,12 +42,36 @@ class Measurement:
     notes: list[str] = field(default_factory=list)
     error: str | None = None
     size: str | None = None  # of the input, such as 512x512, if it is not the model's own
+    unavailable: str | None = None  # why a peer has no such model
+    # Of mode `files`:
+    part: str | None = None  # what is timed: ANSWERS or DECODING
+    inputs: int | None = None  # images or videos of a run that were read
+    unreadable: int | None = None  # that could not be read
+    waiting: float | None = None  # share of the time in which the model had nothing to compute
+
+    @classmethod
+    def of_job(cls, job: Job, attention: str | None, compiled: bool, **values: Any) -> Measurement:
+        """Return the measurement of a variant of a job, without samples.
+
+        Args:
+            job: The job.
+            attention, compiled, values: Fields of the measurement.
+        """
+        entry, is_own_size = job.entry, job.size is None
+        size = None if is_own_size else "x".join(map(str, entry.config["input_size"]))
+        published = entry.speed if job.implementation == OURS and is_own_size else None
+        unit = "clips" if entry.kind == "video" else "images"
+        return cls(
+            job.model, job.implementation, attention, compiled, job.mode, job.device, job.dtype,
+            job.batch, unit, size=size, published=published, **values,
+        )  # fmt: skip
 
     @property
     def key(self) -> str:
         """Text that is the same for measurements that can be compared."""
         parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
-        return " ".join(map(str, (*parts, self.device, self.dtype, self.batch))) + self.at_size
+        key = " ".join(map(str, (*parts, self.device, self.dtype, self.batch))) + self.at_size
+        return f"{key} {self.part}" if self.part else key
 
     @property
     def at_size(self) -> str:
@@ -54,7 +82,7 @@ class Measurement:
     def label(self) -> str:
         """Name of the variant, without the model, such as `fused, compiled`."""
         words = [self.implementation] if self.implementation != OURS else []
-        words += [self.attention] if self.attention else []
+        words += [word for word in (self.part, self.attention) if word]
         return ", ".join(words + ["compiled"] * self.compiled)
 
     @property
@@ -65,11 +93,13 @@ class Measurement:
     def throughput(self) -> float | None:
         """Inputs/s: of runs that follow one another, or, on a CPU, from the median of a run."""
         seconds = statistics.median(self.together_s) if self.together_s else self.median_s
-        return self.batch / seconds if seconds else None
+        count = self.batch if self.inputs is None else self.inputs
+        return count / seconds if seconds else None
 
     def latency_ms(self, percent: float) -> float | None:
-        """Return a percentile of the time of a run. It is one of the samples, not interpolated."""
-        if not self.samples_s:
+        """Return a percentile of the time of a run. It is one of the samples, not interpolated.
+        None if a run is not a batch."""
+        if not self.samples_s or self.inputs is not None:
             return None
         ranked = sorted(self.samples_s)
         return 1e3 * ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))]
@@ -100,13 +130,32 @@ class Measurement:
         return cls(**{k: v for k, v in values.items() if k in names})
 
 
+@dataclass
+class Variant:
+    """A step to time, and the measurement for its samples.
+
+    Args:
+        row: The measurement.
+        step: What is timed.
+        warm_up: What is done once before, if that is not the step itself.
+        facts: Fields of the measurement that are known when the step has run.
+    """
+
+    row: Measurement
+    step: Step
+    warm_up: Step | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
 def add_ratios(measurements: list[Measurement]) -> None:
     """Set the ratios of measurements that ran alternately: `speedup` of ours, `ratio` of peers.
 
     A peer is compared with our fused attention, and a compiled peer with our compiled variant.
     """
     ours = {
-        (m.attention, m.compiled): m for m in measurements if m.implementation == OURS and m.rounds
+        (m.attention, m.compiled): m
+        for m in measurements
+        if m.implementation == OURS and m.rounds and m.part != DECODING
     }
     eager = ours.get(("eager", False))
     for measurement in measurements:
@@ -117,6 +166,8 @@ def add_ratios(measurements: list[Measurement]) -> None:
                 measurement.speedup = ratio_of(eager, measurement)[1]
             continue
         best = ours.get(("fused", measurement.compiled)) or ours.get(("fused", False))
+        if best is None:  # in mode `files`
+            best = ours.get((None, measurement.compiled)) or ours.get((None, False))
         if best is not None:
             low, middle, high = ratio_of(measurement, best)
             measurement.ratio_low, measurement.ratio, measurement.ratio_high = low, middle, high
@@ -126,7 +177,8 @@ def ratio_of(slow: Measurement, fast: Measurement) -> tuple[float, float, float]
     """Return the throughput of `fast` divided by that of `slow`: the lower quartile, the median and
     the upper quartile over their rounds."""
     pairs = zip(slow.rounds, fast.rounds, strict=False)
-    values = sorted(fast.batch * a / (b * slow.batch) for a, b in pairs)
+    counts = [m.batch if m.inputs is None else m.inputs for m in (slow, fast)]
+    values = sorted(counts[1] * a / (b * counts[0]) for a, b in pairs)
     return values[len(values) // 4], statistics.median(values), values[3 * len(values) // 4]
 
 

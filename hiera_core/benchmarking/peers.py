@@ -63,6 +63,38 @@ def check(peer_name: str) -> None:
         raise UsageError(f"{name} is not installed", f"pip install {peer.package}")
 
 
+# What a peer's model is built from. The others take all constructor arguments, and refuse what they
+# do not know.
+READ_BY_TRANSFORMERS = (
+    "input_size embed_dim stages num_heads num_classes q_pool mask_unit_size mask_unit_attn "
+    "patch_kernel patch_stride patch_padding decoder_embed_dim decoder_depth decoder_num_heads "
+    "in_chans"
+).split()
+
+
+def check_arguments(name: str, entry: zoo.ModelEntry) -> None:
+    """Check that a peer builds the model that constructor arguments outside the zoo describe.
+
+    Args:
+        name: The peer.
+        entry: The model.
+
+    Raises:
+        NotOffered: It would build another one.
+    """
+    known = zoo.get(entry.name).config
+    if entry.family == "hieradet" and name == "timm":
+        differing = [k for k, v in entry.config.items() if k != "input_size" and known.get(k) != v]
+    elif entry.family == "hiera" and name == "transformers":
+        differing = [k for k in entry.config if k not in READ_BY_TRANSFORMERS]
+    else:
+        differing = []
+    if name == "vit" and zoo.block_dims(entry.config) != zoo.block_dims(known):
+        raise NotOffered("timm has no ViT to compare with a model of this size")
+    if differing:
+        raise NotOffered(f"{name} has no Hiera with other {', '.join(differing)}")
+
+
 def version(name: str) -> str:
     """Return the version of a peer's package."""
     return importlib.metadata.version(PEERS[name].package.split()[0])
@@ -129,6 +161,8 @@ def _build_timm(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
         raise NotOffered("timm has no Hiera for video")
     config = dict(entry.config)
     size = config.pop("input_size")
+    if "head_dropout" in config:
+        config["drop_rate"] = config.pop("head_dropout")
     model: nn.Module = Hiera(img_size=size, **config)
     return model
 
@@ -149,6 +183,7 @@ def _build_transformers(entry: zoo.ModelEntry, mode: Mode) -> nn.Module:
         "depths": list(stages),
         "num_heads": [ours["num_heads"] * 2**stage for stage in range(len(stages))],
         "num_labels": ours["num_classes"],
+        "num_channels": ours.get("in_chans", 3),
         "num_query_pool": ours.get("q_pool", 3),
     }
     renamed = {

@@ -26,6 +26,8 @@ COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "dtype": lambda m: m.dtype,
     "batch": lambda m: str(m.batch),
     "inputs/s": lambda m: significant(m.throughput),
+    "unreadable": lambda m: str(m.unreadable) if m.unreadable else "",
+    "waiting": lambda m: "" if m.waiting is None else f"{m.waiting:.0%}",
     "x eager": lambda m: "" if m.speedup is None else f"{m.speedup:.2f}",
     "ours / peer": lambda m: (
         "" if m.ratio is None else f"{m.ratio:.2f}x ({m.ratio_low:.2f}-{m.ratio_high:.2f})"
@@ -41,12 +43,15 @@ COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "runs": lambda m: str(len(m.samples_s)),
 }
 # Columns that are left out if they are empty in every row.
-OPTIONAL = ("x eager", "ours / peer", "A100 (paper)", "MiB", "util.")
+OPTIONAL = (
+    "unreadable", "waiting", "x eager", "ours / peer", "p50 ms", "p90 ms", "p99 ms", "GMACs",
+    "A100 (paper)", "MiB", "util.",
+)  # fmt: skip
 
 
 def cells(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and a row of text for each measurement. The row of a
-    measurement that failed shows its error."""
+    measurement that failed shows its error, and that of a peer without the model says so."""
     names = [
         name
         for name, show in COLUMNS.items()
@@ -55,8 +60,8 @@ def cells(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str
     rows = []
     for measurement in measurements:
         row = [COLUMNS[name](measurement) for name in names]
-        if measurement.error is not None:
-            row[names.index("inputs/s")] = f"({measurement.error})"
+        if reason := measurement.error or measurement.unavailable:
+            row[names.index("inputs/s")] = f"({reason})"
         rows.append(row)
     return names, rows
 

@@ -125,6 +125,9 @@ def _run_round(variant: _TimedVariant, seconds: float) -> None:
         measurement.samples_s, measurement.together_s, measurement.rounds = [], [], []
         return
     measurement.samples_s += samples
+    if measurement.mode == "files":
+        for name, value in variant.worker.facts.items():
+            setattr(measurement, name, value)
     if together is not None:
         measurement.together_s.append(together)
     measurement.rounds.append(together or statistics.median(samples))
@@ -133,7 +136,7 @@ def _run_round(variant: _TimedVariant, seconds: float) -> None:
 def _start_workers(
     jobs: Sequence[Job], stack: contextlib.ExitStack, progress: Progress
 ) -> tuple[list[_TimedVariant], list[Measurement]]:
-    """Start a worker for each job. Jobs that a peer does not offer are left out.
+    """Start a worker for each job. Models of the zoo that a peer does not offer are left out.
 
     Args:
         jobs: The jobs.
@@ -141,7 +144,8 @@ def _start_workers(
         progress: Called with a line of text for each job.
 
     Returns:
-        The variants of all workers, and the measurements of peers that have failed.
+        The variants of all workers, and the measurements of peers that have failed, or do not offer
+        a model that is not in the zoo.
 
     Raises:
         OutOfMemory: A worker runs out of memory.
@@ -155,6 +159,8 @@ def _start_workers(
             worker = stack.enter_context(Worker(job))
         except NotOffered as error:
             log.info("%s", error)
+            if job.description is not None or job.mode == "files":
+                without_worker.append(replace(failed(job, None), unavailable=str(error)))
             continue
         except WorkerFailed as error:
             if job.implementation == OURS:
@@ -168,8 +174,8 @@ def _start_workers(
     return variants, without_worker
 
 
-def failed(job: Job, error: str) -> Measurement:
-    """Return a measurement that has an error and no samples."""
+def failed(job: Job, error: str | None) -> Measurement:
+    """Return a measurement that has no samples, and an error if there is one."""
     compiled, attention = False, None
     if job.implementation == OURS:
         attention = job.attentions[0]
@@ -193,6 +199,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.facts: dict[str, Any] = {}  # fields of the measurement that the last run has shown
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         command = [sys.executable, "-m", "hiera_core.benchmarking.worker", json.dumps(asdict(job))]
         self._process = subprocess.Popen(
@@ -213,6 +220,7 @@ class Worker:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
         answer = self._read_answer()
+        self.facts = answer.get("facts", {})
         return answer["samples"], answer.get("together")
 
     def _read_answer(self) -> dict[str, Any]:

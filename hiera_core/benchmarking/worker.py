@@ -18,9 +18,10 @@ import torch
 
 from ..compiling.compiled import translate_compile_errors
 from ..device import DTYPES, exact_fp32, is_out_of_memory
-from ..errors import HieraError, first_line
+from ..errors import DeviceError, HieraError, InputError, first_line
 from . import flops, peers, workloads
 from .job import Job
+from .measurement import Variant
 from .timer import PeakMemory, timed_for, timed_together
 
 WARM_UP_S = 1.0
@@ -30,17 +31,27 @@ def main() -> None:
     """Run the job in `sys.argv` until standard input ends."""
     warnings.simplefilter("ignore")
     channel = _open_answer_channel()
-    job = Job(**json.loads(sys.argv[1]))
+    job = Job.from_json(json.loads(sys.argv[1]))
+    device = torch.device(job.device)
     try:
-        if job.dtype == "fp32" and torch.device(job.device).type == "cuda":
+        # `hiera train` computes what is outside of autocast exactly, too.
+        if (job.dtype == "fp32" or job.mode == "train") and device.type == "cuda":
             exact_fp32().__enter__()  # for the whole process, and for peers, too
+        memory = PeakMemory(device)
         with workloads.translate_errors(job):
-            variants = _prepare(job)
+            variants = _prepare(job, memory)
         _send(channel, rows=[variant.row.to_json() for variant in variants])
         for line in sys.stdin:
             request = json.loads(line)
             variant = variants[request["variant"]]
-            _send(channel, **_run_round(variant, torch.device(job.device), request["seconds"]))
+            if variant.warm_up is not None:
+                try:
+                    answer = _run_whole(variant, device, request["seconds"], memory)
+                except InputError as error:  # the other variants say so, too
+                    answer = _failure(error)
+                _send(channel, **answer)
+                continue
+            _send(channel, **_run_round(variant, device, request["seconds"]))
     except Exception as error:
         traceback.print_exc()
         _send(channel, **_failure(error))
@@ -48,7 +59,7 @@ def main() -> None:
     os._exit(0)  # a normal exit unloads device libraries, which is slow and can fail
 
 
-def _run_round(variant: workloads.Variant, device: torch.device, seconds: float) -> dict[str, Any]:
+def _run_round(variant: Variant, device: torch.device, seconds: float) -> dict[str, Any]:
     """Time a variant: each run on an idle device, and, on devices that compute beside the host,
     runs that follow one another, half of the time each."""
     if device.type == "cpu":
@@ -57,14 +68,24 @@ def _run_round(variant: workloads.Variant, device: torch.device, seconds: float)
     return {"samples": samples, "together": timed_together(variant.step, device, seconds / 2)}
 
 
-def _prepare(job: Job) -> list[workloads.Variant]:
+def _run_whole(
+    variant: Variant, device: torch.device, seconds: float, memory: PeakMemory
+) -> dict[str, Any]:
+    """Time runs from files to answers, and add what is known after them."""
+    memory.start()
+    samples = timed_for(variant.step, device, seconds)
+    return {"samples": samples, "facts": {**variant.facts, "memory_mib": memory.peak()}}
+
+
+def _prepare(job: Job, memory: PeakMemory) -> list[Variant]:
     """Build and warm up the variants of a job, and measure their peak memory.
 
     If one of several variants fails, its measurement holds the error.
     """
     device = torch.device(job.device)
     torch.manual_seed(0)
-    memory = PeakMemory(device)
+    if job.mode == "files":
+        return _prepare_files(job)
     rate = flops.matmul_gflops(device, DTYPES[job.dtype])
     variants = workloads.build(job)
     for variant in variants:
@@ -78,6 +99,22 @@ def _prepare(job: Job) -> list[workloads.Variant]:
                 timed_for(variant.step, device, WARM_UP_S)
         except Exception as error:
             if is_out_of_memory(error) or len(variants) == 1:
+                raise
+            variant.row.error = first_line(error)
+    return variants
+
+
+def _prepare_files(job: Job) -> list[Variant]:
+    """Build and warm up what reads files. If the compiled variant fails, its measurement holds the
+    error."""
+    variants = workloads.build(job)
+    for variant in variants:
+        assert variant.warm_up is not None
+        try:
+            with translate_compile_errors():
+                variant.warm_up()
+        except DeviceError as error:
+            if not variant.row.compiled:
                 raise
             variant.row.error = first_line(error)
     return variants

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +13,16 @@ from torch import nn
 from .. import zoo
 from ..compiling.compiled import compile_for_inference, compile_for_training
 from ..device import DTYPES
-from ..errors import HieraError
+from ..errors import HieraError, first_line
 from ..models.cpu import optimize_for_inference
 from ..models.factory import model_class
 from ..models.masking import MASK_RATIOS, draw_units
 from . import peers
 from .flops import count_gmacs
 from .job import OURS, Job
-from .measurement import Measurement
+from .measurement import Measurement, Step, Variant
 
-Step = Callable[[], Any]
 Forward = Callable[..., Any]
-
-
-@dataclass
-class Variant:
-    """A step to time, and the measurement for its samples."""
-
-    row: Measurement
-    step: Step
 
 
 def build(job: Job) -> list[Variant]:
@@ -43,31 +33,69 @@ def build(job: Job) -> list[Variant]:
         HieraError: The model is unknown, or cannot be used in this way.
     """
     entry = job.entry
-    device, dtype = torch.device(job.device), DTYPES[job.dtype]
     is_ours = _is_ours(job)
+    if job.mode == "files":
+        return _build_files(job, entry)
+    if is_ours and job.mode == "train" and entry.family == "hiera":
+        return _build_training(job)
+    device, dtype = torch.device(job.device), DTYPES[job.dtype]
     model = _build_ours(entry, device, dtype) if is_ours else _build_peer(job, entry)
     model = model.to(device, dtype)
     if device.type == "cuda" and entry.kind == "image":
         model = model.to(memory_format=torch.channels_last)  # for the patch embedding
     model.train(job.mode != "infer")
-    kinds: list[tuple[str | None, bool]] = [(None, False)]  # attention, whether compiled
-    if is_ours:
+    variants = []
+    for attention, compiled in _kinds(job):
+        row = _new_row(job, model, attention, compiled)
+        variants.append(Variant(row, _make_step(job, entry, model, attention, compiled)))
+    return variants
+
+
+def _kinds(job: Job) -> list[tuple[str | None, bool]]:
+    """Return what is measured of a job: the attention, None for peers, and whether compiled."""
+    kinds: list[tuple[str | None, bool]] = [(None, False)]
+    if _is_ours(job):
         kinds = [(attention, False) for attention in job.attentions]
     if job.compile:
         kinds.append((kinds[0][0], True))
-    gmacs = count_gmacs(job)
-    variants = []
-    for attention, compiled in kinds:
-        measurement = Measurement(
-            job.model, job.implementation, attention, compiled, job.mode, job.device, job.dtype,
-            job.batch, "clips" if entry.kind == "video" else "images",
-            version=None if is_ours else peers.version(job.implementation),
-            params=sum(p.numel() for p in model.parameters()),
-            gmacs=gmacs, published=entry.speed if is_ours and job.size is None else None,
-            size=None if job.size is None else "x".join(map(str, entry.config["input_size"])),
-        )  # fmt: skip
-        variants.append(Variant(measurement, _make_step(job, entry, model, attention, compiled)))
+    return kinds
+
+
+def _new_row(job: Job, model: nn.Module, attention: str | None, compiled: bool) -> Measurement:
+    is_ours = _is_ours(job)
+    return Measurement.of_job(
+        job,
+        attention,
+        compiled,
+        version=None if is_ours else peers.version(job.implementation),
+        params=sum(p.numel() for p in model.parameters()),
+        gmacs=count_gmacs(job),
+    )
+
+
+def _build_training(job: Job) -> list[Variant]:
+    """Return the steps of `hiera train`."""
+    from .end_to_end.training_work import TrainingWork  # here, because it imports much
+
+    work, variants = TrainingWork(job), []
+    for attention, compiled in _kinds(job):
+        row = _new_row(job, work.model, attention, compiled)
+        row.notes += work.notes
+        step = work if compiled or not job.compile else work.uncompiled
+        variants.append(Variant(row, _with_attention(work.model, attention, step)))
     return variants
+
+
+def _build_files(job: Job, entry: zoo.ModelEntry) -> list[Variant]:
+    """Return the runs from files to answers, and of decoding alone."""
+    from .end_to_end import our_files, timm_files
+
+    if _is_ours(job):
+        return our_files.build(job)
+    if job.implementation != "timm":
+        raise peers.NotOffered(f"--from compares with timm alone, not with {job.implementation}")
+    row = Measurement.of_job(job, None, False, version=peers.version("timm"))
+    return timm_files.build(job, row, _build_peer(job, entry))
 
 
 def _build_ours(entry: zoo.ModelEntry, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -83,14 +111,29 @@ def _build_ours(entry: zoo.ModelEntry, device: torch.device, dtype: torch.dtype)
 
 
 def _build_peer(job: Job, entry: zoo.ModelEntry) -> nn.Module:
-    return peers.PEERS[job.implementation].build(entry, job.mode)
+    """Return a peer's model.
+
+    Raises:
+        peers.NotOffered: The peer has no such model, or does not know its constructor arguments.
+    """
+    build_model = peers.PEERS[job.implementation].build
+    if job.description is None:
+        return build_model(entry, job.mode)
+    peers.check_arguments(job.implementation, entry)
+    try:
+        return build_model(entry, job.mode)
+    except TypeError as error:
+        raise peers.NotOffered(
+            f"{job.implementation} cannot build {job.model}: {first_line(error)}"
+        ) from error
 
 
 def _make_step(
     job: Job, entry: zoo.ModelEntry, model: nn.Module, attention: str | None, compiled: bool
 ) -> Step:
     device, dtype = torch.device(job.device), DTYPES[job.dtype]
-    x = torch.randn(job.batch, 3, *entry.config["input_size"], device=device).to(dtype)
+    channels, size = entry.config.get("in_chans", 3), entry.config["input_size"]
+    x = torch.randn(job.batch, channels, *size, device=device).to(dtype)
     if device.type == "cuda" and entry.kind == "image":
         x = x.contiguous(memory_format=torch.channels_last)
     called: Forward = model
@@ -147,7 +190,10 @@ def _draw_units(
 def _make_loss(entry: zoo.ModelEntry, forward: Step, batch: int, device: torch.device) -> Step:
     if entry.family == "hieradet":  # it has no classes
         return lambda: torch.stack([m.float().square().mean() for m in forward()]).sum()
-    target = torch.arange(batch, device=device) % entry.config["num_classes"]
+    classes = entry.config.get("num_classes", 1000)
+    if not classes and not entry.autoencoder:  # the output is features
+        return lambda: forward().float().square().mean()
+    target = torch.arange(batch, device=device) % max(1, classes)
 
     def loss() -> torch.Tensor:
         output: Any = forward()

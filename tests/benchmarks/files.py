@@ -6,18 +6,16 @@
 
 The first two compare `hiera predict`, without and with --fast-jpeg, with ImageFolder, a DataLoader
 with two workers, timm's transforms, and timm's model of the same architecture with the same
-preprocessing. The photos are also decoded alone, in two threads. All sides run alternately, each in
-a new process that is timed after a first batch; first alone, then beside a process that keeps a
-core busy. The third prints how many bytes of a video the device gets, videos per second without the
-model, and the peak memory.
+preprocessing. The photos are also decoded alone, by our pipeline without its model. The sides are
+those of `hiera bench --from`. They run alternately, each in a new process that is timed after a
+first batch; first alone, then beside a process that keeps a core busy. The third prints how many
+bytes of a video the device gets, videos per second without the model, and the peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
-import itertools
 import json
 import os
 import resource
@@ -27,11 +25,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .throughput import write_photos
+
+if TYPE_CHECKING:
+    from hiera_core.benchmarking.job import Job
 
 BUSY = "while True: pass"
 SIZES = {False: (500, 375), True: (2048, 1536)}  # by --photos
@@ -101,69 +101,53 @@ def busy() -> Iterator[None]:
         process.wait()
 
 
-def ours(folder: Path, fast_jpeg: bool = False) -> dict[str, float]:
-    """Classify the pictures as `hiera predict` does."""
+def ours(folder: Path, fast_jpeg: bool = False, without_model: bool = False) -> dict[str, float]:
+    """Classify the pictures as `hiera predict` does, or only decode them."""
     from hiera_core import cores
 
     cores.limit_threads()
-    from hiera_core.data import sources
+    from hiera_core.benchmarking.end_to_end.our_files import FilesRun, TimedPredictor
     from hiera_core.data.clip_sampling import Sampling
-    from hiera_core.inference.predict import Predictor
 
-    predictor = Predictor("hiera_nano_32", sampling=Sampling(fast_jpeg=fast_jpeg))
-    paths = sorted(map(str, (folder / "pictures").iterdir()))
-    list(predictor(sources.expand(paths[:16])))
-    start = time.perf_counter()
-    records = list(predictor(sources.expand(paths)))
-    seconds = time.perf_counter() - start
-    assert all(len(record.topk) == 5 for record in records)
-    return {"per_second": len(records) / seconds, "peak_mib": peak_mib()}
+    predictor = TimedPredictor(job_of(folder), sampling=Sampling(fast_jpeg=fast_jpeg))
+    return timed(FilesRun(predictor, without_model))
+
+
+def fast(folder: Path) -> dict[str, float]:
+    """Classify the pictures as `hiera predict --fast-jpeg` does."""
+    return ours(folder, fast_jpeg=True)
 
 
 def decode(folder: Path) -> dict[str, float]:
-    """Decode and resize the pictures in two threads, and do nothing with them."""
-    import hiera_core
-    from hiera_core.data.image_reader import open_image
-    from hiera_core.data.transforms import ImageTransform
-
-    model = hiera_core.create_model("hiera_nano_32", pretrained=True)
-    transform = ImageTransform.from_preprocessing(model.card["preprocessing"], (32, 32))
-    paths = sorted((folder / "pictures").iterdir())
-    with ThreadPoolExecutor(2) as pool:
-        start = time.perf_counter()
-        views = list(pool.map(lambda path: transform.crop(open_image(path)[0]), paths))
-        seconds = time.perf_counter() - start
-    return {"per_second": len(views) / seconds, "peak_mib": peak_mib()}
+    """Decode and resize the pictures, and do nothing with them."""
+    return ours(folder, without_model=True)
 
 
 def timm(folder: Path) -> dict[str, float]:
     """Classify the pictures as users of timm do."""
-    import torch
-    from timm.data import create_transform
-    from timm.models.hiera import Hiera
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
+    from hiera_core.benchmarking import peers
+    from hiera_core.benchmarking.end_to_end.timm_files import TimmRun
 
-    import hiera_core
+    job = job_of(folder)
+    return timed(TimmRun(job, peers.PEERS["timm"].build(job.entry, job.mode)))
 
-    ours = hiera_core.create_model("hiera_nano_32", pretrained=True)
-    names = ("embed_dim", "num_heads", "stages", "q_pool", "mask_unit_size", "mask_unit_attn")
-    names += ("patch_kernel", "patch_stride", "patch_padding")
-    model = Hiera((32, 32), num_classes=10, **{name: ours.config[name] for name in names}).eval()
-    card = ours.card["preprocessing"]
-    transform = create_transform(
-        (3, 32, 32), mean=card["mean"], std=card["std"], crop_pct=32 / card["resize"],
-        interpolation=card["interpolation"],
-    )  # fmt: skip
-    loader = DataLoader(ImageFolder(folder, transform), batch_size=64, num_workers=2)
-    count = 0
-    with torch.inference_mode():
-        for x, _ in itertools.islice(loader, 1):
-            model(x)
-        start = time.perf_counter()
-        for x, _ in loader:
-            count += len(model(x).softmax(-1).topk(5).values.tolist())
-    return {"per_second": count / (time.perf_counter() - start), "peak_mib": peak_mib()}
+
+def job_of(folder: Path) -> Job:
+    """Return the job of classifying the pictures with two workers."""
+    from hiera_core.benchmarking.job import FileInputs, Job
+
+    files = FileInputs([str(folder / "pictures")], False, 2)
+    return Job("hiera", "hiera_nano_32", 64, mode="files", files=files)
+
+
+def timed(run: Any) -> dict[str, float]:
+    """Time a run after a first batch."""
+    run.warm_up()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    assert not run.facts["unreadable"]
+    return {"per_second": run.facts["inputs"] / seconds, "peak_mib": peak_mib()}
 
 
 def clips(folder: Path) -> dict[str, float]:
@@ -203,7 +187,7 @@ def clips(folder: Path) -> dict[str, float]:
 
 SIDES = {
     "ours": ours,
-    "fast": functools.partial(ours, fast_jpeg=True),
+    "fast": fast,
     "timm": timm,
     "decode": decode,
     "clips": clips,

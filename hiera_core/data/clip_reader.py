@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
+from .decoders.torchcodec_video import TorchcodecVideo
 from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform, resize_frames
 from .video_files.animation_reader import Animation, open_video
@@ -44,6 +45,7 @@ class ClipViews(Sequence[np.ndarray]):
 
     Args:
         frames: uint8 [n, height, width, 3], as decoded; or float32 [n, rows, columns, 3], resized.
+            A tensor if they lie on a device.
         clips: Indices into `frames`, int64 [clips, length].
         boxes: (top, left) of each crop in the resized frame.
         size: (height, width) of a crop.
@@ -52,7 +54,7 @@ class ClipViews(Sequence[np.ndarray]):
 
     def __init__(
         self,
-        frames: np.ndarray,
+        frames: np.ndarray | torch.Tensor,
         clips: np.ndarray,
         boxes: list[tuple[int, int]],
         size: tuple[int, int],
@@ -78,13 +80,18 @@ class ClipViews(Sequence[np.ndarray]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
+        view: np.ndarray = self.tensor(index).cpu().numpy()
+        return view
+
+    def tensor(self, index: int) -> torch.Tensor:
+        """Return a view where the frames lie, float32 [length, height, width, 3] in 0..255."""
         clip = index // len(self.boxes)
         if self._last is None or self._last[0] != clip:
             self._last = None  # its memory is free before the next clip is resized
-            frames = torch.from_numpy(self.frames)
-            self._last = clip, self.resize_clip(frames, torch.from_numpy(self.clips[clip]))
-        view: np.ndarray = self.crop(self._last[1], index).numpy()
-        return view
+            frames = torch.as_tensor(self.frames)
+            rows = torch.from_numpy(self.clips[clip]).to(frames.device)
+            self._last = clip, self.resize_clip(frames, rows)
+        return self.crop(self._last[1], index)
 
     def resize_clip(self, frames: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return frames of a clip, resized. -> float32 [length, rows, columns, 3], same device
@@ -120,12 +127,14 @@ class ClipView:
         """The number of its clip."""
         return self.index // len(self.parent.boxes)
 
-    def pixels(self) -> np.ndarray:
-        """Return the view, float32 [length, height, width, 3] in 0..255."""
-        return self.parent[self.index]
+    def tensor(self) -> torch.Tensor:
+        """Return the view where its frames lie, float32 [length, height, width, 3] in 0..255."""
+        return self.parent.tensor(self.index)
 
 
-def unresized(views: Sequence[np.ndarray]) -> Sequence[np.ndarray | ClipView]:
+def unresized(
+    views: Sequence[np.ndarray | torch.Tensor],
+) -> Sequence[np.ndarray | torch.Tensor | ClipView]:
     """Return views as they travel to the device: those of clips are not resized yet."""
     if isinstance(views, ClipViews):
         return [ClipView(views, index) for index in range(len(views))]
@@ -136,11 +145,11 @@ class ResizedFrames(Sequence[np.ndarray]):
     """Frames of a video, resized one by one when they are looked at.
 
     Args:
-        frames: uint8 [n, height, width, 3].
+        frames: uint8 [n, height, width, 3]; a tensor if they lie on a device.
         grid: The part of the resized frame that is shown.
     """
 
-    def __init__(self, frames: np.ndarray, grid: CropGrid) -> None:
+    def __init__(self, frames: np.ndarray | torch.Tensor, grid: CropGrid) -> None:
         self.frames, self.grid = frames, grid
 
     def __len__(self) -> int:
@@ -156,13 +165,14 @@ class ResizedFrames(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         grid = self.grid
-        whole = resize_frames(torch.from_numpy(self.frames[index][None]), grid.scaled)[0].numpy()
+        frame = torch.as_tensor(self.frames[index][None])
+        whole = resize_frames(frame, grid.scaled)[0].cpu().numpy()
         shown: np.ndarray = whole[grid.rows[:, None], grid.columns]
         return shown
 
 
 def read_segments(
-    source: Path | bytes | np.ndarray,
+    source: Path | bytes | np.ndarray | torch.Tensor,
     sampling: Sampling,
     transform: ImageTransform | VideoTransform,
     threads: DecoderThreads | None = None,
@@ -171,19 +181,21 @@ def read_segments(
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
-    in memory that has as many frames as the model takes is the model's clip. For `threads`, see
-    `Video`. `empty` allocates the memory for the frames.
+    in memory that has as many frames as the model takes is the model's clip; its frames stay on
+    the device that they lie on. For `threads`, see `Video`. `empty` allocates the memory for the
+    frames.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
     """
     video: AnyVideo
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | torch.Tensor):
         video = FrameArray(source)
         if isinstance(transform, VideoTransform) and video.frames == transform.frames:
             transform = replace(transform, stride=1, fps=video.fps)
     else:
-        video = open_video(source, sampling.max_pixels, threads)
+        reader = TorchcodecVideo if sampling.decoder == "torchcodec" else Video
+        video = open_video(source, sampling.max_pixels, threads, reader)
     notes = video.notes
     if not video.declares_length:
         notes += ("its format declares no length, so truncation cannot be detected",)
@@ -219,19 +231,44 @@ def _clips(
             if (indices == indices[0]).all():
                 indices = indices[:1]  # the same clip again would not change the average
             wanted, rows = np.unique(indices, return_inverse=True)
-            frames, grid = _read_frames(
-                video, wanted.tolist(), crops, transform.size, report, empty
+            size = transform.size
+            on_device = _frames_on_device(video, wanted, crops, size, report)
+            frames, grid = on_device or _read_frames(
+                video, wanted.tolist(), crops, size, report, empty
             )
-            clip_rows, size = rows.reshape(indices.shape), transform.size
-            shown: Sequence[np.ndarray] | np.ndarray = frames
-            if frames.dtype == np.uint8:
+            clip_rows = rows.reshape(indices.shape)
+            shown: Sequence[np.ndarray] | np.ndarray
+            if frames.dtype in (np.uint8, torch.uint8):
                 views = ClipViews(frames, clip_rows, grid.corners, size, grid.scaled)
                 shown = ResizedFrames(frames, grid)
             else:
-                views = ClipViews(frames, clip_rows, grid.boxes, size)
+                assert isinstance(frames, np.ndarray)
+                views, shown = ClipViews(frames, clip_rows, grid.boxes, size), frames
             report.views += len(views)
             times = (wanted / video.fps).tolist()
             yield DecodedSegment(first / video.fps, last / video.fps, views, shown, times)
+
+
+def _frames_on_device(
+    video: AnyVideo,
+    wanted: np.ndarray,
+    crops: int,
+    size: tuple[int, int],
+    report: VideoReport,
+) -> tuple[torch.Tensor, CropGrid] | None:
+    """Return the frames of a clip that lies on a device, as they are there; None for other videos,
+    and for very long frames, of which only a part is resized."""
+    if not isinstance(video, FrameArray) or not isinstance(video.pixels, torch.Tensor):
+        return None
+    height, width = video.pixels.shape[1:3]
+    grid = CropGrid.for_crops(height, width, size, crops)
+    if _is_long(grid):
+        return None
+    report.used += len(wanted)
+    first, last = int(wanted[0]), int(wanted[-1])
+    if last - first + 1 == len(wanted):  # all frames of a range: nothing is copied
+        return video.pixels[first : last + 1], grid
+    return video.pixels[torch.from_numpy(wanted).to(video.pixels.device)], grid
 
 
 def _read_frames(
@@ -277,10 +314,14 @@ def _is_smaller_unresized(source: tuple[int, int], grid: CropGrid) -> bool:
 
     Very long frames are large when they are resized whole, so these are resized in part.
     """
-    cropped = len(grid.y) * len(grid.x)
     height, width = source
-    is_long = grid.scaled[0] * grid.scaled[1] > MAX_RESIZED * cropped
-    return height * width <= np.float32().itemsize * cropped and not is_long
+    is_small = height * width <= np.float32().itemsize * len(grid.y) * len(grid.x)
+    return is_small and not _is_long(grid)
+
+
+def _is_long(grid: CropGrid) -> bool:
+    """Return whether a resized frame is much larger than the part of it that the crops need."""
+    return grid.scaled[0] * grid.scaled[1] > MAX_RESIZED * len(grid.y) * len(grid.x)
 
 
 def _single_frames(

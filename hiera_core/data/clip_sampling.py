@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from ..errors import UsageError, check_positive, is_number, is_whole
+from ..errors import UsageError, check_choice, check_positive, is_number, is_whole
 from ..records import VideoJson
 from .image_reader import MAX_PIXELS
 
@@ -27,6 +28,7 @@ MOST = {
     "every": 1e9,
     "fps": 1e6,
 }
+Decoder = Literal["pillow", "nvjpeg", "torchcodec"]
 LEAST_RATE = 1e-6  # smallest number of seconds, or of frames per second
 
 
@@ -44,10 +46,14 @@ class Sampling:
         fps: Frame rate at which `stride` is counted. None: the model's own.
         fast_jpeg: Decode JPEG files to a reduced size, at least twice that which the model needs.
             This is faster for large photos, and changes their pixels a little.
+        decoder: What decodes. `pillow`: Pillow images, PyAV videos. `nvjpeg`: a GPU of NVIDIA
+            decodes JPEG files. `torchcodec`: torchcodec decodes videos. What a decoder does not
+            take, the first one decodes.
 
     Raises:
-        UsageError: A value is not a finite number above 0, or is above its limit in `MOST`, or both
-            `segments` and `every` are set.
+        UsageError: A value is not a finite number above 0, or is above its limit in `MOST`, both
+            `segments` and `every` are set, or the decoder is unknown or cannot be combined with
+            `fast_jpeg`.
     """
 
     clips: int | None = None
@@ -58,6 +64,7 @@ class Sampling:
     max_pixels: int = MAX_PIXELS
     fps: float | None = None
     fast_jpeg: bool = False
+    decoder: Decoder = "pillow"
 
     def __post_init__(self) -> None:
         for name in ("clips", "crops", "stride", "segments", "every", "fps"):
@@ -72,6 +79,12 @@ class Sampling:
                 hint = f"give a number from {LEAST_RATE:g} to {MOST[name]}"
                 raise UsageError(f"{name} is {value}", hint)
         check_positive("max_pixels", self.max_pixels)
+        check_choice("decoder", self.decoder, get_args(Decoder))
+        if self.fast_jpeg and self.decoder == "nvjpeg":
+            raise UsageError(
+                "nvjpeg decodes JPEG files at their full size, and fast_jpeg at a reduced one",
+                "choose one",
+            )
         if self.segments is not None and self.every is not None:
             raise UsageError(
                 "segments are for video models, every is for image models", "choose one"

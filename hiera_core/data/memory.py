@@ -61,13 +61,66 @@ def as_source(item: Any, index: int) -> Source:
             return Source(name, data=bytes(item))
         if hasattr(item, "read"):
             return Source(str(getattr(item, "name", name)), data=_read(item))
-        return Source(name, pixels=as_pixels(item))
+        return Source(name, pixels=_where_they_lie(item))
     except InputError as error:
         return Source(name, error=error)
     except UsageError:
         raise
     except Exception as error:  # a PIL image is decoded now, which raises many types
         return Source(name, error=InputError(first_line(error), "the image is damaged"))
+
+
+def lies_on_device(item: object) -> bool:
+    """Return whether this is a tensor on a device that is not the host."""
+    return isinstance(item, torch.Tensor) and not item.is_cpu
+
+
+def wait_for_tensors(given: Sequence[object]) -> None:
+    """Wait until the work that makes tensors on devices is done. Threads that read them know
+    nothing of the stream that the caller has chosen."""
+    devices = {item.device for item in given if isinstance(item, torch.Tensor)}
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        elif device.type in ("xpu", "mps"):
+            torch.accelerator.synchronize(device)
+
+
+def _where_they_lie(item: Any) -> np.ndarray | torch.Tensor:
+    """Return the pixels of a tensor on its device if they need no work of Pillow; otherwise see
+    `as_pixels`."""
+    found = device_pixels(item) if lies_on_device(item) else None
+    return as_pixels(item) if found is None else found
+
+
+def device_pixels(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return the pixels of an image, [height, width, 3], or of a clip, [frames, height, width, 3],
+    as uint8 RGB on the device of the tensor.
+
+    Args:
+        tensor: See `as_pixels`.
+
+    Returns:
+        None if the tensor is no image or clip, its values are out of range, or its pixels have
+        alpha.
+    """
+    pixels = _channels_last(tensor.detach())
+    pixels = pixels[..., None] if pixels.dim() == 2 else pixels
+    if pixels.dim() not in (3, 4) or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
+        return None
+    if pixels.dtype is torch.bool:
+        pixels = pixels.to(torch.uint8) * 255
+    elif pixels.dtype is not torch.uint8:
+        if pixels.is_complex() or pixels.dtype is torch.uint16:
+            return None
+        low, high = (float(value) for value in pixels.aminmax())  # two numbers travel
+        if pixels.is_floating_point() and low >= -1e-3 and high <= 1 + 1e-3:
+            pixels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+        elif not pixels.is_floating_point() and low >= 0 and high <= 255:
+            pixels = pixels.to(torch.uint8)
+        else:
+            return None
+    return pixels.expand(*pixels.shape[:-1], 3).contiguous()
 
 
 def as_pixels(item: Any) -> np.ndarray:
@@ -119,11 +172,11 @@ class FrameArray:
     """A clip in memory, with the interface of `Video`.
 
     Args:
-        pixels: uint8 [frames, height, width, 3].
+        pixels: uint8 [frames, height, width, 3]; a tensor if they lie on a device.
         fps: Frame rate.
     """
 
-    def __init__(self, pixels: np.ndarray, fps: float = FRAME_RATE) -> None:
+    def __init__(self, pixels: np.ndarray | torch.Tensor, fps: float = FRAME_RATE) -> None:
         self.pixels, self.fps, self.frames = pixels, fps, len(pixels)
         self.duration, self.declares_length = self.frames / fps, True
         self.notes: tuple[str, ...] = ()
@@ -136,7 +189,9 @@ class FrameArray:
     def read(self, indices: Sequence[int]) -> Iterator[DecodedFrame]:
         """Yield frames by index."""
         for index in indices:
-            yield DecodedFrame(index, self.pixels[index], True)
+            frame = self.pixels[index]
+            on_host = frame.cpu().numpy() if isinstance(frame, torch.Tensor) else frame
+            yield DecodedFrame(index, on_host, True)
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..errors import InputError, UsageError
 from . import memory
-from .clip_reader import read_segments
+from .clip_reader import ClipView, read_segments, unresized
 from .clip_sampling import Sampling
+from .decoders.device_images import crop_on_device
 from .image_reader import open_image
 from .sources import Source, is_folder
 from .transforms import (
@@ -41,10 +42,12 @@ def model_input(model: nn.Module, source: MediaInputs) -> torch.Tensor:
     views = [_view(item, transform) for item in _items(source, transform)]
     if not views:
         raise UsageError("there are no inputs", "give an image, a video, or several of them")
-    pixels = torch.from_numpy(np.stack(views))
     weight = next(model.parameters())
-    if not weight.is_meta:  # as when a large model is built before its weights are loaded
-        pixels = pixels.to(weight.device)
+    # The weights are on no device when a large model is built before they are loaded.
+    device = views[0].device if weight.is_meta else weight.device
+    if any(view.device != views[0].device for view in views):
+        views = [view.to(device) for view in views]
+    pixels = torch.stack(views).to(device)
     dtype = weight.dtype if weight.is_floating_point() else torch.float32
     return transform.normalise(pixels).to(dtype)
 
@@ -66,10 +69,10 @@ def _items(source: MediaInputs, transform: ImageTransform | VideoTransform) -> l
     ]
 
 
-def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndarray:
+def _view(source: Source, transform: ImageTransform | VideoTransform) -> torch.Tensor:
     """Return what the model sees of an input: an image's crop, or a video's centre clip.
 
-    -> uint8 [height, width, 3] or float32 [frames, height, width, 3]
+    -> uint8 [height, width, 3] or float32 [frames, height, width, 3], where the input lies
     """
     if source.path is not None and is_folder(source.path):
         raise UsageError(f"{source.name} is a folder", "give a list of its files")
@@ -78,7 +81,7 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndar
             raise source.error
         takes_images = isinstance(transform, ImageTransform)
         content: Any = source.content() if source.pixels is None else source.pixels
-        if isinstance(content, np.ndarray):
+        if isinstance(content, np.ndarray | torch.Tensor):
             kind = "video" if content.ndim == 4 else "image"
         else:
             kind = kind_for_model(content, source.name, takes_videos=not takes_images)
@@ -92,10 +95,20 @@ def _view(source: Source, transform: ImageTransform | VideoTransform) -> np.ndar
                 else "give a list of its frames, or use a model for videos",
             )
         if isinstance(transform, ImageTransform):
-            if isinstance(content, np.ndarray):
-                return transform.crop(Image.fromarray(content))
-            return transform.crop(open_image(content)[0])
+            return _crop(content, transform)
         _, segments = read_segments(content, CENTRE, transform)
-        return next(segments).views[0]
+        (view,) = unresized(next(segments).views)
+        return view.tensor() if isinstance(view, ClipView) else torch.as_tensor(view)
     except InputError as error:
         raise InputError(f"{source.name}: {error.message}", error.hint) from error
+
+
+def _crop(content: Any, transform: ImageTransform) -> torch.Tensor:
+    if isinstance(content, torch.Tensor):
+        cropped = crop_on_device(transform, content)
+        if cropped is not None:
+            return cropped
+        content = content.cpu().numpy()
+    is_array = isinstance(content, np.ndarray)
+    image = Image.fromarray(content) if is_array else open_image(content)[0]
+    return torch.from_numpy(transform.crop(image))

@@ -36,6 +36,7 @@ from .url_content import fetch_content, keep_content
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 STDIN = "-"
 # Unlike these, brackets are common in the names of files: `photo[1].jpg`.
@@ -55,7 +56,8 @@ class Source:
         data: The content itself.
         url: A URL of the web or a remote place, fetched when `content` is called.
         span: Offset and size in bytes within `path` or `url`, for a member of a tar file.
-        pixels: An image, uint8 [height, width, 3], or a clip, uint8 [frames, height, width, 3].
+        pixels: An image, uint8 [height, width, 3], or a clip, uint8 [frames, height, width, 3]; a
+            tensor if it lies on a device.
         error: Why this input cannot be read, if that is known already. `content` raises it.
         short_name: Its path within the folder or tar file that the user named. If it is empty, the
             short name is the last part of `name`.
@@ -71,7 +73,7 @@ class Source:
     data: bytes | None = None
     url: str | None = None
     span: tuple[int, int] | None = None
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | torch.Tensor | None = None
     error: InputError | None = None
     short_name: str = ""
     output_stem: str = ""

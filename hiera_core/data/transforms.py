@@ -156,7 +156,7 @@ class ImageTransform:
         resampling = Image.Resampling[self.interpolation.upper()]
         if self.crop_mode == "squash":
             return np.array(image.resize((width, height), resampling))
-        new_w, new_h = self._resized(w, h)
+        new_w, new_h = self.resized(w, h)
         left, top = round((new_w - width) / 2), round((new_h - height) / 2)
         if max(new_w, new_h) <= MAX_WHOLE_RESIZE * self.resize:
             resized = image.resize((new_w, new_h), resampling)
@@ -165,7 +165,7 @@ class ImageTransform:
         box = (left * x, top * y, min((left + width) * x, w), min((top + height) * y, h))
         return np.array(image.resize((width, height), resampling, box=box))
 
-    def _resized(self, w: int, h: int) -> tuple[int, int]:
+    def resized(self, w: int, h: int) -> tuple[int, int]:
         """Return the size, (w, h), to which an image is resized before the crop."""
         height, width = self.size
         if self.crop_mode == "squash":
@@ -182,7 +182,7 @@ class ImageTransform:
 
         The image may have to be rotated by its EXIF orientation, so this is enough either way.
         """
-        upright, turned = self._resized(w, h), self._resized(h, w)[::-1]
+        upright, turned = self.resized(w, h), self.resized(h, w)[::-1]
         return REDUCING_GAP * max(upright[0], turned[0]), REDUCING_GAP * max(upright[1], turned[1])
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ from ..models.cpu import optimize_for_inference
 from ..models.encoder import Encoder
 from ..records import Kind
 from .launched import Launched, Started, StartedElsewhere, all_finite
-from .transfer import Download, Uploads
+from .transfer import Download, Pixels, Uploads
 
 log = logging.getLogger("hiera")
 Result = TypeVar("Result")
@@ -140,7 +140,7 @@ class BatchRunner(Generic[M, Result]):
         """
         return self.start(views).results()
 
-    def start(self, views: Sequence[np.ndarray], *, more: bool = False) -> Started[Result]:
+    def start(self, views: Sequence[Pixels], *, more: bool = False) -> Started[Result]:
         """Give views to the device, and return what their results can be had from.
 
         On CUDA, or with replicas, this does not wait for the device. Otherwise, the results are
@@ -163,7 +163,7 @@ class BatchRunner(Generic[M, Result]):
             self._threads[self._turn].submit(runners[self._turn]._start, views, more)
         )
 
-    def _start(self, views: Sequence[np.ndarray], more: bool) -> Started[Result]:
+    def _start(self, views: Sequence[Pixels], more: bool) -> Started[Result]:
         """Give views to the device of this runner."""
         self._expects_more = more
         try:
@@ -209,6 +209,19 @@ class BatchRunner(Generic[M, Result]):
         slots = self.uploads.slots(count, pixels)
         return pixels if slots is None else slots.put(pixels)
 
+    def shares_device(self, pixels: torch.Tensor) -> bool:
+        """Return whether pixels are where this model computes, so that nothing has to be copied."""
+        return not self.replicas and pixels.device == self.device
+
+    def settle(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return pixels on the device when the work of this thread on them is done. Called by
+        workers, because another thread, and another stream, reads them next."""
+        if self.uploads is not None:
+            self.uploads.finish()
+        elif self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return pixels
+
     def begin_stream(self) -> None:
         """Prepare for the images of a new stream."""
         for runner in self._runners():
@@ -227,9 +240,9 @@ class BatchRunner(Generic[M, Result]):
             if runner.uploads is not None:
                 runner.uploads.forget()
 
-    def release(self, pixels: np.ndarray) -> None:
+    def release(self, pixels: Pixels) -> None:
         """Let the memory of an image that `stage` returned be used again."""
-        if self.uploads is not None:
+        if self.uploads is not None and isinstance(pixels, np.ndarray):
             self.uploads.release(pixels)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,7 +251,7 @@ class BatchRunner(Generic[M, Result]):
             return function
         return compile_for_inference(function, self.device, self.model)
 
-    def _batches(self, views: Sequence[np.ndarray], function: Callable[[Any], T]) -> Iterator[T]:
+    def _batches(self, views: Sequence[Pixels], function: Callable[[Any], T]) -> Iterator[T]:
         """Yield what a function returns for each batch, in batches that fit in memory."""
         waiting, done = unresized(views), 0
         while done < len(waiting):
@@ -251,7 +264,7 @@ class BatchRunner(Generic[M, Result]):
                 yield found
 
     def _try_batch(
-        self, views: Sequence[np.ndarray | ClipView], function: Callable[[Any], T]
+        self, views: Sequence[Pixels | ClipView], function: Callable[[Any], T]
     ) -> T | None:
         """Return what a function returns for a batch, or None if memory ran out.
 
@@ -262,8 +275,8 @@ class BatchRunner(Generic[M, Result]):
             DeviceError: Memory ran out for a single view.
         """
         try:
-            is_copied_one_by_one = self.uploads is not None or isinstance(views[0], ClipView)
-            return function(views if is_copied_one_by_one else np.stack(views))  # type: ignore[arg-type]
+            is_array = self.uploads is None and all(isinstance(v, np.ndarray) for v in views)
+            return function(np.stack(views) if is_array else views)  # type: ignore[arg-type]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -338,9 +351,11 @@ class BatchRunner(Generic[M, Result]):
     def _normalised(self, pixels: Any) -> Iterator[torch.Tensor]:
         """Copy a batch to the device, and normalise it there."""
         is_clips = isinstance(pixels[0], ClipView)
-        if self.uploads is None:
+        if any(isinstance(view, torch.Tensor) for view in pixels):
+            yield self.transform.normalise(self._gathered(pixels))
+        elif self.uploads is None:
             if is_clips:
-                batch = torch.stack([torch.from_numpy(view.pixels()) for view in pixels])
+                batch = torch.stack([view.tensor() for view in pixels])
             else:
                 batch = torch.from_numpy(pixels)
             # Only a copy from pinned memory may go on in the background: on devices other than
@@ -352,6 +367,14 @@ class BatchRunner(Generic[M, Result]):
             with self.uploads.images(pixels) as batch:
                 x = self.transform.normalise(batch)
             yield x
+
+    def _gathered(self, views: Sequence[Pixels]) -> torch.Tensor:
+        """Return images as a batch on the device, where some of them are already."""
+        rows = [torch.as_tensor(view) for view in views]
+        if self.uploads is not None:
+            for row in rows:
+                self.uploads.keep(row)
+        return torch.stack([row.to(self.device) for row in rows])
 
     def _is_little_work(self, x: torch.Tensor) -> bool:
         """Return whether one thread computes this batch. Threads wait for one another after each

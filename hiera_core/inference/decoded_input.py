@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from ..data.clip_reader import DecodedSegment
 from ..data.clip_sampling import VideoReport
@@ -15,6 +16,7 @@ from ..data.sources import Source
 from ..errors import HieraError, InputError, check_type
 from ..records import Record
 from .launched import Started
+from .transfer import Pixels as Pixels
 
 
 @dataclass
@@ -23,7 +25,7 @@ class DecodedInput:
     neither if the record is finished."""
 
     record: Record
-    pixels: np.ndarray | None = None
+    pixels: Pixels | None = None
     report: VideoReport | None = None
     segments: Iterator[DecodedSegment] | None = None
 
@@ -34,6 +36,11 @@ class StartedBatch:
 
     inputs: list[DecodedInput]
     started: Started[Any]
+
+
+def on_host(pixels: Pixels) -> np.ndarray:
+    """Return pixels as an array."""
+    return pixels.cpu().numpy() if isinstance(pixels, torch.Tensor) else pixels
 
 
 def checked_sources(inputs: Iterable[Source]) -> Iterator[Source]:

@@ -26,6 +26,7 @@ from ..records import Kind, Record
 from ..viz.attention_overlay import draw_attention
 from ..viz.feature_maps import draw_feature_maps
 from .batching import BatchOptions, BatchRunner
+from .decoded_input import Pixels, on_host
 from .feature_formats import TIMES
 from .one_call import run_pipeline
 from .pipeline import Pipeline, PipelineOptions
@@ -345,8 +346,12 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchExtractor:
         return BatchExtractor(model, self.selection, keep_maps=self.visualize, **options)
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: Tensors) -> None:
-        self._finish(record, result, pixels[None])
+    @property
+    def looks_at_pixels(self) -> bool:
+        return self.visualize
+
+    def finish_image(self, record: Record, pixels: Pixels, result: Tensors) -> None:
+        self._finish(record, result, on_host(pixels)[None] if self.visualize else None)
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
         found: list[Tensors] = []
@@ -361,7 +366,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
             return
         # Maps of different views show different places, so only those of the first view are drawn.
         found[0] |= {n: v for n, v in results[0].items() if n.startswith("map")}
-        self._finish(record, found[0], segment.views[0])
+        self._finish(record, found[0], segment.views[0] if self.visualize else None)
 
     def _finish(self, record: Record, found: Tensors, frames: np.ndarray | None) -> None:
         """Complete a record. `frames` is the input, [t, height, width, 3] in 0..255, to draw."""

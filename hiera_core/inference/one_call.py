@@ -37,6 +37,7 @@ def run_pipeline(
     for item in given:
         if isinstance(item, str | Path):
             sources.check_inputs([str(item)], expand=expand)
+    memory.wait_for_tensors(given)
     records = list(pipeline(_as_sources(given, expand)))
     names_one = single and not (isinstance(source, str | Path) and _names_several(source, expand))
     return records[0] if names_one else records

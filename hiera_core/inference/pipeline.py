@@ -15,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..cores import allowed_cores, cores_per_process
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
-from ..data.image_reader import open_image
+from ..data.decoders.device_images import crop_on_device
+from ..data.decoders.image_decoder import check_decoder, decode_image
 from ..data.sources import Source
 from ..data.video_files.animation_reader import kind_for_model
 from ..data.video_files.decoder_threads import DecoderThreads
@@ -30,7 +30,14 @@ from ..device import Devices, names_several, select_devices
 from ..errors import HieraError, InputError, UsageError, check_positive, check_type
 from ..records import Kind, Record
 from .batching import BatchRunner
-from .decoded_input import DecodedInput, StartedBatch, checked_sources, with_input_errors
+from .decoded_input import (
+    DecodedInput,
+    Pixels,
+    StartedBatch,
+    checked_sources,
+    on_host,
+    with_input_errors,
+)
 from .launched import Started
 from .prefetch import prefetch_map, prefetch_next
 from .segments import check_sampling
@@ -110,6 +117,7 @@ class Pipeline(Generic[R]):
         self.sampling = sampling or Sampling()
         if self.sampling.is_split and not self.splits_videos:
             raise UsageError("segments and every are for prediction and features", "leave them out")
+        check_decoder(self.sampling.decoder)
         self.workers = min(workers or cores_per_process(), MAX_WORKERS)
         self._decoder_threads = DecoderThreads(min(self.workers, cores_per_process()))
         self.batch_size, self._lock = batch_size, threading.Lock()
@@ -139,10 +147,16 @@ class Pipeline(Generic[R]):
         """Return the record of an input that an earlier run has finished, else None."""
         return None
 
+    @property
+    def looks_at_pixels(self) -> bool:
+        """Whether images are looked at on the host, as for thumbnails. Otherwise those that are
+        on the device stay there."""
+        return False
+
     def on_image_decoded(self, record: Record, image: Image.Image) -> None:
         """This hook is called in a worker thread when an image has been decoded."""
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: Any) -> None:
+    def finish_image(self, record: Record, pixels: Pixels, result: Any) -> None:
         """Complete the record of an image with the result of the model."""
         raise NotImplementedError
 
@@ -285,7 +299,7 @@ class Pipeline(Generic[R]):
         record = Record(source.name, index, "", kind, output_stem=source.output_stem, id=source.id)
         try:
             content = source.content() if source.pixels is None else source.pixels
-            if isinstance(content, np.ndarray):
+            if isinstance(content, Pixels):
                 kind = "video" if content.ndim == 4 else "image"
             else:
                 kind = kind_for_model(content, source.name, takes_videos=self._takes_animations)
@@ -296,14 +310,7 @@ class Pipeline(Generic[R]):
                 return self._open_video(record, content, runner)
             if kind == "video":  # nothing is decoded ahead, since it counts as an image
                 return self._open_later(record, content, runner)
-            if isinstance(content, np.ndarray):
-                image = Image.fromarray(content)
-            else:
-                enough = runner.transform.enough_pixels if self.sampling.fast_jpeg else None
-                image, record.notes = open_image(content, self.sampling.max_pixels, enough)
-            self.on_image_decoded(record, image)
-            pixels = runner.stage(runner.transform.crop(image), self._images_ahead(runner))
-            return DecodedInput(record, pixels)
+            return DecodedInput(record, self._read_image(record, content, runner))
         except InputError as error:
             return DecodedInput(record.fail(error))
         except HieraError:
@@ -311,8 +318,27 @@ class Pipeline(Generic[R]):
         except Exception as error:  # resizing can fail too (memory); the other inputs continue
             return DecodedInput(record.fail(InputError(str(error) or type(error).__name__)))
 
+    def _read_image(self, record: Record, content: Path | bytes | Pixels, runner: R) -> Pixels:
+        """Return an image as the model sees it. -> uint8 [height, width, 3]
+
+        An image that is on the model's device stays there, unless it is looked at on the host.
+        """
+        sampling, transform = self.sampling, runner.transform
+        if isinstance(content, torch.Tensor) and not runner.shares_device(content):
+            content = on_host(content)
+        image, record.notes = decode_image(content, sampling, transform, runner.device)
+        if isinstance(image, torch.Tensor):
+            cropped = None
+            if not self.looks_at_pixels and runner.shares_device(image):
+                cropped = crop_on_device(transform, image)
+            if cropped is not None:
+                return runner.settle(cropped)
+            image = Image.fromarray(on_host(image))
+        self.on_image_decoded(record, image)
+        return runner.stage(transform.crop(image), self._images_ahead(runner))
+
     def _open_video(
-        self, record: Record, content: Path | bytes | np.ndarray, runner: R
+        self, record: Record, content: Path | bytes | Pixels, runner: R
     ) -> DecodedInput:
         """Open a video and decode its first segment; the others follow while the model works."""
         report, segments = self._read_segments(content, runner)
@@ -324,7 +350,7 @@ class Pipeline(Generic[R]):
         return DecodedInput(record, report=report, segments=itertools.chain([first], segments))
 
     def _open_later(
-        self, record: Record, content: Path | bytes | np.ndarray, runner: R
+        self, record: Record, content: Path | bytes | Pixels, runner: R
     ) -> DecodedInput:
         """Return a video that is opened only when its turn comes."""
         decoded = DecodedInput(record)
@@ -337,8 +363,11 @@ class Pipeline(Generic[R]):
         return decoded
 
     def _read_segments(
-        self, content: Path | bytes | np.ndarray, runner: R
+        self, content: Path | bytes | Pixels, runner: R
     ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
+        stays = not self.looks_at_pixels and self.sampling.every is None
+        if isinstance(content, torch.Tensor) and not (stays and runner.shares_device(content)):
+            content = on_host(content)
         report, segments = read_segments(
             content, self.sampling, runner.transform, self._decoder_threads, runner.pixels_of_clips
         )
@@ -454,8 +483,11 @@ class Pipeline(Generic[R]):
         options = {**self._runner_options, "batch_size": self.batch_size}
         device: Any = options.get("device", "auto")
         if not names_several(device):
-            return self.make_runner(built, borrowed=borrowed, **options)
+            only = self.make_runner(built, borrowed=borrowed, **options)
+            check_decoder(self.sampling.decoder, only.device)
+            return only
         first, *others = select_devices(device)
+        check_decoder(self.sampling.decoder, first)
         runner = self.make_runner(built, borrowed=borrowed, **{**options, "device": first})
         for other in others:
             copied = self.make_runner(runner.model, **{**options, "device": other})

@@ -23,6 +23,7 @@ from ..models.mae import MaskedAutoencoderHiera
 from ..records import Kind, Prediction, Record, RecordJson, SegmentResult
 from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner
+from .decoded_input import Pixels
 from .one_call import run_pipeline
 from .pipeline import Pipeline, PipelineOptions
 from .segments import run_segments
@@ -230,11 +231,15 @@ class Predictor(Pipeline[Classifier]):
         """Return the classifier of images or of videos; see `runner`."""
         return self.runner(kind)
 
+    @property
+    def looks_at_pixels(self) -> bool:
+        return self.keep_thumbnails
+
     def on_image_decoded(self, record: Record, image: Image.Image) -> None:
         if self.keep_thumbnails:
             record.thumbnails = [make_thumbnail(image)]
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: torch.Tensor) -> None:
+    def finish_image(self, record: Record, pixels: Pixels, result: torch.Tensor) -> None:
         record.topk = self._top_classes(record, result)
 
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:

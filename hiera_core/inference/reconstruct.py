@@ -14,7 +14,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -34,6 +33,7 @@ from ..models.masking import MASK_RATIOS, check_mask_ratio, draw_units, gather_r
 from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
 from .batching import BatchOptions, BatchRunner
+from .decoded_input import Pixels
 from .pipeline import Pipeline
 
 GREY = 0.5  # value of the pixels of masked patches
@@ -263,7 +263,10 @@ class Reconstructor(Pipeline[BatchReconstructor]):
     def make_runner(self, model: torch.nn.Module, **options: Any) -> BatchReconstructor:
         return BatchReconstructor(model, sampling=self.sampling, **options)
 
-    def finish_image(self, record: Record, pixels: np.ndarray, result: Reconstruction) -> None:
+    def finish_image(self, record: Record, pixels: Pixels, result: Reconstruction) -> None:
+        self._finish(record, result)
+
+    def _finish(self, record: Record, result: Reconstruction) -> None:
         if not bool(result.loss.isfinite()):
             record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
             return
@@ -279,7 +282,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
     def finish_video(self, record: Record, segments: Iterator[DecodedSegment]) -> None:
         (segment,) = segments
         (result,) = self.runner("video").run(segment.views)
-        self.finish_image(record, segment.views[0], result)
+        self._finish(record, result)
 
 
 def save_reconstruction(

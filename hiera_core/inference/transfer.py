@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..data.clip_reader import ClipView, ClipViews
 
 MAX_SLOT_BYTES = 256 << 20  # page-locked memory cannot be swapped out
 log = logging.getLogger("hiera")
+Pixels: TypeAlias = np.ndarray | torch.Tensor  # an array, or a tensor on the model's device
 BUFFERS = 2  # on the device: one is read by the model while the other is filled
 
 
@@ -55,6 +56,10 @@ class Cuda:
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return page-locked memory. PyTorch keeps it until all copies from and to it are done."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def finish(self, device: torch.device) -> None:
+        """Wait until what the current stream of this thread has to do is done."""
+        torch.cuda.current_stream(device).synchronize()
 
     def keep_for(self, tensor: torch.Tensor, stream: Any) -> None:
         """Keep the memory of a tensor until what a stream has to do by now is done."""
@@ -154,6 +159,16 @@ class Uploads:
                 self._slots = None if memory is None else PixelSlots(memory)
             return self._slots
 
+    def finish(self) -> None:
+        """Wait for the work of this thread on the device."""
+        self._cuda.finish(self._device)
+
+    def keep(self, pixels: torch.Tensor) -> None:
+        """Keep the memory of pixels that are on the device until what is launched now has read
+        them."""
+        if not pixels.is_cpu:
+            self._cuda.keep_for(pixels, self._cuda.current_stream(self._device))
+
     def begin(self) -> None:
         """Make slots again, for a new stream of inputs."""
         self._is_ended = False
@@ -240,13 +255,14 @@ class Uploads:
             self._resident = None  # its memory is free before the next frames are copied
             current = self._cuda.current_stream(self._device)
             with self._cuda.on(self._stream):  # the memory belongs to this stream
-                frames, clips = (
-                    torch.empty(array.shape, dtype=_dtype_of(array), device=self._device)
-                    for array in (parent.frames, parent.clips)
-                )
-                # The frames were read into page-locked memory: see `empty`.
-                frames.copy_(torch.from_numpy(parent.frames), non_blocking=True)
+                clips = torch.empty(parent.clips.shape, dtype=torch.int64, device=self._device)
                 clips.copy_(self._pinned(parent.clips), non_blocking=True)
+                if isinstance(parent.frames, torch.Tensor):  # they are there
+                    frames = parent.frames
+                else:  # they were read into page-locked memory: see `empty`
+                    shape, dtype = parent.frames.shape, _dtype_of(parent.frames)
+                    frames = torch.empty(shape, dtype=dtype, device=self._device)
+                    frames.copy_(torch.from_numpy(parent.frames), non_blocking=True)
             current.wait_stream(self._stream)
             for tensor in (frames, clips):
                 self._cuda.keep_for(tensor, current)

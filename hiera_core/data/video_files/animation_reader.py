@@ -141,19 +141,23 @@ class Animation:
 
 
 def open_video(
-    source: Path | bytes, max_pixels: int = MAX_PIXELS, threads: DecoderThreads | None = None
+    source: Path | bytes,
+    max_pixels: int = MAX_PIXELS,
+    threads: DecoderThreads | None = None,
+    reader: type[Video] = Video,
 ) -> Video | Animation:
     """Open a video file or an animation.
 
     Args:
         source, max_pixels, threads: See `Video`.
+        reader: What opens a video file.
 
     Raises:
         InputError: See `Video` and `Animation`.
     """
     start = source[:SIGNATURE_BYTES] if isinstance(source, bytes) else _first_bytes(source)
     is_image = sniff_kind(start) == "image"
-    return Animation(source, max_pixels) if is_image else Video(source, max_pixels, threads)
+    return Animation(source, max_pixels) if is_image else reader(source, max_pixels, threads)
 
 
 def kind_for_model(content: Path | bytes, name: str, *, takes_videos: bool) -> Kind:

@@ -19,7 +19,7 @@ from ...data.clip_sampling import VideoReport
 from ...data.sources import Source
 from ...errors import HieraError, InputError, OutputError
 from ...records import Record, error_json
-from ..decoded_input import DecodedInput
+from ..decoded_input import DecodedInput, on_host
 
 MAGIC = b"hiera decoded 1\n"
 LENGTH_BYTES = 8  # of the number that says how long the header is
@@ -32,7 +32,7 @@ def to_bytes(decoded: DecodedInput) -> bytes:
     arrays: list[np.ndarray] = []
     if decoded.pixels is not None:
         header["image"] = True
-        arrays = [decoded.pixels]
+        arrays = [on_host(decoded.pixels)]
     elif decoded.segments is not None:
         try:
             header["segments"] = [_segment_header(s, arrays) for s in decoded.segments]
@@ -150,7 +150,7 @@ def _segment_header(segment: DecodedSegment, arrays: list[np.ndarray]) -> dict[s
     """Return what describes a segment, after adding its pixels to the arrays."""
     views = segment.views
     assert isinstance(views, ClipViews)  # single frames are decoded where the model is
-    arrays += [views.frames, views.clips]
+    arrays += [on_host(views.frames), views.clips]
     return {
         "start": segment.start,
         "end": segment.end,

@@ -1,0 +1,1 @@
+"""Decoders besides Pillow and PyAV, and images that lie on a device."""

@@ -56,6 +56,14 @@ class OnError(StrEnum):
     stop = "stop"
 
 
+class Decoder(StrEnum):
+    """Values of --decoder."""
+
+    pillow = "pillow"
+    nvjpeg = "nvjpeg"
+    torchcodec = "torchcodec"
+
+
 def auto_or_count(
     text: str, most: int = MAX_BATCH_SIZE, option: str = "--batch-size"
 ) -> int | None:
@@ -230,6 +238,15 @@ FastJpegOpt = Annotated[
     typer.Option(
         "--fast-jpeg",
         help="Decode JPEG files to a reduced size. Faster for photos; changes pixels a little.",
+    ),
+]
+DecoderOpt = Annotated[
+    Decoder,
+    typer.Option(
+        metavar="DECODER",
+        help="What decodes inputs. pillow: Pillow images, PyAV videos. nvjpeg: a GPU of NVIDIA "
+        "decodes JPEG files. torchcodec: torchcodec decodes videos. The last two change pixels a "
+        "little; what they do not take is decoded as by pillow.",
     ),
 ]
 StrideOpt = Annotated[

@@ -15,9 +15,8 @@ import typer
 from hiera_core.errors import UsageError
 from hiera_core.plain_data import to_json
 
-from .. import completion, load_model, options
+from .. import completion, load_model, media_run, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..options import auto_or_count, auto_or_workers
 from ..output_files.claims import check_file, claim_file, write_text
 from ..output_formats import Format, resolve_format, write_rows
 from ..text_tables import stdout_width
@@ -72,6 +71,7 @@ def evaluate(
             show_default="3",
         ),
     ] = None,
+    decoder: options.DecoderOpt = options.Decoder.pillow,
     probe: Annotated[
         ProbeMethod | None,
         typer.Option(
@@ -132,7 +132,7 @@ def evaluate(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
+    media_run.check_counts(context)
     if format is Format.auto and output is None and not sys.stdout.isatty():
         format = Format.json
     if output is not None and os.environ.get("RANK", "0") == "0":  # the process that writes
@@ -147,19 +147,11 @@ def evaluate(
         )
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.training.distributed import PATIENT, join_processes
 
     # The processes meet only at the end, and some shares take much longer than others.
     with join_processes(device, PATIENT) as world:
-        settings: PipelineOptions = {
-            "sampling": Sampling(clips=clips, crops=crops),
-            "workers": threads,
-            "device": str(world.device),
-            "dtype": dtype,
-            "batch_size": batch,
-            "compile": compile,
-        }
+        settings = media_run.pipeline_options(context, str(world.device))
         show = world.is_main_process and not quiet
         named = (model, checkpoint, random_init)
         if probe is None:

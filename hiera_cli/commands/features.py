@@ -15,21 +15,20 @@ from hiera_core.errors import UsageError
 from hiera_core.records import Record
 from hiera_core.zoo.input_sizes import parse_size
 
-from .. import feature_options, load_model, options, output_formats
+from .. import feature_options, load_model, media_run, options, output_formats
 from ..exit_codes import print_message
 from ..feature_options import Pool, SaveAs
-from ..options import OnError, auto_or_count, auto_or_workers
+from ..options import OnError
 from ..output_files.feature_outputs import FeatureOutputs
 from ..result_stream import ResultStream
 from ..scale import scale_options
-from ..scale.input_selection import InputSelection, check_division, device_of
-from ..scale.row_runs import RowRun
+from ..scale.input_selection import InputSelection, check_division
 from ..scale.scale_options import Engine
 
 if TYPE_CHECKING:
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.feature_store import FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
+    from hiera_core.inference.pipeline import PipelineOptions
 
 SAMPLE_MODEL = "hiera_nano_32"  # model for the sample; it ships in the package
 
@@ -77,6 +76,7 @@ def features(
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
     fast_jpeg: options.FastJpegOpt = False,
+    decoder: options.DecoderOpt = options.Decoder.pillow,
     format: feature_options.PrintedFormatOpt = output_formats.Format.auto,
     overwrite: feature_options.OverwriteFilesOpt = False,
     resume: feature_options.ResumeFolderOpt = False,
@@ -103,26 +103,11 @@ def features(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
-    chosen = InputSelection.parse(
-        inputs, recursive, manifest, path_column, id_column, private_urls, shard
-    )
-    device = device_of(device, chosen.shard)
-    row_run = RowRun(
-        chosen=chosen,
-        rows=rows,
-        engine=engine,
-        address=address,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        resume=resume,
-        quiet=quiet,
-        stop=on_error is OnError.stop,
-        workers=threads,
-        device=device,
-    )
+    media_run.check_counts(context)
+    rows_run = media_run.row_run(context)
+    chosen = rows_run.chosen
     others = {"--output": output, "--save-as": save_as, "--visualize": visualize}
-    row_run.check({**others, "--format": format is not output_formats.Format.auto})
+    rows_run.check({**others, "--format": format is not output_formats.Format.auto})
     shows_sample = chosen.are_none
     selected = _parse_stages(stages, default_all=return_intermediates or shows_sample)
     if shows_sample:
@@ -131,37 +116,24 @@ def features(
     pooled = selected == () if pool is None else pool is Pool.mean
     times = () if segments is None and every is None else ("start", "end")
     out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
-    if row_run.is_wanted:
+    if rows_run.is_wanted:
         _check_rows(selected, pooled, attention, times)
         load_model.check_model_name(model)
-        from hiera_core.data.clip_sampling import Sampling
         from hiera_core.inference.columns import callables
         from hiera_core.inference.features import FeatureSelection
 
         selection = FeatureSelection(selected, pooled)
-        sampling = Sampling(
-            clips=clips,
-            crops=crops,
-            stride=stride,
-            fps=fps,
-            max_pixels=max_pixels,
-            fast_jpeg=fast_jpeg,
-        )
+        computing = media_run.pipeline_options(context, rows_run.device)
         on_columns = callables.Embedder(
             load_model.row_model(model, checkpoint, random_init),
             selection=selection,
             checkpoint=checkpoint,
             random_init=random_init,
-            sampling=sampling,
-            workers=threads,
-            device=device,
-            dtype=dtype,
-            batch_size=batch,
-            compile=compile,
+            **computing,
         )
         names = tuple(f"stage{stage}" for stage in selected or ()) or ("embedding",)
-        settings = _settings(selection, sampling)
-        return chosen.exit_code(row_run.run(context, on_columns, names, settings))
+        settings = _settings(selection, computing)
+        return chosen.exit_code(rows_run.run(context, on_columns, names, settings))
     outputs = _parse_outputs(output, save_as, visualize, chosen)
     outputs.check(inputs or [], selected, attention)
     if resume and (output is None or outputs.is_file):
@@ -174,34 +146,20 @@ def features(
     chosen.check()
     load_model.check_model_name(model)
     pixels = None if size is None else parse_size(size)
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import feature_formats
     from hiera_core.inference.feature_store import FeatureStore
     from hiera_core.inference.features import FeatureExtractor, FeatureSelection
 
     feature_formats.check_format(outputs.format_name(save_as))
     selection = FeatureSelection(selected, pooled, attention)
-    sampling = Sampling(
-        clips=clips,
-        crops=crops,
-        stride=stride,
-        fps=fps,
-        segments=segments,
-        every=every,
-        max_pixels=max_pixels,
-        fast_jpeg=fast_jpeg,
-    )
-    selection.check_views(sampling, draws=visualize is not None)  # before weights are loaded
+    computing = media_run.pipeline_options(context, rows_run.device)
+    draws = visualize is not None
+    selection.check_views(media_run.sampling_of(computing), draws)  # before weights are loaded
     extractor = FeatureExtractor(
         load_model.load_model("encoder", model, checkpoint, random_init, pixels),
         selection=selection,
-        visualize=visualize is not None,
-        sampling=sampling,
-        workers=threads,
-        device=device,
-        dtype=dtype,
-        batch_size=batch,
-        compile=compile,
+        visualize=draws,
+        **computing,
     )
     if outputs.features is None or outputs.array is not None:
         code = _run(out, extractor, chosen, None, outputs, on_error)
@@ -210,7 +168,7 @@ def features(
         store = FeatureStore(
             outputs.features,
             save_as or SaveAs.safetensors,
-            settings=_settings(selection, sampling),
+            settings=_settings(selection, computing),
             shard_inputs=shard_size,
             resume=resume,
             overwrite=overwrite,
@@ -224,8 +182,9 @@ def features(
     return chosen.exit_code(code)
 
 
-def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, object]:
+def _settings(selection: FeatureSelection, computing: PipelineOptions) -> dict[str, object]:
     """Return what features depend on, besides the model."""
+    sampling = media_run.sampling_of(computing)
     lengths = {"segments": sampling.segments, "every": sampling.every}
     windows = [f"{name} {length} s" for name, length in lengths.items() if length is not None]
     return {
@@ -234,6 +193,7 @@ def _settings(selection: FeatureSelection, sampling: Sampling) -> dict[str, obje
         "views": [sampling.clips, sampling.crops, sampling.stride, sampling.fps, *windows],
         "max pixels": sampling.max_pixels,
         "fast JPEG": sampling.fast_jpeg,
+        "decoder": sampling.decoder,
         "attention": selection.attention,
     }
 

@@ -12,9 +12,9 @@ from hiera_core.data import sources
 from hiera_core.models.masking import check_mask_ratio
 from hiera_core.records import Record
 
-from .. import load_model, options, output_formats
+from .. import load_model, media_run, options, output_formats
 from ..exit_codes import print_message
-from ..options import OnError, auto_or_count, auto_or_workers
+from ..options import OnError
 from ..output_files.picture_outputs import PictureOutput, parse_output
 from ..progress import InputCount
 from ..result_stream import ResultStream
@@ -84,6 +84,7 @@ def mae(
     fps: options.FpsOpt = None,
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
+    decoder: options.DecoderOpt = options.Decoder.pillow,
     format: options.PrintFormatOpt = output_formats.Format.auto,
     overwrite: Annotated[
         bool,
@@ -113,7 +114,7 @@ def mae(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
+    media_run.check_counts(context)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio)
     out = ResultStream(None, format, details=("mae", "files"), quiet=quiet)
@@ -124,7 +125,6 @@ def mae(
     found = sources.expand(inputs, recursive=recursive, passed_over=out.passed_over)
     found = pictures.assign(found)
     entry = load_model.check_model_name(model)
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference import reconstruct
 
     if mask_ratio is not None:
@@ -134,12 +134,7 @@ def mae(
         mask_ratio=mask_ratio,
         seed=seed,
         raw=raw,
-        sampling=Sampling(stride=stride, fps=fps, max_pixels=max_pixels),
-        workers=threads,
-        device=device,
-        dtype=dtype,
-        batch_size=batch,
-        compile=compile,
+        **media_run.pipeline_options(context),
     )
 
     def save(record: Record) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -12,13 +11,12 @@ from hiera_core.errors import UsageError
 from hiera_core.records import Record
 from hiera_core.zoo.labels import read_labels
 
-from .. import load_model, options, output_formats
-from ..options import OnError, auto_or_count, auto_or_workers
+from .. import load_model, media_run, options, output_formats
+from ..options import OnError
 from ..output_files.picture_outputs import PictureOutput, parse_output
 from ..result_stream import ResultStream
 from ..scale import scale_options
-from ..scale.input_selection import InputSelection, device_of
-from ..scale.row_runs import RowRun
+from ..scale.input_selection import InputSelection
 from ..scale.scale_options import Engine
 
 
@@ -85,6 +83,7 @@ def predict(
     on_error: options.OnErrorOpt = OnError.skip,
     max_pixels: options.MaxPixelsOpt = options.MAX_PIXELS,
     fast_jpeg: options.FastJpegOpt = False,
+    decoder: options.DecoderOpt = options.Decoder.pillow,
     save_images: Annotated[
         str | None,
         typer.Option(
@@ -121,58 +120,28 @@ def predict(
     """
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
-    batch, threads = auto_or_count(batch_size), auto_or_workers(workers)
-    chosen = InputSelection.parse(
-        inputs, recursive, manifest, path_column, id_column, private_urls, shard
-    )
-    device = device_of(device, chosen.shard)
-    row_run = RowRun(
-        chosen=chosen,
-        rows=rows,
-        engine=engine,
-        address=address,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        resume=resume,
-        quiet=quiet,
-        stop=on_error is OnError.stop,
-        workers=threads,
-        device=device,
-    )
-    row_run.check(
+    media_run.check_counts(context)
+    rows_run = media_run.row_run(context)
+    chosen = rows_run.chosen
+    rows_run.check(
         {"--output": output, "--save-images": save_images, "--format": format.value != "auto"}
     )
     class_names = None if labels is None else read_labels(labels)
-    if row_run.is_wanted:
+    if rows_run.is_wanted:
         load_model.check_model_name(model)
-        from hiera_core.data.clip_sampling import Sampling
         from hiera_core.inference.columns import callables
 
-        sampling = Sampling(
-            clips=clips,
-            crops=crops,
-            stride=stride,
-            segments=segments,
-            every=every,
-            max_pixels=max_pixels,
-            fps=fps,
-            fast_jpeg=fast_jpeg,
-        )
+        computing = media_run.pipeline_options(context, rows_run.device)
         on_columns = callables.Classifier(
             load_model.row_model(model, checkpoint, random_init),
             topk=topk,
             class_names=class_names,
             checkpoint=checkpoint,
             random_init=random_init,
-            sampling=sampling,
-            workers=threads,
-            device=device,
-            dtype=dtype,
-            batch_size=batch,
-            compile=compile,
+            **computing,
         )
-        settings = {"topk": topk, **asdict(sampling)}
-        return chosen.exit_code(row_run.run(context, on_columns, (), settings))
+        settings = media_run.settings_of(computing, topk=topk)
+        return chosen.exit_code(rows_run.run(context, on_columns, (), settings))
     pictures = _picture_output(save_images, chosen)
     out = ResultStream(
         chosen.output(output),
@@ -199,40 +168,25 @@ def predict(
         what = "random weights" if random_init else "the weights"
         note = "" if named and not random_init else f"; {what} are not compared"
         return chosen.exit_code(out.check_finished(found, named, note=note))
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.model_fingerprint import model_fingerprint
     from hiera_core.inference.predict import Classifier, Predictor
     from hiera_core.viz.annotate import draw_record
     from hiera_core.viz.grid import save_png
 
-    sampling = Sampling(
-        clips=clips,
-        crops=crops,
-        stride=stride,
-        segments=segments,
-        every=every,
-        max_pixels=max_pixels,
-        fps=fps,
-        fast_jpeg=fast_jpeg,
-    )
+    computing = media_run.pipeline_options(context, rows_run.device)
     predictor = Predictor(
         load_model.load_model("classifier", model, checkpoint, random_init),
-        sampling=sampling,
         topk=topk,
-        workers=threads,
         keep_thumbnails=pictures is not None,
-        device=device,
-        dtype=dtype,
-        batch_size=batch,
         class_names=class_names,
-        compile=compile,
+        **computing,
     )
 
     def note_model(classifier: Classifier) -> None:
         if out.is_resumable:
             out.depends_on(classifier.kind, model_fingerprint(classifier))
 
-    out.depends_on("settings", {"topk": topk, **asdict(sampling)})
+    out.depends_on("settings", media_run.settings_of(computing, topk=topk))
     predictor.on_model(note_model)
 
     def save_picture(record: Record) -> None:

@@ -342,6 +342,8 @@ def _local_shards(text: str) -> list[str]:
     for name in tar_files.expand_braces(text):
         is_pattern = WILDCARD.search(name) is not None and not Path(name).exists()
         found += sorted(glob.glob(name)) if is_pattern else [name]
+    if not found:
+        raise UsageError(f"nothing matches {text!r}", "check the pattern")
     return found
 
 

@@ -59,7 +59,10 @@ def index_remote_shards(urls: Sequence[str], labelled: bool) -> SampleIndex:
 
     stamp = [*in_order(version_of, urls)]
     name = f"{urls[0]} and {len(urls) - 1} more tar files"
-    return IndexRequest("members", name, labelled, stamp, build, always_kept=True).open()
+    request = IndexRequest(
+        "members", name, labelled, stamp, build, always_kept=True, parts=[*urls]
+    )
+    return request.open()
 
 
 def list_shards(pattern: str) -> list[str]:

@@ -354,7 +354,7 @@ def _open_remote(text: str, labelled: bool) -> SampleIndex | None:
         shards = [url for url in list_files(text) if url.lower().endswith(".tar")]
         if shards:
             return index_remote_shards(shards, labelled)
-    parquet = None if text.startswith(URLS) else find_parquet(text)
+    parquet = find_parquet(text)
     if parquet is None:
         raise UsageError(
             f"{text} names no tar or Parquet files",

@@ -21,7 +21,7 @@ from ...errors import OutputError, UsageError, first_line
 from ...places.remote_requests import with_retries
 from ..remote.web_ranges import open_files
 from .index_cache import CONTENT_ENDING, IndexRequest, stamp_of
-from .parquet_columns import BYTES, PATH, Columns, find_columns
+from .parquet_columns import BYTES, PATH, Columns, find_columns, holds_bytes
 from .remote_shards import RangeFile, as_usage_errors, version_of
 from .sample_index import IndexWriter, SampleIndex
 
@@ -104,6 +104,16 @@ def index_parquet(
     parts = [[file.name for file in files], image, label]
     request = IndexRequest("parquet", name, labelled, stamp, build, always_kept=True, parts=parts)
     return request.open()
+
+
+def holds_images(file: TableFile) -> bool:
+    """Return whether a column of a Parquet file may hold encoded images.
+
+    Raises:
+        UsageError: See `index_parquet`.
+    """
+    with _opened(file) as table:
+        return any(holds_bytes(field.type) for field in table.schema_arrow)
 
 
 def _copy(

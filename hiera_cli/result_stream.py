@@ -215,7 +215,9 @@ class ResultStream:
         elif self.ok or self.failed or self._continues:
             if self.upload is not None:
                 self.upload.is_kept = True
-            if error is not None and not isinstance(error, UsageError):
+            # Who has made an error of usage knows the file, unless it is a temporary one.
+            is_known = isinstance(error, UsageError) and self.upload is None
+            if error is not None and not is_known:
                 count = self.ok + self.failed
                 can_resume = self.format is Format.jsonl and self.upload is None
                 hint = "; --resume continues" if can_resume else ""

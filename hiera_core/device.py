@@ -26,6 +26,7 @@ SHORT_NAMES = {
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 NAMES = "auto, cpu, cuda, cuda:N, mps or xpu"
+DEVICE_ERROR = re.compile(r"\b(CUDA|cuBLAS|cuDNN|HIP|XPU) error\b", re.IGNORECASE)
 TF32_VARIABLE = "HIERA_TF32"  # 1 allows TF32 for fp32
 
 
@@ -168,6 +169,16 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     """Return `fp32`, `bf16` or `fp16`; for other dtypes torch's own name, such as `float64`."""
     name = str(dtype).removeprefix("torch.")
     return SHORT_NAMES.get(name, name)
+
+
+def is_failure_of_device(error: BaseException) -> bool:
+    """Return whether an error means that a device does not compute any more, whatever it is given.
+
+    Some versions of PyTorch have a type for this; others raise a plain RuntimeError.
+    """
+    kind = getattr(torch, "AcceleratorError", None)
+    is_known = kind is not None and isinstance(error, kind)
+    return is_known or (isinstance(error, RuntimeError) and bool(DEVICE_ERROR.search(str(error))))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

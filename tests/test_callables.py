@@ -105,12 +105,26 @@ def test_clips_of_another_model_cost_their_row_only() -> None:
         "a crop lies outside": packed(boxes=[[1000, 0]]),
         "without views": packed(boxes=[]),
         "not the bytes": packed(scaled=[1]),
+        "frames that become 200000x200000": packed(scaled=[200000, 200000]),
     }
     values = column([*bad.values(), good])
     found = Classifier("hiera_nano_8x32", **OPTIONS)({"decoded": values})
     for row, reason in enumerate(bad):
         assert found["status"][row] == "error" and reason in found["error"][row], (row, found)
     assert found["label"][len(bad)] == "moving right"
+
+
+def test_a_device_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is at fault, and rows with an error would be taken for done."""
+    decoded = Decoder("hiera_nano_32", workers=1)({"path": np.array(PICTURES)})["decoded"]
+    embed = Embedder("hiera_nano_32", **OPTIONS)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(embed.pipeline.runner("image"), "_batches", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        embed({"decoded": decoded})
 
 
 @pytest.mark.parametrize("decodes", [False, True])

@@ -175,10 +175,11 @@ def test_a_hundred_million_rows(ending: str, tmp_path: Path) -> None:
     [
         ('path,n\na".png,1\nb.png,2\nc".png,3\nd.png,4\n', None),
         ('path,n\nb.png,"1\nc.png,2\n', None),
+        ('path,n\na;"b.png,1\nc.png,2\nd;"e.png,3\n', None),
         ('path,n\n5" disk".png,1\nb.png,"2"\n', 2),
         ('path,n\n"a ""b""\nc.png",1\n"b.png",2\n', 2),
     ],
-    ids=["within cells", "not closed", "harmless", "doubled"],
+    ids=["within cells", "not closed", "behind another separator", "harmless", "doubled"],
 )
 def test_quotes_never_hide_rows(
     text: str, count: int | None, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -167,6 +167,7 @@ def test_a_real_process_measures_files(photos: Path) -> None:
         (["--from", "-"], 2, "only once"),
         (["--from", ""], 2, "the name is empty"),
         (["--from", "x.jpg", "--mode", "train"], 2, "leave out --mode"),
+        (["--from", "x.jpg", "--attention", "eager"], 2, "leave out --attention"),
         (["--from", "x.jpg", "--against", "reference"], 2, "with timm alone"),
         (["--from", "x.jpg", "-m", "mae_hiera_nano_32"], 2, "has no classes"),
         (["--from", "x.jpg", "-m", "sam2_hiera_tiny"], 2, "SAM 2"),
@@ -211,6 +212,9 @@ def test_from_python(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "waiting" in report.cells(benchmark.measurements)[0]
     with pytest.raises(UsageError, match="empty string"):
         hiera_core.bench("hiera_nano_32", files=[""])
+    for ignored in ({"mode": "train"}, {"attention": ("eager",)}):
+        with pytest.raises(UsageError, match="as predict runs"):
+            hiera_core.bench("hiera_nano_32", files=photos, **ignored)
     assert file_inputs([str(photos)]).workers >= 1
 
 
@@ -222,4 +226,17 @@ def test_the_first_file_chooses_the_model(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     hiera("bench", "--from", tmp_path, "-q")
     hiera("bench", "--from", SAMPLES / "moving_right.mp4", "-q")
-    assert asked == ["hiera_base_224", "hiera_base_16x224"]
+    (tmp_path / "videos/deep").mkdir(parents=True)
+    shutil.copy(SAMPLES / "moving_right.mp4", tmp_path / "videos/deep")
+    hiera("bench", "--from", tmp_path / "videos", "--recursive", "-q")
+    assert asked == ["hiera_base_224", "hiera_base_16x224", "hiera_base_16x224"]
+
+
+def test_a_job_may_name_any_number_of_files(photos: Path) -> None:
+    """A command line may not: Linux takes 128 KiB in an argument."""
+    job = job_of(photos)
+    assert job.files is not None
+    many = [f"{photos}/{number:0200}.jpg" for number in range(2000)]
+    job = dataclasses.replace(job, files=dataclasses.replace(job.files, inputs=many))
+    with pytest.raises(runner.WorkerFailed, match="none of 2000 inputs"), runner.Worker(job) as one:
+        one.run(0, 0.0)

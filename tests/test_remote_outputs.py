@@ -19,12 +19,14 @@ from hiera_core.inference.feature_formats import read
 from hiera_core.places import places, remote_requests
 from hiera_core.places.places import RemotePlace
 from hiera_core.places.uploads import Upload
+from hiera_core.weights import remote_weights
 from hiera_core.weights.load import read_checkpoint
 from hiera_core.weights.remote_weights import copy_checkpoint
 
-from .test_remote_files import MODEL, SAMPLES, Faulty, bucket, fill, s3
+from .conftest import Faulty
+from .test_remote_files import MODEL, SAMPLES, bucket, fill
 
-__all__ = ["bucket", "s3"]  # fixtures
+__all__ = ["bucket"]  # a fixture
 Command = Callable[..., tuple[int, str, str]]
 PICTURES = [SAMPLES / "eight.png", SAMPLES / "three.png"]
 CLIP = SAMPLES / "moving_right.mp4"
@@ -127,6 +129,9 @@ def test_what_is_there_is_not_replaced(hiera: Command, bucket: Any) -> None:
         (("predict", "-o", "memory://bucket/o.xyz"), "unknown file extension"),
         (("predict", "-o", "memory://bucket/x.jsonl", "--resume"), "--resume does not continue"),
         (("predict", "-o", "nosuch://bucket/x.csv"), "nosuch"),
+        (("predict", "--rows", "memory://"), "names no place"),
+        (("features", "-o", "memory://"), "names no place"),
+        (("mae", "-o", "memory:///"), "names no place"),
         (("features", "-o", "memory://bucket/o.xyz"), "unknown file extension"),
         (("features", "-o", "memory://bucket/o/", "--resume"), "--resume does not continue"),
         (("features", "--visualize", "s3://bucket/o/"), "is a URL"),
@@ -256,6 +261,104 @@ def test_a_place_that_fails_is_no_damage(
     assert code == 5 and "reset by peer" in err and "damaged" not in err, err
 
 
+def test_a_place_that_does_not_answer_is_an_error_in_one_line(hiera: Command) -> None:
+    for option, ending in (("-o", "csv"), ("--save-images", "png")):
+        url = f"ftp://127.0.0.1:1/x.{ending}"
+        code, _, err = hiera("predict", PICTURES[0], *MODEL, option, url)
+        assert code == 5 and "cannot be reached" in err and len(err.splitlines()) == 1, err
+    with pytest.raises(HubError, match="refused"):
+        read_checkpoint("ftp://127.0.0.1:1/x.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_empty_object_named_like_the_folder_is_no_file(s3: Faulty) -> None:
+    system, _ = fill(1)
+    for key in ("new/", "plain"):
+        system.call_s3("put_object", Bucket="pictures", Key=key, Body=b"")
+        assert RemotePlace(f"s3://pictures/{key}").names("", "") == []
+
+
+def test_a_signal_ends_the_attempts_of_an_upload(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.001)
+    (tmp_path / "x.csv").write_text("a")
+    attempts = []
+
+    def put(*_: Any, **__: Any) -> None:
+        attempts.append(1)
+        monkeypatch.setattr(unfinished, "_deferred", KeyboardInterrupt())
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(type(bucket), "put_file", put)
+    with pytest.raises(KeyboardInterrupt):
+        RemotePlace("memory://bucket/o").upload(tmp_path / "x.csv", "x.csv")
+    assert len(attempts) == 1
+
+
+def test_a_signal_during_an_upload_says_where_the_file_is(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.001)
+    upload, put = Upload("memory://bucket/o"), type(bucket).put_file
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        monkeypatch.setattr(unfinished, "_deferred", KeyboardInterrupt())
+        if not is_sent:
+            raise ConnectionError("reset by peer")
+        put(*given, **options)
+
+    monkeypatch.setattr(type(bucket), "put_file", interrupted)
+    for is_sent in (True, False):
+        (upload.folder / "x.csv").write_text("a")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            upload.send(upload.folder / "x.csv")
+        assert (upload.folder / "x.csv").exists() is upload.is_kept is not is_sent
+        assert bool(getattr(caught.value, "__notes__", [])) is not is_sent
+    assert names_in(bucket, "/bucket/o") == ["x.csv"]
+
+
+def test_results_before_an_error_of_usage_are_named(
+    hiera: Command, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are in a temporary folder, which the user did not choose."""
+    from hiera_core.inference.predict import Predictor
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    finish = Predictor.finish_image
+
+    def fail_later(self: Any, record: Any, *given: Any) -> None:
+        if record.index:
+            raise UsageError("of another kind", "leave it out")
+        finish(self, record, *given)
+
+    monkeypatch.setattr(Predictor, "finish_image", fail_later)
+    code, _, err = hiera("predict", *PICTURES, *MODEL, "-o", "memory://bucket/x.csv")
+    (kept,) = tmp_path.glob("hiera-*/x.csv.partial")
+    assert code == 2 and str(kept) in err, err
+
+
+def test_a_request_number_is_no_end_of_file() -> None:
+    """Only what is said about the range is the end, not a number that contains 416."""
+
+    class Place:
+        def __init__(self, error: Exception) -> None:
+            self.errors = [error]
+
+        def cat_file(self, path: str, start: int, end: int) -> bytes:
+            if self.errors:
+                raise self.errors.pop()
+            return b"content"
+
+    busy = OSError("An error occurred (SlowDown) ... RequestId: 9A4167BC for part-000000004160")
+    assert remote_requests.read_range(Place(busy), "x", 0, 7) == b"content"
+    for text in ("(InvalidRange) when calling", "416 Client Error: Range Not Satisfiable for url"):
+        assert remote_requests.read_range(Place(OSError(text)), "x", 0, 7) == b""
+    coded = OSError("no text")
+    coded.status = 416  # type: ignore[attr-defined]
+    assert remote_requests.read_range(Place(coded), "x", 0, 7) == b""
+
+
 def test_a_remote_file_is_read_in_parts(bucket: Any) -> None:
     bucket.pipe_file("/bucket/x", bytes(range(200)))
     with RemotePlace("memory://bucket").open("x") as file:
@@ -324,6 +427,32 @@ def test_replaced_weights_are_fetched_again(
     with pytest.raises(UsageError, match="nosuch"):
         read_checkpoint("nosuch://bucket/x.pth")
     assert weights.names.is_location("s3://bucket/x")
+
+
+def test_weights_that_change_while_they_are_copied_are_refused(
+    bucket: Any, nano: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    url, content = "memory://bucket/w/any.safetensors", (nano / "model.safetensors").read_bytes()
+    bucket.pipe_file("/bucket/w/any.safetensors", content)
+    read = remote_weights.read_range
+
+    def changing(*given: Any) -> bytes:
+        bucket.pipe_file("/bucket/w/any.safetensors", content)  # as large, and another version
+        return read(*given)
+
+    monkeypatch.setattr(remote_weights, "read_range", changing)
+    with pytest.raises(HubError, match="has changed"):
+        copy_checkpoint(url)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    monkeypatch.setattr(remote_weights, "read_range", read)
+    assert copy_checkpoint(url).read_bytes() == content
+
+
+@pytest.mark.parametrize("key", ["updated", "last_modified", "modificationTime", "sha"])
+def test_the_version_of_a_file_is_what_its_place_calls_it(key: str) -> None:
+    first, second = ({"size": 1, key: value} for value in ("a", "b"))
+    assert remote_weights._version(first) != remote_weights._version(second)
 
 
 def test_labels_come_from_a_url(hiera: Command, bucket: Any, hub: Any) -> None:

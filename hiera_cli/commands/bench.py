@@ -223,11 +223,13 @@ def bench(
     if not quiet:
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     named = [*(models or []), *(model or [])]
-    names = _model_names(named, all_models, files or [])
+    names = _model_names(named, all_models, files or [], recursive)
     if not files and (recursive or workers != "auto"):
         raise UsageError("--recursive and --workers are for --from", "add --from FOLDER")
     if files and mode is not Mode.infer:
         raise UsageError("--from measures what `hiera predict` does", "leave out --mode")
+    if files and attention is not Attention.both:
+        raise UsageError("--from measures what `hiera predict` does", "leave out --attention")
     pixels = None if size is None else parse_size(size)
     sizes, tolerance = _parse_sizes(batch_sizes), _parse_percent(fail_over or "5%")
     if fail_over is not None and compare is None:
@@ -315,7 +317,9 @@ def _check_different(paths: Sequence[Path]) -> None:
             raise UsageError(f"{str(path)!r} is given for two outputs", "name different files")
 
 
-def _model_names(models: list[str], all_models: bool, files: Sequence[str]) -> list[str]:
+def _model_names(
+    models: list[str], all_models: bool, files: Sequence[str], recursive: bool
+) -> list[str]:
     """Return the names of the models to measure, and check them before torch is imported.
 
     Without a name, the first of the files chooses a model for images or for videos.
@@ -328,7 +332,7 @@ def _model_names(models: list[str], all_models: bool, files: Sequence[str]) -> l
         from hiera_core.data import sources
 
         is_stream = not sources.can_be_listed_twice(files[0])
-        first = None if is_stream else next(sources.expand(files[:1]), None)
+        first = None if is_stream else next(sources.expand(files[:1], recursive=recursive), None)
         is_video = first is not None and first.looks_like_video
         return [zoo.DEFAULT_VIDEO_MODEL if is_video else zoo.DEFAULT_IMAGE_MODEL]
     models = models or [zoo.DEFAULT_IMAGE_MODEL]

@@ -72,7 +72,8 @@ def bench(
         dtype: `auto`, `fp32`, `bf16` or `fp16`.
         size: Input size in pixels, with the frames first for video; a single side stands for
             height and width. None for each model's own.
-        files: Measure from files to answers instead: files and folders of images or videos.
+        files: Measure from files to answers instead: files and folders of images or videos. Goes
+            with neither `mode` nor `attention`.
 
     Raises:
         UsageError: A model, peer or dtype is unknown, a peer is not installed, or a model does not
@@ -96,6 +97,8 @@ def bench(
         peers.check(peer)
     given: Mode = mode
     if files is not None:
+        if mode != "infer" or set(attention) != {"fused", "eager"}:
+            raise UsageError("files are measured as predict runs", "leave out mode and attention")
         given = "files"
         read = [files] if isinstance(files, str | Path) else files
         inputs = file_inputs([str(item) for item in read], against)

@@ -201,11 +201,12 @@ class Worker:
         self.job = job
         self.facts: dict[str, Any] = {}  # fields of the measurement that the last run has shown
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
-        command = [sys.executable, "-m", "hiera_core.benchmarking.worker", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "hiera_core.benchmarking.worker"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         try:
+            self._send(asdict(job))  # a job with many files is too long for a command line
             self.rows = [Measurement.from_json(v) for v in self._read_answer()["rows"]]
         except BaseException:
             self.close()
@@ -214,14 +215,16 @@ class Worker:
     def run(self, variant: int, seconds: float) -> tuple[list[float], float | None]:
         """Run a variant for `seconds`, at least once. Return the seconds of each call on an idle
         device, and of a call among calls that follow one another; None for that on a CPU."""
-        assert self._process.stdin is not None
-        request = json.dumps({"variant": variant, "seconds": seconds})
-        with contextlib.suppress(BrokenPipeError):  # reading the answer then raises the error
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
+        self._send({"variant": variant, "seconds": seconds})
         answer = self._read_answer()
         self.facts = answer.get("facts", {})
         return answer["samples"], answer.get("together")
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # reading the answer then raises the error
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
 
     def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -1,8 +1,8 @@
 """Worker process: build the variants of a job, and time them on request.
 
-`python -m hiera_core.benchmarking.worker JOB` reads requests from standard input and writes answers
-to standard output. Each is a line of JSON. The first answer describes the variants; the following
-ones hold the samples of a round.
+`python -m hiera_core.benchmarking.worker` reads the job and then requests from standard input, and
+writes answers to standard output. Each is a line of JSON. The first answer describes the variants;
+the following ones hold the samples of a round.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ WARM_UP_S = 1.0
 
 
 def main() -> None:
-    """Run the job in `sys.argv` until standard input ends."""
+    """Run the job until standard input ends."""
     warnings.simplefilter("ignore")
     channel = _open_answer_channel()
-    job = Job.from_json(json.loads(sys.argv[1]))
+    job = Job.from_json(json.loads(sys.stdin.readline()))
     device = torch.device(job.device)
     try:
         # `hiera train` computes what is outside of autocast exactly, too.

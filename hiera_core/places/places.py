@@ -86,12 +86,17 @@ class RemotePlace:
         text: Its URL.
 
     Raises:
-        UsageError: The package of the place is not installed.
+        UsageError: The package of the place is not installed, or the URL names no folder.
+        OutputError: The place does not answer.
     """
 
     def __init__(self, text: str) -> None:
+        scheme, _, path = text.partition("://")
+        if not path.strip("/"):  # fsspec would take it for a folder on this machine
+            raise UsageError(f"{text!r} names no place", f"name a folder: {scheme}://bucket/folder")
         self.text = text.rstrip("/")
-        open_place(self.text)  # raises an error about a missing package
+        with _as_output_errors(self.text, "be reached", CHECK):  # some connect at once
+            open_place(self.text)
 
     def __getstate__(self) -> dict[str, str]:
         return {"text": self.text}
@@ -107,7 +112,9 @@ class RemotePlace:
                 return []
 
         with _as_output_errors(self.text, "be listed", CHECK):
-            names = (one.rstrip("/").rpartition("/")[2] for one in with_retries(listed, path))
+            # Among them may be the folder itself: an empty object, or a file of its name.
+            found = (one.rstrip("/") for one in with_retries(listed, path))
+            names = (one.rpartition("/")[2] for one in found if one != path.rstrip("/"))
             return sorted(n for n in names if n.startswith(prefix) and n.endswith(ending))
 
     def open(self, name: str) -> io.BufferedReader:
@@ -169,14 +176,18 @@ class RemotePlace:
         written = target if is_whole else f"{folder}/.hiera-{secrets.token_hex(8)}"
 
         def put() -> None:
+            if begun and unfinished.deferred() is not None:  # it need not be tried again
+                raise OutputError("interrupted", AGAIN)
+            begun.append(True)
             if not is_whole:
                 system.makedirs(folder, exist_ok=True)
             system.put_file(str(local), written)
             if not is_whole:
                 system.mv(written, target)
 
+        begun: list[bool] = []
         seconds = remote_requests.REQUEST_S + local.stat().st_size / SLOWEST_TRANSFER
-        # A signal waits for the upload, as for a file that is written here.
+        # A signal waits for the upload, as for a file that is written here, but for one attempt.
         with unfinished.finish_first(local), _as_output_errors(f"{self.text}/{name}", "be written"):
             with_retries(put, name, seconds)
 

@@ -26,7 +26,11 @@ FIRST_WAIT_S = 0.25  # before the second attempt; doubled before each further on
 REQUEST_S = 60.0  # maximum duration of a request
 # What these errors say does not change when the request is repeated.
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError, HieraError)
-PAST_END = ("InvalidRange", "416", "Range Not Satisfiable")
+# What places say about a range past the end. Never the bare number: it may be part of a name or of
+# the number of a request.
+PAST_END = re.compile(r"\bInvalidRange\b|\brange (is )?not satisfiable\b", re.IGNORECASE)
+PAST_END_STATUS = 416
+STATUS_NAMES = ("status", "status_code", "code")  # of errors of HTTP
 log = logging.getLogger("hiera")
 
 
@@ -69,12 +73,18 @@ def read_range(system: Any, path: str, start: int, length: int) -> bytes:
         try:
             content: bytes = system.cat_file(path, start=start, end=start + length)
         except Exception as error:
-            if any(word in str(error) for word in PAST_END):
+            if _is_past_end(error):
                 return b""
             raise
         return content
 
     return with_retries(read, path)
+
+
+def _is_past_end(error: Exception) -> bool:
+    response = getattr(error, "response", None)
+    found = (getattr(one, name, None) for one in (error, response) for name in STATUS_NAMES)
+    return PAST_END_STATUS in found or PAST_END.search(str(error)) is not None
 
 
 # Retries ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..atomic import unfinished
 from ..errors import OutputError
 from .places import RemotePlace
 
@@ -45,16 +46,21 @@ class Upload:
         Raises:
             OutputError: It cannot be written there.
         """
-        try:
-            self.place.upload(path, path.relative_to(self.folder).as_posix())
-        except BaseException as error:
-            self.is_kept = True
-            if isinstance(error, OutputError):
-                raise OutputError(error.message, f"the file is kept as {path}") from error
-            error.add_note(f"{self.name_of(path)} is not written; the file is kept as {path}")
-            raise
-        path.unlink()
-        return self.name_of(path)
+        name, kept = self.name_of(path), f"the file is kept as {path}"
+        # A signal that comes meanwhile is raised when it is known whether the file has been sent.
+        with unfinished.finish_first(path):
+            try:
+                self.place.upload(path, path.relative_to(self.folder).as_posix())
+            except BaseException as error:
+                self.is_kept = True
+                if (signal := unfinished.deferred()) is not None:
+                    signal.add_note(f"{name} is not written; {kept}")
+                if isinstance(error, OutputError):
+                    raise OutputError(error.message, kept) from error
+                error.add_note(f"{name} is not written; {kept}")
+                raise
+            path.unlink()
+        return name
 
     def close(self) -> None:
         """Remove the temporary folder, unless results are there alone."""

@@ -22,7 +22,10 @@ from .download import CONFIG_NAMES, url_cache
 log = logging.getLogger("hiera")
 READ_BYTES = 16 << 20  # of a request
 # What file systems call the version of a file; the first that is there.
-VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "modified", "created")
+VERSIONS = (
+    "ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "modified",
+    "modificationTime", "last_write_time", "modify", "updated", "sha", "created",
+)  # fmt: skip
 HINT = "check the URL, the network and the credentials, or give a local file"
 
 
@@ -38,9 +41,9 @@ def copy_checkpoint(url: str) -> Path:
         HubError: There is no such file, or it cannot be fetched.
         OutputError: The cache cannot be written.
     """
-    system, path = open_place(url)
     try:
         with as_input_errors():
+            system, path = open_place(url)
             weights, info = _find_weights(system, path.rstrip("/"))
             return _copy(system, weights, info)
     except InputError as error:
@@ -86,6 +89,7 @@ def _copy(system: Any, weights: str, info: dict[str, Any]) -> Path:
             for one, (place, facts) in files.items():
                 if not (copy / one).is_file():
                     _download(system, place, int(facts["size"] or 0), copy / one)
+                    _check_same(system, place, facts, copy / one)
     return copy / name
 
 
@@ -100,6 +104,18 @@ def _download(system: Any, path: str, size: int, target: Path) -> None:
             if not block:
                 raise InputError(f"{done} of {size} bytes of {path} arrived")
             done += file.write(block)
+
+
+def _check_same(system: Any, path: str, before: dict[str, Any], target: Path) -> None:
+    """Check that a file is still the one that was listed; parts of two files fit together by size
+    alone. Otherwise, its copy is removed."""
+    system.invalidate_cache()
+    with as_input_errors():
+        now = with_retries(lambda: system.info(path), path)
+    same = next((key for key in VERSIONS if before.get(key) and now.get(key)), "size")
+    if now["size"] != before["size"] or now[same] != before[same]:
+        target.unlink(missing_ok=True)
+        raise InputError(f"{path} has changed while it was copied")
 
 
 def _version(info: dict[str, Any]) -> str:

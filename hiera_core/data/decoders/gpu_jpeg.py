@@ -11,6 +11,7 @@ from ..image_formats import open_header
 from ..image_reader import as_input_errors, open_file
 
 SIGNATURE, END = b"\xff\xd8\xff", b"\xff\xd9"
+MAX_BYTES = 256 << 20  # of a file; Pillow does not read larger ones whole
 TRAILING_BYTES = 64  # that may follow the end of a whole file
 MODES = ("RGB", "L")  # Pillow converts others
 
@@ -20,8 +21,8 @@ def decode_jpeg(
 ) -> torch.Tensor | None:
     """Return the pixels of a JPEG file, upright; None if Pillow has to decode it.
 
-    That is the case for other formats, for CMYK, and for files that seem to be damaged or cut off:
-    Pillow says what is wrong with them.
+    That is the case for other formats, for CMYK, for very large files, and for files that seem to
+    be damaged or cut off: Pillow says what is wrong with them.
 
     Args:
         content: A path, or the bytes of the file.
@@ -39,8 +40,8 @@ def decode_jpeg(
             if file.read(len(SIGNATURE)) != SIGNATURE:
                 return None
             file.seek(0)
-            data = file.read()
-        if END not in data[-TRAILING_BYTES:]:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES or END not in data[-TRAILING_BYTES:]:
             return None
         with open_file(data) as file, open_header(file, "", max_pixels) as image:
             if type(image) is not JpegImagePlugin.JpegImageFile or image.mode not in MODES:

@@ -21,8 +21,6 @@ from ...errors import UsageError
 
 BLOCK_BYTES = 8 << 20
 SEPARATORS = (",", "\t", ";")
-CELL_BEGINS = (b",", b"\t", b";", b"\n")  # what comes before the first byte of a cell
-CELL_BEGIN_BYTES = np.frombuffer(b"".join(CELL_BEGINS), np.uint8)
 QUOTE, LINE_END = ord('"'), ord("\n")
 
 
@@ -48,10 +46,12 @@ class TextRows:
             raise UsageError(f"manifest {path} is in UTF-16", "save it as UTF-8")
         self._begin = len(start) if start == codecs.BOM_UTF8 else 0
         self._is_stray = False  # whether the last quote was within a cell
-        # Row numbers, counted from the beginning of the file, and the offsets at which they begin.
-        self._marks, lines = self._scan()
         self._separator = ","
         self.columns: Sequence[str] = self._read_header() if has_columns else []
+        # What comes before the first byte of a cell.
+        self._cell_begins = (self._separator.encode(), b"\n")
+        # Row numbers, counted from the beginning of the file, and the offsets at which they begin.
+        self._marks, lines = self._scan()
         self.total = max(0, lines - 1) if has_columns else lines
 
     def read(self, rows: range, columns: Sequence[str]) -> Iterator[tuple[object, ...]]:
@@ -128,7 +128,7 @@ class TextRows:
         """Return the number of line ends outside of quotes in a block, the place of the first of
         them, and whether the block ends within quotes."""
         if not self._has_columns or (not in_quotes and b'"' not in block):
-            self._is_stray = block[-1:] not in CELL_BEGINS
+            self._is_stray = block[-1:] not in self._cell_begins
             first = block.find(b"\n")
             return block.count(b"\n"), first if first >= 0 else None, in_quotes
         found = np.frombuffer(block, np.uint8)
@@ -143,7 +143,7 @@ class TextRows:
         ends_inside = (len(quotes) + in_quotes) % 2 == 1
         self._is_stray = bool(strays[-1])
         if not ends_inside and block[-1:] != b'"':
-            self._is_stray = block[-1:] not in CELL_BEGINS
+            self._is_stray = block[-1:] not in self._cell_begins
         outside = ends[~is_inside]
         return len(outside), int(outside[0]) if len(outside) else None, ends_inside
 
@@ -153,8 +153,9 @@ class TextRows:
         Two quotes side by side are one, so the second says nothing new. -> bool [1 + openings]
         """
         previous = block[openings - 1]
+        begins = np.frombuffer(b"".join(self._cell_begins), np.uint8)
         is_new = (openings > 0) & (previous != QUOTE)
-        is_stray = np.concatenate([[self._is_stray], ~np.isin(previous, CELL_BEGIN_BYTES)])
+        is_stray = np.concatenate([[self._is_stray], ~np.isin(previous, begins)])
         numbers = np.arange(len(is_stray))
         numbers[1:][~is_new] = 0
         return is_stray[np.maximum.accumulate(numbers)]

@@ -17,6 +17,7 @@ import torch
 
 from ... import zoo
 from ...data.sources import Source
+from ...device import is_failure_of_device
 from ...errors import HieraError, InputError, UsageError, first_line
 from ...models import factory
 from ...models.encoder import Encoder
@@ -135,7 +136,10 @@ class OnColumns(Generic[P]):
             return self._compute(values, 0)
         except HieraError:
             raise
-        except Exception:  # from one of the values: the others are not at fault
+        except Exception as error:
+            if is_failure_of_device(error):  # no row is at fault, and none can be computed
+                raise
+            # From one of the values: the others are not at fault.
             return [self._compute_alone(value, row) for row, value in enumerate(values)]
 
     def _compute_alone(self, value: bytes, row: int) -> Record:
@@ -144,6 +148,8 @@ class OnColumns(Generic[P]):
         except HieraError:
             raise
         except Exception as error:
+            if is_failure_of_device(error):
+                raise
             reason = InputError(f"not what this model takes ({first_line(error):.80})", DECODE_HINT)
             return Record(f"row {row}", row, "").fail(reason)
 

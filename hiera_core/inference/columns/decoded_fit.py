@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ...data.clip_reader import ClipViews, DecodedSegment
+from ...data.clip_reader import MAX_RESIZED, ClipViews, DecodedSegment
+from ...data.transforms import scaled_size
 from ...errors import InputError
 from ...records import Kind
 from ..decoded_input import DecodedInput
@@ -61,13 +63,18 @@ def _check_segment(segment: DecodedSegment, transform: Any) -> None:
             f"clips of {views.clips.shape[1]} frames, and the model takes {transform.frames}",
             DECODE_HINT,
         )
+    if not views.boxes or not len(views.clips):
+        raise InputError("a segment without views", DECODE_HINT)
     rows, columns = views.scaled or views.frames.shape[1:3]
     height, width = views.size
+    if views.scaled is not None:
+        wanted = scaled_size(*views.frames.shape[1:3], max(views.size))
+        area = MAX_RESIZED * len(views.boxes) * height * width
+        if views.scaled != wanted or math.prod(wanted) > area:  # they would fill the memory
+            raise InputError(f"frames that become {_text(views.scaled)} pixels", DECODE_HINT)
     for top, left in views.boxes:
         if not (0 <= top <= rows - height and 0 <= left <= columns - width):
             raise InputError("a crop lies outside of its frame", DECODE_HINT)
-    if not views.boxes or not len(views.clips):
-        raise InputError("a segment without views", DECODE_HINT)
 
 
 def _check_array(pixels: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal
 
 from hiera_core import zoo
 from hiera_core.data import sources
@@ -17,9 +17,8 @@ from hiera_core.zoo.labels import parse_labels, read_labels
 from .exit_codes import print_message
 
 if TYPE_CHECKING:
+    from hiera_core.inference.pipeline import GivenModel
     from hiera_core.models.encoder import Encoder
-    from hiera_core.models.hiera import Hiera
-    from hiera_core.models.mae import MaskedAutoencoderHiera
 
 DEFAULTS: dict[Kind, str] = {"image": zoo.DEFAULT_IMAGE_MODEL, "video": zoo.DEFAULT_VIDEO_MODEL}
 Task = Literal["classifier", "autoencoder", "encoder"]
@@ -55,39 +54,17 @@ def models_by_kind(
     return {"image": image, "video": video}
 
 
-@overload
-def load_model(
-    task: Literal["classifier"], name: str | None, checkpoint: str | None, random_init: bool
-) -> str | Hiera | Callable[[Kind], Hiera] | None: ...
-
-
-@overload
-def load_model(
-    task: Literal["autoencoder"], name: str | None, checkpoint: str | None, random_init: bool
-) -> str | MaskedAutoencoderHiera | Callable[[Kind], MaskedAutoencoderHiera] | None: ...
-
-
-@overload
-def load_model(
-    task: Literal["encoder"],
-    name: str | None,
-    checkpoint: str | None,
-    random_init: bool,
-    size: tuple[int, ...] | None = None,
-) -> str | Encoder | Callable[[Kind], Encoder] | None: ...
-
-
 def load_model(
     task: Task,
     name: str | None,
     checkpoint: str | None,
     random_init: bool,
     size: tuple[int, ...] | None = None,
-) -> str | Encoder | Callable[[Kind], Encoder] | None:
+) -> GivenModel:
     """Return the model of a command, in a form that a `Pipeline` accepts.
 
-    This is a model, its name, a function that builds a model for a kind of input, or None for the
-    default model of each kind.
+    This is a model that the pipeline may change, its name, a function that builds a model for a
+    kind of input, or None for the default model of each kind.
 
     Args:
         task: What the model must be able to do. A `Pipeline` checks this for a model with random
@@ -104,11 +81,12 @@ def load_model(
         return _random_model(task, name, checkpoint, size)
     if checkpoint is None and size is None:
         return name
+    from hiera_core.inference.pipeline import Owned
     from hiera_core.models import factory
 
     if size is not None:
         if name is not None or checkpoint is not None:
-            return factory.create_encoder(name, checkpoint, size)
+            return Owned(factory.create_encoder(name, checkpoint, size))
         return lambda kind: factory.create_encoder(DEFAULTS[kind], None, size)
     assert checkpoint is not None
 
@@ -117,7 +95,7 @@ def load_model(
         "autoencoder": factory.create_autoencoder,
         "encoder": factory.create_encoder,
     }
-    return create[task](name, checkpoint)
+    return Owned(create[task](name, checkpoint))
 
 
 def row_model(name: str | None, checkpoint: str | None, random_init: bool) -> str | None:
@@ -137,11 +115,12 @@ def row_model(name: str | None, checkpoint: str | None, random_init: bool) -> st
 
 def _random_model(
     task: Task, name: str | None, checkpoint: str | None, size: tuple[int, ...] | None
-) -> Encoder | Callable[[Kind], Encoder]:
+) -> GivenModel:
     """Return a model with random weights, or, without a name, a function that builds one."""
     if checkpoint is not None or (name is not None and names.find_entry(name) is None):
         raise UsageError("--random-init takes no weights", "give a name from `hiera models`")
     print_message("--random-init: weights are random, the outputs mean nothing")
+    from hiera_core.inference.pipeline import Owned
     from hiera_core.models import factory
 
     prefix = "mae_" if task == "autoencoder" else ""
@@ -156,7 +135,7 @@ def _random_model(
         dims = len(zoo.get(chosen).config["input_size"])
         return factory.create_model(chosen, input_size=full_size(size, dims))
 
-    return build if name is None else build("image")
+    return build if name is None else Owned(build("image"))
 
 
 def read_label_file(text: str) -> list[str]:

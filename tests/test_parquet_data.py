@@ -171,6 +171,10 @@ def test_odd_metadata_is_no_error() -> None:
         ),
         (pa.table({"image": [b"x"], "label": [-1]}), r"row 0 has no label \(label: -1\)"),
         (pa.table({"image": [b"x"], "label": [10**9]}), "is no class number"),
+        (
+            pa.table({"image": [b"x"], "label": pa.array([2**63], pa.uint64())}),
+            "label 9223372036854775808 is no class number",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line(
@@ -183,6 +187,48 @@ def test_what_cannot_be_read_is_one_line(
     assert "\n" not in str(error.value)
     if "holds no pictures" not in message:
         assert not [*own_folder.glob("*.index"), *own_folder.glob("*.content")]
+
+
+def test_a_damaged_page_is_not_a_full_disk(tmp_path: Path, own_folder: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(40), rows=40)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 300 + content[304:])
+    with pytest.raises(UsageError, match=r"a.parquet cannot be read .*get it again") as error:
+        datasets.open_dataset(path)
+    assert "\n" not in str(error.value) and not [*own_folder.glob("*.content")]
+
+
+def test_files_with_names_and_with_numbers_as_labels_are_not_mixed(tmp_path: Path) -> None:
+    for name, labels in (("a", [0, 1]), ("b", ["cat", "dog"])):
+        write(tmp_path / f"{name}.parquet", pa.table({"image": [b"x", b"y"], "label": labels}))
+    with pytest.raises(UsageError, match=r"b\.parquet: row 0: label 'cat' is a name, unlike"):
+        datasets.open_dataset(tmp_path / "*.parquet")
+
+
+def test_other_columns_leave_the_images_of_a_run_in_their_place(tmp_path: Path) -> None:
+    columns = {"image": [picture(1), picture(2)], "fine": [0, 1], "coarse": [0, 0]}
+    path = write(tmp_path / "a.parquet", pa.table(columns))
+    fine = datasets.open_dataset(f"{path}?label=fine")
+    coarse = datasets.open_dataset(f"{path}?label=coarse")
+    assert fine.sources[1].content() == coarse.sources[1].content() == picture(2)
+
+
+def test_a_table_beside_pictures_does_not_hide_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(picture(0))
+    write(tmp_path / "features.parquet", pa.table({"input": ["cat/0.png"], "x": [0.5]}))
+    assert datasets.open_dataset(tmp_path).classes == ["cat", "dog"]
+    write(tmp_path / "train.parquet", table(3))
+    assert len(datasets.open_dataset(tmp_path / "train.parquet")) == 3
+
+
+def test_the_hint_for_several_splits_can_be_followed(folder: Path, tmp_path: Path) -> None:
+    for data in (folder, folder / "data"):
+        with pytest.raises(UsageError, match="holds the splits train, validation") as error:
+            datasets.open_dataset(data)
+        found = datasets.open_dataset(error.value.hint.removeprefix("name one: "))
+        assert len(found) == 30
 
 
 def test_a_missing_package_and_a_full_disk_have_a_remedy(
@@ -335,6 +381,23 @@ def test_a_data_set_in_the_cache_needs_no_hub(
     assert len(datasets.open_splits("hf://datasets/me/pets").train) == 12
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
         datasets.open_splits("hf://datasets/me/other")
+
+
+def test_a_part_of_a_data_set_in_the_cache_is_not_all_of_it(
+    dataset_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, hf_hub_download
+
+    files = dataset_hub.repositories["datasets/me/pets"]
+    content = files["data/train-00000-of-00001.parquet"]
+    names = [f"data/train-0000{number}-of-00002.parquet" for number in range(2)]
+    dataset_hub.repositories["datasets/me/two"] = dict.fromkeys(names, content)
+    hf_hub_download("me/two", names[0], repo_type="dataset")
+    hf_hub_download("me/empty", "README.md", repo_type="dataset")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("two", "empty"):
+        with pytest.raises(HubError, match="not in the cache, and HF_HUB_OFFLINE is set"):
+            datasets.open_splits(f"hf://datasets/me/{name}")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,24 @@
-"""Tests of the pipeline: what it says while a model is compiled, and when models are reported."""
+"""Tests of the pipeline: what it says while a model is compiled, when models are reported, and the
+device and dtype that `auto` chooses."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import hiera_core
+from hiera_cli.load_model import load_model
 from hiera_core.data import sources
-from hiera_core.inference import pipeline
+from hiera_core.device import select_dtype
+from hiera_core.inference import batching, pipeline
+from hiera_core.inference.columns import callables
+from hiera_core.inference.pipeline import Owned
 from hiera_core.inference.predict import Classifier, Predictor
 
 from .test_reconstruct import SAMPLES
@@ -92,3 +100,41 @@ def test_nothing_is_opened_to_plan_ahead(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sources.Source("x.mp4", path=Path("x.mp4")).is_named_like_video
     assert sources.Source("x", data=content).is_named_like_video
     assert sources.Source("http://x/film", url="http://x/film").is_named_like_video
+
+
+# Device and dtype ---------------------------------------------------------------------------------
+
+
+def auto_dtype(monkeypatch: pytest.MonkeyPatch, model: Any) -> torch.dtype:
+    """Return the dtype of a classifier for images on a machine where `auto` is float64."""
+
+    def select(name: Any, device: torch.device) -> torch.dtype:
+        return torch.float64 if name == "auto" else select_dtype(name, device)
+
+    monkeypatch.setattr(batching, "select_dtype", select)
+    return Predictor(model).runner("image").dtype
+
+
+def test_auto_is_for_every_model_that_is_not_the_caller_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without this, `hiera predict --checkpoint` would stay on the CPU of a machine with a GPU."""
+    model = hiera_core.hiera_nano_32(pretrained=True)
+    file = tmp_path / "nano.pth"
+    torch.save({"model_state": model.state_dict()}, file)
+    chosen = functools.partial(load_model, "classifier")
+    monkeypatch.setitem(Predictor.default_models, "image", "hiera_nano_32")
+    for given in (
+        None,
+        "hiera_nano_32",
+        lambda kind: hiera_core.hiera_nano_32(pretrained=True),
+        Owned(hiera_core.hiera_nano_32(pretrained=True)),
+        chosen("hiera_nano_32", str(file), False),
+        chosen("hiera_nano_32", None, True),
+        load_model("encoder", "hiera_nano_32", None, False, (64, 64)),
+        callables.Classifier("hiera_nano_32", checkpoint=file).chosen_model(),
+        callables.Classifier("hiera_nano_32", random_init=True).chosen_model(),
+    ):
+        assert auto_dtype(monkeypatch, given) is torch.float64, given
+    assert auto_dtype(monkeypatch, model) is torch.float32, "a model of the caller keeps its dtype"
+    assert model.pos_embed.dtype is torch.float32

@@ -200,6 +200,18 @@ def test_a_web_server_that_sends_only_whole_files_is_refused(web: Web) -> None:
         datasets.open_dataset(f"{web.url}/none.tar")
 
 
+def test_parquet_files_of_a_web_server(web: Web) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"image": [b"one", b"two"], "label": [0, 1]}), file)
+    web.files["/a.parquet"] = file.getvalue()
+    for found in (datasets.open_dataset, datasets.open_eval_data):
+        assert found(f"{web.url}/a.parquet").sources[1].content() == b"two"
+    with pytest.raises(UsageError, match="files of a web server cannot be listed"):
+        datasets.open_dataset(f"{web.url}/*.parquet")
+
+
 def test_large_members_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their content is not read to find the next header."""
     monkeypatch.setattr(remote_shards, "BLOCK", 4096)

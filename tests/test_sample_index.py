@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -279,3 +280,38 @@ def test_names_of_any_bytes_come_back() -> None:
         writer.add(place, name, None)
     index = writer.in_memory()
     assert [s.path for s in index] == [Path("/data/ü") / name for name in names]
+
+
+def test_an_index_whose_sections_are_too_short_is_built_again(
+    tmp_path: Path, own_folder: Path
+) -> None:
+    folder = make_folder(tmp_path / "data")
+    count = len(datasets.open_dataset(folder))
+    (path,) = own_folder.glob("*.index")
+    kept = path.read_bytes()
+    length = int.from_bytes(kept[-16:-8], "little")
+    header = json.loads(kept[-16 - length : -16])
+    damaged = [b"[" * 5000, b'{"facts": [], "sections": 3}']
+    for fact in ("count", "places"):
+        facts = header["facts"] | {fact: 1000}
+        damaged.append(json.dumps(header | {"facts": facts}).encode())
+    for text in damaged:
+        end = text + len(text).to_bytes(8, "little") + kept[-8:]
+        path.write_bytes(kept[: -16 - length] + end)
+        assert len(datasets.open_dataset(folder)) == count
+        assert path.read_bytes()[-8:] == kept[-8:] and len(path.read_bytes()) == len(kept)
+
+
+def test_files_of_the_user_beside_indices_stay(tmp_path: Path, own_folder: Path) -> None:
+    own_folder.mkdir()
+    for name in ("mine.index", "mine.content", "c" * 32 + ".index"):
+        (own_folder / name).write_text("mine")
+        os.utime(own_folder / name, (LONG_AGO, LONG_AGO))
+    datasets.open_dataset(make_folder(tmp_path / "data"))
+    assert {p.name for p in own_folder.iterdir()} > {"mine.index", "mine.content"}
+    assert not (own_folder / ("c" * 32 + ".index")).exists()
+
+
+def test_a_pattern_that_matches_no_tar_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing matches"):
+        datasets.open_dataset(f"{tmp_path}/none-*.tar")

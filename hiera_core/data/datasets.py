@@ -342,6 +342,8 @@ def _local_shards(text: str) -> list[str]:
     for name in tar_files.expand_braces(text):
         is_pattern = WILDCARD.search(name) is not None and not Path(name).exists()
         found += sorted(glob.glob(name)) if is_pattern else [name]
+    if not found:
+        raise UsageError(f"nothing matches {text!r}", "check the pattern")
     return found
 
 
@@ -352,7 +354,7 @@ def _open_remote(text: str, labelled: bool) -> SampleIndex | None:
         shards = [url for url in list_files(text) if url.lower().endswith(".tar")]
         if shards:
             return index_remote_shards(shards, labelled)
-    parquet = None if text.startswith(URLS) else find_parquet(text)
+    parquet = find_parquet(text)
     if parquet is None:
         raise UsageError(
             f"{text} names no tar or Parquet files",

@@ -29,7 +29,7 @@ from .batching import BatchOptions, BatchRunner
 from .decoded_input import Pixels, on_host
 from .feature_formats import TIMES
 from .one_call import run_pipeline
-from .pipeline import Pipeline, PipelineOptions
+from .pipeline import GivenModel, Pipeline, PipelineOptions
 from .segments import run_segments
 
 Tensors = dict[str, torch.Tensor]  # float32 on the CPU, by name; times are float64
@@ -302,7 +302,7 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
 
     def __init__(
         self,
-        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: GivenModel = None,
         *,
         selection: FeatureSelection | None = None,
         visualize: bool = False,

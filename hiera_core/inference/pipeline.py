@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import torch
 from PIL import Image
@@ -54,6 +54,18 @@ log = logging.getLogger("hiera")
 R = TypeVar("R", bound=BatchRunner[Any, Any])
 
 
+class Owned(NamedTuple):
+    """A built model that belongs to the pipeline: `auto` chooses its device and dtype, as for a
+    model that is loaded by its name. Those of a model that the caller keeps are not changed."""
+
+    model: torch.nn.Module
+
+
+GivenModel: TypeAlias = (
+    str | Path | torch.nn.Module | Owned | Callable[[Kind], torch.nn.Module] | None
+)
+
+
 class PipelineOptions(TypedDict, total=False):
     """Keyword arguments that `predict`, `features` and their classes share.
 
@@ -79,9 +91,10 @@ class Pipeline(Generic[R]):
     """Base class of `Predictor`, `FeatureExtractor` and `Reconstructor`.
 
     Args:
-        model: A name, hub repository, folder or file (see `create_model`); a built model; a
-            function that builds one for a kind of input; or None for the task's default model of
-            each kind, which is loaded when the first input of that kind arrives.
+        model: A name, hub repository, folder or file (see `create_model`); a built model, whose
+            device and dtype `auto` keeps, or an `Owned` one; a function that builds one, which it
+            does not keep, for a kind of input; or None for the task's default model of each kind,
+            which is loaded when the first input of that kind arrives.
         sampling: Which parts of a video the model sees.
         workers: Decoding threads, or None for one per core, see `cores_per_process`. More than
             `MAX_WORKERS` make no difference.
@@ -101,13 +114,15 @@ class Pipeline(Generic[R]):
 
     def __init__(
         self,
-        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: GivenModel = None,
         *,
         sampling: Sampling | None = None,
         workers: int | None = None,
         batch_size: int | None = None,
         **runner_options: object,
     ) -> None:
+        borrowed = isinstance(model, torch.nn.Module)
+        model = model.model if isinstance(model, Owned) else model
         model = str(model) if isinstance(model, Path) else model
         if not (model is None or isinstance(model, str | torch.nn.Module) or callable(model)):
             raise UsageError(f"model is {model!r:.60}", "give a name, a path or a model")
@@ -128,7 +143,7 @@ class Pipeline(Generic[R]):
         self._on_model: Callable[[R], None] = lambda runner: None
         self._build: Callable[[Kind], torch.nn.Module] | None = None
         if isinstance(model, str | torch.nn.Module):
-            only = self._make_ready(model)
+            only = self._make_ready(model, borrowed=borrowed)
             check_sampling(only, self.sampling)
             self._runners[only.kind] = only
         else:
@@ -233,7 +248,7 @@ class Pipeline(Generic[R]):
                 if self._build is None:
                     (other,) = self._runners.values()
                     raise self.mismatch(kind, other)
-                runner = self._make_ready(self._build(kind))
+                runner = self._make_ready(self._build(kind), borrowed=False)
                 self._on_model(runner)
                 self._runners[kind] = runner
             return self._runners[kind]
@@ -480,8 +495,7 @@ class Pipeline(Generic[R]):
 
     # Models -------------------------------------------------------------------------------------
 
-    def _make_ready(self, model: str | torch.nn.Module) -> R:
-        borrowed = not isinstance(model, str)
+    def _make_ready(self, model: str | torch.nn.Module, *, borrowed: bool) -> R:
         built = self.load(model) if isinstance(model, str) else model
         options = {**self._runner_options, "batch_size": self.batch_size}
         device: Any = options.get("device", "auto")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, overload
 
@@ -25,7 +25,7 @@ from ..viz.annotate import Thumbnails, make_thumbnail
 from .batching import BatchOptions, BatchRunner
 from .decoded_input import Pixels
 from .one_call import run_pipeline
-from .pipeline import Pipeline, PipelineOptions
+from .pipeline import GivenModel, Pipeline, PipelineOptions
 from .segments import run_segments
 
 VIDEO_THUMBNAILS = 12  # number of thumbnails of a video without segments
@@ -194,7 +194,7 @@ class Predictor(Pipeline[Classifier]):
 
     def __init__(
         self,
-        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: GivenModel = None,
         *,
         sampling: Sampling | None = None,
         topk: int = 5,

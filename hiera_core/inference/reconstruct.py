@@ -34,7 +34,7 @@ from ..records import Kind, Record
 from ..viz.grid import captioned_grid, save_png, side_by_side, to_uint8
 from .batching import BatchOptions, BatchRunner
 from .decoded_input import Pixels
-from .pipeline import Pipeline
+from .pipeline import GivenModel, Pipeline
 
 GREY = 0.5  # value of the pixels of masked patches
 PICTURE_NAMES = ("original", "masked", "reconstruction")
@@ -232,7 +232,7 @@ class Reconstructor(Pipeline[BatchReconstructor]):
 
     def __init__(
         self,
-        model: str | Path | torch.nn.Module | Callable[[Kind], torch.nn.Module] | None = None,
+        model: GivenModel = None,
         *,
         mask_ratio: float | None = None,
         seed: int = 0,

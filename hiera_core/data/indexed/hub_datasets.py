@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ REFS = "refs/convert/parquet"  # where the Hub keeps its Parquet files of data i
 NAME = re.compile(
     r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<inner>.*))?"
 )
+ENDING = ".parquet"
+# Some have a hash behind their number, which differs from file to file.
+NUMBERED = re.compile(r"(.*-)([0-9]{3,6})-of-([0-9]{3,6})(?:-[0-9a-f]+)?\.parquet")
+MAX_FILES = 10_000  # of which missing ones are looked for
 CURES = "check the name, the network and HF_TOKEN, or download it: hf download --repo-type dataset"
 log = logging.getLogger("hiera")
 
@@ -69,7 +74,8 @@ class HubDataset:
                 for entry in tree:
                     if isinstance(entry, RepoFile) and entry.path.endswith(".parquet"):
                         fetch = functools.partial(self._download, entry.path, revision)
-                        name = f"hf://datasets/{self.repo}/{entry.path}"
+                        at = f"@{revision}" if revision else ""
+                        name = f"hf://datasets/{self.repo}{at}/{entry.path}"
                         found[entry.path] = TableFile(name, [entry.size, entry.blob_id], fetch)
         except RevisionNotFoundError as error:
             if revision == REFS:
@@ -91,10 +97,15 @@ class HubDataset:
             raise as_error(self.repo, error, cures=CURES) from error
 
     def _cached_files(self) -> dict[str, TableFile]:
-        """Return the files that are in the hub's cache."""
+        """Return the files that are in the hub's cache, and those that are missing beside them.
+
+        Raises:
+            HubError: There are none.
+        """
         from huggingface_hub import snapshot_download
 
         found: dict[str, TableFile] = {}
+        missing: Exception = FileNotFoundError("no Parquet files")
         for revision in [self.revision] if self.revision else [None, REFS]:
             try:
                 folder = Path(
@@ -110,8 +121,26 @@ class HubDataset:
                 inner = path.relative_to(folder).as_posix()
                 found[inner] = TableFile.at(str(path))
             if found:
+                for inner in _missing_numbers(found):
+                    fetch = functools.partial(self._download, inner, revision)  # says what it lacks
+                    found[inner] = TableFile(inner, [], fetch)
                 return found
         raise as_error(self.repo, missing, cures=CURES) from missing
+
+
+def _missing_numbers(files: Iterable[str]) -> list[str]:
+    """Return the names that are missing from numbered files, such as `train-00001-of-00002`."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for name in files:
+        if numbered := NUMBERED.fullmatch(name):
+            start, number, total = numbered.groups()
+            found.setdefault((start, int(total)), {})[int(number)] = number
+    return [
+        f"{start}{number:0{len(next(iter(have.values())))}}-of-{total:05}{ENDING}"
+        for (start, total), have in found.items()
+        for number in range(min(total, MAX_FILES))
+        if number not in have
+    ]
 
 
 def parse(text: str) -> HubDataset | None:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,9 @@ KEPT_SAMPLES = 50_000  # an index of as many samples is kept for the next run
 UNUSED_S = 90 * 24 * 3600.0  # an index that was not opened for so long is removed
 # A folder that was changed just before it was listed may change again without another time.
 CLOCK_NS = 2_000_000_000
+# What reading a file raises that is no index, or a damaged one.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
+OUR_NAMES = re.compile(r"[0-9a-f]{32}(\.index|-[0-9a-f]{8}\.content)")
 WAIT_S = 0.2  # between looks at an index that another process builds
 Stamp = Any  # what tells whether an index is still right: strings and numbers, in lists
 log = logging.getLogger("hiera")
@@ -55,6 +60,8 @@ class IndexRequest:
         stamp: What the index depends on. One that was kept with another stamp is built again.
         build: Adds all samples to a writer. It calls `Building.begin_large` if that takes long.
         always_kept: Whether it is kept on disk, however few its samples are.
+        parts: What else it is known by, such as the names of all files. Indices with other parts
+            are kept beside it.
     """
 
     def __init__(
@@ -66,11 +73,12 @@ class IndexRequest:
         build: Callable[[IndexWriter], None],
         *,
         always_kept: bool = False,
+        parts: Stamp = None,
     ) -> None:
         self.kind, self.name, self.labelled = kind, name, labelled
         self.stamp = json.loads(json.dumps(stamp))
         self.build, self.always_kept = build, always_kept
-        key = json.dumps([VERSION, kind, name, labelled])
+        key = json.dumps([VERSION, kind, name, labelled, parts])
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self.path = default_folder() / f"{digest}{ENDING}"
 
@@ -112,7 +120,7 @@ class IndexRequest:
                     return None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *DAMAGED) as error:
             log.debug("the index %s is built again (%s)", self.path, error)
             return None
         with contextlib.suppress(OSError):
@@ -214,5 +222,5 @@ def _remove_unused(folder: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.glob("*"):
-        if path.suffix in (ENDING, CONTENT_ENDING):
+        if OUR_NAMES.fullmatch(path.name):  # the folder may hold files of the user
             yield path

@@ -159,7 +159,8 @@ def index_shards(shards: Sequence[Path], labelled: bool) -> SampleIndex:
             f"{error.filename} cannot be read ({error.strerror})", "get it again"
         ) from error
     name = f"{shards[0].absolute()} and {len(shards) - 1} more tar files"
-    return IndexRequest("members", name, labelled, stamp, build).open()
+    parts = [str(shard.absolute()) for shard in shards]
+    return IndexRequest("members", name, labelled, stamp, build, parts=parts).open()
 
 
 def add_shard(

@@ -50,9 +50,9 @@ def find_columns(
     features = _features(schema)
     names: list[str] = schema.names
     declared = [n for n in names if _type_of(features.get(n)) in IMAGE_TYPES]
-    possible = [n for n in names if _holds_bytes(schema.field(n).type)]
+    possible = [n for n in names if holds_bytes(schema.field(n).type)]
     image = _choose("image", image, names, declared, possible, IMAGE_NAMES)
-    if not _holds_bytes(schema.field(image).type):
+    if not holds_bytes(schema.field(image).type):
         raise UsageError(
             f"column {image!r} holds no encoded images", "store them as bytes, not as paths"
         )
@@ -115,13 +115,13 @@ def _type_of(feature: dict[str, Any] | None) -> object:
     return (feature or {}).get("_type")
 
 
-def _holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: Any) -> bool:
     """Return whether a type of Arrow is binary, or a struct with a binary field `bytes`."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
         index = kind.get_field_index(BYTES)
-        return index >= 0 and _holds_bytes(kind.field(index).type)
+        return index >= 0 and holds_bytes(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

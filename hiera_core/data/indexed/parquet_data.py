@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import UsageError, did_you_mean
 from ...places.remote_requests import is_remote
+from ..media_types import ENDINGS
+from ..sources import URLS
 from . import hub_datasets
-from .parquet_images import TableFile, index_parquet
+from .parquet_images import TableFile, holds_images, index_parquet
 from .remote_shards import WILDCARD, list_files
 from .sample_index import SampleIndex
 
@@ -52,10 +54,20 @@ class ParquetData:
         if split is None and len(self.splits) > 1:
             raise UsageError(
                 f"{self.name} holds the splits {', '.join(self.splits)}",
-                f"name one: {self.name.rstrip('/')}/{next(iter(self.splits))}",
+                f"name one: {self._name_of(next(iter(self.splits)))}",
             )
         chosen = next(iter(self.splits)) if split is None else split
         return index_parquet(self.splits[chosen], labelled, self.image, self.label)
+
+    def _name_of(self, split: str) -> str:
+        """Return what the user can write for a split."""
+        if hub_datasets.parse(self.name) is not None:
+            return f"{self.name.rstrip('/')}/{split}"
+        first = self.splits[split][0].name
+        if len(self.splits[split]) == 1:
+            return first
+        file = re.split(r"[\\/]", first)[-1]
+        return first.removesuffix(file) + (f"{split}-*" if file.startswith(split) else "*") + ENDING
 
 
 def find_parquet(data: str) -> ParquetData | None:
@@ -79,7 +91,7 @@ def find_parquet(data: str) -> ParquetData | None:
     inner = "" if hub is None else hub.inner
     if hub is not None:
         files = hub.files()
-    elif is_remote(text):
+    elif is_remote(text) or text.startswith(URLS):
         files = _remote_files(text)
     else:
         files = _local_files(text)
@@ -118,9 +130,12 @@ def split_files(
         raise UsageError(f"{name}: there is no {wanted!r} in the data set", hint)
     if len(found) > 1:
         base = name.removesuffix(f"/{wanted}") if wanted else name.rstrip("/")
+        configs = sorted(filter(None, found))  # "": files that are in no folder
+        ending = "/" if "://" in name and hub_datasets.parse(name) is None else ""
         raise UsageError(
-            f"{name} holds several configurations ({', '.join(sorted(found))})",
-            f"name one: {base}/{min(found)}",
+            f"{name} holds several configurations ({', '.join(configs)})"
+            + (", and files beside them" if "" in found else ""),
+            f"name one: {base}/{configs[0]}{ending}",
         )
     return next(iter(found.values()))
 
@@ -146,7 +161,10 @@ def _local_files(text: str) -> dict[str, TableFile]:
     if path.is_dir():
         found = [*path.glob(f"*{ENDING}"), *path.glob(f"data/*{ENDING}")]
         found = [each for each in found if each.name[0] not in "._"]
-        return {each.relative_to(path).as_posix(): TableFile.at(str(each)) for each in found}
+        files = {each.relative_to(path).as_posix(): TableFile.at(str(each)) for each in found}
+        # Tables may lie beside pictures, such as the features of these.
+        is_other = files and _may_hold_pictures(path) and not any(map(holds_images, files.values()))
+        return {} if is_other else files
     if path.suffix.lower() != ENDING:
         return {}
     if not path.exists() and WILDCARD.search(text):
@@ -154,8 +172,17 @@ def _local_files(text: str) -> dict[str, TableFile]:
     return {path.name: TableFile.at(text)}
 
 
+def _may_hold_pictures(folder: Path) -> bool:
+    """Return whether a folder holds pictures, videos or class folders."""
+    return any(
+        each.suffix.lower() in ENDINGS or (each.name != "data" and each.is_dir())
+        for each in folder.iterdir()
+        if each.name[0] != "."
+    )
+
+
 def _remote_files(url: str) -> dict[str, TableFile]:
-    if url.endswith("/"):
+    if url.endswith("/") and not url.startswith(URLS):
         found = [each for each in list_files(url, recursive=True) if each.endswith(ENDING)]
     elif not url.lower().endswith(ENDING):
         return {}

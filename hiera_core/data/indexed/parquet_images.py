@@ -21,7 +21,7 @@ from ...errors import OutputError, UsageError, first_line
 from ...places.remote_requests import with_retries
 from ..remote.web_ranges import open_files
 from .index_cache import CONTENT_ENDING, IndexRequest, stamp_of
-from .parquet_columns import BYTES, PATH, Columns, find_columns
+from .parquet_columns import BYTES, PATH, Columns, find_columns, holds_bytes
 from .remote_shards import RangeFile, as_usage_errors, version_of
 from .sample_index import IndexWriter, SampleIndex
 
@@ -101,8 +101,19 @@ def index_parquet(
             raise
         writer.content = str(path)
 
-    request = IndexRequest("parquet", name, labelled, stamp, build, always_kept=True)
+    parts = [[file.name for file in files], image, label]
+    request = IndexRequest("parquet", name, labelled, stamp, build, always_kept=True, parts=parts)
     return request.open()
+
+
+def holds_images(file: TableFile) -> bool:
+    """Return whether a column of a Parquet file may hold encoded images.
+
+    Raises:
+        UsageError: See `index_parquet`.
+    """
+    with _opened(file) as table:
+        return any(holds_bytes(field.type) for field in table.schema_arrow)
 
 
 def _copy(
@@ -116,14 +127,35 @@ def _copy(
         writer.classes = _classes(columns)
         names = [columns.image, *([columns.label] if columns.label else [])]
         place, row = writer.add_place(file.name), 0
-        for batch in table.iter_batches(ROWS, columns=names):
-            values = [batch.column(name).to_pylist() for name in names]
+        for values in _batches(file.name, table, names):
             for found, *labels in zip(*values, strict=True):
                 data, ending = _image_of(file.name, row, found)
                 word = _label_of(file.name, row, labels[0], columns) if labels else None
-                writer.add(place, f"{row}{ending}", word, content.tell(), len(data))
+                try:
+                    writer.add(place, f"{row}{ending}", word, content.tell(), len(data))
+                except UsageError as error:
+                    reason = f"{file.name}: row {row}: {error.message}"
+                    raise UsageError(reason, error.hint) from error
                 _write(content, data)
                 row += 1
+
+
+def _batches(file: str, table: Any, names: Sequence[str]) -> Iterator[list[list[Any]]]:
+    """Yield the values of columns, some rows at a time.
+
+    Raises:
+        UsageError: A page is damaged, for which pyarrow has no error of its own.
+    """
+    try:
+        for batch in table.iter_batches(ROWS, columns=names):
+            yield [batch.column(name).to_pylist() for name in names]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return UsageError(f"{file} cannot be read ({reason})", "get it again")
 
 
 def _write(content: IO[bytes], data: bytes) -> None:
@@ -212,11 +244,15 @@ def _opened(file: TableFile) -> Iterator[Any]:
             with as_usage_errors(file.name), pq.ParquetFile(_remote(file.name)) as table:
                 yield table
         else:
-            with pq.ParquetFile(file.name if file.fetch is None else file.fetch()) as table:
+            path = file.name if file.fetch is None else file.fetch()
+            try:
+                table = pq.ParquetFile(path)
+            except OSError as error:
+                raise _unreadable(file.name, error) from error
+            with table:
                 yield table
     except pa.ArrowException as error:
-        reason = f"{file.name} cannot be read ({first_line(error)})"
-        raise UsageError(reason, "get it again") from error
+        raise _unreadable(file.name, error) from error
 
 
 def _remote(url: str) -> RangeFile:

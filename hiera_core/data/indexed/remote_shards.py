@@ -59,7 +59,8 @@ def index_remote_shards(urls: Sequence[str], labelled: bool) -> SampleIndex:
 
     stamp = [*in_order(version_of, urls)]
     name = f"{urls[0]} and {len(urls) - 1} more tar files"
-    return IndexRequest("members", name, labelled, stamp, build, always_kept=True).open()
+    request = IndexRequest("members", name, labelled, stamp, build, always_kept=True, parts=[*urls])
+    return request.open()
 
 
 def list_shards(pattern: str) -> list[str]:
@@ -70,14 +71,7 @@ def list_shards(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for url in tar_files.expand_braces(pattern):
-        if not WILDCARD.search(url):
-            found.append(url)
-        elif url.startswith(("http://", "https://")):
-            raise UsageError(
-                f"{url}: files of a web server cannot be listed", "number them: name-{000..099}.tar"
-            )
-        else:
-            found += list_files(url)
+        found += list_files(url) if WILDCARD.search(url) else [url]
     if not found:
         raise UsageError(f"nothing matches {pattern!r}", "check the pattern")
     return found
@@ -89,6 +83,11 @@ def list_files(url: str, *, recursive: bool = False) -> list[str]:
     Raises:
         UsageError: The place cannot be listed.
     """
+    if url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{url}: files of a web server cannot be listed",
+            "number them: name-{000..099}.tar; or name one Parquet file",
+        )
     with as_usage_errors(url):
         system, path = open_files(url)
         if WILDCARD.search(url):

@@ -26,6 +26,8 @@ ROW = struct.Struct("<qqqii")
 # A place, which is a folder, a tar file or a URL: where its name begins, its time in nanoseconds
 # when it was read (0: that does not matter), and the length of its name.
 PLACE = struct.Struct("<qqi")
+LABEL_BYTES = 8
+MAX_LABEL = (1 << 63) - 1
 KEPT_PLACES = 1024  # names of places that are kept in memory
 MAX_CLASSES = 100_000  # a model has a weight for each; or ten for each sample, if that is more
 Kind = Literal["files", "members", "parquet"]
@@ -50,11 +52,19 @@ class SampleIndex(Sequence[Source]):
 
     Attributes:
         labels: The labels, if they are known.
+
+    Raises:
+        ValueError: The sections are not as long as the index says.
     """
 
     def __init__(self, sections: Sections) -> None:
         self._sections, self._places = sections, dict[int, str]()
         facts = sections.facts
+        sizes = {"rows": facts["count"] * ROW.size, "places": facts["places"] * PLACE.size}
+        if facts["labelled"]:
+            sizes["labels"] = facts["count"] * LABEL_BYTES
+        if any(sections.size(name) != size for name, size in sizes.items()):
+            raise ValueError("it is damaged")
         self._count: int = facts["count"]
         self._kind: Kind = facts["kind"]
         self._content: str = facts.get(
@@ -153,16 +163,17 @@ class IndexWriter:
             name: Its name within the place.
             label: A word, which may be a number, or a class index; None without labels.
             offset, size: Where it is within the place, in bytes; -1: it is a file.
+
+        Raises:
+            UsageError: Only some labels are words, or a number is too large.
         """
         encoded = _encoded(name)
         start = self.sections["names"].write(encoded)
         self.sections["rows"].write(ROW.pack(start, offset, size, len(encoded), place))
         if self.labelled:
-            if isinstance(label, str):
-                label = self._words.setdefault(label, len(self._words))
-            assert label is not None
+            label = self._numbered(label)
             self._largest = max(self._largest, label)
-            self.sections["labels"].write(label.to_bytes(8, "little", signed=True))
+            self.sections["labels"].write(label.to_bytes(LABEL_BYTES, "little", signed=True))
         self.count += 1
 
     def facts(self) -> dict[str, Any]:
@@ -196,6 +207,20 @@ class IndexWriter:
         """Remove the temporary files."""
         for section in self.sections.values():
             section.close()
+
+    def _numbered(self, label: str | int | None) -> int:
+        """Return the number of a label, and check that it is of the kind of the others."""
+        assert label is not None
+        if bool(self._words) != isinstance(label, str) and self.count:
+            raise UsageError(
+                f"label {label!r:.60} is {'no' if self._words else 'a'} name, unlike those before",
+                "write all labels as names, or all as numbers",
+            )
+        if isinstance(label, str):
+            return self._words.setdefault(label, len(self._words))
+        if label > MAX_LABEL:
+            raise UsageError(f"label {label} is no class number", "number classes from 0 on")
+        return label
 
     def _number_words(self) -> None:
         """Replace the numbers of words by class indices, and find out the names of the classes.

@@ -41,6 +41,9 @@ class Sections(Protocol):
     def read(self, name: str, start: int, length: int) -> bytes:
         """Return a part of a section; less at its end."""
 
+    def size(self, name: str) -> int:
+        """Return the size of a section in bytes."""
+
     def array(self, name: str, dtype: type[np.generic]) -> np.ndarray:
         """Return a section as an array, which cannot be written to."""
 
@@ -54,6 +57,10 @@ class SectionsInMemory:
     def read(self, name: str, start: int, length: int) -> bytes:
         """See `Sections.read`."""
         return self._content[name][start : start + length]
+
+    def size(self, name: str) -> int:
+        """See `Sections.size`."""
+        return len(self._content[name])
 
     def array(self, name: str, dtype: type[np.generic]) -> np.ndarray:
         """See `Sections.array`."""
@@ -95,6 +102,10 @@ class SectionsInFile:
         """See `Sections.read`."""
         offset, size = self._places[name]
         return self._at(offset + start, max(0, min(length, size - start)))
+
+    def size(self, name: str) -> int:
+        """See `Sections.size`."""
+        return self._places[name][1]
 
     def array(self, name: str, dtype: type[np.generic]) -> np.ndarray:
         """See `Sections.array`."""

@@ -25,7 +25,7 @@ from ...records import Kind, Record
 from ..batching import BatchRunner
 from ..decoded_input import DecodedInput
 from ..features import FeatureExtractor, FeatureSelection
-from ..pipeline import Pipeline, PipelineOptions
+from ..pipeline import GivenModel, Owned, Pipeline, PipelineOptions
 from ..predict import Predictor
 from .batch_columns import DECODED, Columns, find_column, object_column, other_columns, read_sources
 from .decoded_bytes import from_bytes, source_to_bytes, to_bytes
@@ -108,7 +108,7 @@ class OnColumns(Generic[P]):
         """Return a model of this task with its weights."""
         raise NotImplementedError
 
-    def chosen_model(self) -> Any:
+    def chosen_model(self) -> GivenModel:
         """Return the model in a form that `Pipeline` takes."""
         name = str(self.model) if isinstance(self.model, Path) else self.model
         if self.random_init:
@@ -116,7 +116,7 @@ class OnColumns(Generic[P]):
         if self.checkpoint is None:
             return name
         assert name is None or isinstance(name, str)
-        return self.create(name, self.checkpoint)
+        return Owned(self.create(name, self.checkpoint))
 
     def records(self, batch: Columns) -> list[Record]:
         """Return one record for each row, in order.
@@ -398,7 +398,7 @@ def _read_decoded(value: bytes, row: int) -> DecodedInput | Source:
         return DecodedInput(Record(f"row {row}", row, "").fail(failed))
 
 
-def _random_model(name: Any) -> Any:
+def _random_model(name: Any) -> GivenModel:
     """Return a model with random weights, or, without a name, a function that builds one."""
 
     def build(kind: Kind) -> Encoder:
@@ -408,4 +408,4 @@ def _random_model(name: Any) -> Any:
 
     if name is not None and name not in zoo.names():
         raise UsageError("random_init takes no weights", "give a name from `hiera models`")
-    return build if name is None else build("image")
+    return build if name is None else Owned(build("image"))

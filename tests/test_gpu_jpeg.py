@@ -57,6 +57,17 @@ def test_grey_files_have_three_channels(pictures: Path) -> None:
     assert found is not None and found.shape[-1] == 3
 
 
+def test_a_very_large_file_is_not_read_whole(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A small picture may be followed by gigabytes."""
+    content = jpeg_of(pictures)
+    (tmp_path / "a.jpg").write_bytes(content)
+    for limit, is_read in ((len(content), True), (len(content) - 1, False)):
+        monkeypatch.setattr(gpu_jpeg, "MAX_BYTES", limit)
+        assert (decode_jpeg(tmp_path / "a.jpg", CPU, LIMIT) is not None) is is_read
+
+
 @pytest.mark.parametrize("what", ["png", "cmyk", "truncated", "text", "mpo"])
 def test_pillow_decodes_what_the_gpu_does_not(what: str, pictures: Path) -> None:
     whole = jpeg_of(pictures)

@@ -13,6 +13,7 @@ from typer.models import OptionInfo
 
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
+from hiera_core.places.remote_requests import REMOTE as URL
 from hiera_core.places.remote_requests import is_remote
 from hiera_core.plain_data import read_yaml
 
@@ -29,7 +30,6 @@ MAX_SHARD = 1_000_000
 MAX_SEED = 2**63 - 1  # what PyTorch takes
 STANDARD_STREAM = "-"
 STANDARD_OUTPUT = (STANDARD_STREAM, "/dev/stdout")
-WEB = ("http://", "https://")
 
 
 class Device(StrEnum):
@@ -156,7 +156,7 @@ def parse_path(text: str) -> Path:
         raise typer.BadParameter("the path is empty")
     if text == STANDARD_STREAM:
         raise typer.BadParameter("'-' is no file; name one, or write ./- for a file of this name")
-    if is_remote(text) or text.startswith(WEB):
+    if URL.match(text):
         raise typer.BadParameter(f"{text} is a URL; name a file or folder on this machine")
     return Path(text)
 
@@ -166,9 +166,9 @@ def parse_place(text: str) -> str:
     place; `out.v2/` is a folder.
 
     Raises:
-        BadParameter: See `parse_path`; or it is a URL of the web, where nothing can be written.
+        BadParameter: See `parse_path`; or it is a URL of the web or file://, which are not written.
     """
-    if text.startswith(WEB):
+    if URL.match(text) and not is_remote(text):
         raise typer.BadParameter(f"{text} cannot be written; name a file, a folder or s3://...")
     if not is_remote(text):
         parse_path(text)

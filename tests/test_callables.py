@@ -7,13 +7,20 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import hiera_core
+from hiera_core import zoo
+from hiera_core.data.clip_reader import read_segments
+from hiera_core.data.transforms import VideoTransform
 from hiera_core.errors import CheckpointError, UsageError
 from hiera_core.inference import Classifier, Decoder, Embedder
+from hiera_core.inference.columns.decoded_fit import check_fits
+from hiera_core.inference.decoded_input import DecodedInput
+from hiera_core.records import Record
 
 SAMPLES = Path(hiera_core.__file__).parent / "zoo/assets/samples"
 PICTURES = [str(SAMPLES / name) for name in ("eight.png", "cat.jpg", "three.png")]
@@ -112,6 +119,20 @@ def test_clips_of_another_model_cost_their_row_only() -> None:
     for row, reason in enumerate(bad):
         assert found["status"][row] == "error" and reason in found["error"][row], (row, found)
     assert found["label"][len(bad)] == "moving right"
+
+
+@pytest.mark.parametrize("size", [(20, 48), (48, 20), (100, 150)])
+@pytest.mark.parametrize("crops", [1, 3])
+def test_small_frames_are_what_a_model_takes(size: tuple[int, int], crops: int) -> None:
+    """They travel as they are, and are resized where the model is."""
+    known = zoo.get("hiera_base_16x224")
+    transform = VideoTransform.from_preprocessing(known.preprocessing, known.config["input_size"])
+    frames = np.zeros((70, *size, 3), np.uint8)
+    _, segments = read_segments(frames, hiera_core.Sampling(crops=crops), transform)
+    for segment in segments:
+        assert segment.views.scaled is not None
+        decoded = DecodedInput(Record("clip", 0, "", "video"), segments=iter([segment]))
+        check_fits(decoded, lambda kind: SimpleNamespace(transform=transform))
 
 
 def test_a_device_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

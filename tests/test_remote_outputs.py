@@ -138,6 +138,9 @@ def test_what_is_there_is_not_replaced(hiera: Command, bucket: Any) -> None:
         (("features", "--manifest", "s3://bucket/m.csv"), "is a URL"),
         (("mae", "-o", "memory://bucket/o.xyz"), "unknown file extension"),
         (("mae", "-o", "http://h/o/"), "cannot be written"),
+        (("predict", "--rows", "http://h/rows"), "cannot be written"),
+        (("predict", "-o", "file:///tmp/x.csv"), "cannot be written"),
+        (("predict", "-o", "HTTPS://h/x.csv"), "cannot be written"),
     ],
 )
 def test_what_cannot_be_remote_is_refused(

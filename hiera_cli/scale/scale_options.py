@@ -66,7 +66,7 @@ InputsOpt = Annotated[
 RowsOpt = Annotated[
     str | None,
     typer.Option(
-        parser=options.parse_name,
+        parser=options.parse_place,
         metavar="DIR",
         help="Folder, or URL such as s3://bucket/folder, for Parquet files with a row for each "
         "input, also for those that fail. Nothing is printed; --resume continues.",

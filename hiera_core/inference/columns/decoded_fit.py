@@ -65,13 +65,14 @@ def _check_segment(segment: DecodedSegment, transform: Any) -> None:
         )
     if not views.boxes or not len(views.clips):
         raise InputError("a segment without views", DECODE_HINT)
-    rows, columns = views.scaled or views.frames.shape[1:3]
+    rows, columns = views.frames.shape[1:3]
     height, width = views.size
     if views.scaled is not None:
-        wanted = scaled_size(*views.frames.shape[1:3], max(views.size))
+        wanted = scaled_size(rows, columns, max(views.size))
         area = MAX_RESIZED * len(views.boxes) * height * width
         if views.scaled != wanted or math.prod(wanted) > area:  # they would fill the memory
             raise InputError(f"frames that become {_text(views.scaled)} pixels", DECODE_HINT)
+        rows, columns = wanted
     for top, left in views.boxes:
         if not (0 <= top <= rows - height and 0 <= left <= columns - width):
             raise InputError("a crop lies outside of its frame", DECODE_HINT)

@@ -221,3 +221,27 @@ def test_programs_that_a_process_uses_are_not_cleared(
     code, out, _ = hiera("models", "--clear-compiled")
     assert code == 0 and "removed 1 compiled program" in out
     assert ProgramCache(limit=1000).find(KEY) is None
+
+
+def test_a_process_that_begins_while_programs_are_cleared_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.platform == "win32":
+        pytest.skip("there are no locks on Windows")
+    monkeypatch.setenv(program_cache.FOLDER_VARIABLE, str(tmp_path / "ours"))
+    monkeypatch.setattr(compiler_cache, "_lock", None)
+    (compiler_cache.folder()).mkdir(mode=0o700, parents=True)
+    compiler_cache.folder().parent.chmod(0o700)
+    (compiler_cache.folder() / compiler_cache.LOCK_NAME).touch()
+    held: list[bool] = []
+    with compiler_cache.unused():
+        thread = threading.Thread(target=lambda: held.append(compiler_cache.hold()))
+        thread.start()
+        thread.join(0.2)
+        assert not held
+        compiler_cache.clear()
+    thread.join()
+    assert held == [True] and compiler_cache._lock is not None
+    with pytest.raises(UsageError, match="another process uses"), compiler_cache.unused():
+        pass
+    os.close(compiler_cache._lock)

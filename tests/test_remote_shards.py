@@ -16,7 +16,7 @@ import pytest
 from hiera_core.data import datasets
 from hiera_core.data.indexed import remote_shards
 from hiera_core.data.indexed.sample_index import SampleIndex
-from hiera_core.errors import UsageError
+from hiera_core.errors import InputError, UsageError
 from hiera_core.places import remote_requests
 
 from .conftest import Faulty, RunProcess
@@ -210,6 +210,25 @@ def test_parquet_files_of_a_web_server(web: Web) -> None:
         assert found(f"{web.url}/a.parquet").sources[1].content() == b"two"
     with pytest.raises(UsageError, match="files of a web server cannot be listed"):
         datasets.open_dataset(f"{web.url}/*.parquet")
+
+
+def test_a_web_server_that_sends_another_part_is_refused(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = WebHandler._answer
+
+    def from_the_beginning(
+        self: Any, code: int, content: bytes, headers: dict[str, str] | None = None
+    ) -> None:
+        if headers:
+            start = web.files[self.path][: len(content)]
+            content, headers = start, {**headers, "Content-Range": f"bytes 0-{len(start) - 1}/*"}
+        answer(self, code, content, headers)
+
+    samples = datasets.open_dataset(f"{web.url}/s-00.tar")
+    monkeypatch.setattr(WebHandler, "_answer", from_the_beginning)
+    with pytest.raises(InputError, match="the server sends no parts"):
+        samples.sources[1].content()
 
 
 def test_large_members_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

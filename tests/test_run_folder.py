@@ -375,6 +375,7 @@ def test_paths_in_a_recipe_are_absolute_and_names_stay(
         ("digits", "hiera_nano_32", ("digits", "hiera_nano_32")),
         ("./digits", "./hiera_nano_32", (str(here / "digits"), str(here / "hiera_nano_32"))),
         (Path("digits"), "hub/name", (str(here / "digits"), "hub/name")),
+        ("photos?label=breed", "hub/name", (f"{photos}?label=breed", "hub/name")),
     ):
         options = build.RunOptions(init_from=init_from)
         found = run_recipe.complete_recipe("hiera_nano_32", data, folder, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,31 @@ def test_a_solver_of_any_length_is_waited_for(
     result = pretrain(tmp_path / "run", probe__every=1, probe__method="linear")
     assert result["probe"]["samples"] == 64
     assert sum(asked) >= 5, "it was asked while the solver worked"
+
+
+def test_a_solver_ends_when_the_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the process would wait for its thread."""
+    ended = threading.Event()
+
+    def endless(*_: Any, on_step: Any, **__: Any) -> Any:
+        try:
+            for _step in range(1000):
+                on_step()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    def fail(self: World, flag: bool) -> bool:
+        if flag:
+            raise RuntimeError("another process is gone")
+        return False
+
+    monkeypatch.setattr(run_probe, "POLL_S", 0.02)
+    monkeypatch.setattr(run_probe, "judge", endless)
+    monkeypatch.setattr(World, "any", fail)
+    with pytest.raises(RuntimeError, match="another process is gone"):
+        pretrain(tmp_path / "run", probe__every=1)
+    assert ended.is_set()
 
 
 def test_a_solver_ends_when_the_run_is_told_to_stop(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
 import socket
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import pytest
 
 import hiera_core
 from hiera_core.data import datasets
-from hiera_core.errors import TrainingError
+from hiera_core.errors import TrainingError, UsageError
 from hiera_core.training import recipe_reader, trainer
 from hiera_core.training.trackers import sender, tracker
 from hiera_core.training.trackers.sender import Outcome, Sender
@@ -109,6 +112,52 @@ def test_a_tracker_that_does_not_begin_is_an_error_soon(monkeypatch: pytest.Monk
     gate.set()
     with pytest.raises(TimeoutError, match="its own"):
         Sender(lambda: (_ for _ in ()).throw(TimeoutError("its own")), "mlflow")
+
+
+def test_a_tracker_is_closed_if_another_one_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Recording()
+
+    class Module:
+        MlflowTracker = staticmethod(lambda run: inner)
+
+        @staticmethod
+        def WandbTracker(run: Any) -> Any:
+            raise ConnectionError("no server")
+
+    monkeypatch.setattr(tracker.importlib, "import_module", lambda *_: Module)
+    with pytest.raises(UsageError, match="--track wandb cannot begin"):
+        tracker.open_trackers(("mlflow", "wandb"), tmp_path, 0, {})
+    assert inner.outcome == "failed"
+
+
+def test_trackio_hides_only_what_its_own_thread_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may still wait for its server when the result of the run is printed."""
+    name = "hiera_core.training.trackers.trackio_tracker"
+    package = types.ModuleType("trackio")
+    monkeypatch.setitem(sys.modules, "trackio", package)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
+    begun, gate = threading.Event(), threading.Event()
+
+    def finish() -> None:
+        print("pages")
+        begun.set()
+        gate.wait(20)
+
+    monkeypatch.setattr(package, "finish", finish, raising=False)
+    found = module.TrackioTracker.__new__(module.TrackioTracker)
+    thread = threading.Thread(target=found.close)
+    thread.start()
+    begun.wait(20)
+    print("result")
+    gate.set()
+    thread.join()
+    assert capsys.readouterr().out == "result\n"
+    monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture

@@ -142,3 +142,20 @@ def test_braces() -> None:
     assert expand_braces("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
     assert expand_braces("a{b}.tar") == ["a{b}.tar"]
     assert expand_braces("{0..0}" * 2000 + ".tar") == ["0" * 2000 + ".tar"]
+
+
+def test_a_size_below_zero_is_an_error_and_not_endless(tmp_path: Path) -> None:
+    """A size of -512 leads from the end of a header to its beginning."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name in ("a.jpg", "b.jpg"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    content = bytearray(file.getvalue())
+    content[512 + 124 : 512 + 136] = b"\xff" * 10 + (-512).to_bytes(2, "big", signed=True)
+    content[512 + 148 : 512 + 156] = b" " * 8
+    content[512 + 148 : 512 + 156] = b"%06o\0 " % sum(content[512:1024])
+    (tmp_path / "a.tar").write_bytes(content)
+    found = [source for source, _ in zip(expand([str(tmp_path / "a.tar")]), range(9), strict=False)]
+    assert len(found) < 4 and found[-1].error is not None
+    with pytest.raises(UsageError, match="cannot be read"):
+        datasets.open_dataset(tmp_path / "a.tar", labelled=False)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..atomic.lock import try_lock
+from ..atomic.lock import HELD, try_lock
 from ..errors import UsageError
 from .program_cache import default_folder, is_private_folder, size_limit
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 NAME = "inductor"
 LOCK_NAME = ".users"
+WAIT_S = 10.0  # for a process that removes programs
 
 _lock: int | None = None  # an open file; its lock says that this process uses the folder
 
@@ -46,18 +48,25 @@ def hold() -> bool:
     if not size_limit():
         return False
     try:
-        # Each by itself: the parents that `mkdir` makes could be writable by the group.
-        for place in (default_folder(), folder()):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_private_folder(folder()):
-            return False
-        _lock = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
-        if try_lock(_lock):
-            shrink(folder(), size_limit())
-        _share(_lock)
+        until = time.monotonic() + WAIT_S
+        while True:
+            # Each by itself: the parents that `mkdir` makes could be writable by the group.
+            for place in (default_folder(), folder()):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not is_private_folder(folder()):
+                return False
+            handle = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+            if try_lock(handle):
+                shrink(folder(), size_limit())
+            if _share(handle) and _is_there(handle):
+                _lock = handle
+                return True
+            os.close(handle)  # another process removes old programs, or all of them
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
     except OSError:
         return False  # PyTorch uses its own folder
-    return True
 
 
 def shrink(place: Path, limit: int) -> None:
@@ -111,11 +120,23 @@ def clear() -> int:
     return size
 
 
-def _share(handle: int) -> None:
-    """Hold a lock that other users of the folder can hold, too, until this process ends."""
+def _share(handle: int) -> bool:
+    """Hold a lock that other users of the folder can hold, too, until this process ends. Return
+    whether nobody holds one that excludes it."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return
-    with contextlib.suppress(OSError):
+        return True
+    try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in HELD
+    return True
+
+
+def _is_there(handle: int) -> bool:
+    """Return whether an open file is the lock file, which `clear` may have removed."""
+    try:
+        return os.path.samestat(os.fstat(handle), (folder() / LOCK_NAME).lstat())
+    except FileNotFoundError:
+        return False

@@ -52,7 +52,7 @@ def read_members(
         OSError, tarfile.TarError: It cannot be read, or ends within a member.
     """
     with tarfile.open(*_arguments(file)) as archive:  # type: ignore[call-overload]
-        for entry in archive:
+        for entry in _entries(archive):
             ending = ending_of(entry.name)
             if not entry.isfile():
                 continue
@@ -79,7 +79,7 @@ def read_samples(file: Path | IO[bytes], labelled: bool) -> list[tuple[Member, s
     samples: dict[str, Member] = {}
     labels: dict[str, str] = {}
     with tarfile.open(*_arguments(file)) as archive:  # type: ignore[call-overload]
-        for entry in archive:
+        for entry in _entries(archive):
             if not entry.isfile() or _is_hidden(entry.name):
                 continue
             member = Member(entry.name, entry.offset_data, entry.size, entry.issparse())
@@ -90,6 +90,19 @@ def read_samples(file: Path | IO[bytes], labelled: bool) -> list[tuple[Member, s
                 labels[member.key] = text.strip()
             archive.members.clear()  # it would keep all of them
     return [(member, labels.get(key)) for key, member in samples.items()]
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file.
+
+    Raises:
+        tarfile.TarError: The size of one is below 0, which some versions of Python follow back to a
+            header that they have read, without end.
+    """
+    for entry in archive:
+        if entry.size < 0:
+            raise tarfile.ReadError(f"{entry.name} has a size of {entry.size} bytes")
+        yield entry
 
 
 def _is_label(name: str) -> bool:

@@ -220,6 +220,7 @@ class Trainer:
         )
         # Numbers of views since the start of the run, over all processes.
         self.seen_views, self.unreadable_views = meta.get("seen", 0), meta.get("unread", 0)
+        self.is_stopped = False  # by a signal, which another process may have received
         self.run_folder.claim()
 
     def run(self) -> TrainingResult:
@@ -249,7 +250,8 @@ class Trainer:
                 self.run_log.draw_curves()
             outcome = "finished"
         except BaseException as error:  # a signal is no Exception
-            outcome = "failed" if isinstance(error, Exception) else "interrupted"
+            is_signal = self.is_stopped or not isinstance(error, Exception)
+            outcome = "interrupted" if is_signal else "failed"
             raise
         finally:
             self.checkpoints.close()
@@ -380,6 +382,7 @@ class Trainer:
         Raises:
             TrainingError: Another process has received the signal, and this one has not.
         """
+        self.is_stopped = True
         command = resume_command(self.run_folder.path, self.options, self.world)
         text = f"step {step} of {self.sampler.steps} is saved in {self.run_folder.path}"
         error = unfinished.deferred()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...places import remote_requests
@@ -59,7 +60,7 @@ class WebRanges:
         wanted = {"Range": f"bytes={start}-{end - 1}"}
         try:
             with open_url(url, wanted, total_s=REQUEST_S, public_only=self.public_only) as response:
-                if response.status != 206:
+                if response.status != 206 or not _begins_at(response.headers, start):
                     raise NotImplementedError(NO_PARTS)
                 content = bytearray()
                 for chunk in response.chunks():
@@ -77,3 +78,9 @@ class WebRanges:
             if error.status in (401, 403):
                 raise PermissionError(url) from error
             raise OSError(error.reason) from error
+
+
+def _begins_at(headers: Any, start: int) -> bool:
+    """Return whether an answer is the part of a file that begins there, if it says so."""
+    found = re.match(r"bytes ([0-9]+)-", str(headers.get("Content-Range") or ""))
+    return found is None or int(found[1]) == start

@@ -103,7 +103,8 @@ def _absolute_data(location: str | Path) -> str:
     text = str(location)
     if is_url(location):
         return text
-    is_path = os.path.lexists(text) or PATTERN.search(text) is not None
+    exists = os.path.lexists(text) or os.path.lexists(text.partition("?")[0])  # with ?label=
+    is_path = exists or PATTERN.search(text) is not None
     is_path = (is_path and not is_built_in(location)) or isinstance(location, Path)
     return str(Path(text).absolute()) if is_path else text
 

@@ -78,11 +78,13 @@ class RunProbe:
         job: _Job | None = None
         if self.world.is_main_process:
             job = _Job(lambda on_step: self._judge(train, val, on_step))
-        while self.world.any(job is not None and not job.wait(POLL_S)):
-            if stops():
-                if job is not None:
-                    job.cancel()
-                return None
+        try:
+            while self.world.any(job is not None and not job.wait(POLL_S)):
+                if stops():
+                    return None
+        finally:
+            if job is not None:
+                job.end()
         found: dict[str, Any] | None = None
         with self.world.main_process_step():
             if job is not None:
@@ -160,8 +162,8 @@ class _Job:
         """Return what the function returns, or raise what it raises."""
         return self._future.result()
 
-    def cancel(self) -> None:
-        """End it, and wait for that."""
+    def end(self) -> None:
+        """End it, and wait for that. The process could not end before it."""
         self._cancelled.set()
         wait([self._future])
 

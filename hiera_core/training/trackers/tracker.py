@@ -97,6 +97,8 @@ def open_trackers(
             # TensorBoard only writes files here, whose errors are those of the run.
             opened: Tracker = create() if name == "tensorboard" else Sender(create, name)
         except Exception as error:
+            for earlier in trackers:
+                earlier.close("failed")
             raise UsageError(
                 f"--track {name} cannot begin ({first_line(error)})",
                 "check its settings and the network, or leave it out",

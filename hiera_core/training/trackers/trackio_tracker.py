@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import trackio
@@ -21,7 +22,7 @@ class TrackioTracker:
     them to the Space of TRACKIO_SPACE_ID."""
 
     def __init__(self, run: TrackedRun) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it would print how to open its pages
+        with _silent():  # it would print how to open its pages
             self._run: Any = trackio.init(
                 os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=run.id,
@@ -38,5 +39,32 @@ class TrackioTracker:
 
     def close(self, outcome: Outcome = "finished") -> None:
         """See `Tracker.close`."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _silent():
             trackio.finish()
+
+
+class _OtherThreads:
+    """A stream that leaves out what this thread writes.
+
+    A server can keep this thread waiting after the run has ended. What the main thread writes then,
+    such as the result of the run, must not be lost.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() == self._thread:
+            return len(text)
+        written: int = self._stream.write(text)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what this thread prints within the block."""
+    with contextlib.redirect_stdout(_OtherThreads(sys.stdout)):
+        yield

@@ -135,6 +135,9 @@ def test_failed_inputs_are_tried_again(hiera: Command, folder: Path, tmp_path: P
     code, _, err = hiera(*given, rows, "--resume", "--retry-failed", "--clips", 2)
     assert code == 2 and "was made with views" in err  # and no row is removed
     assert len(read_rows(rows)) == 7
+    code, _, err = hiera(*given, rows, "--resume", "--retry-failed", "--random-init")
+    assert code == 2 and "was made with weights" in err
+    assert len(read_rows(rows)) == 7
     code, _, err = hiera(*given, rows, "--resume", "--retry-failed")
     assert code == 1 and "6.png" in err and "hiera: 6 ok, 1 failed" in err, err
     hiera(*given, tmp_path / "whole")

@@ -161,7 +161,8 @@ class RowRun:
         return self._run_here(model, folder, settings, done)
 
     def _read_done(self, folder: RowFolder, settings: dict[str, object]) -> DoneRows:
-        """Return the rows of an earlier run. With --retry-failed, those that failed are removed."""
+        """Return the rows of an earlier run. With --retry-failed, those that failed are removed:
+        here when the model is known to be the same, on Ray at once."""
         from hiera_core.scale.row_folder import DoneRows, check_facts
 
         if not self.resume:
@@ -170,7 +171,8 @@ class RowRun:
         if self.retry_failed and done.failed:
             check_facts(done.where, done.facts, {"settings": settings})  # before a row is removed
             where, facts = done.where, done.facts
-            done = folder.read_done(drop_failed=True)
+            folder.drops_failed = is_here = self.engine is not Engine.ray
+            done = folder.read_done(drop_failed=True, changes_files=not is_here)
             done.where, done.facts = where, facts
         return done
 

@@ -52,6 +52,7 @@ class RowFolder:
     ) -> None:
         self.place, self.layout, self.prefix = place, layout, prefix
         self.rows_per_file = rows_per_file
+        self.drops_failed = False  # whether failed rows are removed before the next file is written
 
     def files(self) -> list[str]:
         """Return the names of the files of this run, in order."""
@@ -67,6 +68,9 @@ class RowFolder:
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
         """
+        if self.drops_failed:
+            self.drops_failed = False
+            self.read_done(drop_failed=True)
         indices = table["index"].to_numpy()
         digest = hashlib.sha256(np.sort(indices).tobytes()).hexdigest()[:8]
         name = f"{self.prefix}part-{int(indices.min()):012}-{digest}.parquet"
@@ -75,7 +79,9 @@ class RowFolder:
             _write_table(table, temporary)
             return temporary.stat().st_size
 
-    def read_done(self, total: int | None = None, *, drop_failed: bool = False) -> DoneRows:
+    def read_done(
+        self, total: int | None = None, *, drop_failed: bool = False, changes_files: bool = True
+    ) -> DoneRows:
         """Return which rows are written, and what they depend on. Rows that are in two files are
         removed from the second: workers of a killed run may have written them while the next run
         began.
@@ -84,6 +90,7 @@ class RowFolder:
             total: Number of all rows, if it is known.
             drop_failed: Also remove the rows of inputs that failed, so that they are missing, and
                 are computed again.
+            changes_files: Whether rows are removed from files, or only left out of the result.
 
         Raises:
             UsageError: A file is damaged, or holds a row that does not exist.
@@ -110,7 +117,7 @@ class RowFolder:
             is_kept[is_kept] = done.add(
                 indices[is_kept], kept["input"].to_pylist(), kept["status"].to_pylist()
             )
-            if not is_kept.all():
+            if changes_files and not is_kept.all():
                 self._keep_rows(name, is_kept)
         return done
 

@@ -96,10 +96,12 @@ AddressOpt = Annotated[
         show_default="a new one on this machine, with --workers CPUs",
     ),
 ]
+MAX_DRY_RUN = 1_000_000_000
 DryRunOpt = Annotated[
     int | None,
     typer.Option(
         min=2,
+        max=MAX_DRY_RUN,
         metavar="N",
         help="Run N of the inputs, write nothing, and say what all of them will take.",
         show_default=False,

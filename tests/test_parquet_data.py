@@ -99,6 +99,18 @@ def test_images_are_copied_once_until_a_file_changes(folder: Path, own_folder: P
     assert datasets.open_dataset(path).sources[4].content() == picture(4)
 
 
+def test_images_that_a_run_reads_are_not_removed(tmp_path: Path, own_folder: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(5))
+    run = datasets.open_dataset(path)
+    write(path, table(7))
+    assert len(datasets.open_dataset(path)) == 7
+    assert run.sources[4].content() == picture(4)
+    del run
+    write(path, table(8))
+    assert len(datasets.open_dataset(path)) == 8
+    assert len([*own_folder.glob("*.content")]) == 1
+
+
 def test_files_patterns_and_columns_are_named(tmp_path: Path) -> None:
     images = pa.array([picture(n) for n in range(6)])
     names = pa.array(["cat", "dog", "cat", "bird", "dog", "cat"])

@@ -15,12 +15,13 @@ import os
 import re
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...atomic import atomic_file
-from ...atomic.lock import exclusive
+from ...atomic.lock import exclusive, share, try_lock
 from ...errors import OutputError, UsageError
 from .sample_index import IndexWriter, Kind, SampleIndex
 from .sections import SectionsInFile, write_sections
@@ -118,6 +119,7 @@ class IndexRequest:
             for place, time_ns in found.places():
                 if time_ns and not _is_unchanged(place, time_ns, facts["begun_ns"]):
                     return None
+            _hold_content(found, facts["content"])
         except FileNotFoundError:
             return None
         except (OSError, *DAMAGED) as error:
@@ -159,8 +161,10 @@ class IndexRequest:
             _remove_unused(self.path.parent)
             for other in self.path.parent.glob(f"{self.path.stem}-*{CONTENT_ENDING}"):
                 if str(other) != facts["content"]:
-                    other.unlink(missing_ok=True)
-            return SampleIndex(SectionsInFile(self.path))
+                    _remove(other)
+            found = SampleIndex(SectionsInFile(self.path))
+            _hold_content(found, facts["content"])
+            return found
         except (OSError, OutputError, ValueError) as error:
             log.warning("the index of %s is not kept for the next run: %s", self.name, error)
             return writer.in_memory()
@@ -217,7 +221,34 @@ def _remove_unused(folder: Path) -> None:
     for path in _files(folder):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > UNUSED_S:
+                _remove(path)
+
+
+def _hold_content(index: SampleIndex, content: str) -> None:
+    """Keep the images of an index from being removed, as long as this process has the index.
+
+    Raises:
+        OSError: They are not there any more.
+    """
+    if content:
+        handle = os.open(content, os.O_RDONLY)
+        weakref.finalize(index, os.close, handle)
+        if not share(handle) or not os.fstat(handle).st_nlink:  # it is just being removed
+            raise FileNotFoundError(content)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, unless a process has the index of its images."""
+    with contextlib.suppress(OSError):
+        if os.name == "nt":  # which has no such locks, and does not remove open files
+            path.unlink()
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if try_lock(handle):
                 path.unlink()
+        finally:
+            os.close(handle)
 
 
 def _files(folder: Path) -> Iterator[Path]:

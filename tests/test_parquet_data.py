@@ -278,7 +278,7 @@ def test_splits_and_configurations_are_told_by_names() -> None:
     with pytest.raises(UsageError, match=r"\(a\), and files beside them; name one: d/a$"):
         split("", "train.parquet", "a/train/0000.parquet")
     files = {name: TableFile(name, []) for name in configs}
-    with pytest.raises(UsageError, match="name one: s3://b/d/a/$"):
+    with pytest.raises(UsageError, match=r"name one: s3://b/d/a/$"):
         parquet_data.split_files("s3://b/d/", files)
     with pytest.raises(UsageError, match="there is no 'tests' in the data set; did you mean test"):
         split("tests", *names)

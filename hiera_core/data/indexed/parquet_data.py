@@ -67,7 +67,7 @@ class ParquetData:
         if len(self.splits[split]) == 1:
             return first
         file = re.split(r"[\\/]", first)[-1]
-        return first.removesuffix(file) + (f"{split}-*" if file.startswith(split) else "*") + ENDING
+        return first.removesuffix(file) + (f"{split}*" if file.startswith(split) else "*") + ENDING
 
 
 def find_parquet(data: str) -> ParquetData | None:

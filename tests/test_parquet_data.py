@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hiera_core.data import datasets
-from hiera_core.data.indexed import parquet_data, parquet_images
+from hiera_core.data.indexed import index_cache, parquet_data, parquet_images
 from hiera_core.data.indexed.parquet_columns import find_columns
 from hiera_core.data.indexed.parquet_images import TableFile
 from hiera_core.errors import HubError, OutputError, UsageError
@@ -109,6 +109,23 @@ def test_images_that_a_run_reads_are_not_removed(tmp_path: Path, own_folder: Pat
     write(path, table(8))
     assert len(datasets.open_dataset(path)) == 8
     assert len([*own_folder.glob("*.content")]) == 1
+
+
+def test_images_keep_their_time_and_are_as_old_as_their_index(
+    folder: Path, own_folder: Path
+) -> None:
+    """`--cache` of a probe knows a file by its time."""
+    (path,) = (folder / "data").glob("validation*")
+    datasets.open_dataset(path)
+    (content,) = own_folder.glob("*.content")
+    os.utime(content, (1, 1))
+    datasets.open_dataset(path)
+    assert content.stat().st_mtime == 1
+    index_cache._remove_unused(own_folder)
+    assert content.exists()
+    os.utime(next(own_folder.glob("*.index")), (1, 1))
+    index_cache._remove_unused(own_folder)
+    assert not [*own_folder.glob("*.content"), *own_folder.glob("*.index")]
 
 
 def test_files_patterns_and_columns_are_named(tmp_path: Path) -> None:

@@ -126,8 +126,7 @@ class IndexRequest:
             log.debug("the index %s is built again (%s)", self.path, error)
             return None
         with contextlib.suppress(OSError):
-            for path in (self.path, Path(facts["content"] or self.path)):
-                os.utime(path)  # it was used
+            os.utime(self.path)  # it was used; the time of its images tells whether these are new
         return found
 
     def _begin(self, stack: contextlib.ExitStack) -> SampleIndex | None:
@@ -219,8 +218,10 @@ def _is_unchanged(folder: str, time_ns: int, begun_ns: int) -> bool:
 def _remove_unused(folder: Path) -> None:
     """Remove indices that were not opened for a long time, with the images of Parquet files."""
     for path in _files(folder):
+        index = folder / f"{path.name[:32]}{ENDING}"  # images are used when their index is
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > UNUSED_S:
+            used = max(each.stat().st_mtime for each in (path, index) if each.exists())
+            if time.time() - used > UNUSED_S:
                 _remove(path)
 
 

@@ -104,6 +104,12 @@ def find_parquet(data: str) -> ParquetData | None:
     return ParquetData(text, split_files(text, files, inner), **columns)
 
 
+def without_columns(data: str) -> str:
+    """Return what a text names, without the columns that `?label=` and `?image=` name behind it."""
+    named = COLUMNS.fullmatch(data)
+    return data if named is None or Path(data).exists() else named["data"]
+
+
 def split_files(
     name: str, files: Mapping[str, TableFile], wanted: str = ""
 ) -> dict[str, list[TableFile]]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hiera_core.data import datasets
-from hiera_core.data.indexed import parquet_data, parquet_images
+from hiera_core.data.indexed import index_cache, parquet_data, parquet_images
 from hiera_core.data.indexed.parquet_columns import find_columns
 from hiera_core.data.indexed.parquet_images import TableFile
 from hiera_core.errors import HubError, OutputError, UsageError
@@ -97,6 +97,35 @@ def test_images_are_copied_once_until_a_file_changes(folder: Path, own_folder: P
     for content in own_folder.glob("*.content"):
         content.unlink()
     assert datasets.open_dataset(path).sources[4].content() == picture(4)
+
+
+def test_images_that_a_run_reads_are_not_removed(tmp_path: Path, own_folder: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(5))
+    run = datasets.open_dataset(path)
+    write(path, table(7))
+    assert len(datasets.open_dataset(path)) == 7
+    assert run.sources[4].content() == picture(4)
+    del run
+    write(path, table(8))
+    assert len(datasets.open_dataset(path)) == 8
+    assert len([*own_folder.glob("*.content")]) == 1
+
+
+def test_images_keep_their_time_and_are_as_old_as_their_index(
+    folder: Path, own_folder: Path
+) -> None:
+    """`--cache` of a probe knows a file by its time."""
+    (path,) = (folder / "data").glob("validation*")
+    datasets.open_dataset(path)
+    (content,) = own_folder.glob("*.content")
+    os.utime(content, (1, 1))
+    datasets.open_dataset(path)
+    assert content.stat().st_mtime == 1
+    index_cache._remove_unused(own_folder)
+    assert content.exists()
+    os.utime(next(own_folder.glob("*.index")), (1, 1))
+    index_cache._remove_unused(own_folder)
+    assert not [*own_folder.glob("*.content"), *own_folder.glob("*.index")]
 
 
 def test_files_patterns_and_columns_are_named(tmp_path: Path) -> None:
@@ -263,6 +292,11 @@ def test_splits_and_configurations_are_told_by_names() -> None:
     assert split("", "validation.parquet", "valid_2.parquet").keys() == {"validation", "valid"}
     with pytest.raises(UsageError, match=r"several configurations \(a, b\); name one: d/a"):
         split("", *configs)
+    with pytest.raises(UsageError, match=r"\(a\), and files beside them; name one: d/a$"):
+        split("", "train.parquet", "a/train/0000.parquet")
+    files = {name: TableFile(name, []) for name in configs}
+    with pytest.raises(UsageError, match=r"name one: s3://b/d/a/$"):
+        parquet_data.split_files("s3://b/d/", files)
     with pytest.raises(UsageError, match="there is no 'tests' in the data set; did you mean test"):
         split("tests", *names)
 

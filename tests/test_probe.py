@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 import hiera_core
+from hiera_core.data.sources import Source
 from hiera_core.errors import UsageError
 from hiera_core.inference.features import BatchExtractor, FeatureExtractor
 from hiera_core.probing import linear_probe
-from hiera_core.probing.frozen_features import FrozenFeatures, frozen_features
+from hiera_core.probing.frozen_features import FrozenFeatures, frozen_features, known_by_content
 from hiera_core.probing.nearest_neighbours import knn_scores
 from hiera_core.probing.probe import ProbeData, judge, open_probe_data
 
@@ -256,3 +257,10 @@ def test_reasons_are_named(hiera: Command, tmp_path: Path) -> None:
     (data / "train/red").rmdir()
     code, _, err = hiera("eval", data, "-m", MODEL, "--probe", "linear")
     assert code == 2 and "the training samples have one class" in err
+
+
+def test_a_remote_member_at_another_position_is_not_the_one_in_the_cache() -> None:
+    url = "s3://bucket/a.tar"
+    members = [Source(f"{url}/0.jpg", url=url, span=(512, size)) for size in (10, 10, 11)]
+    first, again, other = (known_by_content(member).name for member in members)
+    assert first == again != other and other.endswith(f"{url}/0.jpg")

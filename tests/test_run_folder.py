@@ -386,6 +386,13 @@ def test_paths_in_a_recipe_are_absolute_and_names_stay(
     assert found.init_from == str(here / "hiera_nano_32")
 
 
+def test_a_run_is_not_in_a_folder_whose_columns_are_named(photos: Path) -> None:
+    recipe = read_recipe("hiera_nano_32", {})
+    for data, folder in (("?label=breed", photos), ("?label=breed", photos / "run")):
+        with pytest.raises(UsageError, match="are the same, or one is in the other"):
+            trainer.open_data(recipe, f"{photos}{data}", folder)
+
+
 @pytest.mark.parametrize("recipe", ["hiera_nano_32", None, "file", "own"])
 def test_resuming_needs_no_settings_again(photos: Path, recipe: str | None) -> None:
     """Whatever names the recipe. What is not given is that of the run."""

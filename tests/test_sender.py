@@ -205,7 +205,8 @@ def test_a_server_that_stops_answering_does_not_hold_up_a_run(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), ("nan", "FAILED"), ("stop", "KILLED")]
+    ("error", "status"),
+    [(None, "FINISHED"), ("nan", "FAILED"), ("stop", "KILLED"), ("other", "KILLED")],
 )
 def test_how_a_run_ends_is_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str | None, status: str
@@ -225,6 +226,8 @@ def test_how_a_run_ends_is_its_status(
         return original(self, *arguments)
 
     monkeypatch.setattr(trainer.Trainer, "_report", report)
+    if error == "other":  # another process has received a signal
+        monkeypatch.setattr(trainer.Trainer, "_is_told_to_stop", lambda _: True)
     folder = tmp_path / "run"
     if error is None:
         train(folder)

@@ -93,6 +93,18 @@ def try_lock(handle: int) -> bool:
     return lock_state(handle) != "held"
 
 
+def share(handle: int) -> bool:
+    """Hold a lock on an open file that others can hold, too, until it is closed. Return False if
+    somebody holds its lock alone."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in HELD
+    return True
+
+
 def lock_state(handle: int) -> str:
     """Try to lock an open file or folder.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..atomic.lock import HELD, try_lock
+from ..atomic.lock import share, try_lock
 from ..errors import UsageError
 from .program_cache import default_folder, is_private_folder, size_limit
 
@@ -58,7 +58,7 @@ def hold() -> bool:
             handle = os.open(folder() / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
             if try_lock(handle):
                 shrink(folder(), size_limit())
-            if _share(handle) and _is_there(handle):
+            if share(handle) and _is_there(handle):
                 _lock = handle
                 return True
             os.close(handle)  # another process removes old programs, or all of them
@@ -118,20 +118,6 @@ def clear() -> int:
             size += path.lstat().st_size if path.is_file() and path.name != LOCK_NAME else 0
     shutil.rmtree(folder(), ignore_errors=True)
     return size
-
-
-def _share(handle: int) -> bool:
-    """Hold a lock that other users of the folder can hold, too, until this process ends. Return
-    whether nobody holds one that excludes it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in HELD
-    return True
 
 
 def _is_there(handle: int) -> bool:

@@ -23,7 +23,7 @@ from ..zoo import labels as class_labels
 from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
 from .indexed.local_samples import index_folder, index_list, index_shards
-from .indexed.parquet_data import TEST, TRAIN, VAL, find_parquet
+from .indexed.parquet_data import TEST, TRAIN, VAL, find_parquet, without_columns
 from .indexed.remote_shards import WILDCARD, index_remote_shards, list_files, list_shards
 from .indexed.sample_index import SampleIndex
 from .list_files import as_class_number
@@ -193,6 +193,11 @@ def is_built_in(data: str | Path) -> bool:
 def is_url(data: str | Path) -> bool:
     """Return whether this names data at a remote place."""
     return isinstance(data, str) and (is_remote(data) or data.startswith(URLS))
+
+
+def path_of(data: str | Path) -> Path:
+    """Return the path of data on this machine, without the columns that are named behind it."""
+    return Path(without_columns(str(data)))
 
 
 def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:

@@ -103,9 +103,12 @@ def frozen_features(
 
 
 def known_by_content(source: Source) -> Source:
-    """Return a source whose name changes if its content does. It keeps its ending."""
+    """Return a source whose name changes if its content does. It keeps its ending.
+
+    Of a member of a remote tar file, only its position is known without fetching it.
+    """
     if source.error is not None or source.url is not None:
-        return source
+        return replace(source, name=f"{source.span or ''} {source.name}".lstrip())
     if source.path is not None:
         with contextlib.suppress(OSError):
             found = source.path.stat()

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 
 from ..atomic import unfinished
-from ..data.datasets import Splits, is_built_in, is_url, open_splits
+from ..data.datasets import Splits, is_built_in, is_url, open_splits, path_of
 from ..errors import CheckpointError, TrainingError, UsageError, check_type
 from . import run_folder
 from .build import RunOptions, TrainingSetup, build_training
@@ -162,11 +162,11 @@ def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Sp
         raise UsageError("no data", "name a folder, a list, tar shards, or digits or shapes")
     check_type("data", data, (str, Path), "a path, or digits or shapes")
     parts = [Path(data, name) for name in ("train", "val") if Path(data, "train").is_dir()]
-    for part in [] if is_built_in(data) or is_url(data) else parts or [Path(data)]:
+    for part in [] if is_built_in(data) or is_url(data) else parts or [path_of(data)]:
         run_folder.check_apart(Path(folder), part)
     val = recipe.data.val
     if isinstance(val, str) and not is_built_in(val) and not is_url(val):
-        run_folder.check_apart(Path(folder), Path(val), "the held-out data")
+        run_folder.check_apart(Path(folder), path_of(val), "the held-out data")
     return open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
 
 

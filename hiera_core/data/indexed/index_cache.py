@@ -15,12 +15,13 @@ import os
 import re
 import struct
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...atomic import atomic_file
-from ...atomic.lock import exclusive
+from ...atomic.lock import exclusive, share, try_lock
 from ...errors import OutputError, UsageError
 from .sample_index import IndexWriter, Kind, SampleIndex
 from .sections import SectionsInFile, write_sections
@@ -118,14 +119,14 @@ class IndexRequest:
             for place, time_ns in found.places():
                 if time_ns and not _is_unchanged(place, time_ns, facts["begun_ns"]):
                     return None
+            _hold_content(found, facts["content"])
         except FileNotFoundError:
             return None
         except (OSError, *DAMAGED) as error:
             log.debug("the index %s is built again (%s)", self.path, error)
             return None
         with contextlib.suppress(OSError):
-            for path in (self.path, Path(facts["content"] or self.path)):
-                os.utime(path)  # it was used
+            os.utime(self.path)  # it was used; the time of its images tells whether these are new
         return found
 
     def _begin(self, stack: contextlib.ExitStack) -> SampleIndex | None:
@@ -159,8 +160,10 @@ class IndexRequest:
             _remove_unused(self.path.parent)
             for other in self.path.parent.glob(f"{self.path.stem}-*{CONTENT_ENDING}"):
                 if str(other) != facts["content"]:
-                    other.unlink(missing_ok=True)
-            return SampleIndex(SectionsInFile(self.path))
+                    _remove(other)
+            found = SampleIndex(SectionsInFile(self.path))
+            _hold_content(found, facts["content"])
+            return found
         except (OSError, OutputError, ValueError) as error:
             log.warning("the index of %s is not kept for the next run: %s", self.name, error)
             return writer.in_memory()
@@ -215,9 +218,38 @@ def _is_unchanged(folder: str, time_ns: int, begun_ns: int) -> bool:
 def _remove_unused(folder: Path) -> None:
     """Remove indices that were not opened for a long time, with the images of Parquet files."""
     for path in _files(folder):
+        index = folder / f"{path.name[:32]}{ENDING}"  # images are used when their index is
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > UNUSED_S:
+            used = max(each.stat().st_mtime for each in (path, index) if each.exists())
+            if time.time() - used > UNUSED_S:
+                _remove(path)
+
+
+def _hold_content(index: SampleIndex, content: str) -> None:
+    """Keep the images of an index from being removed, as long as this process has the index.
+
+    Raises:
+        OSError: They are not there any more.
+    """
+    if content:
+        handle = os.open(content, os.O_RDONLY)
+        weakref.finalize(index, os.close, handle)
+        if not share(handle) or not os.fstat(handle).st_nlink:  # it is just being removed
+            raise FileNotFoundError(content)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, unless a process has the index of its images."""
+    with contextlib.suppress(OSError):
+        if os.name == "nt":  # which has no such locks, and does not remove open files
+            path.unlink()
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if try_lock(handle):
                 path.unlink()
+        finally:
+            os.close(handle)
 
 
 def _files(folder: Path) -> Iterator[Path]:

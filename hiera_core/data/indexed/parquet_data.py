@@ -67,7 +67,7 @@ class ParquetData:
         if len(self.splits[split]) == 1:
             return first
         file = re.split(r"[\\/]", first)[-1]
-        return first.removesuffix(file) + (f"{split}-*" if file.startswith(split) else "*") + ENDING
+        return first.removesuffix(file) + (f"{split}*" if file.startswith(split) else "*") + ENDING
 
 
 def find_parquet(data: str) -> ParquetData | None:
@@ -102,6 +102,12 @@ def find_parquet(data: str) -> ParquetData | None:
     if hub is None and text.lower().endswith(ENDING):  # files that the user has chosen
         return ParquetData(text, {TRAIN[0]: [*files.values()]}, **columns)
     return ParquetData(text, split_files(text, files, inner), **columns)
+
+
+def without_columns(data: str) -> str:
+    """Return what a text names, without the columns that `?label=` and `?image=` name behind it."""
+    named = COLUMNS.fullmatch(data)
+    return data if named is None or Path(data).exists() else named["data"]
 
 
 def split_files(

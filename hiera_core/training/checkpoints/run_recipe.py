@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any
 
 from ...data.datasets import is_built_in, is_url
+from ...data.indexed.parquet_data import without_columns
 from ...device import select_device
 from ...errors import CheckpointError, UsageError, check_type
 from ...weights import names
@@ -103,8 +104,7 @@ def _absolute_data(location: str | Path) -> str:
     text = str(location)
     if is_url(location):
         return text
-    exists = os.path.lexists(text) or os.path.lexists(text.partition("?")[0])  # with ?label=
-    is_path = exists or PATTERN.search(text) is not None
+    is_path = os.path.lexists(without_columns(text)) or PATTERN.search(text) is not None
     is_path = (is_path and not is_built_in(location)) or isinstance(location, Path)
     return str(Path(text).absolute()) if is_path else text
 

@@ -145,7 +145,7 @@ def mae(
         facts = record.extra["mae"]
         record.lines = [
             f"loss {facts['loss']:.4f}, mask ratio {facts['mask_ratio']:g}: {facts['visible']} "
-            f"units visible, {facts['masked']} masked",
+            f"{'unit' if facts['visible'] == 1 else 'units'} visible, {facts['masked']} masked",
             *(f"-> {file}" for file in record.extra["files"]),
         ]
         record.result = None

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ from hiera_core.plain_data import to_json
 
 from .. import completion, load_model, media_run, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..output_files.claims import check_file, claim_file, write_text
+from ..output_files.claims import check_file, check_folder, claim_file, write_text
 from ..output_formats import Format, resolve_format, write_rows
 from ..text_tables import stdout_width
 
@@ -148,7 +149,13 @@ def evaluate(
         )
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")
+    from hiera_core.data.toy_datasets import BUNDLED
     from hiera_core.training.distributed import PATIENT, join_processes
+
+    if model is None and checkpoint is None:
+        model = BUNDLED.get(data)
+    if cache:
+        check_folder(Path(cache))
 
     # The processes meet only at the end, and some shares take much longer than others.
     with join_processes(device, PATIENT) as world:

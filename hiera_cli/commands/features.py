@@ -119,7 +119,8 @@ def features(
         format = output_formats.Format.table if format is output_formats.Format.auto else format
     pooled = selected == () if pool is None else pool is Pool.mean
     times = () if segments is None and every is None else ("start", "end")
-    out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
+    details = (*chosen.id_fields, "features", *times, "file", "picture")
+    out = ResultStream(None, format, details=details, quiet=quiet)
     if rows_run.is_wanted:
         _check_rows(selected, pooled, attention, times)
         load_model.check_model_name(model)
@@ -150,7 +151,7 @@ def features(
     may_exist = overwrite or resume
     outputs = outputs.claim(context, overwrite=overwrite, may_exist=may_exist, prefix=prefix)
     out.count, out.pictures = chosen.count(), outputs.pictures
-    out.may_be_empty = bool(prefix)
+    out.may_be_empty, out.origin = bool(prefix), chosen.origin
     chosen.check()
     load_model.check_model_name(model)
     pixels = None if size is None else parse_size(size)
@@ -332,7 +333,7 @@ def _text_lines(record: Record) -> Iterator[str]:
     """Yield the features of a record as lines of text."""
     for name, feature in record.extra["features"].items():
         shape = "x".join(map(str, feature["shape"]))
-        cell = feature.get("cell")
+        cell = feature.get("cell") if len(feature["shape"]) > 1 else None  # pooled: no cells
         note = f"a cell is {'x'.join(map(str, cell))} pixels" if cell else ""
         if cell and len(cell) == 3:
             note = f"a cell is {cell[0]} frames of {cell[1]}x{cell[2]} pixels"

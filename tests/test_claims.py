@@ -93,3 +93,15 @@ def test_a_cache_that_is_a_file_is_refused_before_work(hiera: Command, tmp_path:
         "eval", "digits", "-m", "hiera_nano_32", "--probe", "knn", "--cache", tmp_path / "c"
     )
     assert code == 2 and "is a file; name a folder" in err
+
+
+def test_a_cache_that_cannot_be_made_is_refused_before_work(
+    hiera: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiera_cli.output_files.claims.os.access", lambda *_: False)
+    command = ("eval", "digits", "-m", "hiera_nano_32", "--probe", "knn")
+    code, _, err = hiera(*command, "--cache", tmp_path / "ro/c")
+    shown = f"folder '{tmp_path}' is read-only; write to another folder"
+    assert code == 2 and err == f"hiera: {shown}\n"
+        code == 2 and err == f"hiera: folder '{tmp_path}' is read-only; write to another folder\n"
+    )

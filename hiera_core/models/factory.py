@@ -152,8 +152,7 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
     if entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
-            f"use {entry.name.removeprefix('mae_')}; or judge its features with hiera eval and "
-            "--probe knn or --probe linear",
+            f"use {entry.name.removeprefix('mae_')}",
         )
     loaded = _read_weights(entry, name, checkpoint)
     zoo.check_is_hiera(loaded.family, loaded.source)

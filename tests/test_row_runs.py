@@ -272,6 +272,10 @@ def test_rows_of_another_command_and_of_an_earlier_run_are_named(
             ["10 inputs in 36.0 s", "6 minutes in", "100 MB to read, 100 kB of rows to write"],
         ),
         (
+            {"inputs": 1, "seconds": 3.6, "read": 0, "written": 0, "total": 1000},
+            ["1 input in 3.6 s", "all 1000 inputs: 1 hour in", "0 kB to read"],
+        ),
+        (
             {"inputs": 10, "seconds": 36.0, "read": 10**7, "written": 10**4, "total": 10**6},
             ["all 1000000 inputs: 1,000 hours in", "1,000 GB to read, 1 GB of rows", "42 such"],
         ),

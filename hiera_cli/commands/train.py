@@ -324,7 +324,7 @@ def _summary(result: Mapping[str, object]) -> str:
     """Return the last measurements of a run as text, those on held-out data if there are any."""
     held_out = result.get("val")
     values = held_out if isinstance(held_out, dict) else result
-    parts = [f"{result['step']} steps"]
+    parts = [f"{result['step']} step{'' if result['step'] == 1 else 's'}"]
     if "loss" in values:
         parts.append(f"loss {values['loss']:.4f}")
     if "top1" in values:

@@ -86,7 +86,7 @@ def as_input_errors() -> Iterator[None]:
         ) from error
     except Exception as error:  # Pillow raises a dozen types on damaged files
         reason = REASONS.get(type(error).__name__) or UNPROCESSED.sub("", first_line(error))
-        hint = DAMAGED if "truncated" not in reason else INCOMPLETE
+        hint = DAMAGED if "truncated" not in reason.lower() else INCOMPLETE
         raise InputError(reason, hint) from error
 
 

@@ -134,7 +134,8 @@ def _seconds(seconds: float) -> str:
 def _duration(hours: float) -> str:
     """Return a duration in a unit that suits it: 0.4 s, 12 minutes, 3.5 hours."""
     if hours >= 1:
-        return f"{_short(hours)} hours"
+        shown = _short(hours)
+        return f"{shown} hour{'' if shown == '1' else 's'}"
     return f"{_short(hours * 60)} minutes" if hours >= 1 / 30 else f"{_short(hours * 3600)} s"
 
 

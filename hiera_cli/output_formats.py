@@ -196,7 +196,7 @@ class CsvWriter:
     """
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
-        self.named = ["input", "index", *(["id"] if ID in details else []), *FIXED]
+        self.named = ["input", "index", *([ID] if ID in details else []), *FIXED]
         columns = list(self.named)
         for rank in range(1, topk + 1):
             columns += [f"top{rank}_id", f"top{rank}_label", f"top{rank}_prob"]

@@ -19,6 +19,7 @@ from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inference import fingerprint
 from hiera_core.places.uploads import Upload
+from hiera_core.plain_data import counted
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
@@ -218,9 +219,10 @@ class ResultStream:
                 self.upload.is_kept = True
             if error is not None and not isinstance(error, UsageError):
                 count = self.ok + self.failed
+                verb = "is" if count == 1 else "are"
                 can_resume = self.format is Format.jsonl and self.upload is None
                 hint = "; --resume continues" if can_resume else ""
-                error.add_note(f"{count} inputs are in {partial}{hint}")
+                error.add_note(f"{counted(count, 'input')} {verb} in {partial}{hint}")
         else:  # there is nothing to resume
             unfinished.remove(partial)
             unfinished.remove(self._facts_path)

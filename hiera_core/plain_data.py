@@ -48,6 +48,11 @@ def valid_text(value: Any) -> Any:
     return value
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts: `1 input`, `2 inputs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def utf8_text(content: bytes) -> str:
     """Return the content of a text file, without a byte order mark.
 

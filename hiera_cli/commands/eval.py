@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hiera_core.errors import UsageError
-from hiera_core.plain_data import to_json
+from hiera_core.plain_data import counted, to_json
 
 from .. import completion, load_model, media_run, options
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -257,7 +257,7 @@ def render(evaluation: Evaluation, format: Format, width: int | None = None) -> 
         lines[-1] += f"  (published: {evaluation.published:.1f}%)"
     if evaluation.top5 is not None:
         lines.append(f"top-5  {evaluation.top5:.2f}%")
-    lines += [f"{evaluation.samples} samples, {len(evaluation.failed)} unreadable", ""]
+    lines += [f"{counted(evaluation.samples, 'sample')}, {len(evaluation.failed)} unreadable", ""]
     if len(classes) > WORST:
         lines.append(f"the {WORST} worst of {len(classes)} classes:")
     worst = evaluation.worst_classes(WORST)

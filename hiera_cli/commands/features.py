@@ -14,6 +14,7 @@ from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.places.remote_requests import is_remote
+from hiera_core.plain_data import counted
 from hiera_core.records import Record
 from hiera_core.zoo.input_sizes import parse_size
 
@@ -340,7 +341,7 @@ def _text_lines(record: Record) -> Iterator[str]:
         yield f"{name:9} {shape:14} {note}".rstrip()
     if "start" in record.extra:
         start, end = record.extra["start"], record.extra["end"]
-        yield f"{len(start)} segments, {start[0]:.1f} to {end[-1]:.1f} s"
+        yield f"{counted(len(start), 'segment')}, {start[0]:.1f} to {end[-1]:.1f} s"
     if "file" in record.extra:
         yield f"-> {_place(**record.extra['file'])}"
     if "picture" in record.extra:

@@ -11,6 +11,7 @@ from typing import Any
 from ..data.sources import Source
 from ..errors import UsageError
 from ..inference.pipeline import Pipeline
+from ..plain_data import counted
 from .result_rows import RowLayout
 
 WARM_UP = 8  # inputs before the clock starts, at most: loading, first batches
@@ -54,12 +55,13 @@ class Estimate:
         """Yield lines for a person."""
         each = self.total / self.inputs
         yield (
-            f"{_inputs(self.inputs)} in {_seconds(self.seconds)} on {self.device}: "
+            f"{counted(self.inputs, 'input')} in {_seconds(self.seconds)} on {self.device}: "
             f"{_short(self.rate)}/s, "
             f"{self.failed} failed"
         )
         yield (
-            f"all {_inputs(self.total)}: {_duration(self.hours)} in one process like this one, "
+            f"all {counted(self.total, 'input')}: {_duration(self.hours)} in one process like this "
+            "one, "
             f"{_size_text(self.read * each)} to read, "
             f"{_size_text(self.written * each)} of rows to write"
         )
@@ -121,10 +123,6 @@ def _parquet_size(layout: RowLayout, records: list[Any]) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(layout.table(records), sink)
     return int(sink.getvalue().size)
-
-
-def _inputs(count: int) -> str:
-    return f"{count} input{'' if count == 1 else 's'}"
 
 
 def _seconds(seconds: float) -> str:

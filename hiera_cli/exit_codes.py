@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def exit_code_of(error: BaseException, hint: str = "") -> int:
     """
     if hasattr(error, "format_message"):  # a usage error of click, or of typer's copy of click
         if text := error.format_message():  # it is empty if the help has been printed instead
+            text = _plain(text)
             print_message(f"{text.rstrip('.')}; {hint}" if hint else text)
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -98,6 +100,23 @@ def exit_code_of(error: BaseException, hint: str = "") -> int:
     reason = f"{type(error).__name__}: {first_line}".rstrip(": ")
     print_message(f"unexpected error ({reason}); run again with --debug and report what it prints")
     return SOME_FAILED
+
+
+# What typer's validation says, and what is printed instead.
+PLAIN_WORDS = {
+    r"Input should be a valid (number|float)\b.*": "give a number",
+    r"Input should be a valid integer\b.*": "give a whole number",
+    r"Input should be (?=(greater|less) than)": "give a number ",
+    r"Input should be ": "give ",
+    r"Value error, ": "",
+}
+
+
+def _plain(text: str) -> str:
+    """Return the message of a usage error without words of the libraries that found it."""
+    for found, shown in PLAIN_WORDS.items():
+        text = re.sub(found, shown, text)
+    return text
 
 
 def signal_words(signum: int) -> str:

@@ -39,6 +39,10 @@ ENDINGS = {
 }
 
 
+ID = "id"  # the field of records from a manifest with such a column
+FIXED = ("status", "kind", "model")  # columns of csv after those that say which input it is
+
+
 def resolve_format(format: Format, path: Path | None) -> Format:
     """Return the format that `auto` stands for; other formats are returned as they are.
 
@@ -132,6 +136,8 @@ class TableWriter:
     def write(self, record: Record) -> None:
         name = printable(record.input)
         failed = "  error" if record.error else ""
+        if record.id is not None:
+            name += f"  id {printable(str(record.id))}"
         notes = printable(f"({'; '.join(record.notes)})") if record.notes else ""
         fits = self.width is None or len(f"{name}{failed}  {notes}") <= self.width
         beside = f"  {notes}" if notes and fits else ""
@@ -185,21 +191,23 @@ class JsonWriter:
 class CsvWriter:
     """CSV with one row per record and three columns per class.
 
-    Segments and the task's own fields are JSON within their cell.
+    Segments and the task's own fields are JSON within their cell. `id` is one of these fields, and
+    has a column of plain text beside the name of the input.
     """
 
     def __init__(self, stream: IO[str], topk: int, details: tuple[str, ...] = ()) -> None:
-        columns = ["input", "index", "status", "kind", "model"]
+        self.named = ["input", "index", *([ID] if ID in details else []), *FIXED]
+        columns = list(self.named)
         for rank in range(1, topk + 1):
             columns += [f"top{rank}_id", f"top{rank}_label", f"top{rank}_prob"]
-        columns += ["notes", "error_type", "error_message", "error_hint", "segments", *details]
-        self.details = details
+        self.details = tuple(name for name in details if name != ID)
+        columns += ["notes", "error_type", "error_message", "error_hint", "segments", *self.details]
         self.writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         self.writer.writeheader()
 
     def write(self, record: Record) -> None:
         values: Mapping[str, object] = record.to_json()
-        row = {name: values[name] for name in ("input", "index", "status", "kind", "model")}
+        row = {name: values.get(name, "") for name in self.named}
         for rank, prediction in enumerate(record.topk, start=1):
             row[f"top{rank}_id"] = prediction.id
             row[f"top{rank}_label"] = prediction.label or ""

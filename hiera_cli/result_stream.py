@@ -19,6 +19,7 @@ from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, OutputError, UsageError
 from hiera_core.inference import fingerprint
 from hiera_core.places.uploads import Upload
+from hiera_core.plain_data import counted
 from hiera_core.records import Record
 
 from .exit_codes import OK, SOME_FAILED, ReaderGone, print_message
@@ -89,6 +90,7 @@ class ResultStream:
         self.pictures: Path | str | None = None  # a folder with pictures, for the summary
         self.passed_over = Counter[str]()  # files in folders that are no inputs, by extension
         self.complete = True  # False if the run stops early, so that the file stays .partial
+        self.origin = "list, pattern or standard input"  # where inputs come from, for messages
         self.is_numbered = False  # True if inputs know their position among those of all processes
         self.is_silent = False  # True if records are not printed, because they go elsewhere
         self.may_be_empty = False  # True if there may be fewer inputs than processes
@@ -219,9 +221,10 @@ class ResultStream:
             is_known = isinstance(error, UsageError) and self.upload is None
             if error is not None and not is_known:
                 count = self.ok + self.failed
+                verb = "is" if count == 1 else "are"
                 can_resume = self.format is Format.jsonl and self.upload is None
                 hint = "; --resume continues" if can_resume else ""
-                error.add_note(f"{count} inputs are in {partial}{hint}")
+                error.add_note(f"{counted(count, 'input')} {verb} in {partial}{hint}")
         else:  # there is nothing to resume
             unfinished.remove(partial)
             unfinished.remove(self._facts_path)
@@ -337,7 +340,7 @@ class ResultStream:
             if not (self.ok or self.failed or self.may_be_empty):
                 self.complete = False
         if not (self.ok or self.failed or self.may_be_empty):
-            raise UsageError("no inputs", "the list, pattern or standard input is empty")
+            raise UsageError("no inputs", f"the {self.origin} is empty")
         self.print_summary()
         return SOME_FAILED if self.failed else OK
 
@@ -350,7 +353,9 @@ class ResultStream:
         says_more = self.ok > 1 or self.passed_over or path or self.pictures
         if self.failed or (says_more and not self.quiet):
             target = f" -> {path}" if path else ""
-            shown = f"; pictures are in {self.pictures}" if self.pictures and self.ok else ""
+            shown = ""
+            if self.pictures and self.ok:
+                shown = f"; {_what_is(str(self.pictures))} {self.pictures}"
             counts = f"{self.ok} ok, {self.failed} failed{self._passed_over()}"
             print_message(f"{counts}{target}{shown}")
 
@@ -389,3 +394,11 @@ class ResultStream:
         except OSError as error:
             name = self.partial or "standard output"
             raise OutputError(f"{name} cannot be written ({error.strerror or error})") from error
+
+
+def _what_is(pictures: str) -> str:
+    """Return what the summary says of a folder with pictures, or of a single file."""
+    ending = Path(pictures).suffix.lower()
+    if ending not in (".png", ".mp4") or Path(pictures).is_dir():
+        return "pictures are in"
+    return "the picture is" if ending == ".png" else "the movie is"

@@ -5,6 +5,7 @@ The files may come from somebody else, or not be what they were meant to be: a d
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -47,6 +48,28 @@ def valid_text(value: Any) -> Any:
     return value
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts: `1 input`, `2 inputs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def utf8_text(content: bytes) -> str:
+    """Return the content of a text file, without a byte order mark.
+
+    Raises:
+        UnicodeError: It is in another encoding.
+        ValueError: It is not text.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnicodeError("it is in UTF-16")
+    if b"\0" in content:
+        raise ValueError("it is not a text file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnicodeError("it is not in UTF-8") from error
+
+
 def read_yaml(path: Path) -> Any:
     """Return the value in a YAML file.
 
@@ -58,7 +81,7 @@ def read_yaml(path: Path) -> Any:
         content = file.read(MAX_YAML_BYTES + 1)
     if len(content) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 20} MiB")
-    return parse_yaml(content.decode("utf-8"))
+    return parse_yaml(utf8_text(content))
 
 
 def parse_yaml(text: str) -> Any:
@@ -71,10 +94,19 @@ def parse_yaml(text: str) -> Any:
         value = yaml.safe_load(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_describe_mark(error)) from error
     except Exception as error:  # PyYAML raises many types, such as KeyError for `!!bool x`
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     _check_count(value)
     return value
+
+
+def _describe_mark(error: yaml.MarkedYAMLError) -> str:
+    """Return where a YAML text is not valid, and why, as far as PyYAML says."""
+    mark = error.problem_mark or error.context_mark
+    reason = " ".join((error.problem or error.context or "not valid YAML").split())
+    return reason if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
 
 
 def _check_count(value: Any) -> None:

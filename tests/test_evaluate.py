@@ -12,6 +12,7 @@ import pytest
 from hiera_core import zoo
 from hiera_core.data import datasets, toy_datasets
 from hiera_core.data.sources import Source
+from hiera_core.inference import evaluate as evaluate_module
 from hiera_core.inference.evaluate import Evaluation, published_top1
 
 Run = Callable[..., tuple[int, str, str]]
@@ -63,6 +64,7 @@ def test_output_formats(folder: Path, hiera: Run) -> None:
         (["nothing"], "no data 'nothing'"),
         (["digits", "-m", "hiera_nano_33"], "did you mean hiera_nano_32"),
         (["digits", "-m", "mae_hiera_nano_32"], "use hiera_nano_32"),
+        (["digits", "-m", "mae_hiera_nano_32"], "--probe knn or --probe linear"),
         (["digits", "-m", "hiera_tiny_224", "--random-init"], "knows no class 'zero'"),
         (["shapes", "-m", "hiera_nano_8x32", "--clips", "0"], "clips"),
     ],
@@ -70,6 +72,22 @@ def test_output_formats(folder: Path, hiera: Run) -> None:
 def test_bad_arguments_are_refused(arguments: list[str], message: str, hiera: Run) -> None:
     code, out, err = hiera("eval", *arguments)
     assert code == 2 and out == "" and message in err
+
+
+def test_built_in_data_has_a_model_that_ships_in_the_package(
+    hiera: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = datasets.open_eval_data("digits")
+    assert whole.labels is not None
+    few = datasets.MediaDataset([whole.sources[i] for i in range(8)], whole.labels[:8])
+    monkeypatch.setattr(datasets, "open_eval_data", lambda data: few)
+    monkeypatch.setattr(evaluate_module, "open_eval_data", lambda data: few)
+    code, out, err = hiera("eval", "digits", "-f", "json")
+    assert code == 0 and json.loads(out)["top1"] > 80, err
+    assert evaluate_module.evaluate("digits").top1 > 80
+    for data, name in toy_datasets.BUNDLED.items():
+        (checkpoint,) = zoo.get(name).checkpoints.values()
+        assert checkpoint.bundled_path is not None and data in datasets.BUILT_IN
 
 
 def test_a_video_model_fails_on_every_picture(hiera: Run, folder: Path) -> None:

@@ -218,7 +218,7 @@ def test_resume_does_not_recompute_finished_shards(
     times = {f.name: f.stat().st_mtime_ns for f in interrupted.iterdir()}
     options += ["-o", interrupted]
     code, _, err = hiera("features", digits, *options)
-    assert code == 2 and "not empty" in err
+    assert code == 2 and "holds features of an earlier run; --resume continues it" in err
     code, out, _ = hiera("features", *names, SAMPLES / "eight.png", *options, "--resume")
     again = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [r["input"] for r in again] == [*names, str(SAMPLES / "eight.png")]
@@ -238,6 +238,13 @@ def test_resume_does_not_recompute_finished_shards(
     first.write_bytes(first.read_bytes()[:50])
     code, _, err = hiera("features", digits, *options, "--resume")
     assert code == 2 and "damaged" in err
+
+
+def test_only_maps_have_cells(hiera: Command) -> None:
+    options = (SAMPLES / "three.png", "-m", "hiera_nano_32", "--stages", "3", "-f", "table")
+    assert "4x4x96         a cell is 8x8 pixels" in hiera("features", *options)[1]
+    code, out, _ = hiera("features", *options, "--pool", "mean")
+    assert code == 0 and "stage3    96\n" in out and "cell" not in out
 
 
 def test_maps_are_written_to_one_file(hiera: Command, tmp_path: Path) -> None:

@@ -288,3 +288,16 @@ def test_fast_jpeg_reads_grey_and_cmyk_and_refuses_damaged_files() -> None:
     data = encoded(photo((2000, 1500)), "JPEG")
     with pytest.raises(InputError, match="truncated"):
         open_image(data[: len(data) // 2], enough_pixels=TRANSFORM.enough_pixels)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_a_truncated_file_says_so_without_numbers(format: str) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(file, format)
+    with pytest.raises(InputError) as error:
+        open_image(file.getvalue()[: len(file.getvalue()) * 2 // 3])
+    assert "bytes" not in str(error.value)
+    if "truncated" in error.value.message.lower():
+        assert error.value.hint == "the file is incomplete; download or copy it again"
+    assert format != "JPEG" or "truncated" in error.value.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -166,3 +167,28 @@ def test_mistakes_are_named(hiera: Command, folder: Path, tmp_path: Path) -> Non
     ):
         code, _, err = hiera(*arguments, *MODEL)
         assert code == 2 and message in err, err
+
+
+@pytest.mark.parametrize("command", ["predict", "features"])
+def test_csv_and_tables_have_the_ids_of_a_manifest(
+    hiera: Command, tmp_path: Path, command: str
+) -> None:
+    manifest = tmp_path / "m.tsv"
+    names = (SAMPLES / "eight.png", "missing.png")
+    manifest.write_text("id\tpath\n" + "".join(f"k {n}\t{name}\n" for n, name in enumerate(names)))
+    given = (command, "--manifest", manifest, *MODEL)
+    _, out, _ = hiera(*given, "-f", "csv")
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert [row["id"] for row in found] == ["k 0", "k 1"]
+    assert [row["status"] for row in found] == ["ok", "error"]
+    _, out, _ = hiera(*given, "-f", "table")
+    assert f"{names[0]}  id k 0\n" in out and "missing.png  id k 1  error\n" in out
+    _, out, _ = hiera(command, names[0], *MODEL, "-f", "csv")
+    assert "id" not in out.splitlines()[0].split(",")
+
+
+def test_a_manifest_with_only_a_header_is_empty(hiera: Command, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,path\n")
+    for command in ("predict", "features"):
+        code, _, err = hiera(command, "--manifest", tmp_path / "m.csv", *MODEL, "-f", "jsonl")
+        assert code == 2 and err == "hiera: no inputs; the manifest is empty\n"

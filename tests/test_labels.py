@@ -85,3 +85,44 @@ def test_numbers_that_do_not_count_the_classes_are_part_of_the_name(
 ) -> None:
     (tmp_path / "names.txt").write_text(text)
     assert labels.read_labels(tmp_path / "names.txt") == text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.txt",
+            "Käse\n".encode("utf-16"),
+            r"read \(it is in UTF-16\); save it as UTF-8",
+        ),
+        ("x.txt", "Käse\n".encode("latin-1"), r"\(it is not in UTF-8\); save it as UTF-8"),
+        ("x.txt", bytes(range(256)), r"\(it is not a text file\); give a text file"),
+        ("x.pbtxt", b"item {\n  id: 1\n}\n", r"\.pbtxt is not read; write one class name per line"),
+    ],
+)
+def test_other_encodings_and_formats_are_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        labels.read_labels(tmp_path / name)
+    with pytest.raises(UsageError, match=message):
+        labels.parse_labels(content, name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfcat\r\ndog\r\n",
+        b'["cat", "dog"]',
+        b'{"0": "cat", "1": "dog"}',
+        b'{"cat": 0, "dog": 1}',
+        b"names:\n  0: cat\n  1: dog\n",
+        b"index,name\n0,cat\n1,dog\n",
+        b"1 cat\n2 dog\n",
+        b"n02121808 cat\nn02084071 dog\n",
+    ],
+)
+def test_the_forms_that_the_docs_list_are_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    assert labels.read_labels(tmp_path / "names.txt") == ["cat", "dog"]

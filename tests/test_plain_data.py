@@ -64,3 +64,11 @@ def test_yaml_is_read_up_to_a_limit(tmp_path: Path) -> None:
 def test_devices_without_an_end_are_refused(device: str) -> None:
     with pytest.raises(ValueError):
         plain_data.read_yaml(Path(device))
+
+
+def test_one_is_not_several() -> None:
+    assert [plain_data.counted(n, "input") for n in (0, 1, 2)] == [
+        "0 inputs",
+        "1 input",
+        "2 inputs",
+    ]

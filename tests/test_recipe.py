@@ -66,7 +66,16 @@ def test_values_match_the_paper(name: str, expected: tuple[float, ...]) -> None:
         ({"optimiser.lr": 1}, "did you mean optimizer"),
         ({"optimizer.lrr": 1}, "'optimizer.lrr'; did you mean lr"),
         ({"augment.mixpu": 1}, "did you mean mixup"),
-        ({"batch_size": "many"}, "batch_size is 'many'; expected int"),
+        ({"lr": 1}, "unknown key 'lr'; did you mean optimizer.lr?"),
+        ({"learning_rate": 1}, "did you mean optimizer.lr?"),
+        ({"learning_rat": 1}, "did you mean optimizer.lr?"),
+        ({"optimizer.epochs": 1}, "did you mean schedule.epochs?"),
+        ({"qwertz": 1}, "keys are "),
+        ({"schedule.epochs": "x"}, "schedule.epochs is 'x'; expected a number"),
+        ({"augment.flip": True}, "expected a number"),
+        ({"grad_checkpointing": "x"}, "expected true or false"),
+        ({"data.val": [1]}, "expected a number"),
+        ({"batch_size": "many"}, "batch_size is 'many'; expected a whole number"),
         ({"batch_size": 0}, "above 0"),
         ({"batch_size": 63, "accumulate": 2}, "no multiple"),
         ({"optimizer.betas": [0.9]}, "optimizer.betas"),
@@ -316,3 +325,27 @@ def test_resume_and_overwrite_exclude_each_other(
     code, _, err = hiera("train", "hiera_nano_32", "digits", *both)
     assert code == 2 and "leave out one of them" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file or directory"),
+        (b"a: 1\nb: [1, 2\n", "line 3, column 1: "),
+        (b"a: 1\n b: 2\n", "line 2, column 3: mapping values are not allowed here"),
+        ("a: Käse".encode("utf-16"), "it is in UTF-16"),
+        ("a: Käse".encode("latin-1"), "it is not in UTF-8"),
+        (b"a: \0", "it is not a text file"),
+    ],
+)
+def test_recipes_that_cannot_be_read_are_described_plainly(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        recipes.read_recipe(path)
+    assert f"cannot be read ({reason}" in str(error.value)
+    for word in ("unicode string", "Errno", "codec"):
+        assert word not in str(error.value)

@@ -210,6 +210,13 @@ def test_mae_of_pictures_is_reproducible(hiera: Command, tmp_path: Path) -> None
     assert np.array_equal(row_of_three[6:166:5, left : left + 160 : 5], reconstruction)
 
 
+def test_one_picture_and_one_unit_are_not_several(hiera: Command, tmp_path: Path) -> None:
+    options = ["-m", "mae_hiera_nano_32", "--mask-ratio", "0.93", "-f", "table"]
+    code, out, err = hiera("mae", SAMPLES / "three.png", *options, "-o", tmp_path / "x.png")
+    assert code == 0 and "1 unit visible, 15 masked" in out
+    assert f"; the picture is {tmp_path / 'x.png'}\n" in err
+
+
 def test_mae_of_a_video_is_reproducible(hiera: Command, tmp_path: Path) -> None:
     sample = SAMPLES / "moving_right.mp4"
     options = ["-m", "mae_hiera_nano_8x32", "--mask-ratio", "0.75", "-f", "table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,49 @@ def test_a_dry_run_writes_nothing(
     assert code == 0 and out == ""
     first, second, third = err.splitlines()
     assert first.startswith("hiera: 7 inputs in ") and "on cpu: " in first
-    assert second.startswith("hiera: all 70000 inputs: ") and "GB to read" in second
+    assert second.startswith("hiera: all 70000 inputs: ") and re.search(
+        r" [kMG]B to read, .* [kMG]B of rows", second
+    )
     assert third.startswith("hiera: within a day: ") and "process" in third
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_rows_of_another_command_and_of_an_earlier_run_are_named(
+    hiera: Command, tmp_path: Path
+) -> None:
+    one = SAMPLES / "eight.png"
+    given = (one, *MODEL, "--rows", tmp_path / "rows")
+    assert hiera("features", *given)[0] == 0
+    code, _, err = hiera("predict", *given, "--resume")
+    assert code == 2 and "was made by hiera features, not by hiera predict; " in err, err
+    code, _, err = hiera("features", *given)
+    assert code == 2 and "holds rows of an earlier run; --resume continues it" in err, err
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        (
+            {"inputs": 1, "seconds": 0.0153, "read": 400, "written": 6300, "total": 3},
+            ["1 input in 0.015 s on cpu: 65.4/s", "all 3 inputs: 0.0459 s in", "1.2 kB to read"],
+        ),
+        (
+            {"inputs": 10, "seconds": 36.0, "read": 10**7, "written": 10**4, "total": 100},
+            ["10 inputs in 36.0 s", "6 minutes in", "100 MB to read, 100 kB of rows to write"],
+        ),
+        (
+            {"inputs": 1, "seconds": 3.6, "read": 0, "written": 0, "total": 1000},
+            ["1 input in 3.6 s", "all 1000 inputs: 1 hour in", "0 kB to read"],
+        ),
+        (
+            {"inputs": 10, "seconds": 36.0, "read": 10**7, "written": 10**4, "total": 10**6},
+            ["all 1000000 inputs: 1,000 hours in", "1,000 GB to read, 1 GB of rows", "42 such"],
+        ),
+    ],
+)
+def test_an_estimate_has_units_that_suit_it(figures: dict[str, Any], text: list[str]) -> None:
+    from hiera_core.scale.estimate import Estimate
+
+    lines = "\n".join(Estimate(failed=0, device="cpu", **figures).lines())
+    for part in text:
+        assert part in lines, lines

@@ -239,6 +239,9 @@ def test_segments_and_pictures_are_not_combined(film: Path, hiera: Command) -> N
     assert code == 2 and "use --every SECONDS" in err
     code, _, err = hiera("features", film, "-m", "hiera_nano_32")
     assert code == 1 and "--every SECONDS shows it single frames" in err
+    for maps in (("--visualize", film.parent / "drawn"), ("--pool", "none"), ("--stages", "1")):
+        code, _, err = hiera("features", film, "-m", "hiera_nano_32", *maps)
+        assert code == 1 and "takes pictures; use a model for videos" in err, err
     code, _, err = hiera("features", SAMPLES / "three.png", *VIDEO, "--segments", "1")
     assert code == 1 and "takes video clips" in err
     code, out, _ = hiera("features", "-m", "hiera_nano_8x32", "--segments", "1", "--pool", "mean")

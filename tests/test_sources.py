@@ -123,6 +123,27 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
             Source(str(path), path=path).content()
 
 
+@pytest.mark.parametrize(
+    ("made", "hint"),
+    [
+        ([], "the folder is empty"),
+        ([".git/"], "the folder is empty"),
+        (["a/"], "--recursive looks into folders within it"),
+        (["x.txt"], "it holds 1 .txt"),
+        (["x.txt", "a/"], "it holds 1 .txt; --recursive looks into folders within it"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_it_holds(
+    tmp_path: Path, made: list[str], hint: str
+) -> None:
+    for name in made:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    (source,) = expand([str(tmp_path)])
+    with pytest.raises(InputError) as error:
+        source.content()
+    assert str(error.value) == f"the folder holds no pictures or videos; {hint}"
+
+
 def test_a_missing_list_keeps_its_place(tree: Path) -> None:
     """Sources after a list that disappears are still read."""
     sources = list(expand(["b.jpg", "@gone.txt", "a.PNG"]))

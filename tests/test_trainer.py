@@ -279,6 +279,7 @@ def test_a_run_saves_a_model_and_its_log(tmp_path: Path, caplog: pytest.LogCaptu
     assert {"log.jsonl", "curves.png", "checkpoints"} <= names
     assert len(list((tmp_path / "run/checkpoints").glob("step_*"))) == 2
     assert "held out: loss" in caplog.text
+    assert f"the run is written to {tmp_path / 'run'}" in caplog.messages[:2]
     model = hiera_core.Hiera.from_pretrained(tmp_path / "run")
     assert model.card["classes"][3] == "three"
     record = hiera_core.predict(next(iter(_save_digits(tmp_path))), str(tmp_path / "run"))

@@ -8,16 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hiera_core.errors import UsageError
-from hiera_core.plain_data import to_json
+from hiera_core.plain_data import counted, to_json
 
 from .. import completion, load_model, media_run, options
 from ..exit_codes import OK, SOME_FAILED, print_message
-from ..output_files.claims import check_file, claim_file, write_text
+from ..output_files.claims import check_file, check_folder, claim_file, write_text
 from ..output_formats import Format, resolve_format, write_rows
 from ..text_tables import stdout_width
 
@@ -141,14 +142,26 @@ def evaluate(
     elif output is not None:
         check_file(output, overwrite)
     format = resolve_format(format, output)
-    load_model.check_model_name(model)
+    entry = load_model.check_model_name(model)
+    if probe is None and entry is not None and entry.autoencoder:
+        raise UsageError(
+            f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
+            "add --probe knn or --probe linear, which judge its features, or use "
+            f"{entry.name.removeprefix('mae_')}",
+        )
     if probe is None and (val, cache, neighbours) != (None, None, None):
         raise UsageError(
             "--val, --cache and --neighbours belong to --probe", "add --probe knn or --probe linear"
         )
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")
+    from hiera_core.data.toy_datasets import BUNDLED
     from hiera_core.training.distributed import PATIENT, join_processes
+
+    if model is None and checkpoint is None:
+        model = BUNDLED.get(data)
+    if cache:
+        check_folder(Path(cache))
 
     # The processes meet only at the end, and some shares take much longer than others.
     with join_processes(device, PATIENT) as world:
@@ -244,7 +257,7 @@ def render(evaluation: Evaluation, format: Format, width: int | None = None) -> 
         lines[-1] += f"  (published: {evaluation.published:.1f}%)"
     if evaluation.top5 is not None:
         lines.append(f"top-5  {evaluation.top5:.2f}%")
-    lines += [f"{evaluation.samples} samples, {len(evaluation.failed)} unreadable", ""]
+    lines += [f"{counted(evaluation.samples, 'sample')}, {len(evaluation.failed)} unreadable", ""]
     if len(classes) > WORST:
         lines.append(f"the {WORST} worst of {len(classes)} classes:")
     worst = evaluation.worst_classes(WORST)

@@ -14,6 +14,7 @@ from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.errors import UsageError
 from hiera_core.places.remote_requests import is_remote
+from hiera_core.plain_data import counted
 from hiera_core.records import Record
 from hiera_core.zoo.input_sizes import parse_size
 
@@ -119,7 +120,8 @@ def features(
         format = output_formats.Format.table if format is output_formats.Format.auto else format
     pooled = selected == () if pool is None else pool is Pool.mean
     times = () if segments is None and every is None else ("start", "end")
-    out = ResultStream(None, format, details=("features", *times, "file", "picture"), quiet=quiet)
+    details = (*chosen.id_fields, "features", *times, "file", "picture")
+    out = ResultStream(None, format, details=details, quiet=quiet)
     if rows_run.is_wanted:
         _check_rows(selected, pooled, attention, times)
         load_model.check_model_name(model)
@@ -150,7 +152,7 @@ def features(
     may_exist = overwrite or resume
     outputs = outputs.claim(context, overwrite=overwrite, may_exist=may_exist, prefix=prefix)
     out.count, out.pictures = chosen.count(), outputs.pictures
-    out.may_be_empty = bool(prefix)
+    out.may_be_empty, out.origin = bool(prefix), chosen.origin
     chosen.check()
     load_model.check_model_name(model)
     pixels = None if size is None else parse_size(size)
@@ -332,14 +334,14 @@ def _text_lines(record: Record) -> Iterator[str]:
     """Yield the features of a record as lines of text."""
     for name, feature in record.extra["features"].items():
         shape = "x".join(map(str, feature["shape"]))
-        cell = feature.get("cell")
+        cell = feature.get("cell") if len(feature["shape"]) > 1 else None  # pooled: no cells
         note = f"a cell is {'x'.join(map(str, cell))} pixels" if cell else ""
         if cell and len(cell) == 3:
             note = f"a cell is {cell[0]} frames of {cell[1]}x{cell[2]} pixels"
         yield f"{name:9} {shape:14} {note}".rstrip()
     if "start" in record.extra:
         start, end = record.extra["start"], record.extra["end"]
-        yield f"{len(start)} segments, {start[0]:.1f} to {end[-1]:.1f} s"
+        yield f"{counted(len(start), 'segment')}, {start[0]:.1f} to {end[-1]:.1f} s"
     if "file" in record.extra:
         yield f"-> {_place(**record.extra['file'])}"
     if "picture" in record.extra:

@@ -10,6 +10,7 @@ import typer
 from hiera_core import zoo
 from hiera_core.data import sources
 from hiera_core.models.masking import check_mask_ratio
+from hiera_core.plain_data import counted
 from hiera_core.records import Record
 
 from .. import load_model, media_run, options, output_formats
@@ -144,8 +145,8 @@ def mae(
         record.extra["files"] = pictures.finish(files)
         facts = record.extra["mae"]
         record.lines = [
-            f"loss {facts['loss']:.4f}, mask ratio {facts['mask_ratio']:g}: {facts['visible']} "
-            f"units visible, {facts['masked']} masked",
+            f"loss {facts['loss']:.4f}, mask ratio {facts['mask_ratio']:g}: "
+            f"{counted(facts['visible'], 'unit')} visible, {facts['masked']} masked",
             *(f"-> {file}" for file in record.extra["files"]),
         ]
         record.result = None

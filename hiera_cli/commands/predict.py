@@ -148,7 +148,7 @@ def predict(
         path,
         format,
         topk=topk,
-        details=("picture",) if pictures else (),
+        details=(*chosen.id_fields, *(["picture"] if pictures else [])),
         overwrite=overwrite,
         resume=resume,
         quiet=quiet,
@@ -156,7 +156,7 @@ def predict(
     )
     context.with_resource(out.claim())
     out.count, out.is_numbered = chosen.count(), chosen.is_numbered
-    out.may_be_empty = not chosen.shard.is_whole
+    out.may_be_empty, out.origin = not chosen.shard.is_whole, chosen.origin
     if pictures is not None:
         context.with_resource(pictures.claim(overwrite or resume))
         out.pictures = pictures.shown

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hiera_core.errors import UsageError
+from hiera_core.plain_data import counted
 from hiera_core.training import recipe_reader as recipes
 
 from .. import completion, options
@@ -324,7 +325,7 @@ def _summary(result: Mapping[str, object]) -> str:
     """Return the last measurements of a run as text, those on held-out data if there are any."""
     held_out = result.get("val")
     values = held_out if isinstance(held_out, dict) else result
-    parts = [f"{result['step']} steps"]
+    parts = [f"{counted(int(str(result['step'])), 'step')}"]
     if "loss" in values:
         parts.append(f"loss {values['loss']:.4f}")
     if "top1" in values:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from hiera_core.atomic import TEMPORARY, atomic_file, translate_write_errors
 from hiera_core.atomic.lock import LOCK_NAME, exclusive, exclusive_folder
@@ -13,6 +15,11 @@ from hiera_core.errors import UsageError
 
 from ..output_formats import print_text
 
+# Names of the files that a command leaves in a folder, and that it can continue from.
+RESULTS = {
+    "features": re.compile(r"(image|video)-\d{5,}\.(safetensors|npz|parquet)"),
+    "rows": re.compile(r"part-\d{12,}-[0-9a-f]{8}\.parquet"),
+}
 LONGEST_ENDING = ".partial.json"  # the longest that is added to the name of an output file
 
 
@@ -38,6 +45,8 @@ def target_of(path: Path) -> Path:
         raise UsageError(
             f"output {shown} is not a regular file", "leave out this option to print the results"
         )
+    if not has_folder and target.parent.exists():
+        raise UsageError(f"{str(target.parent)!r} is a file, not a folder", "choose another name")
     if not has_folder:
         raise UsageError(f"there is no folder {str(target.parent)!r}", "make it first")
     if not os.access(target.parent, os.W_OK):
@@ -83,25 +92,35 @@ def write_text(text: str, path: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path, may_exist: bool) -> Iterator[Path]:
+def claim_folder(
+    folder: Path, may_exist: bool, results: Literal["features", "rows"] | None = None
+) -> Iterator[Path]:
     """Hold the lock of an output folder within the block, and yield it. A missing one is made.
 
     Args:
         folder: The folder.
         may_exist: Whether the folder may hold files.
+        results: What the command writes into it, if --resume can continue that.
 
     Raises:
         UsageError: The folder is not empty (without `may_exist`), another process writes to it, or
             it is a file or read-only.
     """
-    _check_folder(folder)
+    check_folder(folder)
     with exclusive_folder(folder):
-        if not may_exist and any(not _is_ours(path.name) for path in folder.iterdir()):
+        found = [path.name for path in folder.iterdir() if not _is_ours(path.name)]
+        if found and not may_exist:
+            for what, pattern in RESULTS.items():
+                if what == results and any(map(pattern.fullmatch, found)):
+                    raise UsageError(
+                        f"folder {str(folder)!r} holds {what} of an earlier run",
+                        "--resume continues it, --overwrite removes them",
+                    )
             raise UsageError(f"folder {str(folder)!r} is not empty", "--overwrite writes into it")
         yield folder
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Check that a folder can be written, or made.
 
     Raises:
@@ -133,7 +152,7 @@ def claim_part_of_folder(folder: Path, prefix: str, may_exist: bool) -> Iterator
             the folder is a file or read-only.
         OutputError: The folder cannot be made.
     """
-    _check_folder(folder)
+    check_folder(folder)
     with translate_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / prefix.rstrip("-"), beside=True):

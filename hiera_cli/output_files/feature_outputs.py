@@ -20,6 +20,7 @@ from .remote_outputs import is_file_name, open_file, open_folder
 PLAIN_ARRAY = ".npy"
 FEATURE_FILES = (".safetensors", ".npz", ".parquet", PLAIN_ARRAY)
 PICTURES = (".png",)
+PRINTED = ("jsonl", "json", "csv")  # formats that are only printed
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class FeatureOutputs:
         elif features is not None and prefix:
             context.with_resource(claim_part_of_folder(features, prefix, may_exist))
         elif features is not None:
-            context.with_resource(claim_folder(features, may_exist))
+            context.with_resource(claim_folder(features, may_exist, "features"))
         if pictures is not None and self.is_picture:
             pictures = context.with_resource(claim_file(pictures, overwrite))
         elif pictures is not None and (
@@ -190,7 +191,10 @@ def _is_file(path: Path, endings: Sequence[str], or_folder: str) -> bool:
         return False
     if path.suffix.lower() in endings:
         return True
+    text = path.suffix.lower().removeprefix(".")
+    printed = f"; or print them: -f {text} > {path.name}" if text in PRINTED else ""
     raise UsageError(
         f"unknown file extension in {path.name!r}",
-        f"end it in {', '.join(endings)}; or, for a folder, {or_folder}",
+        f"end it in {', '.join(endings)}; or, for a folder, {or_folder}"
+        f"{printed if endings is FEATURE_FILES else ''}",
     )

@@ -25,6 +25,7 @@ from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
 from ..output_files import remote_outputs
+from ..output_formats import ID
 from ..progress import InputCount
 
 if TYPE_CHECKING:
@@ -117,6 +118,16 @@ class InputSelection:
     def are_none(self) -> bool:
         """Whether the command names no inputs."""
         return not self.inputs and self.manifest is None
+
+    @property
+    def origin(self) -> str:
+        """What the inputs come from, for messages."""
+        return "list, pattern or standard input" if self.manifest is None else "manifest"
+
+    @property
+    def id_fields(self) -> tuple[str, ...]:
+        """The field that records have because the manifest has a column of ids: `id`, or none."""
+        return () if self.manifest is None or self.manifest.columns[1] is None else (ID,)
 
     @property
     def is_numbered(self) -> bool:

@@ -150,7 +150,7 @@ class RowRun:
         elif prefix:
             context.with_resource(claim_part_of_folder(Path(self.rows), prefix, may_exist))
         else:
-            context.with_resource(claim_folder(Path(self.rows), may_exist))
+            context.with_resource(claim_folder(Path(self.rows), may_exist, "rows"))
         if self.overwrite and not self.resume:
             folder.remove()
         if manifest is not None:
@@ -249,7 +249,7 @@ class RowRun:
             print_message("further errors are in the rows whose status is 'error'")
         out.ok, out.failed = done.ok + summary.ok, done.failed + summary.failed
         if not (out.ok or out.failed):
-            raise UsageError("no inputs", "the list, pattern or manifest is empty")
+            raise UsageError("no inputs", f"the {out.origin} is empty")
         out.print_summary()
         if not self.quiet:
             print_message(summary.text())
@@ -275,7 +275,7 @@ class RowRun:
     def _messages(self, done: DoneRows) -> ResultStream:
         """Return what prints messages and progress."""
         out = ResultStream(None, Format.jsonl, quiet=self.quiet)
-        out.count = self.chosen.count()
+        out.count, out.origin = self.chosen.count(), self.chosen.origin
         out.is_silent = out.is_numbered = True
         out.may_be_empty = not self.chosen.shard.is_whole or len(done) > 0
         out.ok, out.failed, out.skipped = done.ok, done.failed, len(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -65,6 +66,13 @@ def find_files(
                 _count(passed_over, ending or NO_EXTENSION)
         if recursive:
             waiting += reversed(inner)
+
+
+def count_folders(folder: Path) -> int:
+    """Return how many folders, hidden ones left out, are in a folder; 0 if it cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return sum(_is_folder(entry) and not entry.name.startswith(".") for entry in entries)
+    return 0
 
 
 def describe(passed_over: Counter[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ MAX_PIXELS = 178_956_970  # the size at which Pillow raises its decompression bo
 BACKGROUND = (255, 255, 255)  # colour behind transparent pixels
 LARGE_PIXELS = 32_000_000  # images with more are decoded one at a time, to limit the peak of memory
 MAX_COUNTED_PAGES = 1000  # of a TIFF file, because each further page takes longer to find
+INCOMPLETE = "the file is incomplete; download or copy it again"
+UNPROCESSED = re.compile(r" \(\d+ bytes not processed\)")  # of no use to a reader
 DAMAGED = "the file is damaged, or not an image"
 # Messages for errors whose own text does not help. The others are quoted.
 REASONS = {
@@ -82,7 +85,9 @@ def as_input_errors() -> Iterator[None]:
             "more pixels than Pillow opens in this format", "convert it to PNG"
         ) from error
     except Exception as error:  # Pillow raises a dozen types on damaged files
-        raise InputError(REASONS.get(type(error).__name__) or first_line(error), DAMAGED) from error
+        reason = REASONS.get(type(error).__name__) or UNPROCESSED.sub("", first_line(error))
+        hint = DAMAGED if "truncated" not in reason.lower() else INCOMPLETE
+        raise InputError(reason, hint) from error
 
 
 def to_upright_rgb(image: Image.Image, notes: list[str]) -> Image.Image:

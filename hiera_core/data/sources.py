@@ -330,9 +330,12 @@ def _from_folder(folder: Path, options: _FolderOptions) -> Iterator[Source]:
     if options.passed_over is not None:
         options.passed_over.update(passed_over)
     if is_empty:
-        hint = "" if options.recursive else "--recursive looks into folders within it"
+        inner = folders.count_folders(folder)
+        hint = "--recursive looks into folders within it" if inner and not options.recursive else ""
         if passed_over:
             hint = f"it holds {folders.describe(passed_over)}{'; ' if hint else ''}{hint}"
+        elif not inner:
+            hint = "the folder is empty"
         yield Source(str(folder), error=InputError("the folder holds no pictures or videos", hint))
 
 

@@ -25,6 +25,7 @@ from .video_files.video_writer import encode
 
 DIGITS = tuple("zero one two three four five six seven eight nine".split())
 DIRECTIONS = ("moving right", "moving left", "moving down", "moving up")
+BUNDLED = {"digits": "hiera_nano_32", "shapes": "hiera_nano_8x32"}  # model for each data set
 DIGIT_SIDE = 32  # pixels
 CLIPS = 4000
 FRAMES, RATE, SIDE = 8, 4, 48  # frames of a clip, frames per second, pixels along a side

@@ -16,6 +16,7 @@ from .. import zoo
 from ..data.clip_sampling import Sampling
 from ..data.datasets import MediaDataset, benchmark_of, open_eval_data, remap_labels
 from ..data.media_types import kind_of
+from ..data.toy_datasets import BUNDLED
 from ..errors import InputError, UsageError
 from ..records import Kind
 from .pipeline import PipelineOptions
@@ -197,7 +198,8 @@ def evaluate(
     Args:
         data: A folder of class folders (its `val/`, if it has one), a list of `path label` lines,
             tar shards, or `digits` or `shapes` (the part that training holds out).
-        model: See `Predictor`. None: the default model for the kind of the first sample.
+        model: See `Predictor`. None: the default model for the kind of the first sample; for
+            `digits` and `shapes`, the bundled model that is trained on them.
         options: See `EvaluationOptions`.
 
     Raises:
@@ -207,6 +209,7 @@ def evaluate(
         DeviceError: The device does not exist, or has too little memory for a single sample.
     """
     found = open_eval_data(data)
+    model = BUNDLED.get(str(data)) if model is None else model
     return evaluate_dataset(found, Predictor(model, topk=TOP_K, **options))
 
 

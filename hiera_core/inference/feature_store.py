@@ -22,6 +22,7 @@ import numpy as np
 from ..atomic import unfinished
 from ..errors import InputError, OutputError, UsageError
 from ..places.uploads import Upload
+from ..plain_data import counted
 from ..records import Kind, Record
 from . import feature_formats, fingerprint
 from .feature_formats import TIMES
@@ -238,7 +239,8 @@ class FeatureStore:
         count = sum(len(shard.inputs) for shard in self._open.values())
         hint = "be resumed" if self._upload is None else "keep them"
         return (
-            f"{self._name_of(self.path)} is not written after {count} inputs; a folder could {hint}"
+            f"{self._name_of(self.path)} is not written after {counted(count, 'input')}; "
+            f"a folder could {hint}"
         )
 
     def _name_of(self, path: Path) -> str:

@@ -179,17 +179,21 @@ class FeatureSelection:
         Raises:
             UsageError: Maps or attention of several views or segments, or drawings of segments.
         """
-        is_spatial = not self.pool or self.attention is not None
-        if is_spatial and sampling.views != (1, 1):
+        if self.is_spatial and sampling.views != (1, 1):
             raise UsageError(
                 "maps of several views show different parts and cannot be averaged",
                 "use one clip and one crop, or pooled features",
             )
-        if sampling.is_split and (is_spatial or draws):
+        if sampling.is_split and (self.is_spatial or draws):
             raise UsageError(
                 "the parts of a video get vectors only: no maps, attention or drawings",
                 "use pooled features (--pool mean), or leave out --segments and --every",
             )
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether features keep the positions: maps or attention."""
+        return not self.pool or self.attention is not None
 
     def stages_of(self, depth: int, name: str) -> tuple[int, ...]:
         """Return the selected stages of the model `name`, which has `depth` stages.
@@ -201,7 +205,8 @@ class FeatureSelection:
             return tuple(range(1, depth + 1))
         if any(not 1 <= stage <= depth for stage in self.stages):
             raise UsageError(
-                f"{name} has {depth} stages", f"choose among 1 to {depth}, not {self.stages}"
+                f"{name} has {depth} stages",
+                f"choose among 1 to {depth}, not {', '.join(map(str, self.stages))}",
             )
         return self.stages or (() if self.pool else (depth,))
 
@@ -299,6 +304,10 @@ class FeatureExtractor(Pipeline[BatchExtractor]):
         "video": zoo.DEFAULT_VIDEO_MODEL,
     }
     splits_videos: ClassVar[bool] = True
+
+    @property
+    def may_split(self) -> bool:
+        return not (self.selection.is_spatial or self.visualize)
 
     def __init__(
         self,

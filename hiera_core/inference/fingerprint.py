@@ -10,6 +10,9 @@ from typing import Any
 
 from ..errors import UsageError
 
+# Settings that only one command has, and this command.
+COMMANDS = {"topk": "hiera predict", "stages": "hiera features"}
+
 
 def text_digest(lines: object) -> str:
     """Return a short text that differs for different values."""
@@ -25,8 +28,12 @@ def check_same(where: Path, earlier: Mapping[str, Any], now: Mapping[str, Any], 
         hint: What to do if they differ.
 
     Raises:
-        UsageError: A value differs. The message names the first such value.
+        UsageError: A value differs. The message names the first such value, or the
+            command that made the results if that is another.
     """
+    first, second = _command_of(earlier), _command_of(now)
+    if first and second and first != second:
+        raise UsageError(f"{where} was made by {first}, not by {second}", hint)
     for name, value in plain(dict(now)).items():
         if name not in earlier or earlier[name] != value:
             raise UsageError(
@@ -39,6 +46,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _command_of(facts: Mapping[str, Any]) -> str | None:
+    return next((command for name, command in COMMANDS.items() if name in facts), None)
 
 
 def _show(value: Any) -> str:

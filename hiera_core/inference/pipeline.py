@@ -280,6 +280,11 @@ class Pipeline(Generic[R]):
         return self.takes == "video" or (self.takes is None and splits)
 
     @property
+    def may_split(self) -> bool:
+        """Whether what the caller wants is also there for the parts of a video."""
+        return True
+
+    @property
     def kinds(self) -> list[Kind]:
         """Kinds of input for which a model is loaded."""
         return list(self._runners)
@@ -289,7 +294,7 @@ class Pipeline(Generic[R]):
         what, takes = ("video", "pictures") if kind == "video" else ("picture", "video clips")
         default = self.default_models[kind]
         hint = f"use a model for {kind}s such as {default}, or leave out --model"
-        if kind == "video" and self.splits_videos:
+        if kind == "video" and self.splits_videos and self.may_split:
             hint = f"--every SECONDS shows it single frames; or use a video model such as {default}"
         return InputError(f"a {what}, and {model.name} takes {takes}", hint)
 

@@ -11,10 +11,12 @@ from typing import Any
 from ..data.sources import Source
 from ..errors import UsageError
 from ..inference.pipeline import Pipeline
+from ..plain_data import counted
 from .result_rows import RowLayout
 
 WARM_UP = 8  # inputs before the clock starts, at most: loading, first batches
 DAY_H = 24.0
+SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class Estimate:
         """Yield lines for a person."""
         each = self.total / self.inputs
         yield (
-            f"{self.inputs} inputs in {self.seconds:.1f} s on {self.device}: {self.rate:.1f}/s, "
+            f"{counted(self.inputs, 'input')} in {_seconds(self.seconds)} on {self.device}: "
+            f"{_short(self.rate)}/s, "
             f"{self.failed} failed"
         )
         yield (
-            f"all {self.total} inputs: {_short(self.hours)} hours in one process like this one, "
-            f"{_short(self.read * each / 1e9)} GB to read, "
-            f"{_short(self.written * each / 1e9)} GB of rows to write"
+            f"all {counted(self.total, 'input')}: {_duration(self.hours)} in one process like this "
+            "one, "
+            f"{_size_text(self.read * each)} to read, "
+            f"{_size_text(self.written * each)} of rows to write"
         )
         needed = max(1, -(-self.hours // DAY_H))
         processes = "process" if needed == 1 else "processes"
@@ -119,6 +123,24 @@ def _parquet_size(layout: RowLayout, records: list[Any]) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(layout.table(records), sink)
     return int(sink.getvalue().size)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+
+
+def _duration(hours: float) -> str:
+    """Return a duration in a unit that suits it: 0.4 s, 12 minutes, 3.5 hours."""
+    if hours >= 1:
+        shown = _short(hours)
+        return f"{shown} hour{'' if shown == '1' else 's'}"
+    return f"{_short(hours * 60)} minutes" if hours >= 1 / 30 else f"{_short(hours * 3600)} s"
+
+
+def _size_text(count: float) -> str:
+    """Return a number of bytes in a unit that suits it: 4 kB, 1.2 MB, 310 GB."""
+    unit = next((u for u in ("GB", "MB") if count >= SIZES[u]), "kB")
+    return f"{_short(count / SIZES[unit])} {unit}"
 
 
 def _short(number: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..plain_data import counted
+
 
 @dataclass
 class RunSummary:
@@ -35,7 +37,8 @@ class RunSummary:
         count = self.ok + self.failed
         share = self.waited / max(self.busy + self.waited, 1e-9)
         return (
-            f"{count} inputs in {self.seconds:.1f} s, {count / max(self.seconds, 1e-9):.1f}/s; "
+            f"{counted(count, 'input')} in {self.seconds:.1f} s, "
+            f"{count / max(self.seconds, 1e-9):.1f}/s; "
             f"the model waited {share:.0%} of its time; {self.failed} errors; "
             f"{self.decoded / 1e9:.3f} GB decoded, {self.written / 1e9:.3f} GB written"
         )

@@ -14,6 +14,7 @@ from .. import zoo
 from ..errors import UsageError, did_you_mean
 from ..plain_data import parse_yaml, read_yaml
 from .recipe import Recipe
+from .settings.typed_values import UnknownKeyError
 
 log = logging.getLogger("hiera")
 RECIPES = Path(__file__).with_name("recipes")
@@ -48,7 +49,18 @@ def read_recipe(
     values = apply_settings(_load_values(recipe, _built_in_values), settings)
     if shorten_warmup:
         _shorten_warmup(values, given_values(recipe, settings))
-    return Recipe.from_dict(values)
+    return _build(values)
+
+
+def _build(values: Mapping[str, Any]) -> Recipe:
+    """Return `Recipe.from_dict`. A hint about an unknown key may name one of another section."""
+    try:
+        return Recipe.from_dict(values)
+    except UnknownKeyError as error:
+        meant = _key_of(error.key.replace("-", "_").lower(), similar=not error.similar)
+        if meant is None:
+            raise
+        raise UsageError(error.message, f"did you mean {meant}?") from error
 
 
 def given_values(
@@ -85,8 +97,8 @@ def resumed_recipe(
     given = given_values(recipe, settings)
     lines = differences(saved, given)
     if lines:
-        return Recipe.from_dict(saved), lines
-    return Recipe.from_dict(_merge(saved, given)), []
+        return _build(saved), lines
+    return _build(_merge(saved, given)), []
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -169,15 +181,26 @@ def key_of_option(option: str) -> str | None:
 
     `--epochs` -> "schedule.epochs", `--batch-size` -> "batch_size", `--lr` -> "optimizer.lr"
     """
-    word = option.strip("-").replace("-", "_").lower()
+    return _key_of(option.strip("-").replace("-", "_").lower(), similar=True)
+
+
+def _key_of(word: str, *, similar: bool) -> str | None:
+    """Return the key that a word means: its last part, or its name in another trainer.
+
+    Args:
+        word: The word.
+        similar: Also take a word that is spelt nearly like this one.
+    """
     keys = flatten(_plain_recipe()).keys()
     by_word = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
     by_word |= {key.replace(".", "_"): key for key in keys}
     by_word |= {name: f"model.config.{name}" for name in MODEL_ARGUMENTS} | OTHER_NAMES
     if word in by_word:
         return by_word[word]
-    similar = difflib.get_close_matches(word, [w for w in by_word if len(w) > 3], 1, 0.8)
-    return by_word[similar[0]] if similar else None
+    if not similar:
+        return None
+    found = difflib.get_close_matches(word, [w for w in by_word if len(w) > 3], 1, 0.8)
+    return by_word[found[0]] if found else None
 
 
 def names() -> list[str]:
@@ -301,7 +324,8 @@ def _load_values(
     try:
         values = read_yaml(path)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(reason.split()).lower() if isinstance(error, OSError) else reason
         hint = did_you_mean(path.stem, names())
         raise UsageError(f"recipe {str(path)!r} cannot be read ({reason})", hint) from error
     if not isinstance(values, dict):

@@ -231,6 +231,7 @@ class Trainer:
         try:
             facts = self.setup.facts(self.sampler.steps, self.splits)
             self.run_log.show_start(self.recipe.model.name, facts)
+            log.info("the run is written to %s", self.run_folder.path)
             if self.setup.weights == "random" and self.setup.masking is None:
                 log.info(
                     "weights are random, and need many more epochs than pre-trained ones: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
+from ..plain_data import utf8_text
 
 MAX_LABELS_BYTES = 8 << 20
 MAX_LITERAL_BYTES = 1 << 20  # Python needs 250 times as much memory to read a literal
 NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `3,cat`
 NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
 WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
+NOT_READ = (".pbtxt", ".prototxt", ".textproto")  # their lines are not names
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
@@ -82,6 +83,9 @@ def parse_labels(content: bytes, name: str) -> list[str]:
 
 
 def _parse(text: str, name: str | Path) -> list[str]:
+    ending = Path(name).suffix.lower()
+    if ending in NOT_READ:
+        raise UsageError(f"labels {name}: {ending} is not read", "write one class name per line")
     try:
         names = _from_literal(text) if text.lstrip()[:1] in ("{", "[") else _from_lines(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
@@ -93,6 +97,8 @@ def _parse(text: str, name: str | Path) -> list[str]:
 
 def _unreadable(name: str | Path, error: BaseException) -> UsageError:
     reason = getattr(error, "strerror", None) or first_line(error)
+    if isinstance(error, UnicodeError):
+        return UsageError(f"labels {name} cannot be read ({reason})", "save it as UTF-8")
     hint = "give a text file with one class name per line"
     return UsageError(f"labels {name} cannot be read ({reason})", hint)
 
@@ -118,10 +124,7 @@ def _checked_text(content: bytes) -> str:
     """
     if len(content) > MAX_LABELS_BYTES:
         raise ValueError("it is too large")
-    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
-    if "\0" in text:
-        raise ValueError("it is not a text file")
-    return text
+    return utf8_text(content)
 
 
 def _from_literal(text: str) -> list[str]:

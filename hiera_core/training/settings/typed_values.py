@@ -11,6 +11,27 @@ from typing import Any, Literal
 
 from ...errors import UsageError, did_you_mean
 
+PLAIN_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    dict: "`key: value` lines",
+    NoneType: "null",
+}
+
+
+class UnknownKeyError(UsageError):
+    """A key that the recipe does not have.
+
+    Attributes:
+        key: The key, without the sections that it is in.
+        similar: Whether the hint suggests a similar key of the same section.
+    """
+
+    key = ""
+    similar = False
+
 
 def plain(value: Any) -> Any:
     """Convert tuples to lists, including those in dictionaries."""
@@ -36,8 +57,11 @@ def build_settings(cls: Any, values: Any, where: str = "") -> Any:
     types = typing.get_type_hints(cls)
     for key in values:
         if key not in types:
-            hint = did_you_mean(str(key), types) or f"keys are {', '.join(types)}"
-            raise UsageError(f"unknown key {_path(where, key)!r}", hint)
+            similar = did_you_mean(str(key), types)
+            hint = similar or f"keys are {', '.join(types)}"
+            error = UnknownKeyError(f"unknown key {_path(where, key)!r}", hint)
+            error.key, error.similar = str(key), bool(similar)
+            raise error
     for spec in dataclasses.fields(cls):
         required = spec.default is spec.default_factory is dataclasses.MISSING
         if required and spec.name not in values:
@@ -92,7 +116,12 @@ def _convert_to_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
 def _describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    return str(getattr(kind, "__name__", kind)) if not typing.get_args(kind) else str(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (UnionType, typing.Union):
+        return " or ".join(map(_describe_type, arguments))
+    if origin is tuple:
+        return f"a list of {len(arguments)} values, each {_describe_type(arguments[0])}"
+    return PLAIN_NAMES.get(origin or kind, str(getattr(kind, "__name__", kind)))
 
 
 def _path(where: str, key: object) -> str:

@@ -162,9 +162,11 @@ def test_a_solver_ends_when_the_run_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
+    # A shell's background jobs ignore SIGINT, and a run leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def endless(*_: Any, on_step: Any, **__: Any) -> Any:
-        while True:
+        for _step in range(2000):
             steps.append(1)
             on_step()
             if len(steps) == 5:
@@ -173,8 +175,11 @@ def test_a_solver_ends_when_the_run_is_told_to_stop(
 
     monkeypatch.setattr(run_probe, "POLL_S", 0.02)
     monkeypatch.setattr(run_probe, "judge", endless)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(tmp_path / "run", probe__every=1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tmp_path / "run", probe__every=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(steps) >= 5 and not probes(tmp_path / "run")
     monkeypatch.setattr(run_probe, "judge", judge)
     result = hiera_core.train(

@@ -209,7 +209,7 @@ def test_damaged_times_are_one_line(tmp_path: Path, change: dict[str, Any]) -> N
         (["--segments", "nan"], "segments is nan"),
         (["--segments", "inf"], "segments is inf"),
         (["--segments", "1e30"], "segments is 1e+30"),
-        (["--segments", "x"], "valid number"),
+        (["--segments", "x"], "give a number"),
         (["--segments", "1", "--every", "1"], "choose one"),
         (["--segments", "1", "--pool", "none"], "--pool mean"),
         (["--segments", "1", "--stages", "1"], "--pool mean"),

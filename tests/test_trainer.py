@@ -681,7 +681,8 @@ def test_the_first_step_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO, "hiera")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=2, log_every=100)
     run(recipe, tmp_path / "run")
-    start, hint, first, *_ = caplog.messages
+    start, where, hint, first, *_ = caplog.messages
+    assert where.startswith("the run is written to ")
     assert re.fullmatch(
         r"hiera_nano_32: [\d.]+M parameters, 10 classes, 128 images, 32 held out, "
         r"on cpu in float32, weights random",

@@ -7,6 +7,7 @@ import http.server
 import os
 import subprocess
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -271,6 +272,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 
     monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.01)
     yield application
+    application.is_faulty = False
+    reset = f"http://127.0.0.1:{running.port}/moto-api/reset"
+    urllib.request.urlopen(reset, b"").close()  # its buckets are those of the process
     running.shutdown()
     thread.join()
     import fsspec

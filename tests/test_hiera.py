@@ -16,6 +16,7 @@ from hiera_core.benchmarking import benchmark
 from hiera_core.errors import ConfigError, UsageError
 from hiera_core.models import cpu
 from hiera_core.models.attention import eager_attention, fused_attention
+from hiera_core.models.kernels import batched_attention
 from hiera_core.models.mae import normalise_patches
 
 from .conftest import SMALL, assert_close, draw_weights
@@ -55,8 +56,13 @@ def test_large_batches_are_split_for_the_kernel() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["hiera_base_224", "hiera_base_16x224"])
-def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("intel", [True, False])
+def test_no_block_runs_the_slow_math_kernel(
+    name: str, dtype: torch.dtype, intel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the reference's 5-D tensors, PyTorch silently uses this kernel in all 24 blocks."""
+    for attribute in ("HAS_AMX", "IS_INTEL"):
+        monkeypatch.setattr(batched_attention, attribute, intel)
     model = getattr(hiera_core, name)()
     calls = []
     for block in model.blocks:  # run each block once, on a few mask units
@@ -73,9 +79,11 @@ def test_no_block_runs_the_slow_math_kernel(name: str, dtype: torch.dtype) -> No
     assert len(calls) == 24
     for keys, names in calls:
         assert "aten::_scaled_dot_product_attention_math" not in names
-        # On a CPU, matrix products are faster than the fused kernel in bf16 and in small windows.
+        # On other CPUs than Intel's, matrix products are faster than the fused kernel, in bf16 and
+        # in small windows.
         fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
         by_products = dtype in cpu.ONEDNN_DTYPES and (dtype is torch.bfloat16 or keys <= 64)
+        by_products = by_products and not intel
         assert ("aten::baddbmm" if by_products else fused) in names
 
 

@@ -143,15 +143,15 @@ def evaluate(
         check_file(output, overwrite)
     format = resolve_format(format, output)
     entry = load_model.check_model_name(model)
+    if probe is None and (val, cache, neighbours) != (None, None, None):
+        raise UsageError(
+            "--val, --cache and --neighbours belong to --probe", "add --probe knn or --probe linear"
+        )
     if probe is None and entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
             "add --probe knn or --probe linear, which judge its features, or use "
             f"{entry.name.removeprefix('mae_')}",
-        )
-    if probe is None and (val, cache, neighbours) != (None, None, None):
-        raise UsageError(
-            "--val, --cache and --neighbours belong to --probe", "add --probe knn or --probe linear"
         )
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")

@@ -121,7 +121,7 @@ def test_the_recipe_takes_true_false_and_selective() -> None:
         assert found.grad_checkpointing == value
         assert type(found).from_dict(found.to_dict()) == found
     for wrong in ("some", 1, None):
-        with pytest.raises(UsageError, match="expected bool or one of selective"):
+        with pytest.raises(UsageError, match="expected true or false or one of selective"):
             recipe_reader.read_recipe("hiera_nano_32", {"grad_checkpointing": wrong})
     model = hiera_core.Hiera(**SMALL)
     with pytest.raises(UsageError, match="give True, False or 'selective'"):

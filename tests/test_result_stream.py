@@ -352,7 +352,7 @@ def test_a_second_command_on_one_output_is_refused(
         ("/dev/null", "not a regular file"),
         ("/dev/full", "not a regular file"),
         ("fifo", "not a regular file"),
-        ("file/out.jsonl", "no folder"),
+        ("file/out.jsonl", "is a file, not a folder"),
         ("x" * 300 + ".jsonl", "name too long"),
         ("é" * 124 + ".jsonl", "name too long"),
         ("x/" * 3000 + "out.jsonl", "name too long"),

@@ -73,7 +73,7 @@ def test_failed_inputs_are_tried_again_on_ray(
     assert hiera(*given, "--shard-size", 3)[0] == 1
     (folder / "4.png").write_bytes((SAMPLES / "three.png").read_bytes())
     code, _, err = hiera(*given, "--resume", "--retry-failed")
-    assert code == 0 and "hiera: 1 inputs in " in err, err
+    assert code == 0 and "hiera: 1 input in " in err, err
     hiera("features", folder, *MODEL, "--rows", tmp_path / "local", "-q")
     assert same(read_rows(tmp_path / "ray"), read_rows(tmp_path / "local"))
 
@@ -154,7 +154,6 @@ def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
     assert isinstance(manifest, Manifest) and len(manifest) == 2
 
 
-@pytest.mark.slow
 def test_empty_lines_of_a_manifest_need_no_rows(
     hiera: Command, cluster: None, folder: Path, tmp_path: Path
 ) -> None:

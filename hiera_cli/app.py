@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 import hiera_core
-from hiera_core import cores
 from hiera_core.data.media_types import ENDINGS
+from hiera_core.process import allocator, cores
 from hiera_core.weights import names
 
 from . import exit_codes, help_text, native_output, signals
@@ -78,6 +78,7 @@ def main() -> None:
     """Run the command line of this process, and exit with its code (see exit_codes.py)."""
     _prepare_streams()
     cores.limit_threads()
+    allocator.keep_freed_memory()
     if "--debug" not in sys.argv:
         # Warnings of other libraries would hide our one-line messages on stderr.
         warnings.simplefilter("ignore")

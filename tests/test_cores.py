@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hiera_core import cores
 from hiera_core.benchmarking import machine
 from hiera_core.inference.predict import Predictor
+from hiera_core.process import cores
 from hiera_core.training import build
 
 V1, V2 = "4:cpu,cpuacct:{path}\n0::/\n", "0::{path}\n"
@@ -177,7 +177,7 @@ def test_waiting_threads_soon_sleep_unless_the_user_has_chosen(
 
 def test_the_command_line_limits_threads_before_torch_starts_them() -> None:
     code = (
-        "import os, sys; from hiera_core import cores\n"
+        "import os, sys; from hiera_core.process import cores\n"
         "os.sched_getaffinity = lambda _: range(8); cores._quotas = lambda: [1.0]\n"
         "import hiera_cli.app as app; app.run = lambda arguments: 0\n"
         "app._exit_now = lambda code: None; app.main()\n"

@@ -205,6 +205,16 @@ def test_the_kernel_of_attention_depends_on_the_processor(
         assert (ours is None) is expected
 
 
+@pytest.mark.parametrize(("keys", "expected"), [(64, False), (65, True)])
+def test_compiled_programs_multiply_in_small_windows_with_amx(
+    keys: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched_attention, "HAS_AMX", True)
+    assert batched_attention.fused_kernel_is_faster(torch.bfloat16, keys, False)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert batched_attention.fused_kernel_is_faster(torch.bfloat16, keys, False) is expected
+
+
 @pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 16, 8), (40, 2, 64, 16)])
 def test_matmul_attention_matches_the_fused_kernel(

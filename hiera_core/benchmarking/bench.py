@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from .. import zoo
-from ..cores import cores_per_process
 from ..data import sources
 from ..data.sources import Source
 from ..errors import DeviceError, HieraError, InputError, UsageError, check_choice
 from ..inference.batching import default_batch_size
 from ..models.factory import model_class
+from ..process.cores import cores_per_process
 from . import peers, runner
 from .given_model import Description, describe_models
 from .job import COMPUTED, OURS, FileInputs, Job, Mode, RunLength

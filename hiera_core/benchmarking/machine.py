@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..cores import allowed_cores
 from ..device import (
     dtype_name,
     has_native_bf16,
@@ -23,6 +22,7 @@ from ..device import (
 )
 from ..errors import UsageError
 from ..inference.batching import DEFAULT_BATCH_SIZES
+from ..process.cores import allowed_cores
 from ..records import Kind
 from ..version import __version__
 from ..zoo import Family

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypedDict, Typ
 import torch
 from PIL import Image
 
-from ..cores import allowed_cores, cores_per_process
 from ..data.clip_reader import DecodedSegment, read_segments
 from ..data.clip_sampling import Sampling, VideoReport
 from ..data.decoders.device_images import crop_fast, crop_on_device
@@ -28,6 +27,7 @@ from ..data.video_files.animation_reader import kind_for_model
 from ..data.video_files.decoder_threads import DecoderThreads
 from ..device import Devices, names_several, select_devices
 from ..errors import HieraError, InputError, UsageError, check_positive, check_type
+from ..process.cores import allowed_cores, cores_per_process
 from ..records import Kind, Record
 from .batching import BatchRunner
 from .decoded_input import (

@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cores import cache_bytes
 from ..device import has_native_bf16
+from ..process.cores import cache_bytes
 from .kernels.batched_attention import fused_kernel_is_faster, matmul_attention
 from .kernels.packed_weights import pack_weights, packed_weight
 from .probes import (

@@ -11,7 +11,6 @@ import torch
 
 from .. import zoo
 from ..compiling.compiled import compile_in_place
-from ..cores import cores_per_process
 from ..data.classes.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
@@ -21,6 +20,7 @@ from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.masking import check_mask_ratio
+from ..process.cores import cores_per_process
 from ..version import __version__
 from ..weights import load
 from . import optimizer

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..cores import cores_per_process
 from ..data.clip_reader import read_segments
 from ..data.clip_sampling import Sampling, frame_indices
 from ..data.datasets import MediaDataset
@@ -26,6 +25,7 @@ from ..data.video_files import decoder_threads
 from ..data.video_files.animation_reader import kind_for_model, open_video
 from ..data.video_files.video_reader import check_damage
 from ..errors import HieraError, InputError
+from ..process.cores import cores_per_process
 from ..records import Kind
 from .augment import Augment
 from .loading.batch import Batch as Batch

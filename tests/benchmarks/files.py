@@ -103,7 +103,7 @@ def busy() -> Iterator[None]:
 
 def ours(folder: Path, fast_jpeg: bool = False, without_model: bool = False) -> dict[str, float]:
     """Classify the pictures as `hiera predict` does, or only decode them."""
-    from hiera_core import cores
+    from hiera_core.process import cores
 
     cores.limit_threads()
     from hiera_core.benchmarking.end_to_end.our_files import FilesRun, TimedPredictor
@@ -152,7 +152,7 @@ def timed(run: Any) -> dict[str, float]:
 
 def clips(folder: Path) -> dict[str, float]:
     """Bring clips to a model that takes 5 x 3 views of 16 frames of 224x224, and no time."""
-    from hiera_core import cores
+    from hiera_core.process import cores
 
     cores.limit_threads()
     import torch

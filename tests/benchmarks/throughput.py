@@ -46,9 +46,9 @@ def main() -> None:
 def compare_throughput(folder: Path, arguments: argparse.Namespace) -> None:
     """Compare the time of a picture with the time of decoding and of the model alone."""
     import hiera_core
-    from hiera_core.cores import allowed_cores
     from hiera_core.data import sources
     from hiera_core.data.image_reader import open_image
+    from hiera_core.process.cores import allowed_cores
 
     paths = write_photos(folder, arguments.photos, (2000, 1500))
     model = hiera_core.create_model(arguments.model).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ...cores import cores_per_process
+from ...process.cores import cores_per_process
 
 MAX_THREADS = 16  # for one video; also the limit of FFmpeg's default
 

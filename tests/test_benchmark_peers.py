@@ -129,6 +129,9 @@ def test_other_runtimes_compute_our_model(name: str, build: str) -> None:
         assert torch.allclose(values, expected, atol=1e-4)
     (variant,) = workloads.build(replace(NANO, implementation=name))
     assert variant.row.version and variant.row.params == zoo.get("hiera_nano_32").params
+    # It is a program already, so it is measured once, beside our compiled model.
+    (variant,) = workloads.build(replace(NANO, implementation=name, compile=True))
+    assert variant.row.compiled
 
 
 def test_what_other_runtimes_do_not_offer_is_left_out() -> None:

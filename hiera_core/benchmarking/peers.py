@@ -34,12 +34,15 @@ class Peer:
         modules: Modules that must be installed.
         build: Function that builds the model of a zoo entry.
         same_model: Whether the model has the same layers as ours, and so the same GMACs.
+        compiles: Whether it always runs a compiled program, which is compared with our compiled
+            model if that is measured.
     """
 
     package: str
     modules: tuple[str, ...]
     build: Callable[[zoo.ModelEntry, Mode], nn.Module]
     same_model: bool = True
+    compiles: bool = False
 
 
 def check(peer_name: str) -> None:
@@ -285,10 +288,16 @@ PEERS = {
     "transformers": Peer("transformers", ("transformers",), _build_transformers),
     "hiera-optim": Peer("hiera-optim", ("hiera_optim", "hiera", "timm"), _build_hiera_optim),
     "openvino": Peer(
-        "openvino onnx onnxscript", ("openvino", "onnx", "onnxscript"), build_openvino
+        "openvino onnx onnxscript",
+        ("openvino", "onnx", "onnxscript"),
+        build_openvino,
+        compiles=True,
     ),
     "onnxruntime": Peer(
-        "onnxruntime onnx onnxscript", ("onnxruntime", "onnx", "onnxscript"), build_onnxruntime
+        "onnxruntime onnx onnxscript",
+        ("onnxruntime", "onnx", "onnxscript"),
+        build_onnxruntime,
+        compiles=True,
     ),
     "vit": Peer("timm", ("timm",), _build_vit, same_model=False),
 }

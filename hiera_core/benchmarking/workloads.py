@@ -56,6 +56,8 @@ def _kinds(job: Job) -> list[tuple[str | None, bool]]:
     kinds: list[tuple[str | None, bool]] = [(None, False)]
     if _is_ours(job):
         kinds = [(attention, False) for attention in job.attentions]
+    elif peers.PEERS[job.implementation].compiles:
+        return [(None, job.compile)]
     if job.compile:
         kinds.append((kinds[0][0], True))
     return kinds

@@ -17,7 +17,7 @@ WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # How often a waiting thread looks before it sleeps; by default 300,000 times, which takes
 # milliseconds. On an idle machine with 2 cores, Hiera-B at batch 1 is about 2% slower with this
 # value, and 15% slower with 0. Beside other busy processes it is many times faster than by default.
-SPIN_COUNT = 10_000
+SPIN_COUNT = 30_000
 # Folders of `GROUPS` in which version 1 has the CPU controller.
 CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 

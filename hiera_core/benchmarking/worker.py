@@ -19,6 +19,7 @@ import torch
 from ..compiling.compiled import translate_compile_errors
 from ..device import DTYPES, exact_fp32, is_out_of_memory
 from ..errors import DeviceError, HieraError, InputError, first_line
+from ..process.allocator import keep_freed_memory
 from . import flops, peers, workloads
 from .job import Job
 from .measurement import Variant
@@ -30,6 +31,7 @@ WARM_UP_S = 1.0
 def main() -> None:
     """Run the job until standard input ends."""
     warnings.simplefilter("ignore")
+    keep_freed_memory()  # as in the commands, and for peers, too
     channel = _open_answer_channel()
     job = Job.from_json(json.loads(sys.stdin.readline()))
     device = torch.device(job.device)

@@ -9,7 +9,8 @@ with two workers, timm's transforms, and timm's model of the same architecture w
 preprocessing. The photos are also decoded alone, by our pipeline without its model. The sides are
 those of `hiera bench --from`. They run alternately, each in a new process that is timed after a
 first batch; first alone, then beside a process that keeps a core busy. The third prints how many
-bytes of a video the device gets, videos per second without the model, and the peak memory.
+bytes of a video the device gets, on CUDA too and as views in float32; videos per second without the
+model, on the CPU; and the peak memory.
 """
 
 from __future__ import annotations
@@ -159,8 +160,6 @@ def clips(folder: Path) -> dict[str, float]:
 
     import hiera_core
     from hiera_core.data import sources
-    from hiera_core.data.clip_reader import read_segments
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.predict import Predictor
 
     model = hiera_core.create_model("hiera_nano_8x32", input_size=(16, 224, 224), num_classes=9)
@@ -169,20 +168,33 @@ def clips(folder: Path) -> dict[str, float]:
     classifier.compute = lambda x: torch.zeros(len(x), 9)
     paths = sorted(map(str, folder.iterdir()))
     transform = classifier.transform
-    _, segments = read_segments(Path(paths[0]), Sampling(), transform)
-    views = next(segments).views
-    shares_frames = getattr(views, "scaled", None) is not None
-    handed = views.frames.nbytes if shares_frames else sum(view.nbytes for view in views)  # type: ignore[attr-defined]
-    del views, segments
+    handed = {
+        name: bytes_of_frames(Path(paths[0]), transform, planes)
+        for name, planes in (("mb_per_clip", False), ("mb_per_clip_on_cuda", True))
+    }
+    views_bytes = 15 * 4 * 3 * transform.frames * transform.size[0] * transform.size[1]
     start = time.perf_counter()
     records = list(predictor(sources.expand(paths)))
     seconds = time.perf_counter() - start
     assert all(record.status == "ok" for record in records)
     return {
         "per_second": len(records) / seconds,
-        "mb_per_clip": handed / 1e6,
+        **{name: count / 1e6 for name, count in handed.items()},
+        "mb_of_views": views_bytes / 1e6,
         "peak_mib": peak_mib(),
     }
+
+
+def bytes_of_frames(path: Path, transform: Any, takes_planes: bool) -> int:
+    """Return how many bytes of frames a device gets for a clip."""
+    from hiera_core.data.clip_reader import read_segments
+    from hiera_core.data.clip_sampling import Sampling
+    from hiera_core.data.video_files.frame_store import FrameStore
+
+    store = FrameStore(takes_planes=takes_planes)
+    _, segments = read_segments(path, Sampling(), transform, store=store)
+    views: Any = next(segments).views
+    return int(views.frames.nbytes)
 
 
 SIDES = {

@@ -108,10 +108,8 @@ def ours(folder: Path, fast_jpeg: bool = False, without_model: bool = False) -> 
 
     cores.limit_threads()
     from hiera_core.benchmarking.end_to_end.our_files import FilesRun, TimedPredictor
-    from hiera_core.data.clip_sampling import Sampling
 
-    predictor = TimedPredictor(job_of(folder), sampling=Sampling(fast_jpeg=fast_jpeg))
-    return timed(FilesRun(predictor, without_model))
+    return timed(FilesRun(TimedPredictor(job_of(folder, fast_jpeg)), without_model))
 
 
 def fast(folder: Path) -> dict[str, float]:
@@ -133,11 +131,11 @@ def timm(folder: Path) -> dict[str, float]:
     return timed(TimmRun(job, peers.PEERS["timm"].build(job.entry, job.mode)))
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path, fast_jpeg: bool = False) -> Job:
     """Return the job of classifying the pictures with two workers."""
     from hiera_core.benchmarking.job import FileInputs, Job
 
-    files = FileInputs([str(folder / "pictures")], False, 2)
+    files = FileInputs([str(folder / "pictures")], False, 2, fast_jpeg=fast_jpeg)
     return Job("hiera", "hiera_nano_32", 64, mode="files", files=files)
 
 

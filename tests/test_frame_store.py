@@ -3,7 +3,6 @@ of a CPU, which gets its frames in RGB. A stand-in takes the place of CUDA."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +66,23 @@ def views_of(path: Path, transform: VideoTransform, store: FrameStore, **options
 
 
 @on_x86
-def test_a_fifth_of_the_bytes_gives_the_same_answers(ten_seconds: Path) -> None:
+def test_a_fifth_of_the_bytes_becomes_the_same_views(ten_seconds: Path) -> None:
     """A clip of ten seconds of 640x360, as hiera_base_16x224 sees it: 5 x 3 views of 16 frames of
-    224x224 would be 144 MB of numbers."""
-    model = small_model(input_size=(16, 224, 224), stages=(1, 1, 1, 1))
+    224x224, which are 144 MB as numbers."""
+    transform = VideoTransform.from_preprocessing(None, (16, 224, 224))
     cuda = FakeCuda()
-    options: Any = {"dtype": "fp32", "batch_size": 5}
-    expected = run(Predictor(model, **options), ten_seconds)
-    found = run(on_stand_in(Predictor(model, **options), cuda), ten_seconds)
-    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
-    views = 15 * 16 * 224 * 224 * 3 * 4
-    assert expected.video["views"] == 15
-    assert 5 * cuda.pinned_bytes < views
-    frames = expected.video["used"] * 640 * 360 * 3 // 2
-    assert frames < cuda.pinned_bytes < 1.01 * frames, "frames are copied once"
+    uploads = Uploads(CPU, cuda)
+    store = FrameStore(uploads.empty, takes_planes=True)
+    expected, views = (views_of(ten_seconds, transform, kept) for kept in (ON_HOST, store))
+    assert len(views) == len(expected) == 15
+    for first in range(0, 15, 5):
+        found = uploads.clips(unresized(views)[first : first + 5])  # type: ignore[arg-type]
+        for number, view in enumerate(found, first):
+            assert np.array_equal(view.numpy(), expected[number])
+    numbers = 15 * expected[0].nbytes
+    assert numbers == 15 * 16 * 224 * 224 * 3 * 4
+    assert 5 * cuda.pinned_bytes < numbers
+    assert 0 <= cuda.pinned_bytes - len(views.frames) * 640 * 360 * 3 // 2 < 1000
 
 
 @on_x86
@@ -116,7 +118,7 @@ def test_frames_for_a_cpu_are_rgb(short_clip: Path) -> None:
 @on_x86
 def test_features_and_reconstructions_are_those_of_a_cpu(short_clip: Path) -> None:
     model = small_model()
-    plain, other = (FeatureExtractor(model, dtype="fp32", stages=(1, 2)) for _ in range(2))
+    plain, other = (FeatureExtractor(model, dtype="fp32") for _ in range(2))
     expected, found = run(plain, short_clip), run(on_stand_in(other, FakeCuda()), short_clip)
     for name, value in expected.result.items():
         assert torch.equal(torch.as_tensor(found.result[name]), torch.as_tensor(value))
@@ -143,10 +145,13 @@ def test_pictures_of_frames_are_those_of_a_cpu(short_clip: Path) -> None:
 
 @on_x86
 def test_ordinary_memory_holds_planes_too(short_clip: Path) -> None:
-    model = small_model()
-    expected = run(Predictor(model, dtype="fp32"), short_clip)
-    found = run(on_stand_in(Predictor(model, dtype="fp32"), CudaWithoutMemory()), short_clip)
-    assert found.to_json() == expected.to_json()
+    transform = VideoTransform.from_preprocessing(None, (4, 64, 64))
+    uploads = Uploads(CPU, CudaWithoutMemory())
+    store = FrameStore(uploads.empty, takes_planes=True)
+    expected, views = (views_of(short_clip, transform, kept) for kept in (ON_HOST, store))
+    assert views.layout is not None
+    found = uploads.clips(unresized(views))  # type: ignore[arg-type]
+    assert np.array_equal(found.numpy(), np.stack(expected))
 
 
 @on_x86
@@ -162,12 +167,12 @@ def test_frames_are_kept_in_the_smallest_form(tmp_path: Path) -> None:
             assert views.frames.dtype == np.float32
             assert np.array_equal(views.frames, plain.frames)
         for ours, theirs in zip(views, plain, strict=True):
-            assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), 1e-6)
+            assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), 1e-5)
 
 
 @on_x86
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("size", [64, 40])
+@pytest.mark.parametrize("size", [96, 64])
 def test_frames_after_another_layout_are_rgb(tmp_path: Path, rows: int, size: int) -> None:
     """Those before it are turned into RGB, and resized if that is smaller."""
     path = write_video(tmp_path / "x.mp4", frames=8, size=(160, 120))
@@ -182,7 +187,7 @@ def test_frames_after_another_layout_are_rgb(tmp_path: Path, rows: int, size: in
         plain.put(row, rgb)
         mixed.put(row, frame if row < rows else rgb)
     assert mixed.layout is None and plain.frames is not None and mixed.frames is not None
-    assert mixed.frames.dtype == (np.uint8 if size == 64 else np.float32)
+    assert mixed.frames.dtype == (np.uint8 if size == 96 else np.float32)
     assert np.array_equal(mixed.frames, plain.frames)
 
 

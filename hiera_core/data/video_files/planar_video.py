@@ -40,16 +40,16 @@ class PlanarVideo(Video):
         keeps: Callable[[YuvLayout], bool] = lambda layout: True,
     ) -> None:
         super().__init__(source, max_pixels, threads)
-        self._keeps, self._layout, self._is_planar = keeps, None, True
-        self._layout: YuvLayout | None
+        self._keeps, self._is_planar = keeps, True
+        self._layout: YuvLayout | None = None  # of the frames so far
 
-    def _decoded(self, index: int, frame: Any, intact: bool) -> DecodedFrame:
+    def _output(self, index: int, frame: Any, intact: bool) -> DecodedFrame:
         if self._is_planar:
             layout = self._layout_of(frame)
             if layout is not None:
                 return DecodedFrame(index, layout.pack(frame), intact, layout)
             self._is_planar = False
-        return super()._decoded(index, frame, intact)
+        return super()._output(index, frame, intact)
 
     def _layout_of(self, frame: Any) -> YuvLayout | None:
         """Return the layout of a frame, or None if it is to be RGB."""

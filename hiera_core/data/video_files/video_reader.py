@@ -210,7 +210,7 @@ class Video:
             shown, intact = self._show_from_start(time)
         if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
-        return self._decoded(index, shown.frame, intact)
+        return self._output(index, shown.frame, intact)
 
     def _show(self, time: float) -> tuple[_Shown | None, bool]:
         """Return the frame that is shown at `time`, and whether it is undamaged."""
@@ -348,7 +348,7 @@ class Video:
         recent = self._packet_times[-64:]
         return float(np.median(np.diff(recent))) if len(recent) > 2 else 0.0
 
-    def _decoded(self, index: int, frame: Any, intact: bool) -> DecodedFrame:
+    def _output(self, index: int, frame: Any, intact: bool) -> DecodedFrame:
         """Return upright RGB at the declared size, because the size may change within a stream."""
         pixels = frame_to_rgb(self._reformatter, frame, self.width, self.height)
         if frame.rotation:

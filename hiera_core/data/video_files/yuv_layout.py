@@ -60,7 +60,8 @@ class Conversion:
         if is_full:
             known = [int(number * COLOUR_LEVELS / 255) for number in known]
         y = 65536 if is_full else 65536 * 255 // LEVELS
-        return cls(*((number + 4) >> 3 for number in (y, *known)), 0 if is_full else 8 * BLACK)
+        rounded = [(number + 4) >> 3 for number in (y, *known)]
+        return cls(*rounded, black=0 if is_full else 8 * BLACK)
 
 
 @dataclass(frozen=True)

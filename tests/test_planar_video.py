@@ -105,6 +105,17 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
         assert frame.layout.size == rgb(frame).shape[:2]
 
 
+@on_x86
+def test_damaged_frames_are_those_of_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "x.mp4", frames=60)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    path.write_bytes(content)
+    found = check_same(path)
+    assert not all(frame.intact for frame in found)
+    assert all(frame.layout is not None for frame in found)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -165,34 +165,35 @@ def clips(folder: Path) -> dict[str, float]:
     classifier: Any = predictor.classifier("video")
     classifier.compute = lambda x: torch.zeros(len(x), 9)
     paths = sorted(map(str, folder.iterdir()))
-    transform = classifier.transform
-    handed = {
-        name: bytes_of_frames(Path(paths[0]), transform, planes)
-        for name, planes in (("mb_per_clip", False), ("mb_per_clip_on_cuda", True))
-    }
-    views_bytes = 15 * 4 * 3 * transform.frames * transform.size[0] * transform.size[1]
     start = time.perf_counter()
     records = list(predictor(sources.expand(paths)))
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_mib()
     assert all(record.status == "ok" for record in records)
     return {
         "per_second": len(records) / seconds,
-        **{name: count / 1e6 for name, count in handed.items()},
-        "mb_of_views": views_bytes / 1e6,
-        "peak_mib": peak_mib(),
+        **megabytes_of("hiera_base_16x224", Path(paths[0])),
+        **megabytes_of("hiera_nano_8x32", Path(paths[0])),
+        "peak_mib": peak,
     }
 
 
-def bytes_of_frames(path: Path, transform: Any, takes_planes: bool) -> int:
-    """Return how many bytes of frames a device gets for a clip."""
+def megabytes_of(model: str, path: Path) -> dict[str, float]:
+    """Return how many megabytes of a video a model gets on a CPU and on CUDA, and its views."""
+    from hiera_core import zoo
     from hiera_core.data.clip_reader import read_segments
     from hiera_core.data.clip_sampling import Sampling
+    from hiera_core.data.transforms import VideoTransform
     from hiera_core.data.video_files.frame_store import FrameStore
 
-    store = FrameStore(takes_planes=takes_planes)
-    _, segments = read_segments(path, Sampling(), transform, store=store)
-    views: Any = next(segments).views
-    return int(views.frames.nbytes)
+    entry = zoo.get(model)
+    transform = VideoTransform.from_preprocessing(entry.preprocessing, entry.config["input_size"])
+    found: dict[str, float] = {}
+    for place, takes_planes in (("cpu", False), ("cuda", True)):
+        store = FrameStore(takes_planes=takes_planes)
+        views: Any = next(read_segments(path, Sampling(), transform, store=store)[1]).views
+        found[f"{model} MB on {place}"] = views.frames.nbytes / 1e6
+    found[f"{model} MB of views"] = len(views) * views[0].nbytes / 1e6
+    return found
 
 
 SIDES = {

@@ -60,8 +60,8 @@ class Conversion:
         if is_full:
             known = [int(number * COLOUR_LEVELS / 255) for number in known]
         y = 65536 if is_full else 65536 * 255 // LEVELS
-        rounded = [(number + 4) >> 3 for number in (y, *known)]
-        return cls(*rounded, black=0 if is_full else 8 * BLACK)
+        y, v_red, u_blue, u_green, v_green = ((number + 4) >> 3 for number in (y, *known))
+        return cls(y, v_red, u_blue, u_green, v_green, 0 if is_full else 8 * BLACK)
 
 
 @dataclass(frozen=True)

@@ -157,3 +157,12 @@ def test_another_rounding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert layout_of(frame_of(48, 16)) is None
     finally:
         planar_video._find_conversion.cache_clear()
+
+
+@pytest.mark.cuda
+def test_a_gpu_makes_the_same_rgb() -> None:
+    frame = frame_of(638, 360, colorspace=BT709)
+    layout = known_layout(frame)
+    packed = torch.from_numpy(layout.pack(frame))[None].cuda()
+    found = layout.to_rgb(packed)
+    assert found.is_cuda and np.array_equal(found[0].cpu().numpy(), by_swscale(frame))

@@ -7,11 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hiera_core
+from hiera_core.data.clip_reader import ClipViews
+from hiera_core.data.video_files.yuv_layout import WEIGHTS, Conversion, YuvLayout
 from hiera_core.inference import batching
 from hiera_core.inference.features import BatchExtractor, FeatureSelection
 from hiera_core.inference.predict import Classifier
@@ -151,6 +154,17 @@ def test_steps_of_inference(
 
     map_tensors(note, found)
     assert set(devices) == {device}, "something was copied to the host in between"
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_planes_of_clips_become_resized_frames(turns: int, device: torch.device) -> None:
+    layout = YuvLayout(36, 63, turns, Conversion.of(*WEIGHTS["BT.709"], False))
+    frames = torch.empty(5, layout.nbytes, dtype=torch.uint8, device=device)
+    rows = torch.empty(4, dtype=torch.int64, device=device)
+    views = ClipViews(frames, np.zeros((1, 4), np.int64), [(0, 0)], (16, 16), (16, 28), layout)
+    resized = views.resize_clip(frames, rows)
+    assert (resized.device, resized.dtype) == (device, torch.float32)
+    assert resized.shape == (4, 16, 28, 3)
 
 
 @pytest.mark.parametrize("precision", DTYPES)

@@ -25,6 +25,7 @@ from hiera_core.benchmarking.job import FileInputs, Job
 from hiera_core.benchmarking.measurement import ANSWERS, DECODING
 from hiera_core.data import sources
 from hiera_core.errors import InputError, UsageError
+from hiera_core.inference import pipeline
 
 from .test_given_model import measure_in_process
 
@@ -113,6 +114,34 @@ def test_videos_are_measured(tmp_path: Path) -> None:
     assert both.row.unit == "clips"
 
 
+def test_files_are_read_as_by_predict_with_the_same_options(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, str]] = []
+    decode = pipeline.decode_image
+
+    def noted(content: Any, sampling: Any, *rest: Any) -> Any:
+        seen.append((sampling.fast_jpeg, sampling.decoder))
+        return decode(content, sampling, *rest)
+
+    monkeypatch.setattr(pipeline, "decode_image", noted)
+    job = job_of(photos)
+    assert job.files is not None
+    fast = dataclasses.replace(job, files=dataclasses.replace(job.files, fast_jpeg=True))
+    for given, is_fast in ((job, False), (fast, True)):
+        variants = workloads.build(Job.from_json(json.loads(json.dumps(dataclasses.asdict(given)))))
+        for variant in variants:
+            seen.clear()
+            variant.step()
+            assert set(seen) == {(is_fast, "pillow")} and variant.facts["inputs"] == 4
+    ours, alone = (variant.row for variant in variants)
+    assert (ours.label, alone.label) == (
+        "files to answers, fast JPEG",
+        "decoding alone, fast JPEG",
+    )
+    assert ours.key not in {variant.row.key for variant in workloads.build(job)}
+
+
 def test_timm_reads_the_same_images(photos: Path) -> None:
     """Its data set counts what it cannot read, and its transform sees what ours sees."""
     job = dataclasses.replace(job_of(photos), implementation="timm")
@@ -145,6 +174,9 @@ def test_the_command_prints_the_rows(
     header, *rows = out.splitlines()
     assert "waiting" in header and "unreadable" in header and "p50" not in header
     assert "files to answers" in rows[0] and "decoding alone" in rows[1]
+    code, out, _ = hiera(*run, "--fast-jpeg")
+    assert code == 0
+    assert [json.loads(line)["reading"] for line in out.splitlines()] == ["fast JPEG"] * 2
 
 
 def test_a_real_process_measures_files(photos: Path) -> None:
@@ -173,6 +205,10 @@ def test_a_real_process_measures_files(photos: Path) -> None:
         (["--from", "x.jpg", "-m", "sam2_hiera_tiny"], 2, "SAM 2"),
         (["-j", "2"], 2, "add --from"),
         (["--recursive"], 2, "add --from"),
+        (["--fast-jpeg"], 2, "add --from"),
+        (["--decoder", "torchcodec"], 2, "add --from"),
+        (["--from", "x.jpg", "--decoder", "gif"], 2, "--decoder"),
+        (["--from", "x.jpg", "--decoder", "nvjpeg", "--fast-jpeg"], 2, "at a reduced one"),
         (["--from", "x.jpg", "-j", "0"], 2, "positive number"),
     ],
 )
@@ -212,6 +248,10 @@ def test_from_python(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "waiting" in report.cells(benchmark.measurements)[0]
     with pytest.raises(UsageError, match="empty string"):
         hiera_core.bench("hiera_nano_32", files=[""])
+    benchmark = hiera_core.bench("hiera_nano_32", files=photos, dtype="fp32", fast_jpeg=True)
+    assert {row.reading for row in benchmark.measurements} == {"fast JPEG"}
+    with pytest.raises(UsageError, match="give files, too"):
+        hiera_core.bench("hiera_nano_32", decoder="torchcodec")
     for ignored in ({"mode": "train"}, {"attention": ("eager",)}):
         with pytest.raises(UsageError, match="as predict runs"):
             hiera_core.bench("hiera_nano_32", files=photos, **ignored)

@@ -18,6 +18,7 @@ from hiera_core.data import sources
 from hiera_core.data.clip_reader import read_segments, unresized
 from hiera_core.data.clip_sampling import Sampling
 from hiera_core.data.transforms import VideoTransform
+from hiera_core.data.video_files.frame_store import FrameStore
 from hiera_core.inference import batching, transfer
 from hiera_core.inference.predict import Predictor
 from hiera_core.inference.transfer import Cuda, Event, PixelSlots, Uploads
@@ -177,7 +178,7 @@ def test_frames_are_copied_once_for_all_views(tmp_path: Path) -> None:
     transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
     cuda = FakeCuda()
     uploads = Uploads(CPU, cuda)
-    _, segments = read_segments(path, Sampling(), transform, empty=uploads.empty)
+    _, segments = read_segments(path, Sampling(), transform, store=FrameStore(uploads.empty))
     (segment,) = segments
     assert len(segment.views) == 15
     travelling = unresized(segment.views)
@@ -273,7 +274,7 @@ def test_a_gpu_resizes_clips_as_the_cpu_does(tmp_path: Path) -> None:
     path = write_video(tmp_path / "x.mp4", frames=90, size=(96, 64))
     transform = VideoTransform.from_preprocessing(None, (16, 64, 64))
     uploads = Uploads(torch.device("cuda", 0))
-    _, segments = read_segments(path, Sampling(), transform, empty=uploads.empty)
+    _, segments = read_segments(path, Sampling(), transform, store=FrameStore(uploads.empty))
     views = next(segments).views
     found = uploads.clips(unresized(views)).cpu()  # type: ignore[arg-type]
     assert_close(found, torch.from_numpy(np.stack(list(views))), 1e-4)

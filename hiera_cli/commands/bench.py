@@ -95,6 +95,8 @@ def bench(
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="With --from: also read subfolders.")
     ] = False,
+    fast_jpeg: options.FastJpegOpt = False,
+    decoder: options.DecoderOpt = options.Decoder.pillow,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -224,8 +226,9 @@ def bench(
         logging.getLogger("hiera").setLevel(logging.DEBUG if verbose else logging.INFO)
     named = [*(models or []), *(model or [])]
     names = _model_names(named, all_models, files or [], recursive)
-    if not files and (recursive or workers != "auto"):
-        raise UsageError("--recursive and --workers are for --from", "add --from FOLDER")
+    _check_options_of_files(
+        files, recursive, workers != "auto", fast_jpeg, decoder is not options.Decoder.pillow
+    )
     if files and mode is not Mode.infer:
         raise UsageError("--from measures what `hiera predict` does", "leave out --mode")
     if files and attention is not Attention.both:
@@ -255,7 +258,10 @@ def bench(
     kind: JobMode = mode.value
     inputs = None
     if files:
-        inputs = file_inputs(files, peer_names, recursive=recursive, workers=threads)
+        inputs = file_inputs(
+            files, peer_names, recursive=recursive, workers=threads, decoder=decoder.value,
+            fast_jpeg=fast_jpeg,
+        )  # fmt: skip
         kind = "files"
     described = describe_models(names)
     check_models(described, pixels, kind)
@@ -298,6 +304,18 @@ def bench(
         print_message(note)
     slower = 0 if old is None else _print_comparison(old, measurements, tolerance)
     return _exit_code(measurements, slower)
+
+
+def _check_options_of_files(files: list[str] | None, *given: bool) -> None:
+    """Check that options of --from are given only with it.
+
+    Raises:
+        UsageError: One of them is given without it.
+    """
+    if not files and any(given):
+        raise UsageError(
+            "--recursive, --workers, --decoder and --fast-jpeg are for --from", "add --from FOLDER"
+        )
 
 
 def _claim(context: typer.Context, path: Path | None, overwrite: bool) -> Path | None:

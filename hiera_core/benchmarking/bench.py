@@ -12,6 +12,8 @@ from typing import Literal
 
 from .. import zoo
 from ..data import sources
+from ..data.clip_sampling import Decoder, Sampling
+from ..data.decoders.image_decoder import check_decoder
 from ..data.sources import Source
 from ..errors import DeviceError, HieraError, InputError, UsageError, check_choice
 from ..inference.batching import default_batch_size
@@ -47,6 +49,8 @@ def bench(
     dtype: str = "auto",
     size: int | Sequence[int] | None = None,
     files: str | Path | Sequence[str | Path] | None = None,
+    decoder: Decoder = "pillow",
+    fast_jpeg: bool = False,
 ) -> Benchmark:
     """Measure throughput, latency and memory of models, each in a process of its own.
 
@@ -74,10 +78,11 @@ def bench(
             height and width. None for each model's own.
         files: Measure from files to answers instead: files and folders of images or videos. Goes
             with neither `mode` nor `attention`.
+        decoder, fast_jpeg: How files are read; see `Sampling`.
 
     Raises:
-        UsageError: A model, peer or dtype is unknown, a peer is not installed, or a model does not
-            take the size.
+        UsageError: A model, peer, dtype or decoder is unknown, a peer or decoder is not installed,
+            or a model does not take the size.
         CheckpointError, HubError: A checkpoint cannot be read.
         InputError: None of the files can be read.
         DeviceError: The device does not exist, or everything fails on it. If only some of the
@@ -101,7 +106,11 @@ def bench(
             raise UsageError("files are measured as predict runs", "leave out mode and attention")
         given = "files"
         read = [files] if isinstance(files, str | Path) else files
-        inputs = file_inputs([str(item) for item in read], against)
+        inputs = file_inputs(
+            [str(item) for item in read], against, decoder=decoder, fast_jpeg=fast_jpeg
+        )
+    elif fast_jpeg or decoder != "pillow":
+        raise UsageError("decoder and fast_jpeg are for files", "give files, too")
     described = describe_models(models)
     check_models(described, size, given)
     header, length = settings(device, dtype, given, seconds)
@@ -148,6 +157,8 @@ def file_inputs(
     *,
     recursive: bool = False,
     workers: int | None = None,
+    decoder: Decoder = "pillow",
+    fast_jpeg: bool = False,
 ) -> FileInputs:
     """Return what is read in mode `files`.
 
@@ -155,10 +166,15 @@ def file_inputs(
         inputs, recursive: See `sources.expand`.
         against: Peers that read them, too.
         workers: Decoding threads, and processes of a peer; None for one per core.
+        decoder, fast_jpeg: See `Sampling`.
 
     Raises:
-        UsageError: There are no inputs, they cannot be read twice, or a peer is not timm.
+        UsageError: There are no inputs, they cannot be read twice, a peer is not timm, or the
+            decoder is unknown, not installed, or cannot be combined with `fast_jpeg`.
+        DeviceError: The decoder needs a device that is not there.
     """
+    Sampling(decoder=decoder, fast_jpeg=fast_jpeg)
+    check_decoder(decoder)
     for peer in against:
         if peer.partition(":")[0] != "timm":
             raise UsageError(
@@ -174,7 +190,8 @@ def file_inputs(
         raise UsageError("no inputs", "the list or pattern is empty")
     if not any(map(_exists, itertools.chain([first], found))):
         raise UsageError(f"{first.name}: no such file", "check the paths")
-    return FileInputs(list(inputs), recursive, workers or cores_per_process())
+    count = workers or cores_per_process()
+    return FileInputs(list(inputs), recursive, count, decoder, fast_jpeg)
 
 
 def measure_models(

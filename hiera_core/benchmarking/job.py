@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .. import zoo
+from ..data.clip_sampling import Decoder, Sampling
 from ..zoo.input_sizes import full_size
 from .given_model import entry_of
 
@@ -23,11 +24,29 @@ class FileInputs:
         inputs: What `hiera predict` takes.
         recursive: Whether folders within a folder are read.
         workers: Decoding threads, and of peers, processes.
+        decoder, fast_jpeg: See `Sampling`. Peers read as they do.
     """
 
     inputs: Sequence[str]
     recursive: bool
     workers: int
+    decoder: Decoder = "pillow"
+    fast_jpeg: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """How `hiera predict` reads them.
+
+        Raises:
+            UsageError: The decoder is unknown, or cannot be combined with `fast_jpeg`.
+        """
+        return Sampling(decoder=self.decoder, fast_jpeg=self.fast_jpeg)
+
+    @property
+    def reading(self) -> str | None:
+        """How they are read, if not as by default, such as `fast JPEG`."""
+        words = [self.decoder] if self.decoder != "pillow" else []
+        return ", ".join(words + ["fast JPEG"] * self.fast_jpeg) or None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Measurement:
     unavailable: str | None = None  # why a peer has no such model
     # Of mode `files`:
     part: str | None = None  # what is timed: ANSWERS or DECODING
+    reading: str | None = None  # how files are read, if not as by default: see `FileInputs`
     inputs: int | None = None  # images or videos of a run that were read
     unreadable: int | None = None  # that could not be read
     waiting: float | None = None  # share of the time in which the model had nothing to compute
@@ -71,7 +72,7 @@ class Measurement:
         """Text that is the same for measurements that can be compared."""
         parts = (self.model, self.implementation, self.attention, self.compiled, self.mode)
         key = " ".join(map(str, (*parts, self.device, self.dtype, self.batch))) + self.at_size
-        return f"{key} {self.part}" if self.part else key
+        return " ".join([key, *(word for word in (self.part, self.reading) if word)])
 
     @property
     def at_size(self) -> str:
@@ -82,7 +83,7 @@ class Measurement:
     def label(self) -> str:
         """Name of the variant, without the model, such as `fused, compiled`."""
         words = [self.implementation] if self.implementation != OURS else []
-        words += [word for word in (self.part, self.attention) if word]
+        words += [word for word in (self.part, self.reading, self.attention) if word]
         return ", ".join(words + ["compiled"] * self.compiled)
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from .clip_sampling import Sampling, VideoReport, clip_indices, segment_bounds
 from .decoders.torchcodec_video import TorchcodecVideo
 from .memory import FrameArray
 from .transforms import CropGrid, ImageTransform, VideoTransform, resize_frames
-from .video_files.animation_reader import Animation, open_video
+from .video_files.animation_reader import Animation, VideoOpener, open_video
 from .video_files.decoder_threads import DecoderThreads
+from .video_files.frame_store import ON_HOST, FrameStore, KeptFrames, is_long, keeps_planes
+from .video_files.planar_video import PlanarVideo
 from .video_files.video_reader import Video, check_damage
+from .video_files.yuv_layout import YuvLayout
 
 AnyVideo = Video | Animation | FrameArray
-# Largest size of a resized frame, in multiples of the part that the crops need.
-MAX_RESIZED = 3
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class ClipViews(Sequence[np.ndarray]):
     """Clips x crops that share their frames: view i is clip i // crops, crop i % crops.
 
     Args:
-        frames: uint8 [n, height, width, 3], as decoded; or float32 [n, rows, columns, 3], resized.
-            A tensor if they lie on a device.
+        frames: uint8 [n, height, width, 3], as decoded; float32 [n, rows, columns, 3], resized; or
+            uint8 [n, bytes] with a `layout`. A tensor if they lie on a device.
         clips: Indices into `frames`, int64 [clips, length].
         boxes: (top, left) of each crop in the resized frame.
         size: (height, width) of a crop.
         scaled: (height, width) to which the frames are resized, or None if they are resized.
+        layout: How planes lie in `frames`, or None for RGB.
     """
 
     def __init__(
@@ -59,9 +62,10 @@ class ClipViews(Sequence[np.ndarray]):
         boxes: list[tuple[int, int]],
         size: tuple[int, int],
         scaled: tuple[int, int] | None = None,
+        layout: YuvLayout | None = None,
     ) -> None:
         self.frames, self.clips, self.boxes, self.size = frames, clips, boxes, size
-        self.scaled = scaled
+        self.scaled, self.layout = scaled, layout
         # The crops of a clip follow one another, so the last clip is resized once for all of them.
         self._last: tuple[int, torch.Tensor] | None = None
 
@@ -105,9 +109,9 @@ class ClipViews(Sequence[np.ndarray]):
         if frames.device.type == "cpu":  # one by one, so that they stay in the cache
             resized = torch.empty(len(rows), *self.scaled, 3)
             for place, row in enumerate(rows.tolist()):
-                resized[place] = resize_frames(frames[row, None], self.scaled)[0]
+                resized[place] = resize_frames(_rgb(frames[row, None], self.layout), self.scaled)[0]
             return resized
-        return resize_frames(frames[rows], self.scaled)
+        return resize_frames(_rgb(frames[rows], self.layout), self.scaled)
 
     def crop(self, resized: torch.Tensor, index: int) -> torch.Tensor:
         """Cut view `index` out of its resized clip. -> [length, height, width, 3]"""
@@ -141,16 +145,28 @@ def unresized(
     return views
 
 
+def _rgb(frames: torch.Tensor, layout: YuvLayout | None) -> torch.Tensor:
+    """Return decoded frames in RGB. -> uint8 [n, height, width, 3], same device"""
+    return frames if layout is None else layout.to_rgb(frames)
+
+
 class ResizedFrames(Sequence[np.ndarray]):
     """Frames of a video, resized one by one when they are looked at.
 
     Args:
-        frames: uint8 [n, height, width, 3]; a tensor if they lie on a device.
+        frames: uint8 [n, height, width, 3], or [n, bytes] with a `layout`; a tensor if they lie on
+            a device.
         grid: The part of the resized frame that is shown.
+        layout: How planes lie in `frames`, or None for RGB.
     """
 
-    def __init__(self, frames: np.ndarray | torch.Tensor, grid: CropGrid) -> None:
-        self.frames, self.grid = frames, grid
+    def __init__(
+        self,
+        frames: np.ndarray | torch.Tensor,
+        grid: CropGrid,
+        layout: YuvLayout | None = None,
+    ) -> None:
+        self.frames, self.grid, self.layout = frames, grid, layout
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -165,7 +181,7 @@ class ResizedFrames(Sequence[np.ndarray]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         grid = self.grid
-        frame = torch.as_tensor(self.frames[index][None])
+        frame = _rgb(torch.as_tensor(self.frames[index][None]), self.layout)
         whole = resize_frames(frame, grid.scaled)[0].cpu().numpy()
         shown: np.ndarray = whole[grid.rows[:, None], grid.columns]
         return shown
@@ -176,14 +192,13 @@ def read_segments(
     sampling: Sampling,
     transform: ImageTransform | VideoTransform,
     threads: DecoderThreads | None = None,
-    empty: Callable[[tuple[int, ...], Any], np.ndarray] = np.empty,
+    store: FrameStore = ON_HOST,
 ) -> tuple[VideoReport, Iterator[DecodedSegment]]:
     """Open a video. Return a report, which is filled in as segments are read, and the segments.
 
     A video model gets clips, an image model single frames, `sampling.every` seconds apart. A clip
     in memory that has as many frames as the model takes is the model's clip; its frames stay on
-    the device that they lie on. For `threads`, see `Video`. `empty` allocates the memory for the
-    frames.
+    the device that they lie on. For `threads`, see `Video`. `store` says where frames are kept.
 
     Raises:
         InputError: See `Video`. The iterator raises it if too many frames are damaged.
@@ -194,7 +209,7 @@ def read_segments(
         if isinstance(transform, VideoTransform) and video.frames == transform.frames:
             transform = replace(transform, stride=1, fps=video.fps)
     else:
-        reader = TorchcodecVideo if sampling.decoder == "torchcodec" else Video
+        reader = _reader_for(sampling, transform, store)
         video = open_video(source, sampling.max_pixels, threads, reader)
     notes = video.notes
     if not video.declares_length:
@@ -205,8 +220,20 @@ def read_segments(
         return report, _single_frames(video, sampling.every, transform, report)
     stride, fps = sampling.stride or transform.stride, sampling.fps or transform.fps
     return report, _clips(
-        video, sampling, replace(transform, stride=stride, fps=fps), report, empty
+        video, sampling, replace(transform, stride=stride, fps=fps), report, store
     )
+
+
+def _reader_for(
+    sampling: Sampling, transform: ImageTransform | VideoTransform, store: FrameStore
+) -> VideoOpener:
+    """Return what opens video files."""
+    if sampling.decoder == "torchcodec":
+        return TorchcodecVideo
+    if isinstance(transform, ImageTransform) or not store.takes_planes:
+        return Video
+    crops, size = sampling.views[1], transform.size
+    return functools.partial(PlanarVideo, keeps=lambda layout: keeps_planes(layout, size, crops))
 
 
 def _clips(
@@ -214,7 +241,7 @@ def _clips(
     sampling: Sampling,
     transform: VideoTransform,
     report: VideoReport,
-    empty: Callable[[tuple[int, ...], Any], np.ndarray],
+    store: FrameStore,
 ) -> Iterator[DecodedSegment]:
     clips, crops = sampling.views
     clip_span = transform.frames * transform.stride / transform.fps * video.fps
@@ -233,14 +260,14 @@ def _clips(
             wanted, rows = np.unique(indices, return_inverse=True)
             size = transform.size
             on_device = _frames_on_device(video, wanted, crops, size, report)
-            frames, grid = on_device or _read_frames(
-                video, wanted.tolist(), crops, size, report, empty
+            frames, grid, layout = on_device or _read_frames(
+                video, wanted.tolist(), crops, size, report, store
             )
             clip_rows = rows.reshape(indices.shape)
             shown: Sequence[np.ndarray] | np.ndarray
             if frames.dtype in (np.uint8, torch.uint8):
-                views = ClipViews(frames, clip_rows, grid.corners, size, grid.scaled)
-                shown = ResizedFrames(frames, grid)
+                views = ClipViews(frames, clip_rows, grid.corners, size, grid.scaled, layout)
+                shown = ResizedFrames(frames, grid, layout)
             else:
                 assert isinstance(frames, np.ndarray)
                 views, shown = ClipViews(frames, clip_rows, grid.boxes, size), frames
@@ -255,20 +282,20 @@ def _frames_on_device(
     crops: int,
     size: tuple[int, int],
     report: VideoReport,
-) -> tuple[torch.Tensor, CropGrid] | None:
+) -> tuple[torch.Tensor, CropGrid, None] | None:
     """Return the frames of a clip that lies on a device, as they are there; None for other videos,
     and for very long frames, of which only a part is resized."""
     if not isinstance(video, FrameArray) or not isinstance(video.pixels, torch.Tensor):
         return None
     height, width = video.pixels.shape[1:3]
     grid = CropGrid.for_crops(height, width, size, crops)
-    if _is_long(grid):
+    if is_long(grid):
         return None
     report.used += len(wanted)
     first, last = int(wanted[0]), int(wanted[-1])
     if last - first + 1 == len(wanted):  # all frames of a range: nothing is copied
-        return video.pixels[first : last + 1], grid
-    return video.pixels[torch.from_numpy(wanted).to(video.pixels.device)], grid
+        return video.pixels[first : last + 1], grid, None
+    return video.pixels[torch.from_numpy(wanted).to(video.pixels.device)], grid, None
 
 
 def _read_frames(
@@ -277,51 +304,18 @@ def _read_frames(
     crops: int,
     size: tuple[int, int],
     report: VideoReport,
-    empty: Callable[[tuple[int, ...], Any], np.ndarray],
-) -> tuple[np.ndarray, CropGrid]:
-    """Decode frames, and keep whatever is smaller: their pixels, or the resized part of them that
-    the crops need.
-
-    -> uint8 [n, height, width, 3] or float32 [n, rows, columns, 3]
-    """
-    frames, damaged = None, 0
+    store: FrameStore,
+) -> tuple[np.ndarray, CropGrid, YuvLayout | None]:
+    """Decode frames, and keep them: see `KeptFrames`."""
+    kept, damaged = KeptFrames(store, len(wanted), size, crops), 0
     for row, decoded in enumerate(video.read(wanted)):
-        if frames is None:
-            height, width = decoded.pixels.shape[:2]
-            grid = CropGrid.for_crops(height, width, size, crops)
-            keeps_pixels = _is_smaller_unresized((height, width), grid)
-            shape = (height, width) if keeps_pixels else (len(grid.y), len(grid.x))
-            frames = empty((len(wanted), *shape, 3), np.uint8 if keeps_pixels else np.float32)
-        pixels = _at_size(decoded.pixels, (height, width))
-        frames[row] = pixels if keeps_pixels else grid.sample(pixels)
+        kept.put(row, decoded)
         damaged += not decoded.intact
     report.used += len(wanted)
     report.damaged += damaged
     check_damage(damaged, len(wanted))
-    assert frames is not None
-    return frames, grid
-
-
-def _at_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a frame at the size of the first one, which another rotation can change."""
-    if pixels.shape[:2] == size:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _is_smaller_unresized(source: tuple[int, int], grid: CropGrid) -> bool:
-    """Return whether a frame needs less memory as it is than resized, in float32.
-
-    Very long frames are large when they are resized whole, so these are resized in part.
-    """
-    height, width = source
-    is_small = height * width <= np.float32().itemsize * len(grid.y) * len(grid.x)
-    return is_small and not _is_long(grid)
-
-
-def _is_long(grid: CropGrid) -> bool:
-    """Return whether a resized frame is much larger than the part of it that the crops need."""
-    return grid.scaled[0] * grid.scaled[1] > MAX_RESIZED * len(grid.y) * len(grid.x)
+    assert kept.frames is not None
+    return kept.frames, kept.grid, kept.layout
 
 
 def _single_frames(

@@ -17,6 +17,7 @@ import torch
 from ..compiling.compiled import compile_for_inference, translate_compile_errors
 from ..data.clip_reader import ClipView, unresized
 from ..data.transforms import check_channels, transform_for
+from ..data.video_files.frame_store import ON_HOST, FrameStore
 from ..device import (
     dtype_name,
     empty_cache,
@@ -228,11 +229,13 @@ class BatchRunner(Generic[M, Result]):
             if runner.uploads is not None:
                 runner.uploads.begin()
 
-    def pixels_of_clips(self, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """Return memory for the frames of clips: on CUDA, memory that the device reads itself."""
+    @property
+    def frame_store(self) -> FrameStore:
+        """Where the frames of clips are kept: on CUDA, in memory that the device reads itself, and
+        as the planes that it turns into RGB."""
         if self.uploads is None:
-            return np.empty(shape, dtype)
-        return self.uploads.empty(shape, dtype)
+            return ON_HOST
+        return FrameStore(self.uploads.empty, takes_planes=True)
 
     def end_stream(self) -> None:
         """Forget the images that `stage` returned, since nobody will release them."""

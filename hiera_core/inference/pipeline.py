@@ -392,7 +392,7 @@ class Pipeline(Generic[R]):
         if isinstance(content, torch.Tensor) and not (stays and runner.shares_device(content)):
             content = on_host(content)
         report, segments = read_segments(
-            content, self.sampling, runner.transform, self._decoder_threads, runner.pixels_of_clips
+            content, self.sampling, runner.transform, self._decoder_threads, runner.frame_store
         )
         return report, with_input_errors(segments)
 

@@ -9,7 +9,8 @@ with two workers, timm's transforms, and timm's model of the same architecture w
 preprocessing. The photos are also decoded alone, by our pipeline without its model. The sides are
 those of `hiera bench --from`. They run alternately, each in a new process that is timed after a
 first batch; first alone, then beside a process that keeps a core busy. The third prints how many
-bytes of a video the device gets, videos per second without the model, and the peak memory.
+bytes of a video the device gets, on CUDA too and as views in float32; videos per second without the
+model, on the CPU; and the peak memory.
 """
 
 from __future__ import annotations
@@ -107,10 +108,8 @@ def ours(folder: Path, fast_jpeg: bool = False, without_model: bool = False) -> 
 
     cores.limit_threads()
     from hiera_core.benchmarking.end_to_end.our_files import FilesRun, TimedPredictor
-    from hiera_core.data.clip_sampling import Sampling
 
-    predictor = TimedPredictor(job_of(folder), sampling=Sampling(fast_jpeg=fast_jpeg))
-    return timed(FilesRun(predictor, without_model))
+    return timed(FilesRun(TimedPredictor(job_of(folder, fast_jpeg)), without_model))
 
 
 def fast(folder: Path) -> dict[str, float]:
@@ -132,11 +131,11 @@ def timm(folder: Path) -> dict[str, float]:
     return timed(TimmRun(job, peers.PEERS["timm"].build(job.entry, job.mode)))
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path, fast_jpeg: bool = False) -> Job:
     """Return the job of classifying the pictures with two workers."""
     from hiera_core.benchmarking.job import FileInputs, Job
 
-    files = FileInputs([str(folder / "pictures")], False, 2)
+    files = FileInputs([str(folder / "pictures")], False, 2, fast_jpeg=fast_jpeg)
     return Job("hiera", "hiera_nano_32", 64, mode="files", files=files)
 
 
@@ -159,8 +158,6 @@ def clips(folder: Path) -> dict[str, float]:
 
     import hiera_core
     from hiera_core.data import sources
-    from hiera_core.data.clip_reader import read_segments
-    from hiera_core.data.clip_sampling import Sampling
     from hiera_core.inference.predict import Predictor
 
     model = hiera_core.create_model("hiera_nano_8x32", input_size=(16, 224, 224), num_classes=9)
@@ -168,21 +165,35 @@ def clips(folder: Path) -> dict[str, float]:
     classifier: Any = predictor.classifier("video")
     classifier.compute = lambda x: torch.zeros(len(x), 9)
     paths = sorted(map(str, folder.iterdir()))
-    transform = classifier.transform
-    _, segments = read_segments(Path(paths[0]), Sampling(), transform)
-    views = next(segments).views
-    shares_frames = getattr(views, "scaled", None) is not None
-    handed = views.frames.nbytes if shares_frames else sum(view.nbytes for view in views)  # type: ignore[attr-defined]
-    del views, segments
     start = time.perf_counter()
     records = list(predictor(sources.expand(paths)))
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_mib()
     assert all(record.status == "ok" for record in records)
     return {
         "per_second": len(records) / seconds,
-        "mb_per_clip": handed / 1e6,
-        "peak_mib": peak_mib(),
+        **megabytes_of("hiera_base_16x224", Path(paths[0])),
+        **megabytes_of("hiera_nano_8x32", Path(paths[0])),
+        "peak_mib": peak,
     }
+
+
+def megabytes_of(model: str, path: Path) -> dict[str, float]:
+    """Return how many megabytes of a video a model gets on a CPU and on CUDA, and its views."""
+    from hiera_core import zoo
+    from hiera_core.data.clip_reader import read_segments
+    from hiera_core.data.clip_sampling import Sampling
+    from hiera_core.data.transforms import VideoTransform
+    from hiera_core.data.video_files.frame_store import FrameStore
+
+    entry = zoo.get(model)
+    transform = VideoTransform.from_preprocessing(entry.preprocessing, entry.config["input_size"])
+    found: dict[str, float] = {}
+    for place, takes_planes in (("cpu", False), ("cuda", True)):
+        store = FrameStore(takes_planes=takes_planes)
+        views: Any = next(read_segments(path, Sampling(), transform, store=store)[1]).views
+        found[f"{model} MB on {place}"] = views.frames.nbytes / 1e6
+    found[f"{model} MB of views"] = len(views) * views[0].nbytes / 1e6
+    return found
 
 
 SIDES = {

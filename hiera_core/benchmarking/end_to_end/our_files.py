@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ...data import sources
-from ...data.clip_sampling import Sampling
 from ...data.sources import Source
 from ...errors import HieraError, InputError
 from ...inference.predict import Classifier, Predictor
@@ -29,20 +28,19 @@ class TimedPredictor(Predictor):
     Args:
         job: The job. Weights are those of the checkpoint, or, for a model in the zoo, random.
         compile: Compile the model.
-        sampling: How inputs are read; None for the defaults.
 
     Attributes:
         clock: How long the model computes.
         is_decoding_only: Whether the model is left out.
     """
 
-    def __init__(self, job: Job, compile: bool = False, sampling: Sampling | None = None) -> None:
+    def __init__(self, job: Job, compile: bool = False) -> None:
         assert job.files is not None
         self.job, self.clock = job, BusyClock(torch.device(job.device))
         self.is_decoding_only = False
         super().__init__(
             job.model,
-            sampling=sampling,
+            sampling=job.files.sampling,
             workers=job.files.workers,
             device=job.device,
             dtype=job.dtype,
@@ -140,9 +138,9 @@ def build(job: Job) -> list[Variant]:
     if job.compile:
         runs.append((ANSWERS, True, FilesRun(TimedPredictor(job, compile=True))))
     runs.append((DECODING, False, FilesRun(predictor, without_model=True)))
-    variants = []
+    variants, reading = [], None if job.files is None else job.files.reading
     for part, compiled, run in runs:
-        row = Measurement.of_job(job, None, compiled, part=part)
+        row = Measurement.of_job(job, None, compiled, part=part, reading=reading)
         row.params = params if part == ANSWERS else None
         variants.append(Variant(row, run, run.warm_up, run.facts))
     return variants

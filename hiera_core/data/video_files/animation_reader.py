@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..media_types import SIGNATURE_BYTES, kind_of, sniff_kind
 from .decoder_threads import DecoderThreads
 from .video_reader import DecodedFrame, Video, check_damage
 
+VideoOpener: TypeAlias = Callable[[Path | bytes, int, DecoderThreads | None], Video]
 FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 # Browsers show frames without a duration, and those of 10 ms or less, for this long.
 DEFAULT_MS = 100.0
@@ -144,7 +145,7 @@ def open_video(
     source: Path | bytes,
     max_pixels: int = MAX_PIXELS,
     threads: DecoderThreads | None = None,
-    reader: type[Video] = Video,
+    reader: VideoOpener = Video,
 ) -> Video | Animation:
     """Open a video file or an animation.
 

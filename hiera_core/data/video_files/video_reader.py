@@ -24,7 +24,9 @@ from ...errors import InputError
 from ..image_reader import MAX_PIXELS
 from . import decoder_threads
 from .decoder_threads import DecoderThreads
+from .frame_colours import frame_to_rgb
 from .video_timeline import read_timeline
+from .yuv_layout import YuvLayout
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
 # concat) would read other files and URLs.
@@ -36,8 +38,6 @@ SEEK_GAP_S = 1.0  # seek over longer gaps than this; decode through shorter ones
 STEPS_BACK_S = (0.0, 2.0, 10.0, 60.0)
 # Some files of these have other pixels if FFmpeg decodes them in several threads.
 ONE_THREAD_CODECS = ("vp3", "theora", "vp4")
-# From version 17 on, PyAV converts colours in one thread per core by default.
-ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 MAX_DAMAGED = 0.1  # largest share of frames that may be damaged or lost
 
 
@@ -46,8 +46,9 @@ class DecodedFrame:
     """One frame of a video."""
 
     index: int  # the index that was requested
-    pixels: np.ndarray  # uint8 [height, width, 3], upright
+    pixels: np.ndarray  # uint8 [height, width, 3], upright; or [bytes], with a layout
     intact: bool  # False if the frame is damaged, or stands in for one that is lost
+    layout: YuvLayout | None = None  # of planes, see `PlanarVideo`
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Video:
             raise
         # Time stamps are rounded to the container's ticks, and sums of floats are rounded too.
         self._tolerance = 0.25 / self.fps + 1e-6
-        self._reformatter = VideoReformatter()  # shared by all frames, because setup is slow
+        self._reformatter = VideoReformatter()
         self._is_disordered = False  # whether time stamps contradict the order of the frames
         self._current: _Shown | None = None  # the frame that is shown now
         self._next: _Shown | None = None  # the frame after it
@@ -209,7 +210,7 @@ class Video:
             shown, intact = self._show_from_start(time)
         if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
-        return DecodedFrame(index, self._pixels(shown.frame), intact)
+        return self._output(index, shown.frame, intact)
 
     def _show(self, time: float) -> tuple[_Shown | None, bool]:
         """Return the frame that is shown at `time`, and whether it is undamaged."""
@@ -347,11 +348,12 @@ class Video:
         recent = self._packet_times[-64:]
         return float(np.median(np.diff(recent))) if len(recent) > 2 else 0.0
 
-    def _pixels(self, frame: Any) -> np.ndarray:
+    def _output(self, index: int, frame: Any, intact: bool) -> DecodedFrame:
         """Return upright RGB at the declared size, because the size may change within a stream."""
-        rgb = self._reformatter.reformat(frame, self.width, self.height, "rgb24", **ONE_THREAD)
-        pixels = rgb.to_ndarray()
-        return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+        pixels = frame_to_rgb(self._reformatter, frame, self.width, self.height)
+        if frame.rotation:
+            pixels = np.rot90(pixels, round(frame.rotation / 90))
+        return DecodedFrame(index, pixels, intact)
 
     def _time(self, item: Any) -> float:
         """Return the time of a frame or packet."""

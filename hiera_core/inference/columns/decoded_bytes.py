@@ -159,6 +159,7 @@ def _segment_header(segment: DecodedSegment, arrays: list[np.ndarray]) -> dict[s
     """Return what describes a segment, after adding its pixels to the arrays."""
     views = segment.views
     assert isinstance(views, ClipViews)  # single frames are decoded where the model is
+    assert views.layout is None  # planes are for the device of a model that is in this process
     arrays += [on_host(views.frames), views.clips]
     return {
         "start": segment.start,

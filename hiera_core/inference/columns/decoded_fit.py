@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...data.clip_reader import MAX_RESIZED, ClipViews, DecodedSegment
+from ...data.clip_reader import ClipViews, DecodedSegment
 from ...data.transforms import scaled_size
+from ...data.video_files.frame_store import MAX_RESIZED
 from ...errors import InputError
 from ...records import Kind
 from ..decoded_input import DecodedInput

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hiera_core
+from hiera_core.compiling import compiled
 from hiera_core.errors import UsageError
 from hiera_core.models.kernels.recomputing import KEPT, Checkpointing
 from hiera_core.training import recipe_reader
@@ -113,6 +116,50 @@ def test_matrix_products_are_not_computed_again() -> None:
         norms[kind] = found.counts["native_layer_norm"]
     assert products["selective"] == products[False] < products[True], products
     assert norms[False] == 0 < norms["selective"] == norms[True], norms
+
+
+class Products:
+    """A backend of torch.compile that counts the matrix products of backward graphs."""
+
+    def __init__(self) -> None:
+        self.backward = 0
+        self.backend = aot_autograd(
+            fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+            bw_compiler=self._count,
+            partition_fn=min_cut_rematerialization_partition,
+        )
+
+    def compile(self, module: torch.nn.Module, **options: Any) -> None:
+        module.compile(fullgraph=True, backend=self.backend, **options)
+
+    def _count(self, graph: torch.fx.GraphModule, _: Any) -> Any:
+        targets = [getattr(node.target, "__name__", "") for node in graph.graph.nodes]
+        self.backward += sum(target.partition(".")[0] in KEPT for target in targets)
+        return make_boxed_func(graph.forward)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # PyTorch looks, and hides it
+@pytest.mark.parametrize("by_block", [False, True], ids=["whole", "blocks"])
+@pytest.mark.parametrize("make", [classifier, autoencoder])
+def test_compiled_models_recompute_the_same(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any], by_block: bool
+) -> None:
+    """As a whole, and block by block as under FSDP: gradients stay, products are not repeated."""
+    model, loss = make()
+    expected = gradients(model, loss)
+    products: dict[Checkpointing, int] = {}
+    for kind in KINDS:
+        torch.compiler.reset()
+        model, loss = make()
+        model.set_grad_checkpointing(kind)
+        found = Products()
+        monkeypatch.setattr(compiled, "compile_in_place", found.compile)
+        compiled.compile_blocks(model) if by_block else compiled.compile_in_place(model)
+        for name, grad in gradients(model, loss).items():
+            scale = max(1.0, expected[name].abs().max().item())
+            assert (grad - expected[name]).abs().max().item() <= 1e-5 * scale, (kind, name)
+        products[kind] = found.backward
+    assert products["selective"] == products[False] < products[True], products
 
 
 def test_the_recipe_takes_true_false_and_selective() -> None:

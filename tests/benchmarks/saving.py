@@ -7,7 +7,9 @@
 The trainer of `hiera train` runs on digits, which are resized to the input of the model, and saves
 every 100 steps. So 50 steps that begin with a save come after 50 steps without one: all that a save
 costs is in the former, also the steps that are slower while a thread writes. Each round compares
-the two. The first 50 steps are not counted. Nothing is validated, and no pictures are drawn.
+the two. As both may drift, the cost is also measured directly: the time that the run waits, and
+what the steps during which a thread writes take longer than the median step. The first 50 steps are
+not counted. Nothing is validated, and no pictures are drawn.
 """
 
 from __future__ import annotations
@@ -42,12 +44,13 @@ class TimedTrainer(Trainer):
     Attributes:
         ends: When each step has ended, in seconds, by the number of steps that are done.
         waits: Seconds for which the run has waited for each save.
-        writes: Seconds for which each checkpoint was written, by a thread if nothing waits for it.
+        writes: When each checkpoint was begun and complete, in seconds.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.ends, self.waits, self.writes = list[float](), list[float](), list[float]()
+        self.ends, self.waits = list[float](), list[float]()
+        self.writes = list[tuple[float, float]]()
         manager: Any = self.checkpoints
         manager._write = _timed(manager._write, self.writes)
 
@@ -107,34 +110,59 @@ def digits(count: int) -> MediaDataset:
 def report(run: TimedTrainer, rounds: int) -> None:
     """Print what the saves have cost."""
     size = sum(tensor.nbytes for tensor in run.training.tensors().values())
-    plain = [run.ends[n] - run.ends[n - 1] for n in range(EVERY + 1, PERIOD + 1)]
+    median = statistics.median(durations(run))
     print(
         f"{run.recipe.model.name}, batches of {run.recipe.batch_size}, {run.setup.precision}: "
-        f"{statistics.median(plain):.3g} s for a step, {size / 2**20:.0f} MiB for a checkpoint"
+        f"{median:.3g} s for a step, {size / 2**20:.0f} MiB for a checkpoint"
     )
-    shares = []
-    for number in range(1, rounds + 1):
-        begin, save, end = (run.ends[PERIOD * number + n * EVERY] for n in (-1, 0, 1))
-        without, with_save = save - begin, end - save
-        shares.append(1 - without / with_save)
+    shares, direct = [], []
+    for number in range(rounds):
+        middle = PERIOD * (number + 1)
+        begin, save, end = (run.ends[middle + n * EVERY] for n in (-1, 0, 1))
+        shares.append(1 - (save - begin) / (end - save))
+        cost = direct_cost(run, number)
+        direct.append(cost / (EVERY * median + cost))
+        written = run.writes[number]
         print(
-            f"round {number}: {EVERY} steps take {with_save:.1f} s with a save and {without:.1f} s "
-            f"without: {shares[-1]:.1%}"
+            f"round {number + 1}: {EVERY} steps take {end - save:.1f} s with a save and "
+            f"{save - begin:.1f} s without: {shares[-1]:.1%}; directly {cost:.2f} s: "
+            f"{direct[-1]:.1%} (waiting {run.waits[number]:.2f} s, writing "
+            f"{written[1] - written[0]:.2f} s)"
         )
     print(
-        f"saving takes {statistics.median(shares):.1%} of the time; the run waits "
-        f"{statistics.median(run.waits[:rounds]):.2f} s, and writing takes "
-        f"{statistics.median(run.writes[:rounds]):.2f} s"
+        f"saving takes {statistics.median(shares):.1%} of the time, directly "
+        f"{statistics.median(direct):.1%}"
     )
 
 
-def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+def direct_cost(run: TimedTrainer, number: int) -> float:
+    """Return the seconds that a save has cost: waiting, and slower steps while a thread writes."""
+    begin, end = run.writes[number]
+    median = statistics.median(durations(run))
+    slower = 0.0
+    for step in range(PERIOD * (number + 1) + 1, len(run.ends)):
+        if run.ends[step - 1] < end and run.ends[step] > begin:
+            first = run.waits[number] if step == PERIOD * (number + 1) + 1 else 0.0
+            slower += run.ends[step] - run.ends[step - 1] - first - median
+    return run.waits[number] + max(0.0, slower)
+
+
+def durations(run: TimedTrainer) -> list[float]:
+    """Return the seconds of each step between the saves, after the first ones."""
+    return [
+        run.ends[n] - run.ends[n - 1]
+        for n in range(EVERY + 1, len(run.ends))
+        if n % PERIOD > EVERY or n % PERIOD == 0
+    ]
+
+
+def _timed(function: Callable[..., Any], spans: list[tuple[float, float]]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         begin = time.perf_counter()
         try:
             return function(*arguments)
         finally:
-            seconds.append(time.perf_counter() - begin)
+            spans.append((begin, time.perf_counter()))
 
     return call
 

@@ -59,6 +59,10 @@ class CheckpointError(HieraError, RuntimeError):
     """A checkpoint that is missing, damaged, unsafe, or for another model or architecture."""
 
 
+class NoClassifierError(CheckpointError):
+    """A checkpoint that has an encoder, but no classifier."""
+
+
 class HubError(HieraError, RuntimeError):
     """A failed transfer: the hub is offline, a file is missing or gated, or it arrives damaged."""
 

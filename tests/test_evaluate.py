@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hiera_core
 from hiera_core import zoo
 from hiera_core.data import datasets, toy_datasets
 from hiera_core.data.sources import Source
@@ -72,6 +73,17 @@ def test_output_formats(folder: Path, hiera: Run) -> None:
 def test_bad_arguments_are_refused(arguments: list[str], message: str, hiera: Run) -> None:
     code, out, err = hiera("eval", *arguments)
     assert code == 2 and out == "" and message in err
+
+
+def test_a_pretrained_run_is_judged_by_a_probe(hiera: Run, tmp_path: Path) -> None:
+    """The error of `hiera predict`, for which there is no probe, does not name the option."""
+    hiera_core.create_model("mae_hiera_nano_32").save_pretrained(tmp_path / "run")
+    for option in ("--checkpoint", "-m"):
+        code, out, err = hiera("eval", "digits", option, tmp_path / "run", "-q")
+        assert code == 3 and out == "" and "has no classifier: it was only pre-trained" in err
+        assert "add --probe knn or --probe linear" in err and err.count("\n") == 1
+    code, _, err = hiera("predict", "x.jpg", "--checkpoint", tmp_path / "run")
+    assert code == 3 and "--probe" not in err
 
 
 def test_built_in_data_has_a_model_that_ships_in_the_package(

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hiera_core
+from hiera_core.compiling import compiled
 from hiera_core.errors import UsageError
 from hiera_core.models.kernels.recomputing import KEPT, Checkpointing
 from hiera_core.training import recipe_reader
+from hiera_core.training.steps.sample_noise import SampleNoise
 
 from .conftest import SMALL, draw_weights
 
@@ -113,6 +117,104 @@ def test_matrix_products_are_not_computed_again() -> None:
         norms[kind] = found.counts["native_layer_norm"]
     assert products["selective"] == products[False] < products[True], products
     assert norms[False] == 0 < norms["selective"] == norms[True], norms
+
+
+class Products:
+    """A backend of torch.compile that counts the matrix products that its programs carry out."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.backend = aot_autograd(
+            fw_compiler=self._counting,
+            bw_compiler=self._counting,
+            partition_fn=min_cut_rematerialization_partition,
+        )
+
+    def compile(self, module: torch.nn.Module, **options: Any) -> None:
+        module.compile(fullgraph=True, backend=self.backend, **options)
+
+    def _counting(self, graph: torch.fx.GraphModule, _: Any) -> Any:
+        targets = [getattr(node.target, "__name__", "") for node in graph.graph.nodes]
+        products = sum(target.partition(".")[0] in KEPT for target in targets)
+
+        def run(*arguments: Any) -> Any:
+            self.count += products
+            return graph.forward(*arguments)
+
+        return make_boxed_func(run)
+
+
+HIDDEN = "ignore:The .grad attribute of a Tensor"  # a warning that PyTorch causes itself, and hides
+
+
+def narrow(model: str) -> tuple[Any, Callable[[Any], torch.Tensor]]:
+    """Return a bundled model of three blocks, and its loss."""
+    decoder = {**DECODER, "decoder_depth": 1} if model.startswith("mae_") else {}
+    built: Any = hiera_core.create_model(model, embed_dim=8, stages=(1, 1, 1), **decoder)
+    draw_weights(built).train()
+    x, units = torch.randn(4, 3, 32, 32), torch.tensor([[0, 3, 5]] * 4)
+    if decoder:
+        return built, lambda model: model(x, keep_ids=units, check_ids=False)[0]
+    return built, lambda model: model(x).square().sum()
+
+
+@pytest.mark.filterwarnings(HIDDEN)
+@pytest.mark.parametrize(
+    ("name", "by_block"),
+    [
+        ("hiera_nano_32", True),
+        pytest.param("hiera_nano_32", False, marks=pytest.mark.slow),
+        pytest.param("mae_hiera_nano_32", True, marks=pytest.mark.slow),
+        pytest.param("mae_hiera_nano_32", False, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("kind", [pytest.param(True, marks=pytest.mark.slow), "selective"])
+def test_compiled_models_recompute_the_same(
+    monkeypatch: pytest.MonkeyPatch, name: str, by_block: bool, kind: Checkpointing
+) -> None:
+    """Block by block as under FSDP, and as a whole: gradients stay, and with `selective`, matrix
+    products are not computed again."""
+    model, loss = narrow(name)
+    expected = gradients(model, loss)
+    torch.compiler.reset()
+    found = Products()
+    monkeypatch.setattr(compiled, "compile_in_place", found.compile)
+    model.zero_grad()
+    model.set_grad_checkpointing(kind)
+    compiled.compile_blocks(model) if by_block else compiled.compile_in_place(model)
+    value = loss(model)
+    forward, found.count = found.count, 0
+    value.backward()
+    # A product has two gradients, each of them another product.
+    assert (found.count > 2 * forward) == (kind is True), (forward, found.count)
+    for parameter, grad in expected.items():
+        scale = max(1.0, grad.abs().max().item())
+        difference = (model.get_parameter(parameter).grad - grad).abs().max().item()
+        assert difference <= 1e-5 * scale, parameter
+
+
+@pytest.mark.filterwarnings(HIDDEN)
+def test_blocks_of_the_same_shape_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with different rates of drop path, if a trainer draws it. And there may be more programs
+    than PyTorch allows for one code by default."""
+    programs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    def compile(module: torch.nn.Module, **options: Any) -> None:
+        module.compile(fullgraph=True, backend=backend, **options)
+
+    monkeypatch.setattr(compiled, "compile_in_place", compile)
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 3)
+    config = {"embed_dim": 8, "stages": (1, 1, 3), "drop_path_rate": 0.2}
+    model: Any = hiera_core.create_model("hiera_nano_32", **config).train()
+    SampleNoise(model, 0, 2, torch.device("cpu")).draw(0, 0)
+    compiled.compile_blocks(model)
+    for _ in range(2):
+        assert model(torch.randn(2, 3, 32, 32)).isfinite().all()
+    assert len(programs) == 4  # of five blocks
 
 
 def test_the_recipe_takes_true_false_and_selective() -> None:

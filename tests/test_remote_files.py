@@ -166,6 +166,7 @@ def test_private_networks_are_refused_for_manifests(
     manifest.write_text(f"{hub.url}/eight.png\n")
     code, _, err = hiera("predict", "--manifest", manifest, *MODEL, "-f", "jsonl")
     assert code == 1 and "127.0.0.1 is in a private network" in err and not hub.log
+    assert "--private-urls allows it" in err
     given = ("predict", "--manifest", manifest, *MODEL, "-f", "jsonl", "--private-urls")
     assert hiera(*given)[0] == 0
     assert hiera("predict", f"{hub.url}/eight.png", *MODEL, "-f", "jsonl")[0] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import pickle
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
+import hiera_core
 from hiera_core.data import datasets
 from hiera_core.data.indexed import remote_shards
 from hiera_core.data.indexed.sample_index import SampleIndex
 from hiera_core.errors import InputError, UsageError
 from hiera_core.places import remote_requests
+from hiera_core.training import recipe as recipes
+from hiera_core.training.checkpoints import run_recipe
 
 from .conftest import Faulty, RunProcess
 
@@ -300,6 +304,69 @@ def test_a_run_on_remote_shards_equals_one_on_files(
     assert url in (run / "recipe.yaml").read_text()  # so that it can be continued, and repeated
     code, out, err = hiera("eval", url, "--checkpoint", run, "-f", "json")
     assert code == 0 and json.loads(out)["samples"] == SHARDS * EACH, err
+
+
+PRIVATE = r"127.0.0.1 is in a private network; --private-urls allows it"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "data: {{path: '{url}', val: 0.25}}",
+        "data: {{path: shapes, val: '{url}'}}",
+        "data: {{path: shapes}}\nprobe: {{every: 1, data: '{url}', val: 0.25}}",
+        "data: {{path: shapes}}\ninit_from: '{url}'",
+    ],
+    ids=["path", "val", "probe", "init_from"],
+)
+def test_urls_of_a_recipe_do_not_lead_into_private_networks(
+    hiera: Command, web: Web, tmp_path: Path, values: str
+) -> None:
+    """A recipe from somebody else would otherwise ask servers that only this machine can reach."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extends: hiera_nano_32\n" + values.format(url=f"{web.url}/s-00.tar"))
+    code, _, err = hiera("train", recipe, "-q", "-j", "0", "-o", tmp_path / "run")
+    assert code == 2 and PRIVATE in err and err.count("\n") == 1
+    assert not web.log and not (tmp_path / "run").exists()
+
+
+def test_private_networks_are_allowed_where_they_are_asked_for(
+    hiera: Command, web: Web, tmp_path: Path
+) -> None:
+    recipe, run, url = tmp_path / "recipe.yaml", tmp_path / "run", f"{web.url}/s-{{00..02}}.tar"
+    sets = [word for value in (*SETTINGS, NARROW) for word in ("--set", value)]
+    recipe.write_text(f"extends: hiera_nano_32\ndata: {{path: '{url}'}}\n")
+    # What the command names is asked for. The recipe of the run then names it, for whoever resumes.
+    given = ("train", recipe, url, *sets, "-q", "-j", "0", "-o", run)
+    assert hiera(*given)[0] == 0
+    (run / "model.safetensors").unlink()
+    assert hiera(*given, "--resume", "auto")[0] == 0
+    (run / "model.safetensors").unlink()
+    code, _, err = hiera("train", "--resume", run, "-q", "-j", "0")
+    assert code == 2 and PRIVATE in err
+    assert hiera("train", "--resume", run, "-q", "-j", "0", "--private-urls")[0] == 0
+    named = hiera_core.RunOptions(named_urls=recipes.urls_among({"data": {"path": url}}))
+    assert run_recipe.resume_command(run, named).endswith("--private-urls")
+    public = hiera_core.RunOptions(named_urls=recipes.urls_among("s3://bucket/s.tar"))
+    assert "--private-urls" not in run_recipe.resume_command(run, public)
+
+
+def test_samples_stay_public_in_workers_and_when_the_index_was_kept(web: Web) -> None:
+    url = f"{web.url}/s-00.tar"
+    index = datasets.open_dataset(url).sources
+    assert isinstance(index, SampleIndex) and not index[0].public_only
+    index.public_only = True
+    web.log.clear()
+    with pytest.raises(InputError, match=PRIVATE):
+        pickle.loads(pickle.dumps(index))[0].content()
+    for data in (url, f"{web.url}/a.parquet"):
+        with pytest.raises(UsageError, match=PRIVATE):
+            datasets.open_splits(data, public_only=[data])
+        with pytest.raises(UsageError, match=PRIVATE):
+            datasets.open_splits("shapes", data, public_only=[data])
+    with pytest.raises(UsageError, match="webhdfs:// may lead into a private network"):
+        datasets.open_dataset("webhdfs://127.0.0.1:1/s/", public_only=True)
+    assert not web.log
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ import hiera_core
 
 pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
+
+from hiera_core.data.sources import Source
+from hiera_core.inference import Classifier, Embedder
+from hiera_core.inference.columns.decoded_bytes import from_bytes
+from hiera_core.scale import ray_engine
 
 SAMPLES = Path(hiera_core.__file__).parent / "zoo/assets/samples"
 Command = Callable[..., tuple[int, str, str]]
@@ -77,6 +83,21 @@ def test_videos_have_their_facts(hiera: Command, tmp_path: Path) -> None:
     assert hiera("predict", clip, *given, "--rows", tmp_path / "rows")[0] == 0
     (row,), record = read_rows(tmp_path / "rows"), json.loads(out)
     assert row["video"] == record["video"] and row["segments"] == record["segments"]
+
+
+@pytest.mark.parametrize("command", ["features", "predict"])
+def test_hints_name_only_what_the_rows_take(hiera: Command, tmp_path: Path, command: str) -> None:
+    """A row of features holds one vector, so there are no single frames of a video."""
+    clip = SAMPLES / "moving_right.mp4"
+    assert hiera(command, clip, *MODEL, "-q", "--rows", tmp_path / "rows")[0] == 1
+    (row,) = read_rows(tmp_path / "rows")
+    assert row["error_message"] == "a video, and hiera_nano_32 takes pictures"
+    assert ("--every" in row["error_hint"]) == (command == "predict")
+    assert "hiera_base_16x224" in row["error_hint"]
+    on_columns = (Embedder if command == "features" else Classifier)("hiera_nano_32", workers=1)
+    decoder = pickle.loads(pickle.dumps(ray_engine._decoder_of(on_columns)))  # as on a cluster
+    (decoded,) = decoder.decode(iter([Source(str(clip), path=clip)]))
+    assert from_bytes(decoded).record.error.hint == row["error_hint"]  # type: ignore[union-attr]
 
 
 def test_shards_of_rows_are_one_data_set_and_resume(

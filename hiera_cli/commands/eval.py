@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hiera_core.errors import UsageError
+from hiera_core.errors import CheckpointError, NoClassifierError, UsageError
 from hiera_core.plain_data import counted, to_json
 
 from .. import completion, load_model, media_run, options
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hiera_core.training.distributed import World
 
 WORST = 20  # number of classes in the table
+PROBE_HINT = "add --probe knn or --probe linear, which judge its features"
 Named = tuple[str | None, str | None, bool]  # --model, --checkpoint, --random-init
 
 
@@ -150,8 +151,7 @@ def evaluate(
     if probe is None and entry is not None and entry.autoencoder:
         raise UsageError(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
-            "add --probe knn or --probe linear, which judge its features, or use "
-            f"{entry.name.removeprefix('mae_')}",
+            f"{PROBE_HINT}, or use {entry.name.removeprefix('mae_')}",
         )
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")
@@ -193,7 +193,10 @@ def _classify(
     from hiera_core.inference.predict import Predictor
 
     dataset = open_eval_data(data)
-    predictor = Predictor(load_model.load_model("classifier", *named), topk=TOP_K, **settings)
+    try:
+        predictor = Predictor(load_model.load_model("classifier", *named), topk=TOP_K, **settings)
+    except NoClassifierError as error:
+        raise CheckpointError(error.message, f"{PROBE_HINT}; or {error.hint}") from error
     share = len(range(world.rank, len(dataset), world.size))
     with _progress_bar(share, show) as advance:
         evaluation = evaluate_dataset(

@@ -13,6 +13,7 @@ import typer
 from hiera_core.errors import UsageError
 from hiera_core.plain_data import counted
 from hiera_core.training import recipe_reader as recipes
+from hiera_core.training.recipe import urls_among
 
 from .. import completion, options
 from ..exit_codes import OK, print_message
@@ -160,6 +161,14 @@ def train(
             metavar="auto|PATH",
         ),
     ] = None,
+    private_urls: Annotated[
+        bool,
+        typer.Option(
+            "--private-urls",
+            help="Also use URLs that lead into private networks, if a recipe file names them, or "
+            "the run that is resumed.",
+        ),
+    ] = False,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -276,12 +285,15 @@ def train(
         live=not quiet,
         blocking_saves=blocking_saves,
         profile=profile,
+        private_urls=private_urls,
+        named_urls=urls_among(data, changes, init_from),
     )
     chosen = run_recipe.complete_recipe(recipe, data, folder, run_options, changes)
     if print_recipe:
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
-    splits = trainer.open_data(chosen, chosen.data.path, folder)
+    public_only = run_options.public_only(chosen)
+    splits = trainer.open_data(chosen, chosen.data.path, folder, public_only)
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)

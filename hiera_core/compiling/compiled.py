@@ -15,11 +15,14 @@ from torch import nn
 from ..device import is_out_of_memory
 from ..errors import DeviceError
 from ..models import cpu
+from ..models.encoder import Encoder
+from ..models.kernels.recomputing import Checkpointing, recompute
 from . import aot_package, compiler_cache
 from .program_cache import ProgramCache
 from .program_key import program_key, signature_of
 from .quiet_exporters import quiet_exporters
 
+PROGRAMS = 5  # of a block: for training, validation, pictures, a probe, and one to spare
 log = logging.getLogger("hiera")
 
 
@@ -52,10 +55,44 @@ def compile_for_training(
     return torch.compile(function, dynamic=False, fullgraph=fullgraph)
 
 
-def compile_in_place(module: nn.Module) -> None:
-    """Let a module call its compiled forward pass, which is one graph, for training."""
+def compile_in_place(module: nn.Module, *, dynamic: bool | None = None) -> None:
+    """Let a module call its compiled forward pass, which is one graph, for training.
+
+    Args:
+        module: The module.
+        dynamic: See `torch.compile`.
+    """
     compiler_cache.use()
-    module.compile(fullgraph=True)
+    module.compile(fullgraph=True, dynamic=dynamic)
+
+
+def compile_blocks(model: Encoder) -> None:
+    """Let each block of a model call its compiled forward pass, for training under FSDP, whose
+    collectives between blocks cannot be part of a graph.
+
+    Blocks of the same shape share a program. Activation checkpointing moves into the programs:
+    around a compiled block it would see none of its operations, and `selective` would keep none of
+    their results.
+    """
+    kind = model.grad_checkpointing
+    blocks = (*model.blocks, *getattr(model, "decoder_blocks", ()))
+    # All blocks have the code of one class, and PyTorch limits the programs for each code.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS * len(blocks))
+    for block in blocks:
+        if kind:
+            block.forward = _recomputing(kind, block.forward)
+        compile_in_place(block, dynamic=False)
+    model.set_grad_checkpointing(False)
+
+
+def _recomputing(kind: Checkpointing, forward: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        return recompute(kind, forward, *arguments)
+
+    return call
 
 
 def _compile_frozen(function: Callable[..., Any]) -> Callable[..., Any]:

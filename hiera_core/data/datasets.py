@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,13 @@ class Splits:
     val: MediaDataset | None = None
 
 
-def open_splits(data: str | Path, val: str | float | None = None, labelled: bool = True) -> Splits:
+def open_splits(
+    data: str | Path,
+    val: str | float | None = None,
+    labelled: bool = True,
+    *,
+    public_only: Collection[str] = (),
+) -> Splits:
     """Open training and validation data.
 
     Args:
@@ -111,19 +117,24 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
             samples every time; if they have labels, the same share of each class). None: `val/` or
             the split `validation` in `data`, a fifth of a built-in data set, or nothing.
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
+        public_only: Those of the two that must not lead into private networks.
 
     Raises:
-        UsageError: The data does not exist, is empty, or lacks usable labels.
+        UsageError: The data does not exist, is empty, lacks usable labels, or is in a private
+            network and must not be.
     """
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
-    train, own_val = _open_parts(data, labelled, wants_val=val is None)
+    is_public_only = str(data) in public_only
+    train, own_val = _open_parts(data, labelled, val is None, is_public_only)
     if is_built_in(data) and val is None:
         val = BUILT_IN_VAL
     if val == 0 or (val is None and own_val is None):
         return Splits(train)
     if val is None or isinstance(val, str | Path):
-        held_out = open_dataset(val, labelled) if val is not None else own_val
+        held_out = own_val
+        if val is not None:
+            held_out = open_dataset(val, labelled, public_only=str(val) in public_only)
         assert held_out is not None
         if labelled:
             held_out = remap_labels(
@@ -146,7 +157,7 @@ def open_splits(data: str | Path, val: str | float | None = None, labelled: bool
 
 
 def _open_parts(
-    data: str | Path, labelled: bool, wants_val: bool
+    data: str | Path, labelled: bool, wants_val: bool, public_only: bool
 ) -> tuple[MediaDataset, MediaDataset | None]:
     """Open the training data, and the validation data that lies beside it, if there is any."""
     if is_built_in(data):
@@ -156,9 +167,9 @@ def _open_parts(
         has_val = wants_val and (folder / "val").is_dir()
         val = open_dataset(folder / "val", labelled) if has_val else None
         return open_dataset(folder / "train", labelled), val
-    parquet = find_parquet(str(data))
+    parquet = find_parquet(str(data), public_only=public_only)
     if parquet is None:
-        return open_dataset(data, labelled), None
+        return open_dataset(data, labelled, public_only=public_only), None
     train = parquet.index(parquet.split_named(TRAIN), labelled)
     name = parquet.split_named(VAL) if wants_val else None
     held_out = None if name is None else _from_index(parquet.index(name, labelled))
@@ -200,14 +211,18 @@ def path_of(data: str | Path) -> Path:
     return Path(without_columns(str(data)))
 
 
-def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
+def open_dataset(
+    data: str | Path, labelled: bool = True, *, public_only: bool = False
+) -> MediaDataset:
     """Open a whole data set.
 
     Args:
         data, labelled: See `open_splits`.
+        public_only: Whether a URL must not lead into a private network.
 
     Raises:
-        UsageError: The data does not exist, is empty, or lacks usable labels.
+        UsageError: The data does not exist, is empty, lacks usable labels, or is in a private
+            network and must not be.
     """
     check_type("data", data, (str, Path), "a path, or digits or shapes")
     path, text = Path(data), str(data)
@@ -217,7 +232,7 @@ def open_dataset(data: str | Path, labelled: bool = True) -> MediaDataset:
         make_sources, names = BUILT_IN[text]
         samples = make_sources()
         found = MediaDataset(samples, samples.labels, names)
-    elif (index := _open_files(text, labelled)) is not None:
+    elif (index := _open_files(text, labelled, public_only)) is not None:
         found = _from_index(index)
     else:
         choices = (
@@ -325,11 +340,11 @@ def _from_index(found: SampleIndex) -> MediaDataset:
     return MediaDataset(found) if labels is None else MediaDataset(found, *labels)
 
 
-def _open_files(text: str, labelled: bool) -> SampleIndex | None:
+def _open_files(text: str, labelled: bool, public_only: bool) -> SampleIndex | None:
     """Return the index of folders, lists, tar files or Parquet files; None if this names none."""
     path = Path(text)
     if is_remote(text) or text.startswith(URLS):
-        return _open_remote(text, labelled)
+        return _open_remote(text, labelled, public_only)
     if path.is_dir() and any(path.glob("*.tar")):
         return index_shards(sorted(path.glob("*.tar")), labelled)
     if (parquet := find_parquet(text)) is not None:
@@ -352,14 +367,16 @@ def _local_shards(text: str) -> list[str]:
     return found
 
 
-def _open_remote(text: str, labelled: bool) -> SampleIndex | None:
+def _open_remote(text: str, labelled: bool, public_only: bool) -> SampleIndex | None:
     if text.lower().endswith(".tar"):
-        return index_remote_shards(list_shards(text), labelled)
+        shards = list_shards(text, public_only=public_only)
+        return index_remote_shards(shards, labelled, public_only=public_only)
     if text.endswith("/") and not text.startswith(URLS):
-        shards = [url for url in list_files(text) if url.lower().endswith(".tar")]
+        listed = list_files(text, public_only=public_only)
+        shards = [url for url in listed if url.lower().endswith(".tar")]
         if shards:
-            return index_remote_shards(shards, labelled)
-    parquet = find_parquet(text)
+            return index_remote_shards(shards, labelled, public_only=public_only)
+    parquet = find_parquet(text, public_only=public_only)
     if parquet is None:
         raise UsageError(
             f"{text} names no tar or Parquet files",

@@ -19,8 +19,9 @@ from typing import IO
 
 from ..errors import InputError
 from ..places.remote_requests import is_remote
-from ..weights.fetch import FetchError, Response, open_url
+from ..weights.fetch import FetchError, PrivateNetworkError, Response, open_url
 from .remote import remote_files
+from .remote.web_ranges import PRIVATE_HINT
 
 MAX_DOWNLOAD_BYTES = 512 << 20
 IN_MEMORY_BYTES = 16 << 20
@@ -47,11 +48,10 @@ def fetch_content(
         the returned object any more.
 
     Raises:
-        InputError: The server does not answer, is too slow, or redirects to a private address; or
-            the file is incomplete or too large; or the package of a remote place is not installed.
+        InputError: The server does not answer, is too slow, is in a private network, or redirects
+            into one; or the file is incomplete or too large; or the package of a remote place is
+            not installed.
     """
-    if is_remote(url) and public_only:
-        remote_files.check_public(url)
     if is_remote(url) or span is not None:
         return keep_content(remote_files.fetch_ranges(url, span, public_only=public_only))
     for attempt in range(1, ATTEMPTS + 1):
@@ -60,8 +60,9 @@ def fetch_content(
                 return _collect(response)
         except FetchError as error:
             if attempt == ATTEMPTS or error.status not in PASSING:
-                reason = f"cannot be fetched ({error.reason})"
-                raise InputError(reason, "check the address") from error
+                is_private = isinstance(error, PrivateNetworkError)
+                hint = PRIVATE_HINT if is_private else "check the address"
+                raise InputError(f"cannot be fetched ({error.reason})", hint) from error
         time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
     raise AssertionError  # the loop returns or raises
 

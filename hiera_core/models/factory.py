@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack, overload
 
 from .. import zoo
-from ..errors import CheckpointError, UsageError, did_you_mean
+from ..errors import CheckpointError, NoClassifierError, UsageError, did_you_mean
 from ..weights import download, load, names
 from ..zoo.input_sizes import full_size
 from . import pretrained as builder
@@ -144,7 +144,8 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
 
     Raises:
         UsageError: The model is unknown, or is an autoencoder (checked before weights are read).
-        CheckpointError: The weights have no classifier (pre-trained only); see `read_checkpoint`.
+        NoClassifierError: The weights were only pre-trained.
+        CheckpointError: See `read_checkpoint`.
         HubError: The weights cannot be fetched.
     """
     entry = None if name is None else names.find_entry(name)
@@ -157,7 +158,7 @@ def create_classifier(name: str | None, checkpoint: str | Path | None = None) ->
     loaded = _read_weights(entry, name, checkpoint)
     zoo.check_is_hiera(loaded.family, loaded.source)
     if not loaded.num_classes:
-        raise CheckpointError(
+        raise NoClassifierError(
             f"{loaded.source} has no classifier: it was only pre-trained",
             "fine-tune it first, or use a fine-tuned one such as hiera_base_224.mae_in1k_ft_in1k",
         )

@@ -81,12 +81,15 @@ class DropPath(nn.Module):
 
     def forward(self, x: torch.Tensor, branch: int = 0) -> torch.Tensor:
         """[b, ...] -> [b, ...], for the block's attention (branch 0) or MLP (1)."""
-        if not self.training or self.drop_prob == 0.0:
+        if not self.training:
             return x
-        keep = 1.0 - self.drop_prob
         shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        # A compiled program that reads the probability cannot be shared by blocks of other ones.
         if self.factors is not None:
             return x * self.factors[branch].to(x.dtype).view(shape)
+        if self.drop_prob == 0.0:
+            return x
+        keep = 1.0 - self.drop_prob
         return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:

@@ -198,4 +198,8 @@ def _with_absolute_paths(model: Embedder | Classifier) -> Embedder | Classifier:
 def _decoder_of(model: Embedder | Classifier) -> Decoder:
     known = {**model.options, "workers": 1}
     known.pop("compile", None)
-    return Decoder(model.model, checkpoint=model.checkpoint, random_init=model.random_init, **known)
+    decoder = Decoder(
+        model.model, checkpoint=model.checkpoint, random_init=model.random_init, **known
+    )
+    decoder.may_split = not isinstance(model, Embedder)
+    return decoder

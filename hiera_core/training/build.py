@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from .. import zoo
-from ..compiling.compiled import compile_in_place
+from ..compiling.compiled import compile_blocks, compile_in_place
 from ..data.classes.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
+from ..data.remote.web_ranges import check_public
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
 from ..device import DTYPES, dtype_name, is_out_of_memory, training_dtype
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError, InputError, UsageError
 from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
@@ -51,6 +52,7 @@ class TrainingSetup:
     workers: int  # dataloader workers of this process
     class_weights: torch.Tensor | None  # of the loss, float32 [classes]
     weights: str  # what the weights were at the start: "random", or where they come from
+    public_only: frozenset[str]  # URLs of the recipe that must not lead into private networks
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +141,9 @@ def build_training(
     """
     init_from = options.init_from if options.init_from is not None else recipe.init_from
     init_from = None if card else init_from
+    public_only = options.public_only(recipe)
+    if init_from in public_only:
+        _check_public(str(init_from))
     model, new_card = _build_model(recipe, samples, init_from)
     resumes, card = card is not None, card or new_card
     config, masking = model.config, None
@@ -175,7 +180,20 @@ def build_training(
         workers=default_workers() if options.workers is None else options.workers,
         class_weights=_class_weights(recipe, samples, world),
         weights="from the checkpoint" if resumes else _origin(init_from),
+        public_only=public_only,
     )
+
+
+def _check_public(url: str) -> None:
+    """Check the URL of weights that somebody else may have named.
+
+    Raises:
+        UsageError: It may lead into a private network.
+    """
+    try:
+        check_public(url)
+    except InputError as error:
+        raise UsageError(f"{url}: {error.message}", error.hint) from error
 
 
 def _class_weights(recipe: Recipe, samples: MediaDataset, world: World) -> torch.Tensor | None:
@@ -247,9 +265,7 @@ def _build_state(
     """Compile a model, make it parallel, and return it with its optimiser, EMA and loss scaler."""
     model.set_grad_checkpointing(recipe.grad_checkpointing)
     if options.compile and options.parallel == "fsdp" and world.size > 1:
-        # FSDP's collectives between blocks cannot be part of a graph.
-        for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
-            compile_in_place(block)
+        compile_blocks(model)
     elif options.compile:
         compile_in_place(model)
     parallel_model = world.parallelize(model, options.parallel, DTYPES[precision])

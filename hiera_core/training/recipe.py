@@ -234,6 +234,11 @@ class RunOptions:
         profile: Number of steps of which the main process writes a trace, after the first ones.
         blocking_saves: Wait until each checkpoint is written. Otherwise a thread writes it from a
             copy of the state in the memory of the main process.
+        private_urls: Whether URLs of a recipe, or of a run that is resumed, may lead into private
+            networks. A recipe from somebody else could otherwise make this machine ask servers that
+            only it can reach.
+        named_urls: URLs that the caller names, which may do so. `train` adds those among its
+            arguments.
     """
 
     init_from: str | None = None
@@ -247,6 +252,14 @@ class RunOptions:
     live: bool = True
     blocking_saves: bool = False
     profile: int = 0
+    private_urls: bool = False
+    named_urls: frozenset[str] = frozenset()
+
+    def public_only(self, recipe: Recipe) -> frozenset[str]:
+        """Return the URLs of a recipe that must not lead into private networks."""
+        probe = () if recipe.probe is None else (recipe.probe.data, recipe.probe.val)
+        found = urls_among(recipe.data.path, recipe.data.val, recipe.init_from, *probe)
+        return frozenset() if self.private_urls else found - self.named_urls
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -268,3 +281,14 @@ class RunOptions:
             raise UsageError(
                 f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
             )
+
+
+def urls_among(*given: object) -> frozenset[str]:
+    """Return the URLs among values, and among those of dictionaries."""
+    found: set[str] = set()
+    for value in given:
+        if isinstance(value, Mapping):
+            found |= urls_among(*value.values())
+        elif isinstance(value, str) and "://" in value:
+            found.add(value)
+    return frozenset(found)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypedDict
@@ -26,7 +27,7 @@ from .judging.best_weights import FOLDER as BEST
 from .judging.best_weights import BestWeights
 from .judging.measurements import Measurements
 from .lr_schedule import learning_rate_at
-from .recipe import Recipe
+from .recipe import Recipe, urls_among
 from .recipe_reader import flatten
 from .run_folder import RunFolder
 from .run_log import LOG_NAME, START, RunLog
@@ -114,7 +115,8 @@ def train(
         The last measurements of the run.
 
     Raises:
-        UsageError: The recipe or a setting is not usable, the data does not suit the model, or the
+        UsageError: The recipe or a setting is not usable, the data does not suit the model, a URL
+            of the recipe leads into a private network (see `RunOptions.private_urls`), or the
             folder holds a run or other files, is used by another run, cannot be written to, or
             overlaps with that of the data.
         TrainingError: A loss or gradient is NaN or infinite, too many samples are unreadable, or
@@ -130,8 +132,13 @@ def train(
         )
     options, folder = _checked(options, folder)
     location = None if isinstance(data, Splits) else data
+    named = urls_among(location, settings, options.init_from)
+    options = replace(options, named_urls=options.named_urls | named)
     recipe = complete_recipe(recipe, location, folder, options, settings)
-    splits = data if isinstance(data, Splits) else open_data(recipe, recipe.data.path, folder)
+    if isinstance(data, Splits):
+        splits = data
+    else:
+        splits = open_data(recipe, recipe.data.path, folder, options.public_only(recipe))
     with contextlib.ExitStack() as stack:
         if world is None:
             world = stack.enter_context(join_processes(device))
@@ -146,12 +153,17 @@ def _checked(options: RunOptions | None, folder: str | Path) -> tuple[RunOptions
     return options or RunOptions(), Path(folder)
 
 
-def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Splits:
+def open_data(
+    recipe: Recipe,
+    data: str | Path | None,
+    folder: str | Path,
+    public_only: Collection[str] = (),
+) -> Splits:
     """Open the data of a run.
 
     Args:
         recipe: The recipe, for the data that it holds out.
-        data: See `open_splits`.
+        data, public_only: See `open_splits`.
         folder: Folder of the run.
 
     Raises:
@@ -167,7 +179,8 @@ def open_data(recipe: Recipe, data: str | Path | None, folder: str | Path) -> Sp
     val = recipe.data.val
     if isinstance(val, str) and not is_built_in(val) and not is_url(val):
         run_folder.check_apart(Path(folder), path_of(val), "the held-out data")
-    return open_splits(data, recipe.data.val, labelled=recipe.task == "classify")
+    labelled = recipe.task == "classify"
+    return open_splits(data, recipe.data.val, labelled, public_only=public_only)
 
 
 class Trainer:

@@ -45,6 +45,10 @@ class FetchError(Exception):
         self.reason, self.status = reason, status
 
 
+class PrivateNetworkError(FetchError):
+    """A host in a private network, where only hosts on the internet are allowed."""
+
+
 class Response:
     """The answer of a server, whose content is read in chunks.
 
@@ -99,6 +103,7 @@ def open_url(
     Raises:
         FetchError: The URL is not valid or not allowed, the server does not answer or reports an
             error, or it sends compressed content or a redirect that is not allowed.
+        PrivateNetworkError: With `public_only`, the host is in a private network.
     """
     with _Watch(total_s) as watch:
         with watch.as_fetch_errors():
@@ -106,7 +111,7 @@ def open_url(
             if public_only:
                 host = str(urllib.parse.urlsplit(url).hostname)
                 if not is_public_host(host):
-                    raise FetchError(f"{host} is in a private network")
+                    raise PrivateNetworkError(f"{host} is in a private network")
                 watch.public_only = True
             opener = urllib.request.build_opener(
                 _HTTPHandler(watch), _HTTPSHandler(watch), _RedirectHandler(url, watch)

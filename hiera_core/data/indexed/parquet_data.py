@@ -70,13 +70,14 @@ class ParquetData:
         return first.removesuffix(file) + (f"{split}*" if file.startswith(split) else "*") + ENDING
 
 
-def find_parquet(data: str) -> ParquetData | None:
+def find_parquet(data: str, *, public_only: bool = False) -> ParquetData | None:
     """Return the Parquet files that a text names, or None if it names none.
 
     Args:
         data: A file, a folder with such files (in it, or in its folder `data`), a pattern of files,
             or a URL of these; or `hf://datasets/user/name[@revision][/split]`. `?image=COLUMN`
             and `?label=COLUMN&image=COLUMN` at the end name columns.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError, HubError: The place cannot be read, or has no such split.
@@ -92,7 +93,7 @@ def find_parquet(data: str) -> ParquetData | None:
     if hub is not None:
         files = hub.files()
     elif is_remote(text) or text.startswith(URLS):
-        files = _remote_files(text)
+        files = _remote_files(text, public_only)
     else:
         files = _local_files(text)
     if not files:
@@ -187,11 +188,14 @@ def _may_hold_pictures(folder: Path) -> bool:
     )
 
 
-def _remote_files(url: str) -> dict[str, TableFile]:
+def _remote_files(url: str, public_only: bool) -> dict[str, TableFile]:
     if url.endswith("/") and not url.startswith(URLS):
-        found = [each for each in list_files(url, recursive=True) if each.endswith(ENDING)]
+        listed = list_files(url, recursive=True, public_only=public_only)
+        found = [each for each in listed if each.endswith(ENDING)]
     elif not url.lower().endswith(ENDING):
         return {}
     else:
-        found = list_files(url) if WILDCARD.search(url) else [url]
-    return {each.removeprefix(url).lstrip("/"): TableFile.at(each) for each in found}
+        is_pattern = WILDCARD.search(url) is not None
+        found = list_files(url, public_only=public_only) if is_pattern else [url]
+    files = {each: TableFile.at(each, public_only=public_only) for each in found}
+    return {name.removeprefix(url).lstrip("/"): file for name, file in files.items()}

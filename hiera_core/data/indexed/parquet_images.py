@@ -38,21 +38,24 @@ class TableFile:
         name: Its path or URL.
         version: What changes when it does.
         fetch: Brings it to this machine, and returns its path; None: it is read where it is.
+        public_only: Refuse servers in private networks.
     """
 
     name: str
     version: Sequence[str | int]
     fetch: Callable[[], Path] | None = None
+    public_only: bool = False
 
     @classmethod
-    def at(cls, place: str) -> Self:
-        """Return the file at a path or URL.
+    def at(cls, place: str, *, public_only: bool = False) -> Self:
+        """Return the file at a path or URL. `public_only`: see `TableFile`.
 
         Raises:
             UsageError: It does not exist, or cannot be reached.
         """
         if "://" in place:
-            return cls(place, version_of(place))
+            version = version_of(place, public_only=public_only)
+            return cls(place, version, public_only=public_only)
         try:
             return cls(place, [place, *stamp_of(Path(place))])
         except OSError as error:
@@ -241,7 +244,7 @@ def _opened(file: TableFile) -> Iterator[Any]:
     pa, pq = _import_pyarrow()
     try:
         if file.fetch is None and "://" in file.name:
-            with as_usage_errors(file.name), pq.ParquetFile(_remote(file.name)) as table:
+            with as_usage_errors(file.name), pq.ParquetFile(_remote(file)) as table:
                 yield table
         else:
             path = file.name if file.fetch is None else file.fetch()
@@ -255,9 +258,9 @@ def _opened(file: TableFile) -> Iterator[Any]:
         raise _unreadable(file.name, error) from error
 
 
-def _remote(url: str) -> RangeFile:
-    system, path = open_files(url)
-    info = with_retries(lambda: system.info(path), url)
+def _remote(file: TableFile) -> RangeFile:
+    system, path = open_files(file.name, public_only=file.public_only)
+    info = with_retries(lambda: system.info(path), file.name)
     return RangeFile(system, path, int(info.get("size") or 0))
 
 

@@ -10,6 +10,7 @@ the same on one process and on several, and it resumes at the very sample.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -40,12 +41,15 @@ WILDCARD = re.compile(r"[*?]")
 log = logging.getLogger("hiera")
 
 
-def index_remote_shards(urls: Sequence[str], labelled: bool) -> SampleIndex:
+def index_remote_shards(
+    urls: Sequence[str], labelled: bool, *, public_only: bool = False
+) -> SampleIndex:
     """Index the members of remote tar files in the format of webdataset.
 
     Args:
         urls: The tar files, in order.
         labelled: Whether labels are read.
+        public_only: Refuse servers in private networks, also when samples are read.
 
     Raises:
         UsageError: A tar file cannot be read, or a sample lacks its label.
@@ -53,32 +57,44 @@ def index_remote_shards(urls: Sequence[str], labelled: bool) -> SampleIndex:
 
     def build(writer: IndexWriter) -> None:
         log.info("reading the headers of %d remote tar files, which is done once", len(urls))
-        read = in_order(lambda url: (url, _read(url, labelled)), urls)
+        read = in_order(lambda url: (url, _read(url, labelled, public_only)), urls)
         for url, samples in read:
             add_shard(writer, url, samples)
 
-    stamp = [*in_order(version_of, urls)]
+    stamp = [*in_order(functools.partial(version_of, public_only=public_only), urls)]
     name = f"{urls[0]} and {len(urls) - 1} more tar files"
     request = IndexRequest("members", name, labelled, stamp, build, always_kept=True, parts=[*urls])
-    return request.open()
+    found = request.open()
+    found.public_only = public_only
+    return found
 
 
-def list_shards(pattern: str) -> list[str]:
+def list_shards(pattern: str, *, public_only: bool = False) -> list[str]:
     """Return the URLs that a pattern of tar files stands for, with `{000..099}`, `*` and `?`.
+
+    Args:
+        pattern: The pattern.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError: Nothing matches, or the place cannot be listed.
     """
     found: list[str] = []
     for url in tar_files.expand_braces(pattern):
-        found += list_files(url) if WILDCARD.search(url) else [url]
+        is_pattern = WILDCARD.search(url) is not None
+        found += list_files(url, public_only=public_only) if is_pattern else [url]
     if not found:
         raise UsageError(f"nothing matches {pattern!r}", "check the pattern")
     return found
 
 
-def list_files(url: str, *, recursive: bool = False) -> list[str]:
+def list_files(url: str, *, recursive: bool = False, public_only: bool = False) -> list[str]:
     """Return the URLs of the files that match a pattern, or are in a folder, in order.
+
+    Args:
+        url: The pattern or folder.
+        recursive: Also look into the folders within a folder.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError: The place cannot be listed.
@@ -89,7 +105,7 @@ def list_files(url: str, *, recursive: bool = False) -> list[str]:
             "number them: name-{000..099}.tar; or name one Parquet file",
         )
     with as_usage_errors(url):
-        system, path = open_files(url)
+        system, path = open_files(url, public_only=public_only)
         if WILDCARD.search(url):
             names = with_retries(lambda: system.glob(path), url)
         else:
@@ -98,14 +114,18 @@ def list_files(url: str, *, recursive: bool = False) -> list[str]:
         return [str(system.unstrip_protocol(name)) for name in sorted(names)]
 
 
-def version_of(url: str) -> list[str | int]:
+def version_of(url: str, *, public_only: bool = False) -> list[str | int]:
     """Return what changes when a remote file does: its URL, size, and version.
+
+    Args:
+        url: The file.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError: It does not exist, or cannot be reached.
     """
     with as_usage_errors(url):
-        system, path = open_files(url)
+        system, path = open_files(url, public_only=public_only)
         info: dict[str, Any] = with_retries(lambda: system.info(path), url)
         version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
         return [url, int(info.get("size") or 0), version]
@@ -136,9 +156,9 @@ def as_usage_errors(url: str) -> Iterator[None]:
         raise UsageError(f"{url}: {error.message}", error.hint) from error
 
 
-def _read(url: str, labelled: bool) -> list[tuple[tar_files.Member, str | None]]:
+def _read(url: str, labelled: bool, public_only: bool) -> list[tuple[tar_files.Member, str | None]]:
     with as_usage_errors(url):
-        system, path = open_files(url)
+        system, path = open_files(url, public_only=public_only)
         try:
             return tar_files.read_samples(cast(IO[bytes], RangeFile(system, path)), labelled)
         except tarfile.TarError as error:

@@ -52,6 +52,7 @@ class SampleIndex(Sequence[Source]):
 
     Attributes:
         labels: The labels, if they are known.
+        public_only: Whether URLs of samples must not lead into private networks; see `Source`.
 
     Raises:
         ValueError: The sections are not as long as the index says.
@@ -59,6 +60,7 @@ class SampleIndex(Sequence[Source]):
 
     def __init__(self, sections: Sections) -> None:
         self._sections, self._places = sections, dict[int, str]()
+        self.public_only = False
         facts = sections.facts
         sizes = {"rows": facts["count"] * ROW.size, "places": facts["places"] * PLACE.size}
         if facts["labelled"]:
@@ -96,7 +98,8 @@ class SampleIndex(Sequence[Source]):
         if self._kind == "parquet":
             return Source(f"{place}/{name}", path=Path(self._content), span=(offset, size))
         if "://" in place:
-            return Source(f"{place}/{name}", url=place, span=(offset, size))
+            span, public_only = (offset, size), self.public_only
+            return Source(f"{place}/{name}", url=place, span=span, public_only=public_only)
         return Source(f"{place}/{name}", path=Path(place), span=(offset, size))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from .. import tar_files
 from ..media_types import ENDINGS, ending_of
 from .web_ranges import open_files
 
-# Places whose servers are not named by the URL, but by the settings of this machine.
-PUBLIC = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "memory")
 RANGE_BYTES = 16 << 20  # of a request
 MAX_BYTES = 512 << 20
 
@@ -40,18 +38,6 @@ class RemoteFile:
     error: InputError | None = None
 
 
-def check_public(url: str) -> None:
-    """Check that the URL of a place cannot lead into a private network: that it names no server,
-    and, with `::`, no second URL.
-
-    Raises:
-        InputError: It may do so.
-    """
-    scheme = url.partition("://")[0].lower()
-    if scheme not in PUBLIC or "::" in url:
-        raise InputError(f"{scheme}:// may lead into a private network", "--private-urls allows it")
-
-
 def fetch_ranges(
     url: str, span: tuple[int, int] | None = None, *, public_only: bool = False
 ) -> Iterator[bytes]:
@@ -60,7 +46,7 @@ def fetch_ranges(
     Args:
         url: The file.
         span: Offset and size in bytes; None for all of it.
-        public_only: Refuse web servers in private networks.
+        public_only: Refuse servers in private networks.
 
     Raises:
         InputError: The file does not exist, is larger than `MAX_BYTES`, or is shorter than the

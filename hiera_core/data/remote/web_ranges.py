@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from typing import Any
 
+from ...errors import InputError
 from ...places import remote_requests
-from ...weights.fetch import FetchError, open_url
+from ...weights.fetch import FetchError, PrivateNetworkError, is_public_host, open_url
 
 REQUEST_S = 60.0  # maximum duration of a request
 NO_PARTS = "the server sends no parts of files (HTTP ranges)"
+WEB = ("http", "https")
+# Places whose servers are not named by the URL, but by the settings of this machine.
+PUBLIC = ("s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "memory")
+PRIVATE_HINT = "--private-urls allows it"
 
 
 def open_files(url: str, *, public_only: bool = False) -> tuple[Any, str]:
@@ -18,14 +24,40 @@ def open_files(url: str, *, public_only: bool = False) -> tuple[Any, str]:
 
     Args:
         url: The URL.
-        public_only: Refuse web servers in private networks.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError: See `open_place`.
+        InputError: See `check_public`. A web server is refused when it is asked for a file.
     """
-    if url.partition("://")[0].lower() in ("http", "https"):
+    if _scheme(url) in WEB:
         return WebRanges(public_only), url
+    if public_only:
+        check_public(url)
     return remote_requests.open_place(url)
+
+
+def check_public(url: str) -> None:
+    """Check that a URL cannot lead into a private network: that its web server is on the internet,
+    or that it names no server and, with `::`, no second URL.
+
+    Raises:
+        InputError: It may do so.
+    """
+    scheme = _scheme(url)
+    if scheme in WEB:
+        try:
+            host = urllib.parse.urlsplit(url).hostname or ""
+        except ValueError:  # who opens it says what is wrong
+            return
+        if not is_public_host(host):
+            raise InputError(f"{host} is in a private network", PRIVATE_HINT)
+    elif scheme not in PUBLIC or "::" in url:
+        raise InputError(f"{scheme}:// may lead into a private network", PRIVATE_HINT)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
 
 
 class WebRanges:
@@ -42,6 +74,7 @@ class WebRanges:
         """Return a part of a file; b"" behind its end.
 
         Raises:
+            InputError: The server is in a private network, and this is not allowed.
             FileNotFoundError, PermissionError: The server has no such file, or refuses it.
             NotImplementedError: The server sends only whole files.
             OSError: It cannot be fetched.
@@ -70,6 +103,8 @@ class WebRanges:
                 if response.length not in (None, len(content)):
                     raise OSError(f"{len(content)} of {response.length} bytes arrived")
                 return bytes(content), response.headers
+        except PrivateNetworkError as error:
+            raise InputError(error.reason, PRIVATE_HINT) from error
         except FetchError as error:
             if error.status == 416:
                 return b"", {}

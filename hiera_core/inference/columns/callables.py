@@ -213,7 +213,7 @@ class Embedder(OnColumns[FeatureExtractor]):
         return factory.create_encoder(name, checkpoint)
 
     def build(self) -> FeatureExtractor:
-        return FeatureExtractor(self.chosen_model(), selection=self.selection, **self.options)
+        return _RowExtractor(self.chosen_model(), selection=self.selection, **self.options)
 
     def __call__(self, batch: Columns) -> Columns:
         """Return the features of each row; see `Embedder`.
@@ -247,6 +247,14 @@ class Embedder(OnColumns[FeatureExtractor]):
         blank = np.zeros((*frames, *runner.transform.size, 3), np.uint8)
         (result,) = runner.run([blank if kind == "image" else blank.astype(np.float32)])
         return {name: tuple(value.shape) for name, value in result.items()}
+
+
+class _RowExtractor(FeatureExtractor):
+    """Extracts one vector for each input. Hints do not name the parts of videos."""
+
+    @property
+    def may_split(self) -> bool:
+        return False
 
 
 class Classifier(OnColumns[Predictor]):
@@ -332,15 +340,22 @@ class Decoder(OnColumns[Pipeline[Any]]):
         model, options: Those of the `Embedder` or `Classifier`. Its weights are read for its
             preprocessing, and dropped.
 
+    Attributes:
+        may_split: Whether hints may name the parts of videos, which an `Embedder` does not take.
+
     Raises:
         UsageError: An option has a value that it cannot have.
     """
+
+    may_split = True
 
     def create(self, name: str | None, checkpoint: str | Path | None) -> Encoder:
         return factory.create_encoder(name, checkpoint)
 
     def build(self) -> _DecodingPipeline:
-        return _DecodingPipeline(self.chosen_model(), **self.options)
+        pipeline = _DecodingPipeline(self.chosen_model(), **self.options)
+        pipeline.hints_at_parts = self.may_split
+        return pipeline
 
     def __call__(self, batch: Columns) -> Columns:
         """Return each row decoded; see `Decoder`.
@@ -374,6 +389,11 @@ class _DecodingPipeline(Pipeline["_Preprocessing"]):
 
     default_models: ClassVar[dict[Kind, str]] = Predictor.default_models
     splits_videos: ClassVar[bool] = True
+    hints_at_parts = True
+
+    @property
+    def may_split(self) -> bool:
+        return self.hints_at_parts
 
     def load(self, name: str) -> Encoder:
         return factory.create_encoder(name)

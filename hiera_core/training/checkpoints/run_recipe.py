@@ -13,8 +13,9 @@ from typing import Any
 
 from ...data.datasets import is_built_in, is_url
 from ...data.indexed.parquet_data import without_columns
+from ...data.remote.web_ranges import check_public
 from ...device import select_device
-from ...errors import CheckpointError, UsageError, check_type
+from ...errors import CheckpointError, InputError, UsageError, check_type
 from ...weights import names
 from ..distributed import World
 from ..recipe import Recipe, RunOptions
@@ -164,7 +165,19 @@ def resume_command(
         words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
         flags = ("compile", "tensorboard", "blocking_saves")
         words += [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
+        words += ["--private-urls"] if _uses_private_urls(options) else []
         words += [word for name in options.track for word in ("--track", name)]
     if world is not None and world.device.type != select_device().type:
         words += ["--device", str(world.device)]
     return shlex.join(words)
+
+
+def _uses_private_urls(options: RunOptions) -> bool:
+    """Return whether a run reads from private networks. It is resumed with the URLs of its recipe,
+    even if the caller has named them."""
+    for url in options.named_urls:
+        try:
+            check_public(url)
+        except InputError:
+            return True
+    return options.private_urls

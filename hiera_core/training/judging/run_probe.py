@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...data.datasets import MediaDataset, Splits
+from ...data.remote.web_ranges import PRIVATE_HINT
 from ...errors import UsageError
 from ...probing.frozen_features import FrozenFeatures
 from ...probing.probe import ProbeData, judge, open_probe_data
@@ -39,7 +40,7 @@ class RunProbe:
         assert recipe.probe is not None
         self.settings, self.setup, self.world = recipe.probe, setup, world
         self.batch = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
-        found = _open(recipe, splits)
+        found = _open(recipe, splits, setup.public_only)
         count = min(self.settings.samples, len(found.train))
         rows = np.linspace(0, len(found.train) - 1, count).round().astype(int)
         self.data = ProbeData(found.train.subset(rows), found.val)
@@ -172,8 +173,12 @@ class _Job:
             raise _Cancelled
 
 
-def _open(recipe: Recipe, splits: Splits) -> ProbeData:
+def _open(recipe: Recipe, splits: Splits, public_only: frozenset[str]) -> ProbeData:
     """Return the data of a probe: that of the run, if the recipe names no other.
+
+    Args:
+        recipe, splits: See `RunProbe`.
+        public_only: See `open_splits`.
 
     Raises:
         UsageError: The data has no labels, or nothing is held out.
@@ -187,9 +192,12 @@ def _open(recipe: Recipe, splits: Splits) -> ProbeData:
     if location is None:
         raise UsageError("the data has no labels for a probe", "set probe.data")
     own_val = recipe.data.val if settings.data is None else None
+    val = own_val if settings.val is None else settings.val
     try:
-        return open_probe_data(location, own_val if settings.val is None else settings.val)
+        return open_probe_data(location, val, public_only=public_only)
     except UsageError as error:
+        if error.hint == PRIVATE_HINT:
+            raise
         hint = "set probe.data to data with labels, and probe.val to what is held out of it"
         raise UsageError(f"probe: {error.message}", hint) from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hiera_core.data.sources import Source
-from hiera_core.errors import UsageError
+from hiera_core.errors import HieraError, UsageError
 from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -159,9 +159,13 @@ class RowRun:
         if manifest is not None:
             settings = {**settings, "rows of the manifest": len(manifest)}
         done = self._read_done(folder)
-        if self.engine is Engine.ray:
-            return self._run_on_ray(model, folder, settings, done)
-        return self._run_here(model, folder, settings, done)
+        run = self._run_on_ray if self.engine is Engine.ray else self._run_here
+        try:
+            return run(model, folder, settings, done)
+        except HieraError:
+            with contextlib.suppress(HieraError):
+                folder.remove_replaced()
+            raise
 
     def _read_done(self, folder: RowFolder) -> DoneRows:
         """Return the rows of an earlier run; with --retry-failed, without those that failed."""
@@ -199,8 +203,7 @@ class RowRun:
         records = folder.write_records(model.pipeline(done.skip(sources, are_all=True)), facts)
         with contextlib.closing(records):
             code = out.write_all(records, lambda record: None, stop=self.stop)
-        if folder.retry:
-            folder.read_done()  # removes the rows that are replaced
+        folder.remove_replaced()
         self._say_where()
         return code
 

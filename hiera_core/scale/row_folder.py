@@ -118,6 +118,11 @@ class RowFolder:
                 self._keep_rows(name, is_kept)
         return done
 
+    def remove_replaced(self) -> None:
+        """Remove the rows that a retry has replaced; see `read_done`."""
+        if self.retry:
+            self.read_done()
+
     def _read_file(self, name: str, where: str) -> tuple[pa.Table, Facts]:
         """Return what a file says about its rows.
 

@@ -173,6 +173,20 @@ def test_a_killed_retry_leaves_no_row_twice(hiera: Command, folder: Path, tmp_pa
     assert same(read_rows(tmp_path / "rows"), whole)
 
 
+def test_a_retry_with_another_model_loses_nothing(
+    hiera: Command, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "0.png").write_bytes(b"damaged too")
+    given = ("features", folder, *MODEL, "-q", "-b", 1, "--rows", tmp_path / "rows")
+    assert hiera(*given)[0] == 1
+    before = read_rows(tmp_path / "rows")
+    (folder / "4.png").write_bytes((SAMPLES / "three.png").read_bytes())
+    # The first input fails again, and is written, before the model of the other is looked at.
+    code, _, err = hiera(*given, "--resume", "--retry-failed", "--random-init")
+    assert code == 2 and "was made with weights" in err, err
+    assert read_rows(tmp_path / "rows") == before
+
+
 def test_rows_that_failed_before_a_retry_stay_until_they_are_replaced(
     folder: Path, tmp_path: Path
 ) -> None:

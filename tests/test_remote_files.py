@@ -208,7 +208,7 @@ def test_a_manifest_may_be_at_a_url(
     assert code == 0 and [record["input"] for record in records] == paths, err
     assert [record["topk"][0]["label"] for record in records] == ["eight", "three"]
     if ids:
-        assert [record["id"] for record in records] == [7, 8]
+        assert [int(record["id"]) for record in records] == [7, 8]
 
 
 def test_a_manifest_that_cannot_be_fetched_ends_the_run(

@@ -79,9 +79,9 @@ class DoneRows:
         is_missing[: len(known)] = known == MISSING
         return rows.start + np.flatnonzero(is_missing)
 
-    def some(self, count: int) -> np.ndarray:
-        """Return a few of the rows that did not fail, spread over all of them. -> int64 [n]"""
-        found = np.flatnonzero(self._states == OK)
+    def some(self, count: int, *, with_failed: bool = True) -> np.ndarray:
+        """Return a few of the rows that are written, spread over all of them. -> int64 [n]"""
+        found = np.flatnonzero(self._states >= OK if with_failed else self._states == OK)
         return found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)]
 
     def skip(self, sources: Iterable[Source], *, are_all: bool = False) -> Iterator[Source]:

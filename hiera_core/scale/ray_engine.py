@@ -94,7 +94,8 @@ def _run(
     total = len(table)
     check_facts(done.where, done.facts, {"settings": settings})
     done.check_end(total)
-    for row in done.some(CHECKED_ROWS):  # an error if another input is there now
+    # An error if another input is there now. What could not be listed may have another name.
+    for row in done.some(CHECKED_ROWS, with_failed=not isinstance(table, Listing)):
         collections.deque(done.skip(table.read(range(row, row + 1))), maxlen=0)
     summary = RunSummary(earlier_ok=done.ok, earlier_failed=done.failed)
     gpus = count_gpus(ray, options.device)

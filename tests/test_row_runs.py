@@ -173,18 +173,30 @@ def test_a_killed_retry_leaves_no_row_twice(hiera: Command, folder: Path, tmp_pa
     assert same(read_rows(tmp_path / "rows"), whole)
 
 
-def test_a_retry_with_another_model_loses_nothing(
-    hiera: Command, folder: Path, tmp_path: Path
+def test_a_retry_that_cannot_write_leaves_one_row_for_each_input(
+    hiera: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from hiera_core.scale import row_folder
+
     (folder / "0.png").write_bytes(b"damaged too")
-    given = ("features", folder, *MODEL, "-q", "-b", 1, "--rows", tmp_path / "rows")
+    given = ("features", folder, *MODEL, "-q", "--shard-size", 1, "--rows", tmp_path / "rows")
     assert hiera(*given)[0] == 1
-    before = read_rows(tmp_path / "rows")
-    (folder / "4.png").write_bytes((SAMPLES / "three.png").read_bytes())
-    # The first input fails again, and is written, before the model of the other is looked at.
-    code, _, err = hiera(*given, "--resume", "--retry-failed", "--random-init")
-    assert code == 2 and "was made with weights" in err, err
-    assert read_rows(tmp_path / "rows") == before
+    for name in ("0.png", "4.png"):
+        (folder / name).write_bytes((SAMPLES / "three.png").read_bytes())
+    original, written = row_folder._write_table, []
+
+    def write_once(table: Any, path: Path) -> None:
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        original(table, path)
+
+    monkeypatch.setattr(row_folder, "_write_table", write_once)
+    code, _, err = hiera(*given, "--resume", "--retry-failed")
+    assert code == 5 and "No space left" in err, err
+    rows = read_rows(tmp_path / "rows")
+    assert [row["index"] for row in rows] == list(range(7))
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["error"] + ["ok"] * 2
 
 
 def test_rows_that_failed_before_a_retry_stay_until_they_are_replaced(

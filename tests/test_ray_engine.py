@@ -130,6 +130,38 @@ def test_errors_of_workers_are_ours() -> None:
     assert isinstance(unknown, OutputError) and "no more memory" in str(unknown)
 
 
+def test_ray_is_started_again_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    class Node:
+        """What Ray starts; it knows its processes, and leaves them when it fails."""
+
+        def __init__(self, message: str) -> None:
+            if message:
+                raise Exception(message)
+
+        def kill_all_processes(self, **options: object) -> None:
+            ended.append(1)
+
+    slow = "The current node timed out during startup. This could happen because"
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for messages, starts in (([slow, slow, ""], 2), ([slow] * 3, 3), (["no disk", ""], 1)):
+        left = list(messages)
+        monkeypatch.setattr(ray, "init", lambda left=left, **options: Node(left.pop(0)))
+        ended.clear()
+        if messages[-1] or messages[0] != slow:
+            with pytest.raises(OutputError, match="does not start on this machine") as found:
+                ray_cluster.connect(ray_cluster.RayOptions())
+            assert "--resume continues" in str(found.value) and messages[0][:7] in str(found.value)
+        else:
+            assert ray_cluster.connect(ray_cluster.RayOptions())[1]
+        assert len(ended) == starts
+    monkeypatch.setattr(ray, "init", lambda **options: Node(slow))
+    with pytest.raises(OutputError, match=r"no Ray cluster at host:6379 .*; check --address"):
+        ray_cluster.connect(ray_cluster.RayOptions(address="host:6379"))
+
+
 def test_chunks_are_what_is_left() -> None:
     done = DoneRows()
     done.add(np.arange(256, 512), ["a"] * 256, ["ok"] * 256)

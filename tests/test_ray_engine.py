@@ -26,7 +26,7 @@ from hiera_core.scale.input_table import (
 )
 from hiera_core.scale.run_summary import RunSummary
 
-from .test_row_runs import MODEL, SAMPLES, folder, read_rows, same
+from .test_row_runs import MODEL, SAMPLES, folder, forged, read_rows, same
 
 __all__ = ["folder"]  # a fixture
 ray = pytest.importorskip("ray")
@@ -71,6 +71,10 @@ def test_a_run_on_ray_goes_on(hiera: Command, cluster: None, folder: Path, tmp_p
     code, _, err = hiera(*given, tmp_path / "ray", "--engine", "ray", "--resume")
     assert code == 1 and "hiera: 2 inputs in " in err, err
     assert same(read_rows(tmp_path / "ray"), read_rows(tmp_path / "local"))
+    table = forged([10**7]).replace_schema_metadata({"hiera": "{}"})
+    pq.write_table(table, tmp_path / "ray/part-000010000000-0badcafe.parquet")
+    code, _, err = hiera(*given, tmp_path / "ray", "--engine", "ray", "--resume")
+    assert code == 2 and "holds row 10000000, and there are 7 inputs" in err, err
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def _listed_again(listing: Listing, expand: Callable[[str], Iterable[Source]]) -
     for source in listing.read(range(len(listing))):
         name = source.name
         # Members of a tar file that was damaged in the middle are in the listing already.
-        is_part = previous.startswith(f"{name}/")
+        is_part = name.lower().endswith(".tar") and previous.startswith(f"{name}/")
         previous = name
         if source.error is None or is_part or not can_be_listed_twice(name):
             yield source

@@ -175,6 +175,18 @@ def parse_place(text: str) -> str:
     return text
 
 
+def parse_input_file(text: str) -> str:
+    """Return the text of an option that names a file to read, on this machine, in the web or at a
+    remote place.
+
+    Raises:
+        BadParameter: See `parse_path`.
+    """
+    if not (is_remote(text) or text.lower().startswith(("http://", "https://"))):
+        parse_path(text)
+    return text
+
+
 def parse_results(text: str) -> str | None:
     """Return the text of a file to write, see `parse_place`; None for standard output."""
     return None if text in STANDARD_OUTPUT else parse_place(text)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 MAX_YAML_BYTES = 1 << 20
+SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
 MAX_YAML_VALUES = 100_000  # after aliases (`*name`) are expanded, which may be exponentially many
 
@@ -51,6 +52,17 @@ def valid_text(value: Any) -> Any:
 def counted(count: int, noun: str) -> str:
     """Return a number and what it counts: `1 input`, `2 inputs`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def short_number(number: float) -> str:
+    """Return a number with three digits, or all of those in front of the point: 0.123, 1,234."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes in a unit that suits it: 4 kB, 1.2 MB, 310 GB."""
+    unit = next((u for u in ("GB", "MB") if count >= SIZES[u]), "kB")
+    return f"{short_number(count / SIZES[unit])} {unit}"
 
 
 def utf8_text(content: bytes) -> str:

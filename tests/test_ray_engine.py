@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,22 @@ import numpy as np
 import pytest
 
 import hiera_core
+from hiera_core.data import sources
 from hiera_core.data.division.manifest import Manifest
 from hiera_core.errors import CheckpointError, HieraError, OutputError
 from hiera_core.inference import Classifier, Decoder, Embedder
 from hiera_core.places.places import place_of
 from hiera_core.scale import ray_cluster, ray_engine
-from hiera_core.scale.input_table import ListedInputs, ManifestInputs, write_listing
-from hiera_core.scale.row_folder import DoneRows
+from hiera_core.scale.done_rows import DoneRows
+from hiera_core.scale.input_table import (
+    ListedInputs,
+    ManifestInputs,
+    list_failed_again,
+    write_listing,
+)
+from hiera_core.scale.run_summary import RunSummary
 
-from .test_row_runs import MODEL, SAMPLES, folder, read_rows, same
+from .test_row_runs import MODEL, SAMPLES, folder, forged, read_rows, same
 
 __all__ = ["folder"]  # a fixture
 ray = pytest.importorskip("ray")
@@ -43,7 +51,7 @@ def test_rows_of_ray_are_those_of_the_local_engine(
     code, out, err = hiera(*given, tmp_path / "ray", "--engine", "ray")
     assert code == 1 and out == "", err
     assert "4.png: not a picture" in err and "hiera: 6 ok, 1 failed" in err
-    assert "hiera: 7 inputs in " in err and "the model waited" in err and "GB written" in err
+    assert "hiera: 7 inputs in " in err and "the model waited" in err and "kB written" in err
     assert same(read_rows(tmp_path / "ray"), read_rows(tmp_path / "local"))
     code, _, err = hiera(*given, tmp_path / "ray", "--engine", "ray", "--resume", "--clips", 2)
     assert code == 2 and "was made with views" in err
@@ -63,6 +71,10 @@ def test_a_run_on_ray_goes_on(hiera: Command, cluster: None, folder: Path, tmp_p
     code, _, err = hiera(*given, tmp_path / "ray", "--engine", "ray", "--resume")
     assert code == 1 and "hiera: 2 inputs in " in err, err
     assert same(read_rows(tmp_path / "ray"), read_rows(tmp_path / "local"))
+    table = forged([10**7]).replace_schema_metadata({"hiera": "{}"})
+    pq.write_table(table, tmp_path / "ray/part-000010000000-0badcafe.parquet")
+    code, _, err = hiera(*given, tmp_path / "ray", "--engine", "ray", "--resume")
+    assert code == 2 and "holds row 10000000, and there are 7 inputs" in err, err
 
 
 @pytest.mark.slow
@@ -71,6 +83,10 @@ def test_failed_inputs_are_tried_again_on_ray(
 ) -> None:
     given = ("features", folder, *MODEL, "--engine", "ray", "--rows", tmp_path / "ray")
     assert hiera(*given, "--shard-size", 3)[0] == 1
+    before = read_rows(tmp_path / "ray")
+    code, _, err = hiera(*given, "--resume", "--retry-failed", "--random-init")
+    assert code == 2 and "was made with weights" in err, err
+    assert read_rows(tmp_path / "ray") == before  # what failed is still known
     (folder / "4.png").write_bytes((SAMPLES / "three.png").read_bytes())
     code, _, err = hiera(*given, "--resume", "--retry-failed")
     assert code == 0 and "hiera: 1 input in " in err, err
@@ -118,6 +134,38 @@ def test_errors_of_workers_are_ours() -> None:
     assert isinstance(unknown, OutputError) and "no more memory" in str(unknown)
 
 
+def test_ray_is_started_again_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    class Node:
+        """What Ray starts; it knows its processes, and leaves them when it fails."""
+
+        def __init__(self, message: str) -> None:
+            if message:
+                raise Exception(message)
+
+        def kill_all_processes(self, **options: object) -> None:
+            ended.append(1)
+
+    slow = "The current node timed out during startup. This could happen because"
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for messages, starts in (([slow, slow, ""], 2), ([slow] * 3, 3), (["no disk", ""], 1)):
+        left = list(messages)
+        monkeypatch.setattr(ray, "init", lambda left=left, **options: Node(left.pop(0)))
+        ended.clear()
+        if messages[-1] or messages[0] != slow:
+            with pytest.raises(OutputError, match="does not start on this machine") as found:
+                ray_cluster.connect(ray_cluster.RayOptions())
+            assert "--resume continues" in str(found.value) and messages[0][:7] in str(found.value)
+        else:
+            assert ray_cluster.connect(ray_cluster.RayOptions())[1]
+        assert len(ended) == starts
+    monkeypatch.setattr(ray, "init", lambda **options: Node(slow))
+    with pytest.raises(OutputError, match=r"no Ray cluster at host:6379 .*; check --address"):
+        ray_cluster.connect(ray_cluster.RayOptions(address="host:6379"))
+
+
 def test_chunks_are_what_is_left() -> None:
     done = DoneRows()
     done.add(np.arange(256, 512), ["a"] * 256, ["ok"] * 256)
@@ -133,8 +181,6 @@ def test_chunks_are_what_is_left() -> None:
 
 
 def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
-    from hiera_core.data import sources
-
     place = place_of(str(tmp_path))
     inputs = [str(folder), "http://host/x.png", "memory://none/"]
     write_listing(sources.expand(inputs), place)
@@ -152,6 +198,82 @@ def test_a_listing_is_what_was_listed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("a.png\nb.png\n")
     manifest = ManifestInputs(tmp_path / "m.txt").open()
     assert isinstance(manifest, Manifest) and len(manifest) == 2
+
+
+def write_tar(path: Path, names: tuple[str, ...]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.add(SAMPLES / name, name)
+
+
+def test_what_could_not_be_listed_is_listed_again(folder: Path, tmp_path: Path) -> None:
+    place, tar = place_of(str(tmp_path)), tmp_path / "late.tar"
+    (tmp_path / "empty").mkdir()
+    inputs = [str(folder / "0.png"), str(tar), str(tmp_path / "empty"), str(folder / "1.png")]
+
+    def listed() -> list[tuple[str, bool]]:
+        listing = ListedInputs(place).open()
+        return [(Path(s.name).name, s.error is None) for s in listing.read(range(len(listing)))]
+
+    write_listing(sources.expand(inputs), place)
+    first = [("0.png", True), ("late.tar", False), ("empty", False), ("1.png", True)]
+    assert listed() == first
+    list_failed_again(place, lambda name: sources.expand([name]))
+    assert listed() == first
+    write_tar(tar, ("eight.png", "three.png", "five.png"))
+    list_failed_again(place, lambda name: sources.expand([name]))
+    later = [("three.png", True), ("five.png", True)]
+    assert listed() == [first[0], ("eight.png", True), *first[2:], *later]
+    before = (tmp_path / "_inputs.parquet").stat().st_mtime_ns
+    (tmp_path / "empty/x.png").write_bytes(b"x")
+    list_failed_again(place, lambda name: sources.expand([name]))
+    assert listed()[2] == ("x.png", True) and len(listed()) == 6
+    assert (tmp_path / "_inputs.parquet").stat().st_mtime_ns > before
+    written = (tmp_path / "_inputs.parquet").stat().st_mtime_ns
+    list_failed_again(place, lambda name: sources.expand([name]))  # there is nothing to do
+    assert (tmp_path / "_inputs.parquet").stat().st_mtime_ns == written
+
+
+def test_a_tar_file_that_was_damaged_is_not_listed_twice(tmp_path: Path) -> None:
+    place, tar = place_of(str(tmp_path)), tmp_path / "x.tar"
+    write_tar(tar, ("eight.png", "three.png"))
+    content = tar.read_bytes()
+    tar.write_bytes(content[:1000])
+    write_listing(sources.expand([str(tar)]), place)
+    tar.write_bytes(content)
+    list_failed_again(place, lambda name: sources.expand([name]))
+    listing = ListedInputs(place).open()
+    names = [source.name for source in listing.read(range(len(listing)))]
+    assert len(set(names)) == len(names), names
+
+
+@pytest.mark.slow
+def test_inputs_that_could_not_be_listed_are_tried_again_on_ray(
+    hiera: Command, cluster: None, folder: Path, tmp_path: Path
+) -> None:
+    tar = tmp_path / "late.tar"
+    given = ("features", tar, folder / "0.png", *MODEL, "--engine", "ray")
+    given = (*given, "--rows", tmp_path / "rows")
+    code, _, err = hiera(*given)
+    assert code == 1 and "late.tar: no such file" in err, err
+    write_tar(tar, ("eight.png", "three.png"))
+    code, _, err = hiera(*given, "--resume")  # without --retry-failed, the error stays
+    assert code == 1 and "hiera: 1 ok, 1 failed" in err, err
+    code, _, err = hiera(*given, "--resume", "--retry-failed")
+    assert code == 0 and "hiera: 3 ok, 0 failed" in err, err
+    rows = read_rows(tmp_path / "rows")
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert [Path(row["input"]).name for row in rows] == ["eight.png", "0.png", "three.png"]
+
+
+def test_a_summary_has_units_that_suit_it() -> None:
+    small = RunSummary(ok=2, failed=1, seconds=1.5, busy=1.0, waited=3.0, decoded=7300, written=410)
+    assert small.text() == (
+        "3 inputs in 1.5 s, 2.0/s; the model waited 75% of its time; 1 error; "
+        "7.3 kB decoded, 0.41 kB written"
+    )
+    large = RunSummary(ok=10**6, seconds=1.0, decoded=int(3.1e12), written=int(4.2e9)).text()
+    assert "0 errors; 3,100 GB decoded, 4.2 GB written" in large
 
 
 def test_empty_lines_of_a_manifest_need_no_rows(

@@ -187,6 +187,65 @@ def test_other_places_lead_into_private_networks_too(tmp_path: Path) -> None:
         unknown.content()
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "parquet"])
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_a_manifest_may_be_at_a_url(
+    hiera: Command, hub: Any, bucket: Any, tmp_path: Path, ending: str, is_remote: bool
+) -> None:
+    paths = [f"{SAMPLES}/{name}.png" for name in ("eight", "three")]
+    mark = "\t" if ending == "tsv" else ","
+    rows = [f"key{mark}path", *(f"{7 + n}{mark}{path}" for n, path in enumerate(paths))]
+    content = "\n".join(paths if ending == "txt" else rows).encode()
+    if ending == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({"key": [7, 8], "path": paths}), tmp_path / "m.parquet")
+        content = (tmp_path / "m.parquet").read_bytes()
+    bucket.pipe_file(f"/bucket/m.{ending}", content)
+    hub.plain[f"/m.{ending}?version=3"] = content
+    url = f"memory://bucket/m.{ending}" if is_remote else f"{hub.url}/m.{ending}?version=3"
+    ids = () if ending == "txt" else ("--id-column", "key")
+    code, out, err = hiera("predict", "--manifest", url, *ids, *MODEL, "-f", "jsonl", "-k", 1)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [record["input"] for record in records] == paths, err
+    assert [record["topk"][0]["label"] for record in records] == ["eight", "three"]
+    if ids:
+        assert [int(record["id"]) for record in records] == [7, 8]
+
+
+def test_a_manifest_that_cannot_be_fetched_ends_the_run(
+    hiera: Command, hub: Any, bucket: Any
+) -> None:
+    bucket.pipe_file("/bucket/m.csv", b'path,n\nb.png,"1\nc.png,2\n')
+    bucket.pipe_file("/bucket/m.parquet", b"no parquet")
+    hub.plain["/bad.csv"] = b""
+    for text, code, message in (
+        ("memory://bucket/none.csv", 4, "manifest memory://bucket/none.csv: no such file"),
+        ("memory://bucket/deep/.csv", 2, "manifest '.csv' is of no known format"),
+        ("memory://bucket/", 2, "manifest 'bucket' is of no known format"),
+        ("memory://bucket/m.csv", 2, "manifest memory://bucket/m.csv has a quote that is not"),
+        ("memory://bucket/m.parquet", 2, "memory://bucket/m.parquet is no Parquet file"),
+        ("nosuch://bucket/m.csv", 2, "nosuch"),
+        (f"{hub.url}/none.csv", 4, f"manifest {hub.url}/none.csv: cannot be fetched ("),
+        (f"{hub.url}/bad.csv", 2, f"manifest {hub.url}/bad.csv has no header"),
+        ("file:///m.csv", 2, "is a URL"),
+    ):
+        found, out, err = hiera("predict", "--manifest", text, *MODEL)
+        assert (found, out) == (code, "") and message in err, err
+
+
+def test_a_manifest_that_changes_meanwhile_is_refused(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "RANGE_BYTES", 100)
+    bucket.pipe_file("/bucket/m.txt", b"a.png\n" * 100)
+    assert url_content.fetch_file("memory://bucket/m.txt").read_bytes() == b"a.png\n" * 100
+    parts = remote_files.fetch_whole("memory://bucket/m.txt")
+    assert len(next(parts)) == 100
+    bucket.pipe_file("/bucket/m.txt", b"a.png\n" * 99)
+    with pytest.raises(InputError, match="has changed while it was fetched"):
+        list(parts)
+
+
 def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(url_content, "FIRST_WAIT_S", 0.001)
     answers = iter([503, 500])
@@ -202,6 +261,8 @@ def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hub.RequestHandlerClass, "_answer", busy)
     hub.plain["/eight.png"] = EIGHT
     assert url_content.fetch_content(f"{hub.url}/eight.png") == EIGHT
+    answers = iter([503, 500])
+    assert url_content.fetch_file(f"{hub.url}/eight.png").read_bytes() == EIGHT
 
 
 # S3 -----------------------------------------------------------------------------------------------
@@ -234,7 +295,9 @@ def test_faults_of_a_server_lose_nothing(hiera: Command, s3: Faulty, count: int)
             assert "not a picture" in record["error"]["message"]
         else:
             assert record["topk"][0]["label"] == ("eight", "three")[number % 2], record
-    assert hiera(*given, "--rows", "s3://pictures/rows")[0] == 1
+    system.pipe_file("pictures/m.txt", "\n".join(urls).encode())
+    manifest = ("--manifest", "s3://pictures/m.txt", *MODEL, "-q", "-j", 2)
+    assert hiera("predict", *manifest, "--rows", "s3://pictures/rows")[0] == 1
     assert s3.faults["500"] and s3.faults["cut"], s3.faults
     s3.is_faulty = False
     system.invalidate_cache()

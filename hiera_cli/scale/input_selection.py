@@ -54,7 +54,7 @@ class InputSelection:
         cls,
         inputs: Sequence[str] | None,
         recursive: bool,
-        manifest: Path | None,
+        manifest: str | None,
         path_column: str | None,
         id_column: str | None,
         private_urls: bool,
@@ -102,6 +102,10 @@ class InputSelection:
             return self.manifest.read(self.rows)
         found = sources.expand(self.inputs, recursive=self.recursive, passed_over=passed_over)
         return self.shard.take(found) if numbered or not self.shard.is_whole else found
+
+    def expand(self, name: str) -> Iterator[Source]:
+        """Yield the inputs that a name stands for, as if it were an argument."""
+        return sources.expand([name], recursive=self.recursive)
 
     def exit_code(self, code: int) -> int:
         """Return the exit code of this process. torchrun ends all processes when one of them has

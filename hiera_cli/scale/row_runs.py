@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hiera_core.data.sources import Source
-from hiera_core.errors import UsageError
+from hiera_core.errors import HieraError, UsageError
 from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -25,8 +26,10 @@ from .scale_options import Engine
 
 if TYPE_CHECKING:
     from hiera_core.inference.columns.callables import Classifier, Embedder
+    from hiera_core.scale.done_rows import DoneRows
+    from hiera_core.scale.input_table import InputTable
     from hiera_core.scale.result_rows import RowLayout
-    from hiera_core.scale.row_folder import DoneRows, RowFolder
+    from hiera_core.scale.row_folder import RowFolder
 
 SHOWN_ERRORS = 20  # on stderr; all of them are in the rows
 
@@ -155,26 +158,25 @@ class RowRun:
             folder.remove()
         if manifest is not None:
             settings = {**settings, "rows of the manifest": len(manifest)}
-        done = self._read_done(folder, settings)
-        if self.engine is Engine.ray:
-            return self._run_on_ray(model, folder, settings, done)
-        return self._run_here(model, folder, settings, done)
+        done = self._read_done(folder)
+        run = self._run_on_ray if self.engine is Engine.ray else self._run_here
+        try:
+            return run(model, folder, settings, done)
+        except HieraError:
+            with contextlib.suppress(HieraError):
+                folder.remove_replaced()
+            raise
 
-    def _read_done(self, folder: RowFolder, settings: dict[str, object]) -> DoneRows:
-        """Return the rows of an earlier run. With --retry-failed, those that failed are removed:
-        here when the model is known to be the same, on Ray at once."""
-        from hiera_core.scale.row_folder import DoneRows, check_facts
+    def _read_done(self, folder: RowFolder) -> DoneRows:
+        """Return the rows of an earlier run; with --retry-failed, without those that failed."""
+        from hiera_core.scale.done_rows import DoneRows
 
         if not self.resume:
             return DoneRows()
-        done = folder.read_done()
-        if self.retry_failed and done.failed:
-            check_facts(done.where, done.facts, {"settings": settings})  # before a row is removed
-            where, facts = done.where, done.facts
-            folder.drops_failed = is_here = self.engine is not Engine.ray
-            done = folder.read_done(drop_failed=True, changes_files=not is_here)
-            done.where, done.facts = where, facts
-        return done
+        if self.retry_failed:
+            folder.begin_retry()
+        manifest = self.chosen.manifest
+        return folder.read_done(None if manifest is None else len(manifest))
 
     def _run_here(
         self,
@@ -197,10 +199,11 @@ class RowRun:
 
         model.pipeline.on_model(note_model)
         out = self._messages(done)
-        found = done.skip(self.chosen.sources(out.passed_over, numbered=True))
-        records = folder.write_records(model.pipeline(found), facts)
+        sources = self.chosen.sources(out.passed_over, numbered=True)
+        records = folder.write_records(model.pipeline(done.skip(sources, are_all=True)), facts)
         with contextlib.closing(records):
             code = out.write_all(records, lambda record: None, stop=self.stop)
+        folder.remove_replaced()
         self._say_where()
         return code
 
@@ -211,26 +214,12 @@ class RowRun:
         settings: dict[str, object],
         done: DoneRows,
     ) -> int:
-        from hiera_core.scale.input_table import (
-            LISTING,
-            InputTable,
-            ListedInputs,
-            ManifestInputs,
-            write_listing,
-        )
         from hiera_core.scale.ray_cluster import RayOptions
         from hiera_core.scale.ray_engine import run_on_ray
         from hiera_core.scale.run_summary import RunSummary
 
-        out, table = self._messages(done), self.chosen.manifest
-        inputs: InputTable
-        if table is not None:
-            inputs = ManifestInputs(table.path.absolute(), *table.columns, table.private_urls)
-        else:
-            # Positions are those of the first listing, also if there are other files now.
-            if not (self.resume and folder.place.names(LISTING, "")):
-                write_listing(self.chosen.sources(out.passed_over), folder.place)
-            inputs = ListedInputs(folder.place)
+        out = self._messages(done)
+        inputs = self._inputs_of_ray(folder, out.passed_over)
         shown = itertools.count()
         with progress_counter(not self.quiet and _is_terminal(), out.count) as advance:
 
@@ -255,6 +244,27 @@ class RowRun:
             print_message(summary.text())
         self._say_where()
         return SOME_FAILED if out.failed else OK
+
+    def _inputs_of_ray(self, folder: RowFolder, passed_over: Counter[str]) -> InputTable:
+        """Return the inputs as a table that all workers can read."""
+        from hiera_core.scale.input_table import (
+            LISTING,
+            ListedInputs,
+            ManifestInputs,
+            list_failed_again,
+            write_listing,
+        )
+
+        table = self.chosen.manifest
+        if table is not None:
+            path = table.path if isinstance(table.path, str) else table.path.absolute()
+            return ManifestInputs(path, *table.columns, table.private_urls)
+        # Positions are those of the first listing, also if there are other files now.
+        if not (self.resume and folder.place.names(LISTING, "")):
+            write_listing(self.chosen.sources(passed_over), folder.place)
+        elif self.retry_failed:
+            list_failed_again(folder.place, self.chosen.expand)
+        return ListedInputs(folder.place)
 
     def _estimate(self, model: Embedder | Classifier, layout: RowLayout, count: int) -> int:
         from hiera_core.scale.estimate import estimate, spread

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,12 +27,13 @@ ShardOpt = Annotated[
     ),
 ]
 ManifestOpt = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        parser=options.parse_path,
+        parser=options.parse_input_file,
         metavar="FILE",
         help="Table with a row for each input, in place of INPUTS: .parquet (or a folder of such "
-        "files), .csv, .tsv, or .txt with a path or URL on each line.",
+        "files), .csv, .tsv, or .txt with a path or URL on each line. A file may be at https:// or "
+        "s3://, and is copied.",
     ),
 ]
 PathColumnOpt = Annotated[

@@ -1,4 +1,5 @@
-"""Fetch an input by its URL: a small one into memory, a large one into a temporary file.
+"""Fetch an input by its URL: a small one into memory, a large one into a temporary file. A table of
+inputs always goes to a file.
 
 Many workers fetch at once, and a video stays open until its turn. So memory holds at most
 `IN_MEMORY_BYTES` of each. Members of tar files are kept in the same way.
@@ -10,12 +11,13 @@ import contextlib
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from ..errors import InputError
 from ..places.remote_requests import is_remote
@@ -23,6 +25,7 @@ from ..weights.fetch import FetchError, PrivateNetworkError, Response, open_url
 from .remote import remote_files
 from .remote.web_ranges import PRIVATE_HINT
 
+T = TypeVar("T")
 MAX_DOWNLOAD_BYTES = 512 << 20
 IN_MEMORY_BYTES = 16 << 20
 ATTEMPTS = 4  # of a URL whose server is busy
@@ -54,10 +57,37 @@ def fetch_content(
     """
     if is_remote(url) or span is not None:
         return keep_content(remote_files.fetch_ranges(url, span, public_only=public_only))
+
+    def fetch() -> Path | bytes:
+        with open_url(url, total_s=TOTAL_S, public_only=public_only) as response:
+            return keep_content(_checked(response, MAX_DOWNLOAD_BYTES))
+
+    return _with_attempts(fetch)
+
+
+def fetch_file(url: str) -> Path:
+    """Fetch a file of any size, see `fetch_content`, and return the path of a temporary file. It is
+    removed when nothing refers to the returned object any more.
+
+    Raises:
+        InputError: See `fetch_content`; or the file changes while it is fetched.
+    """
+    if is_remote(url):
+        return _keep_file(remote_files.fetch_whole(url))
+
+    def fetch() -> Path:
+        with open_url(url) as response:
+            return _keep_file(_checked(response, None))
+
+    return _with_attempts(fetch)
+
+
+def _with_attempts(fetch: Callable[[], T]) -> T:
+    """Return what a function returns that fetches a URL of the web. It is called again if the
+    server is busy."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with open_url(url, total_s=TOTAL_S, public_only=public_only) as response:
-                return _collect(response)
+            return fetch()
         except FetchError as error:
             if attempt == ATTEMPTS or error.status not in PASSING:
                 is_private = isinstance(error, PrivateNetworkError)
@@ -73,35 +103,49 @@ def keep_content(chunks: Iterable[bytes]) -> Path | bytes:
     Raises:
         InputError: It cannot be stored.
     """
+    with _storing(), tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as spool:
+        for chunk in chunks:
+            spool.write(chunk)
+        size = spool.tell()
+        spool.seek(0)
+        return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
+
+
+def _keep_file(chunks: Iterable[bytes]) -> Path:
+    with _storing(), tempfile.TemporaryFile() as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.seek(0)
+        return _keep(file)
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[None]:
     try:
-        with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES) as spool:
-            for chunk in chunks:
-                spool.write(chunk)
-            size = spool.tell()
-            spool.seek(0)
-            return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
+        yield
     except OSError as error:
         hint = "free some space, or set TMPDIR to another folder"
         raise InputError(f"cannot be stored ({error.strerror or error})", hint) from error
 
 
-def _collect(response: Response) -> Path | bytes:
-    """Return the content of a response; see `fetch_content`."""
-    too_large = InputError(f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB", "download it yourself")
+def _checked(response: Response, limit: int | None) -> Iterator[bytes]:
+    """Yield the content of a response, and check its length.
 
-    def chunks() -> Iterator[bytes]:
-        size = 0
-        for chunk in response.chunks():
-            size += len(chunk)
-            if size > MAX_DOWNLOAD_BYTES:
-                raise too_large
-            yield chunk
-        if response.length not in (None, size):
-            raise FetchError(f"{size} of {response.length} bytes arrived")
-
-    if (response.length or 0) > MAX_DOWNLOAD_BYTES:
+    Args:
+        response: The response.
+        limit: Maximum number of bytes, if there is one.
+    """
+    size, most = 0, limit if limit is not None else sys.maxsize
+    too_large = InputError(f"larger than {most >> 20} MiB", "download it yourself")
+    if (response.length or 0) > most:
         raise too_large
-    return keep_content(chunks())
+    for chunk in response.chunks():
+        size += len(chunk)
+        if size > most:
+            raise too_large
+        yield chunk
+    if response.length not in (None, size):
+        raise FetchError(f"{size} of {response.length} bytes arrived")
 
 
 class _TemporaryPath(type(Path())):  # type: ignore[misc]  # the class for this system

@@ -210,6 +210,7 @@ class RemoteReader(io.RawIOBase):
 
     def __init__(self, system: Any, path: str) -> None:
         self._system, self._path, self._position = system, path, 0
+        self.name = path  # as of files on this machine
         self._size = int(with_retries(lambda: system.info(path), path)["size"])
 
     def readable(self) -> bool:

@@ -11,12 +11,11 @@ from typing import Any
 from ..data.sources import Source
 from ..errors import UsageError
 from ..inference.pipeline import Pipeline
-from ..plain_data import counted
+from ..plain_data import counted, short_number, size_text
 from .result_rows import RowLayout
 
 WARM_UP = 8  # inputs before the clock starts, at most: loading, first batches
 DAY_H = 24.0
-SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ class Estimate:
         each = self.total / self.inputs
         yield (
             f"{counted(self.inputs, 'input')} in {_seconds(self.seconds)} on {self.device}: "
-            f"{_short(self.rate)}/s, "
+            f"{short_number(self.rate)}/s, "
             f"{self.failed} failed"
         )
         yield (
             f"all {counted(self.total, 'input')}: {_duration(self.hours)} in one process like this "
             "one, "
-            f"{_size_text(self.read * each)} to read, "
-            f"{_size_text(self.written * each)} of rows to write"
+            f"{size_text(self.read * each)} to read, "
+            f"{size_text(self.written * each)} of rows to write"
         )
         needed = max(1, -(-self.hours // DAY_H))
         processes = "process" if needed == 1 else "processes"
@@ -132,16 +131,10 @@ def _seconds(seconds: float) -> str:
 def _duration(hours: float) -> str:
     """Return a duration in a unit that suits it: 0.4 s, 12 minutes, 3.5 hours."""
     if hours >= 1:
-        shown = _short(hours)
+        shown = short_number(hours)
         return f"{shown} hour{'' if shown == '1' else 's'}"
-    return f"{_short(hours * 60)} minutes" if hours >= 1 / 30 else f"{_short(hours * 3600)} s"
-
-
-def _size_text(count: float) -> str:
-    """Return a number of bytes in a unit that suits it: 4 kB, 1.2 MB, 310 GB."""
-    unit = next((u for u in ("GB", "MB") if count >= SIZES[u]), "kB")
-    return f"{_short(count / SIZES[unit])} {unit}"
-
-
-def _short(number: float) -> str:
-    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+    return (
+        f"{short_number(hours * 60)} minutes"
+        if hours >= 1 / 30
+        else f"{short_number(hours * 3600)} s"
+    )

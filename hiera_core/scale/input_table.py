@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from ..data.division.manifest import Manifest
-from ..data.sources import Source
+from ..data.sources import Source, can_be_listed_twice
 from ..errors import InputError, UsageError
 from ..places.places import Place
 from .result_rows import IdType
@@ -25,7 +25,7 @@ class ManifestInputs:
         path, path_column, id_column, private_urls: See `Manifest`.
     """
 
-    path: Path
+    path: Path | str
     path_column: str | None = None
     id_column: str | None = None
     private_urls: bool = False
@@ -82,6 +82,42 @@ def write_listing(sources: Iterable[Source], place: Place) -> None:
             writer.write_table(pa.Table.from_pylist([_listed(s) for s in some], schema))
 
 
+def list_failed_again(place: Place, expand: Callable[[str], Iterable[Source]]) -> None:
+    """List the inputs again that could not be listed: folders and tar files that were missing, or
+    at a place that did not answer. The first input that such a name stands for takes its row. The
+    others come after all rows, because rows that are written already keep their numbers.
+
+    Args:
+        place: The folder of the listing.
+        expand: Returns the inputs that a name stands for; see `sources.expand`.
+
+    Raises:
+        UsageError: The listing is damaged.
+        OutputError: It cannot be written.
+    """
+    listing = Listing(place, LISTING)
+    if listing.has_errors():
+        write_listing(_listed_again(listing, expand), place)
+
+
+def _listed_again(listing: Listing, expand: Callable[[str], Iterable[Source]]) -> Iterator[Source]:
+    found_more, previous = [], ""
+    for source in listing.read(range(len(listing))):
+        name = source.name
+        # Members of a tar file that was damaged in the middle are in the listing already.
+        is_part = name.lower().endswith(".tar") and previous.startswith(f"{name}/")
+        previous = name
+        if source.error is None or is_part or not can_be_listed_twice(name):
+            yield source
+            continue
+        found = next(iter(expand(name)), source)
+        yield found
+        if found.error is None or found.name != name:
+            found_more.append(name)
+    for name in found_more:
+        yield from islice(expand(name), 1, None)
+
+
 def _listed(source: Source) -> dict[str, object]:
     if source.data is not None or source.pixels is not None:
         raise UsageError(
@@ -117,6 +153,11 @@ class Listing:
 
     def __len__(self) -> int:
         return self._rows.total
+
+    def has_errors(self) -> bool:
+        """Return whether there is an input that could not be listed."""
+        found = self._rows.read(range(len(self)), ["error"])
+        return any(error is not None for (error,) in found)
 
     def read(self, rows: range) -> Iterator[Source]:
         """Yield the inputs in a contiguous range of rows.

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import HieraError, OutputError, UsageError, first_line
+
+START_ATTEMPTS = 3
+log = logging.getLogger("hiera")
 
 
 @dataclass(frozen=True)
@@ -49,33 +54,58 @@ def connect(options: RayOptions) -> tuple[Any, bool]:
     """Return Ray, connected to a cluster or to a new one on this machine, and whether it was
     connected here."""
     check_ray()
-    import logging
-
     import ray
 
     is_ours = not ray.is_initialized()
     if is_ours:
-        is_new = options.address is None and "RAY_ADDRESS" not in os.environ
-        local: dict[str, Any] = {"num_cpus": options.cpus, "include_dashboard": False}
-        try:
-            with _kept_signals():
-                ray.init(
-                    address="local" if is_new else options.address,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **(local if is_new else {}),
-                )
-        except Exception as error:  # Ray raises many types, also a plain Exception
-            where = options.address or os.environ.get("RAY_ADDRESS") or "this machine"
-            raise OutputError(
-                f"no Ray cluster at {where} ({first_line(error)})", "check --address"
-            ) from error
+        where = options.address or os.environ.get("RAY_ADDRESS")
+        if where is None:
+            _start(ray, options.cpus)
+        else:
+            try:
+                _init(ray, options.address)
+            except Exception as error:  # Ray raises many types, also a plain Exception
+                raise OutputError(
+                    f"no Ray cluster at {where} ({first_line(error)})", "check --address"
+                ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray", "ray.data"):  # they print tracebacks of errors that we report in a line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray, is_ours
+
+
+def _init(ray: Any, address: str | None, **options: Any) -> None:
+    with _kept_signals():
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _start(ray: Any, cpus: int | None) -> None:
+    """Start Ray on this machine. It gives up after 30 seconds, which is short on a busy machine, so
+    this is tried several times."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _init(ray, "local", num_cpus=cpus, include_dashboard=False)
+            return
+        except Exception as error:
+            _end_processes(error)
+            if attempt == START_ATTEMPTS or "timed out" not in str(error).lower():
+                raise OutputError(
+                    f"Ray does not start on this machine ({first_line(error)})",
+                    "run again when it is less busy; --resume continues",
+                ) from error
+            log.info("Ray did not start in time; attempt %d of %d", attempt + 1, START_ATTEMPTS)
+
+
+def _end_processes(error: BaseException) -> None:
+    """End the processes of a start that failed. Ray leaves them, and only the frame that raised the
+    error knows them."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        end = getattr(frame.f_locals.get("self"), "kill_all_processes", None)
+        if end is not None:
+            with contextlib.suppress(Exception):
+                end(check_alive=False, allow_graceful=True)
 
 
 @contextlib.contextmanager

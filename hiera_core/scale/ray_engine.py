@@ -28,11 +28,12 @@ from ..data.division.manifest import Manifest
 from ..errors import OutputError
 from ..inference.columns.callables import Classifier, Decoder, Embedder
 from ..weights import names
+from .done_rows import DoneRows
 from .input_table import InputTable, Listing
 from .ray_cluster import RayOptions, as_hiera_error, connect, count_gpus
 from .ray_workers import MODEL_BATCH, Compute, DecodeAndCompute, Decoding, decode_chunks
 from .ray_writing import write_rows
-from .row_folder import DoneRows, RowFolder, check_facts
+from .row_folder import RowFolder, check_facts
 from .run_summary import RunSummary
 
 CHUNK_ROWS = 256  # of a task, at most
@@ -92,7 +93,9 @@ def _run(
     table = inputs.open()
     total = len(table)
     check_facts(done.where, done.facts, {"settings": settings})
-    for row in done.some(CHECKED_ROWS):  # an error if another input is there now
+    done.check_end(total)
+    # An error if another input is there now. What could not be listed may have another name.
+    for row in done.some(CHECKED_ROWS, with_failed=not isinstance(table, Listing)):
         collections.deque(done.skip(table.read(range(row, row + 1))), maxlen=0)
     summary = RunSummary(earlier_ok=done.ok, earlier_failed=done.failed)
     gpus = count_gpus(ray, options.device)
@@ -145,8 +148,8 @@ def _run(
 
 
 def _check_whole(folder: RowFolder, table: Manifest | Listing) -> None:
-    """Check that each input has a row. Rows that were written twice are removed. Empty lines of a
-    manifest are no inputs."""
+    """Check that each input has a row. Rows that were written twice are removed, and those that a
+    retry has replaced. Empty lines of a manifest are no inputs."""
     total = len(table)
     left = folder.read_done(total).missing(range(total))
     if not len(left):

@@ -19,9 +19,10 @@ from ..inference.columns.batch_columns import DECODED, object_column
 from ..inference.columns.callables import Classifier, Decoder, Embedder
 from ..inference.fingerprint import plain
 from ..inference.model_fingerprint import model_fingerprint
+from .done_rows import Facts
 from .input_table import InputTable, Listing
 from .ray_writing import BUSY, FACTS, SIZE, WAITED
-from .row_folder import Facts, RowFolder, check_facts
+from .row_folder import RowFolder, check_facts
 
 DECODED_TOGETHER = 32  # inputs that a task decodes before it hands them on
 MODEL_BATCH = 64  # rows that an actor takes, at most; the device's own batches are within

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .row_folder import Facts, RowFolder
+from .done_rows import Facts
+from .row_folder import RowFolder
 
 SHOWN_ERRORS = 5  # of each file, for messages
 # Columns with figures, and with what the rows depend on. They are not written.

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.sources import Source
 from ..errors import UsageError, first_line
 from ..inference import fingerprint
 from ..places.places import Place
 from ..records import Record
-from .result_rows import RowLayout, printable
+from .done_rows import HINT, MOST_ROWS, DoneRows, Facts, beyond_end
+from .result_rows import RowLayout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 ROWS_PER_FILE = 4096
 BYTES_PER_FILE = 64 << 20
 SECONDS_PER_FILE = 300.0  # after which a file is written before it is full, so that little is lost
-Facts = dict[str, dict[str, Any]]  # what rows depend on: settings, and the model of each kind
-HINT = "resume with the same inputs, options and weights, or write to another folder"
+RETRY = re.compile(r"-retry([0-9]{1,9})\.parquet$")  # ends the names of files of --retry-failed
 
 
 class RowFolder:
@@ -52,11 +51,18 @@ class RowFolder:
     ) -> None:
         self.place, self.layout, self.prefix = place, layout, prefix
         self.rows_per_file = rows_per_file
-        self.drops_failed = False  # whether failed rows are removed before the next file is written
+        self.retry = 0  # number of this retry; 0 if failed rows stay
 
     def files(self) -> list[str]:
-        """Return the names of the files of this run, in order."""
-        return self.place.names(f"{self.prefix}part-", ".parquet")
+        """Return the names of the files of this run: those of the last retry first, whose rows
+        replace earlier ones, and else in order."""
+        names = self.place.names(f"{self.prefix}part-", ".parquet")
+        return sorted(names, key=lambda name: (-_retry_of(name), name))
+
+    def begin_retry(self) -> None:
+        """Compute the rows again that failed before. Their new rows go to files of this retry. The
+        failed ones are removed by `read_done`, each when its new row is there."""
+        self.retry = 1 + max(map(_retry_of, self.files()), default=0)
 
     def write(self, table: pa.Table, facts: Facts) -> int:
         """Write rows to a new file, atomically. The same rows have the same file name, so a worker
@@ -68,58 +74,70 @@ class RowFolder:
         Raises:
             OutputError: The disk is full, or the folder cannot be written.
         """
-        if self.drops_failed:
-            self.drops_failed = False
-            self.read_done(drop_failed=True)
         indices = table["index"].to_numpy()
         digest = hashlib.sha256(np.sort(indices).tobytes()).hexdigest()[:8]
-        name = f"{self.prefix}part-{int(indices.min()):012}-{digest}.parquet"
+        ending = f"-retry{self.retry}" if self.retry else ""
+        name = f"{self.prefix}part-{int(indices.min()):012}-{digest}{ending}.parquet"
         table = table.replace_schema_metadata({"hiera": json.dumps(fingerprint.plain(facts))})
         with self.place.writing(name) as temporary:
             _write_table(table, temporary)
             return temporary.stat().st_size
 
-    def read_done(
-        self, total: int | None = None, *, drop_failed: bool = False, changes_files: bool = True
-    ) -> DoneRows:
-        """Return which rows are written, and what they depend on. Rows that are in two files are
-        removed from the second: workers of a killed run may have written them while the next run
-        began.
+    def read_done(self, total: int | None = None) -> DoneRows:
+        """Return which rows are written, and what they depend on. In a retry, rows that failed
+        before it do not count.
+
+        Rows that are in two files are removed from the second: those that a retry has replaced, and
+        those of workers of a killed run that wrote them while the next run began.
 
         Args:
             total: Number of all rows, if it is known.
-            drop_failed: Also remove the rows of inputs that failed, so that they are missing, and
-                are computed again.
-            changes_files: Whether rows are removed from files, or only left out of the result.
 
         Raises:
             UsageError: A file is damaged, or holds a row that does not exist.
             OutputError: A file cannot be read, or cannot be written again.
         """
-        import pyarrow.parquet as pq
-
         done = DoneRows()
         for name in self.files():
-            where = f"{self.place.text}/{name}"
-            with _damage(where), self.place.open(name) as file:
-                table = pq.read_table(file, columns=["index", "input", "status"])
-                facts: Facts = json.loads((table.schema.metadata or {})[b"hiera"])
+            done.where = f"{self.place.text}/{name}"
+            table, facts = self._read_file(name, done.where)
             # A file holds the model of each kind of input that was seen until then.
-            done.where, done.facts = where, {**facts, **done.facts}
+            done.facts = {**facts, **done.facts}
             indices = table["index"].to_numpy()
-            if total is not None and len(indices) and indices.max() >= total:
-                raise UsageError(
-                    f"{where} holds row {indices.max()}, and there are {total} inputs", HINT
-                )
-            statuses = table["status"].to_numpy(zero_copy_only=False)
-            is_kept = statuses != "error" if drop_failed else np.ones(len(indices), bool)
-            kept = table.filter(is_kept)
-            is_kept[is_kept] = done.add(
-                indices[is_kept], kept["input"].to_pylist(), kept["status"].to_pylist()
+            if len(indices) and indices.max() >= (MOST_ROWS if total is None else total):
+                raise beyond_end(done.where, indices.max(), total)
+            is_kept = ~done.has(indices)
+            counts = is_kept.copy()
+            if _retry_of(name) < self.retry:
+                counts &= table["status"].to_numpy(zero_copy_only=False) != "error"
+            added = table.filter(counts)
+            is_kept[counts] = done.add(
+                indices[counts], added["input"].to_pylist(), added["status"].to_pylist()
             )
-            if changes_files and not is_kept.all():
+            if not is_kept.all():
                 self._keep_rows(name, is_kept)
         return done
+
+    def remove_replaced(self) -> None:
+        """Remove the rows that a retry has replaced; see `read_done`."""
+        if self.retry:
+            self.read_done()
+
+    def _read_file(self, name: str, where: str) -> tuple[pa.Table, Facts]:
+        """Return what a file says about its rows.
+
+        Raises:
+            UsageError: It is damaged.
+        """
+        import pyarrow.parquet as pq
+
+        with _damage(where), self.place.open(name) as file:
+            table = pq.read_table(file, columns=["index", "input", "status"])
+            facts: Facts = json.loads((table.schema.metadata or {})[b"hiera"])
+            _check_columns(table)
+            if not all(isinstance(values, dict) for values in facts.values()):
+                raise ValueError("its metadata is of no run")
+        return table, facts
 
     def _keep_rows(self, name: str, keep: np.ndarray) -> None:
         import pyarrow.parquet as pq
@@ -167,75 +185,35 @@ class RowFolder:
                 self.write(self.layout.table(waiting), facts)
 
 
-class DoneRows:
-    """The rows that are written: a bit for each, and a checksum of its input's name.
-
-    Attributes:
-        ok, failed: Numbers of rows.
-        facts: What they depend on.
-        where: A file with such rows, for messages; None if there are none.
-    """
-
-    def __init__(self) -> None:
-        self._checksums = np.zeros(0, np.uint32)
-        self._is_done = np.zeros(0, bool)
-        self.ok = self.failed = 0
-        self.facts: Facts = {}
-        self.where: str | None = None
-
-    def __len__(self) -> int:
-        return self.ok + self.failed
-
-    def add(self, indices: np.ndarray, names: list[str], statuses: list[str]) -> np.ndarray:
-        """Add rows, and return which of them are new. -> bool [rows]"""
-        if len(indices) and int(indices.max()) >= len(self._is_done):
-            size = max(2 * len(self._is_done), int(indices.max()) + 1)
-            self._is_done = np.concatenate(
-                [self._is_done, np.zeros(size - len(self._is_done), bool)]
-            )
-            self._checksums = np.concatenate(
-                [self._checksums, np.zeros(size - len(self._checksums), np.uint32)]
-            )
-        is_new = ~self._is_done[indices]
-        self._is_done[indices] = True
-        self._checksums[indices] = [_checksum(name) for name in names]
-        failed = sum(s == "error" for s, new in zip(statuses, is_new, strict=True) if new)
-        self.failed += failed
-        self.ok += int(is_new.sum()) - failed
-        return is_new
-
-    def missing(self, rows: range) -> np.ndarray:
-        """Return the rows of a range that are not written. -> int64 [n]"""
-        known = self._is_done[rows.start : rows.stop]
-        is_done = np.zeros(len(rows), bool)
-        is_done[: len(known)] = known
-        return rows.start + np.flatnonzero(~is_done)
-
-    def some(self, count: int) -> np.ndarray:
-        """Return a few of the rows that are written, spread over all of them. -> int64 [n]"""
-        found = np.flatnonzero(self._is_done)
-        return found[np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)]
-
-    def skip(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """Yield the sources that are not written.
-
-        Raises:
-            UsageError: A row was written for another input.
-        """
-        for source in sources:
-            index = source.position
-            assert index is not None
-            if index >= len(self._is_done) or not self._is_done[index]:
-                yield source
-            elif self._checksums[index] != _checksum(printable(source.name)):
-                raise UsageError(f"--resume: input {index} is {source.name!r} now", HINT)
-
-
 def _write_table(table: pa.Table, path: Path) -> None:
     import pyarrow.parquet as pq
 
     with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
         pq.write_table(table, file)
+
+
+def _retry_of(name: str) -> int:
+    found = RETRY.search(name)
+    return int(found[1]) if found else 0
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Check the columns that say which rows a file holds.
+
+    Raises:
+        ValueError: One is of another type, has nulls, or a number below 0.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = {name: table.schema.field(name).type for name in ("index", "input", "status")}
+    texts = (pa.string(), pa.large_string())
+    if not pa.types.is_int64(types.pop("index")) or not all(t in texts for t in types.values()):
+        raise ValueError("its columns are of other types")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("it has rows without a number, name or status")
+    if table.num_rows and pc.min(table["index"]).as_py() < 0:
+        raise ValueError("it has a row whose number is below 0")
 
 
 def check_facts(where: str | None, earlier: Facts, now: Facts) -> None:
@@ -258,11 +236,7 @@ class _damage:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError | TypeError):
+        if isinstance(error, OSError | ValueError | LookupError | TypeError | AttributeError):
             raise UsageError(
                 f"{self.where} is damaged, or no file of results ({first_line(error)})", "remove it"
             ) from error
-
-
-def _checksum(name: str) -> int:
-    return zlib.crc32(name.encode("utf-8", "surrogateescape"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..plain_data import counted
+from ..plain_data import counted, size_text
 
 
 @dataclass
@@ -39,8 +39,8 @@ class RunSummary:
         return (
             f"{counted(count, 'input')} in {self.seconds:.1f} s, "
             f"{count / max(self.seconds, 1e-9):.1f}/s; "
-            f"the model waited {share:.0%} of its time; {self.failed} errors; "
-            f"{self.decoded / 1e9:.3f} GB decoded, {self.written / 1e9:.3f} GB written"
+            f"the model waited {share:.0%} of its time; {counted(self.failed, 'error')}; "
+            f"{size_text(self.decoded)} decoded, {size_text(self.written)} written"
         )
 
     def add(self, one: dict[str, Any]) -> None:

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from ...errors import InputError, UsageError, did_you_mean
-from ..sources import Source, from_name
+from ...errors import HubError, InputError, UsageError, did_you_mean
+from ...places.remote_requests import is_remote
+from ..sources import URLS, Source, from_name
+from ..url_content import fetch_file
 from .text_rows import TextRows
 
 PATH_COLUMNS = ("path", "url", "uri", "file", "filename", "image", "image_path", "image_url")
@@ -43,6 +45,7 @@ class Manifest:
     Args:
         path: A `.parquet`, `.csv`, `.tsv` or `.txt` file, or a folder of `.parquet` files, which
             are one table in the order of their names. A `.txt` file has a path or URL on each line.
+            A file may be named by its URL; it is copied to a temporary file then.
         path_column: Column of paths and URLs; None for the one of `PATH_COLUMNS` that exists.
         id_column: Column whose values come through to the results; None for `id`, if it exists.
         private_urls: Whether http(s) URLs may lead into private networks. A table from somebody
@@ -50,17 +53,19 @@ class Manifest:
 
     Raises:
         UsageError: The file cannot be read, is of another format, or has no such column.
+        HubError: The file at a URL cannot be fetched.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         path_column: str | None = None,
         id_column: str | None = None,
         *,
         private_urls: bool = False,
     ) -> None:
-        self.path, self.private_urls = path, private_urls
+        self.path = path = path if _is_url(path) else Path(path)
+        self.private_urls = private_urls
         self._rows = _open_rows(path)
         names = self._rows.columns
         if not names and (path_column or id_column):
@@ -102,25 +107,47 @@ class Manifest:
         return replace(found, id=identity, position=position, public_only=public_only)
 
 
-def _open_rows(path: Path) -> Rows:
-    ending = path.suffix.lower()
+def _is_url(path: Path | str) -> bool:
+    return isinstance(path, str) and (is_remote(path) or path.startswith(URLS))
+
+
+def _open_rows(path: Path | str) -> Rows:
+    """Return the rows of a file, or of a copy of the file at a URL."""
+    name = Path(path.partition("?")[0] if isinstance(path, str) else path)
+    ending = name.suffix.lower()
+    is_folder = isinstance(path, Path) and path.is_dir()
     try:
-        if path.is_dir() or ending == ".parquet":
+        if is_folder or ending == ".parquet":
             from .parquet_rows import ParquetRows
 
-            return ParquetRows(path)
+            return ParquetRows(_local_copy(path), str(path))
         if ending in (".csv", ".tsv", *LINES):
-            return TextRows(path, has_columns=ending not in LINES)
+            return TextRows(_local_copy(path), ending not in LINES, path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"manifest {path}: {reason}", "check the path") from error
     raise UsageError(
-        f"manifest {path.name!r} is of no known format",
-        f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet files",
+        f"manifest {name.name!r} is of no known format",
+        f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet files "
+        "on this machine",
     )
 
 
-def _find(path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:
+def _local_copy(path: Path | str) -> Path:
+    """Return the path of a file, or of a copy of the file at a URL.
+
+    Raises:
+        HubError: It cannot be fetched.
+    """
+    if isinstance(path, Path):
+        return path
+    try:
+        return fetch_file(path)
+    except InputError as error:
+        raise HubError(f"manifest {path}: {error.message}", error.hint) from error
+
+
+def _find(path: Path | str, names: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:
     """Return the name of a column.
 
     Raises:

@@ -17,12 +17,17 @@ BATCH_ROWS = 1 << 14
 class ParquetRows:
     """A Parquet file, or the files of a folder in the order of their names; see `Rows`.
 
+    Args:
+        path: The file or folder.
+        name: Name of a file that is a copy, for messages.
+
     Raises:
         UsageError: A file is damaged, columns differ, or pyarrow is not installed.
         OSError: A file cannot be read.
     """
 
-    def __init__(self, path: Path | IO[bytes]) -> None:
+    def __init__(self, path: Path | IO[bytes], name: str = "") -> None:
+        self._name = name  # of a single file
         self._files: list[Path | IO[bytes]] = [path]
         if isinstance(path, Path) and path.is_dir():
             found = (p for p in path.glob("*.parquet") if not p.name.startswith((".", "_")))
@@ -33,7 +38,7 @@ class ParquetRows:
         groups: list[tuple[int, int]] = []  # file and row group
         self.columns: Sequence[str] = ()
         for number, file in enumerate(self._files):
-            opened = _open(file)
+            opened = _open(file, self._shown(file))
             names = opened.schema_arrow.names
             if number and not set(self.columns) <= set(names):
                 raise UsageError(f"{file} lacks columns of {self._files[0]}", "write it again")
@@ -62,8 +67,10 @@ class ParquetRows:
             if number != open_number:
                 if opened is not None:
                     _close(opened, self._files[open_number])
-                open_number, opened = number, _open(self._files[number])
-            for batch in _batches(opened, self._files[number], group, columns):
+                file = self._files[number]
+                open_number, opened = number, _open(file, self._shown(file))
+            shown = self._shown(self._files[number])
+            for batch in _batches(opened, shown, group, columns):
                 begin = max(0, rows.start - position)
                 end = min(len(batch), rows.stop - position)
                 position += len(batch)
@@ -71,8 +78,14 @@ class ParquetRows:
                     part = batch.slice(begin, end - begin)
                     values = [part.column(name).to_pylist() for name in columns]
                     yield from zip(*values, strict=True)
+                if position >= rows.stop:
+                    break
         if opened is not None:
             _close(opened, self._files[open_number])
+
+    def _shown(self, file: Path | IO[bytes]) -> str:
+        """Return the name of a file for messages."""
+        return self._name or str(file if isinstance(file, Path) else getattr(file, "name", file))
 
 
 def _close(opened: Any, file: Path | IO[bytes]) -> None:
@@ -81,18 +94,16 @@ def _close(opened: Any, file: Path | IO[bytes]) -> None:
         opened.close()
 
 
-def _batches(
-    opened: Any, path: Path | IO[bytes], group: int, columns: Sequence[str]
-) -> Iterator[Any]:
+def _batches(opened: Any, shown: str, group: int, columns: Sequence[str]) -> Iterator[Any]:
     try:
         yield from opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns))
     except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
         raise UsageError(
-            f"{path} cannot be read ({first_line(error)})", "write it again, then use --resume"
+            f"{shown} cannot be read ({first_line(error)})", "write it again, then use --resume"
         ) from error
 
 
-def _open(path: Path | IO[bytes]) -> Any:
+def _open(file: Path | IO[bytes], shown: str) -> Any:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -102,6 +113,6 @@ def _open(path: Path | IO[bytes]) -> Any:
             "pip install 'hiera-toolkit[parquet]', or use a .csv file",
         ) from error
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise UsageError(f"{path} is no Parquet file, or is damaged", "write it again") from error
+        raise UsageError(f"{shown} is no Parquet file, or is damaged", "write it again") from error

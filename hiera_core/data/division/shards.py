@@ -16,7 +16,9 @@ from ..sources import Source
 MAX_SHARDS = 1_000_000
 PATTERN = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 # Files in a folder of results: of a shard, and of a run that took all inputs.
-WHOLE_FILE = re.compile(r"(image|video|part)-\d{5,}(-[0-9a-f]{8})?\.(safetensors|npz|parquet)")
+WHOLE_FILE = re.compile(
+    r"(image|video|part)-\d{5,}(-[0-9a-f]{8})?(-retry\d+)?\.(safetensors|npz|parquet)"
+)
 SHARD_FILE = re.compile(r"shard-\d{5,}-of-(\d{5,})-.+")
 # Variables of launchers: rank, number of processes, rank on this machine, and one that only this
 # launcher sets. RANK and WORLD_SIZE alone may be left from something else.

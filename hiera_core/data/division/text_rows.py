@@ -31,6 +31,7 @@ class TextRows:
     Args:
         path: The file, in UTF-8. Names that are not UTF-8 keep their bytes.
         has_columns: Whether it is a CSV file with a header.
+        name: Its name, if it is a copy; `.tsv` at the end means tabs.
 
     Raises:
         UsageError: There is no header, a quote is not closed or ambiguous, or the file is in
@@ -38,12 +39,12 @@ class TextRows:
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: Path, has_columns: bool) -> None:
-        self._path, self._has_columns = path, has_columns
+    def __init__(self, path: Path, has_columns: bool, name: Path | str = "") -> None:
+        self._path, self._has_columns, self.name = path, has_columns, name or path
         with path.open("rb") as file:
             start = file.read(len(codecs.BOM_UTF8))
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UsageError(f"manifest {path} is in UTF-16", "save it as UTF-8")
+            raise UsageError(f"manifest {self.name} is in UTF-16", "save it as UTF-8")
         self._begin = len(start) if start == codecs.BOM_UTF8 else 0
         self._is_stray = False  # whether the last quote was within a cell
         self._separator = ","
@@ -73,12 +74,12 @@ class TextRows:
             elif len(cells) <= max(where, default=0):
                 line = rows.start + count + offset
                 raise UsageError(
-                    f"manifest {self._path}: row {line} has {len(cells)} cells", "check its quotes"
+                    f"manifest {self.name}: row {line} has {len(cells)} cells", "check its quotes"
                 )
             else:
                 yield tuple(cells[i] for i in where) if where else (cells[0],)
         if count < len(rows):
-            raise UsageError(f"manifest {self._path} has become shorter", "use the same file")
+            raise UsageError(f"manifest {self.name} has become shorter", "use the same file")
 
     def _parsed(self, place: int) -> Iterator[list[str]]:
         """Yield the rows from an offset on, as cells."""
@@ -93,7 +94,7 @@ class TextRows:
                 yield from reader
             except csv.Error as error:
                 raise UsageError(
-                    f"manifest {self._path} cannot be parsed ({error})", "check its quotes"
+                    f"manifest {self.name} cannot be parsed ({error})", "check its quotes"
                 ) from error
 
     def _read_header(self) -> list[str]:
@@ -102,11 +103,11 @@ class TextRows:
             line = file.readline(1 << 16).decode("utf-8", "surrogateescape")
         counts = {separator: line.count(separator) for separator in SEPARATORS}
         self._separator = max(SEPARATORS, key=lambda separator: counts[separator])
-        if self._path.suffix.lower() == ".tsv":
+        if str(self.name).partition("?")[0].lower().endswith(".tsv"):
             self._separator = "\t"
         header = [cell.strip() for cell in next(csv.reader([line], delimiter=self._separator), [])]
         if not any(header):
-            raise UsageError(f"manifest {self._path} has no header", "name its columns")
+            raise UsageError(f"manifest {self.name} has no header", "name its columns")
         return header
 
     def _scan(self) -> tuple[list[tuple[int, int]], int]:
@@ -162,6 +163,6 @@ class TextRows:
 
     def _bad_quote(self) -> UsageError:
         return UsageError(
-            f"manifest {self._path} has a quote that is not closed, or is within a cell",
+            f"manifest {self.name} has a quote that is not closed, or is within a cell",
             'write cells with quotes as "a ""b"" c"',
         )

@@ -17,6 +17,7 @@ from .web_ranges import open_files
 
 RANGE_BYTES = 16 << 20  # of a request
 MAX_BYTES = 512 << 20
+VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "updated")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,39 @@ def fetch_ranges(
                 break
     if span is not None and done < size:
         raise InputError(f"{url} ends within this file", "the archive is truncated; get it again")
+
+
+def fetch_whole(url: str) -> Iterator[bytes]:
+    """Yield the content of a file of any size, range by range.
+
+    Raises:
+        InputError: See `fetch_ranges`; or the file changes meanwhile.
+    """
+    with as_input_errors():
+        system, path = open_files(url)
+        before = _info(system, path)
+        size, done = int(before["size"]), 0
+        while done < size:
+            block = read_range(system, path, done, min(RANGE_BYTES, size - done))
+            if not block:
+                break
+            done += len(block)
+            yield block
+        now = _info(system, path)
+        if done < size or any(before.get(key) != now.get(key) for key in ("size", *VERSIONS)):
+            raise InputError("has changed while it was fetched", "run again")
+
+
+def _info(system: Any, path: str) -> dict[str, Any]:
+    def found() -> dict[str, Any]:
+        system.invalidate_cache()
+        info: dict[str, Any] = system.info(path)
+        return info
+
+    info = with_retries(found, path)
+    if info.get("type") == "directory":
+        raise InputError("is a folder", "name a file")
+    return info
 
 
 def list_inputs(

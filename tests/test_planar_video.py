@@ -130,6 +130,21 @@ def test_other_videos_are_rgb(tmp_path: Path, name: str, options: dict[str, Any]
     assert all(frame.layout is None for frame in found)
 
 
+def test_interlaced_videos_are_rgb(tmp_path: Path) -> None:
+    """Their rows take turns to belong to two pictures, and so do the rows of their colours."""
+    path = tmp_path / "x.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30, options={"x264-params": "tff=1"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(cat(96, 64), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame
+    assert all(frame.layout is None for frame in check_same(path))
+
+
 def test_unwanted_planes_are_rgb(tmp_path: Path) -> None:
     path = write_video(tmp_path / "x.mp4", frames=6)
     asked: list[int] = []

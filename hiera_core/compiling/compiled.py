@@ -24,6 +24,8 @@ from .quiet_exporters import quiet_exporters
 
 PROGRAMS = 5  # of a block: for training, validation, pictures, a probe, and one to spare
 log = logging.getLogger("hiera")
+# It warns that recomputed regions must not change tensors in place. In training, ours do not.
+logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 
 def compile_for_inference(

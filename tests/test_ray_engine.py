@@ -166,6 +166,22 @@ def test_ray_is_started_again_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch)
         ray_cluster.connect(ray_cluster.RayOptions(address="host:6379"))
 
 
+def test_deaths_of_workers_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(worker, "_worker_logs_enabled", True)
+    death = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(dict(death), ignore_prefix=False)
+    assert "A worker died" in capsys.readouterr().out
+    ray_cluster.connect(ray_cluster.RayOptions())
+    worker.print_to_stdstream({**death, "lines": ["Another died"]}, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_chunks_are_what_is_left() -> None:
     done = DoneRows()
     done.add(np.arange(256, 512), ["a"] * 256, ["ok"] * 256)

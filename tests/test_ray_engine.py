@@ -13,7 +13,8 @@ import pytest
 import hiera_core
 from hiera_core.data import sources
 from hiera_core.data.division.manifest import Manifest
-from hiera_core.errors import CheckpointError, HieraError, OutputError
+from hiera_core.data.sources import Source
+from hiera_core.errors import CheckpointError, HieraError, InputError, OutputError
 from hiera_core.inference import Classifier, Decoder, Embedder
 from hiera_core.places.places import place_of
 from hiera_core.scale import ray_cluster, ray_engine
@@ -166,6 +167,22 @@ def test_ray_is_started_again_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch)
         ray_cluster.connect(ray_cluster.RayOptions(address="host:6379"))
 
 
+def test_deaths_of_workers_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(worker, "_worker_logs_enabled", True)
+    death = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(dict(death), ignore_prefix=False)
+    assert "A worker died" in capsys.readouterr().out
+    ray_cluster.connect(ray_cluster.RayOptions())
+    worker.print_to_stdstream({**death, "lines": ["Another died"]}, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_chunks_are_what_is_left() -> None:
     done = DoneRows()
     done.add(np.arange(256, 512), ["a"] * 256, ["ok"] * 256)
@@ -245,6 +262,11 @@ def test_a_tar_file_that_was_damaged_is_not_listed_twice(tmp_path: Path) -> None
     listing = ListedInputs(place).open()
     names = [source.name for source in listing.read(range(len(listing)))]
     assert len(set(names)) == len(names), names
+    sparse = Source(f"{tar}/a.png", path=tar, span=(0, 9), error=InputError("is sparse", "unpack"))
+    write_listing([sparse], place)
+    list_failed_again(place, lambda name: sources.expand([name]))
+    (found,) = ListedInputs(place).open().read(range(1))
+    assert found.error is not None and found.error.message == "is sparse"
 
 
 @pytest.mark.slow

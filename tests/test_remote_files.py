@@ -226,6 +226,7 @@ def test_a_manifest_that_cannot_be_fetched_ends_the_run(
         ("memory://bucket/m.parquet", 2, "memory://bucket/m.parquet is no Parquet file"),
         ("nosuch://bucket/m.csv", 2, "nosuch"),
         (f"{hub.url}/none.csv", 4, f"manifest {hub.url}/none.csv: cannot be fetched ("),
+        (hub.url.upper() + "/none.csv", 4, "/none.csv: cannot be fetched ("),
         (f"{hub.url}/bad.csv", 2, f"manifest {hub.url}/bad.csv has no header"),
         ("file:///m.csv", 2, "is a URL"),
     ):

@@ -104,10 +104,11 @@ def _listed_again(listing: Listing, expand: Callable[[str], Iterable[Source]]) -
     found_more, previous = [], ""
     for source in listing.read(range(len(listing))):
         name = source.name
-        # Members of a tar file that was damaged in the middle are in the listing already.
+        # A member of a tar file was found, and so were those before the tar file was damaged.
         is_part = name.lower().endswith(".tar") and previous.startswith(f"{name}/")
+        is_found = source.error is None or source.span is not None or is_part
         previous = name
-        if source.error is None or is_part or not can_be_listed_twice(name):
+        if is_found or not can_be_listed_twice(name):
             yield source
             continue
         found = next(iter(expand(name)), source)

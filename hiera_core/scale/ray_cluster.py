@@ -68,12 +68,22 @@ def connect(options: RayOptions) -> tuple[Any, bool]:
                 raise OutputError(
                     f"no Ray cluster at {where} ({first_line(error)})", "check --address"
                 ) from error
+        _hide_worker_deaths()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray", "ray.data"):  # they print tracebacks of errors that we report in a line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray, is_ours
+
+
+def _hide_worker_deaths() -> None:
+    """Keep Ray from printing a paragraph to standard output for each worker that dies. The worker
+    is replaced, and what ends the run is an error of ours. Ray has no option for this."""
+    from ray._private import worker
+
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = False
 
 
 def _init(ray: Any, address: str | None, **options: Any) -> None:

@@ -151,6 +151,7 @@ def test_killed_workers_of_ray_lose_nothing(pictures: Path, tmp_path: Path) -> N
         shutil.rmtree(rows, ignore_errors=True)
         process = subprocess.Popen(
             [sys.executable, "-m", *in_small_files(pictures, rows, "--engine", "ray", "-j", "2")],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
@@ -168,9 +169,10 @@ def test_killed_workers_of_ray_lose_nothing(pictures: Path, tmp_path: Path) -> N
 
         thread = threading.Thread(target=kill_some)
         thread.start()
-        _, err = process.communicate()
+        out, err = process.communicate()
         stop.set()
         thread.join()
         assert process.returncode == 1, err[-3000:]
+        assert out == b"", out[-3000:]
         assert same(read_rows(rows), read_rows(whole))
     print(f"killed {kills} workers: nothing is missing, nothing is doubled")

@@ -108,7 +108,7 @@ class Manifest:
 
 
 def _is_url(path: Path | str) -> bool:
-    return isinstance(path, str) and (is_remote(path) or path.startswith(URLS))
+    return isinstance(path, str) and (is_remote(path) or path.lower().startswith(URLS))
 
 
 def _open_rows(path: Path | str) -> Rows:

@@ -31,7 +31,7 @@ class TextRows:
     Args:
         path: The file, in UTF-8. Names that are not UTF-8 keep their bytes.
         has_columns: Whether it is a CSV file with a header.
-        name: Its name, if it is a copy; `.tsv` at the end means tabs.
+        name: Its URL, if it is a copy; `.tsv` at the end means tabs.
 
     Raises:
         UsageError: There is no header, a quote is not closed or ambiguous, or the file is in
@@ -103,7 +103,8 @@ class TextRows:
             line = file.readline(1 << 16).decode("utf-8", "surrogateescape")
         counts = {separator: line.count(separator) for separator in SEPARATORS}
         self._separator = max(SEPARATORS, key=lambda separator: counts[separator])
-        if str(self.name).partition("?")[0].lower().endswith(".tsv"):
+        name = self.name.partition("?")[0] if isinstance(self.name, str) else str(self.name)
+        if name.lower().endswith(".tsv"):
             self._separator = "\t"
         header = [cell.strip() for cell in next(csv.reader([line], delimiter=self._separator), [])]
         if not any(header):

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -56,22 +57,41 @@ def test_the_command_line_keeps_large_blocks() -> None:
 def test_the_user_s_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     assert faults(COMMAND, MALLOC_MMAP_THRESHOLD_="1000000") > 10 * (1 << 26) // page
-    monkeypatch.setenv(allocator.HUGE_PAGES, "0")
+    monkeypatch.delenv(allocator.HUGE_PAGES, raising=False)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert not allocator.keep_freed_memory()
-    assert os.environ[allocator.HUGE_PAGES] == "0"
+    assert allocator.HUGE_PAGES not in os.environ | allocator.environment()
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_other_systems_are_left_alone(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setenv(allocator.HUGE_PAGES, "")
+    monkeypatch.delenv(allocator.HUGE_PAGES, raising=False)
     assert not allocator.keep_freed_memory()
+    assert allocator.HUGE_PAGES not in os.environ | allocator.environment()
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in allocator.USERS_CHOICES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(allocator.HUGE_PAGES, "")
+    monkeypatch.setenv(allocator.HUGE_PAGES, "0")  # stays; and is removed after the test
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())  # musl has no mallopt
     assert not allocator.keep_freed_memory()
+    assert allocator.environment()[allocator.HUGE_PAGES] == "0"
+
+
+def test_older_versions_keep_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They refuse so high a threshold."""
+    for name in allocator.USERS_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(allocator.HUGE_PAGES, "0")
+    given: dict[int, int] = {}
+
+    def mallopt(setting: int, value: int) -> int:
+        given[setting] = value
+        return int(setting != allocator.M_MMAP_THRESHOLD)
+
+    library = types.SimpleNamespace(mallopt=mallopt)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
+    assert allocator.keep_freed_memory()
+    assert given[allocator.M_MMAP_MAX] == 0

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import DeviceError
+from ..process import allocator
 from .job import OURS, Job, RunLength
 from .measurement import Measurement, add_ratios
 from .peers import NotOffered
@@ -203,7 +204,12 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         command = [sys.executable, "-m", "hiera_core.benchmarking.worker"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=allocator.environment(),  # as in the commands
         )
         try:
             self._send(asdict(job))  # a job with many files is too long for a command line

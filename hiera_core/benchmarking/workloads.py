@@ -139,6 +139,8 @@ def _make_step(
     if device.type == "cuda" and entry.kind == "image":
         x = x.contiguous(memory_format=torch.channels_last)
     called: Forward = model
+    if not _is_ours(job) and peers.PEERS[job.implementation].compiles:
+        compiled = False  # its program is compiled already
     if job.mode == "infer":
         if compiled:
             called = compile_for_inference(model, device, model if _is_ours(job) else None)

@@ -287,7 +287,8 @@ def _in_frozen_graph(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer whose three products (output and both gradients) are computed by oneDNN."""
+    """A linear layer in fp32 whose three products (output and both gradients) are computed by
+    oneDNN, or that of the gradient of weights by MKL: see `MKL_FOR_WEIGHTS`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:

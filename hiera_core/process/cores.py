@@ -14,8 +14,8 @@ GROUPS = Path("/sys/fs/cgroup")  # where their files are
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # on Linux: the caches of the first core
 # Variables that say how threads of OpenMP wait: in general, and in GCC's library.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# How often a waiting thread looks before it sleeps; by default 300,000 times, which takes
-# milliseconds. A look takes 10 ns on an Intel Xeon, and longer on others. On this Xeon with 2 idle
+# How often a waiting thread checks whether it may go on before it sleeps; by default 300,000 times,
+# which takes milliseconds. A check takes 10 ns on an Intel Xeon, and longer on others. On this Xeon with 2 idle
 # cores, Hiera-B at batch 1 in bf16 is as fast with this value as by default, a fifth slower with a
 # third of it, and a third slower with 0. Beside other busy processes it is many times faster than
 # by default.

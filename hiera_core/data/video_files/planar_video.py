@@ -20,6 +20,7 @@ from .yuv_layout import WEIGHTS, Conversion, YuvLayout
 
 FORMATS = ("yuv420p", "yuvj420p")  # 8 bits, with a colour for each square of four pixels
 TRIAL_ROWS, TRIAL_PIXELS = 64, 1 << 14  # of the noise with which a conversion is found, at least
+MAX_WIDTH = 8192  # of frames that are kept as planes; it also bounds the noise
 
 
 class PlanarVideo(Video):
@@ -69,6 +70,8 @@ def layout_of(frame: Any) -> YuvLayout | None:
     if frame.format.name not in FORMATS or frame.interlaced_frame:
         return None
     if any(plane.line_size < plane.width for plane in frame.planes):
+        return None
+    if frame.width > MAX_WIDTH:
         return None
     colours = int(frame.colorspace), int(frame.color_range)
     conversion = _find_conversion(frame.format.name, *colours, frame.width, frame.height % 2)

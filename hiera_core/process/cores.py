@@ -15,10 +15,10 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # on Linux: the caches of t
 # Variables that say how threads of OpenMP wait: in general, and in GCC's library.
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # How often a waiting thread checks whether it may go on before it sleeps; by default 300,000 times,
-# which takes milliseconds. A check takes 10 ns on an Intel Xeon, and longer on others. On this Xeon with 2 idle
-# cores, Hiera-B at batch 1 in bf16 is as fast with this value as by default, a fifth slower with a
-# third of it, and a third slower with 0. Beside other busy processes it is many times faster than
-# by default.
+# which takes milliseconds. A check takes 10 ns on an Intel Xeon, and longer on others. On this Xeon
+# with 2 idle cores, Hiera-B at batch 1 in bf16 is as fast with this value as by default, a fifth
+# slower with a third of it, and a third slower with 0. Beside other busy processes it is many times
+# faster than by default.
 SPIN_COUNT = 30_000
 # Folders of `GROUPS` in which version 1 has the CPU controller.
 CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")

@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 from hiera_core import zoo
 from hiera_core.errors import UsageError, did_you_mean
 from hiera_core.places.remote_requests import REMOTE as URL
-from hiera_core.places.remote_requests import is_remote
+from hiera_core.places.remote_requests import is_remote, is_web
 from hiera_core.plain_data import read_yaml
 
 from . import completion
@@ -182,7 +182,7 @@ def parse_input_file(text: str) -> str:
     Raises:
         BadParameter: See `parse_path`.
     """
-    if not (is_remote(text) or text.lower().startswith(("http://", "https://"))):
+    if not (is_remote(text) or is_web(text)):
         parse_path(text)
     return text
 

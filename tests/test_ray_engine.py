@@ -27,7 +27,8 @@ from hiera_core.scale.input_table import (
 )
 from hiera_core.scale.run_summary import RunSummary
 
-from .test_row_runs import MODEL, SAMPLES, folder, forged, read_rows, same
+from .test_row_folder import forged
+from .test_row_runs import MODEL, SAMPLES, folder, read_rows, same
 
 __all__ = ["folder"]  # a fixture
 ray = pytest.importorskip("ray")

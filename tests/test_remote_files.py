@@ -20,6 +20,7 @@ from hiera_core.data.remote import remote_files
 from hiera_core.data.sources import Source
 from hiera_core.errors import InputError, UsageError
 from hiera_core.places import remote_requests
+from hiera_core.scale.input_table import ManifestInputs
 
 from .conftest import Faulty
 
@@ -245,6 +246,24 @@ def test_a_manifest_that_changes_meanwhile_is_refused(
     bucket.pipe_file("/bucket/m.txt", b"a.png\n" * 99)
     with pytest.raises(InputError, match="has changed while it was fetched"):
         list(parts)
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_workers_read_the_manifest_that_the_driver_has_read(
+    hub: Any, bucket: Any, is_remote: bool
+) -> None:
+    def serve(content: bytes) -> None:
+        bucket.pipe_file("/bucket/m.txt", content)
+        hub.plain["/m.txt"] = content
+
+    serve(b"a.png\nb.png\n")
+    inputs = ManifestInputs.of(
+        Manifest("memory://bucket/m.txt" if is_remote else f"{hub.url}/m.txt")
+    )
+    assert [source.name for source in inputs.open().read(range(2))] == ["a.png", "b.png"]
+    serve(b"b.png\na.png\n")
+    with pytest.raises(UsageError, match="has changed since the run began"):
+        inputs.open()
 
 
 def test_a_busy_server_is_asked_again(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hiera_core.data import url_content
+from hiera_core.data.datasets import is_url, open_dataset
 from hiera_core.data.media_types import kind_of
 from hiera_core.data.sources import Source, check_inputs, expand, names_one
 from hiera_core.errors import InputError, UsageError
@@ -177,6 +178,22 @@ def test_urls_are_fetched(hub: Hub) -> None:
     for source in (bad, unreachable):
         with pytest.raises(InputError, match="cannot be fetched"):
             source.content()
+
+
+def test_the_scheme_of_a_url_may_be_in_capitals(hub: Hub, tree: Path) -> None:
+    hub.plain["/x.jpg"] = b"bytes of a picture"
+    url = f"HTTP{hub.url[4:]}/x.jpg"
+    Path("list.txt").write_text(f"{url}\n")
+    check_inputs([url, f"{url}?size=[1]*"])
+    assert names_one(f"{url}?size=[1]")
+    for source in (*expand([url]), *expand(["@list.txt"])):
+        assert source.url == url and source.content() == b"bytes of a picture"
+    (literal,) = expand([url], literally=True)
+    assert literal.error is not None and "expand=True" in literal.error.hint
+    assert is_url(url)
+    for name in (f"{url}/*.tar", f"{url}/*.parquet"):
+        with pytest.raises(UsageError, match="files of a web server cannot be listed"):
+            open_dataset(name)
 
 
 def test_urls_may_look_like_globs(hub: Hub) -> None:

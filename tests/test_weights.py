@@ -516,6 +516,8 @@ def test_urls_have_separate_files_and_stale_parts_are_deleted(
     for url in (f"{hub.url}/gone.pth", "http://127.0.0.1:9/x.pth", "http://bad host/x.pth"):
         with pytest.raises(HubError, match="could not be fetched"):
             client.from_url(url)
+    with pytest.raises(HubError, match="could not be fetched"):
+        load.read_checkpoint("HTTP://127.0.0.1:9/x.pth")
 
 
 def test_a_path_with_a_typing_error_is_not_only_taken_for_a_repository(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hiera_core.data.sources import Source
-from hiera_core.errors import HieraError, UsageError
+from hiera_core.errors import UsageError
 from hiera_core.places.remote_requests import is_remote
 
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -162,8 +162,8 @@ class RowRun:
         run = self._run_on_ray if self.engine is Engine.ray else self._run_here
         try:
             return run(model, folder, settings, done)
-        except HieraError:
-            with contextlib.suppress(HieraError):
+        except BaseException:  # also a signal
+            with contextlib.suppress(Exception):
                 folder.remove_replaced()
             raise
 
@@ -257,8 +257,7 @@ class RowRun:
 
         table = self.chosen.manifest
         if table is not None:
-            path = table.path if isinstance(table.path, str) else table.path.absolute()
-            return ManifestInputs(path, *table.columns, table.private_urls)
+            return ManifestInputs.of(table)
         # Positions are those of the first listing, also if there are other files now.
         if not (self.resume and folder.place.names(LISTING, "")):
             write_listing(self.chosen.sources(passed_over), folder.place)

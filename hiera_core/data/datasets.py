@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, check_type, did_you_mean
-from ..places.remote_requests import is_remote
+from ..places.remote_requests import is_remote, is_web
 from ..zoo import labels as class_labels
 from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
@@ -27,7 +27,7 @@ from .indexed.parquet_data import TEST, TRAIN, VAL, find_parquet, without_column
 from .indexed.remote_shards import WILDCARD, index_remote_shards, list_files, list_shards
 from .indexed.sample_index import SampleIndex
 from .list_files import as_class_number
-from .sources import URLS, Source
+from .sources import Source
 
 log = logging.getLogger("hiera")
 BUILT_IN: dict[str, Any] = {
@@ -203,7 +203,7 @@ def is_built_in(data: str | Path) -> bool:
 
 def is_url(data: str | Path) -> bool:
     """Return whether this names data at a remote place."""
-    return isinstance(data, str) and (is_remote(data) or data.startswith(URLS))
+    return isinstance(data, str) and (is_remote(data) or is_web(data))
 
 
 def path_of(data: str | Path) -> Path:
@@ -343,7 +343,7 @@ def _from_index(found: SampleIndex) -> MediaDataset:
 def _open_files(text: str, labelled: bool, public_only: bool) -> SampleIndex | None:
     """Return the index of folders, lists, tar files or Parquet files; None if this names none."""
     path = Path(text)
-    if is_remote(text) or text.startswith(URLS):
+    if is_remote(text) or is_web(text):
         return _open_remote(text, labelled, public_only)
     if path.is_dir() and any(path.glob("*.tar")):
         return index_shards(sorted(path.glob("*.tar")), labelled)
@@ -371,7 +371,7 @@ def _open_remote(text: str, labelled: bool, public_only: bool) -> SampleIndex | 
     if text.lower().endswith(".tar"):
         shards = list_shards(text, public_only=public_only)
         return index_remote_shards(shards, labelled, public_only=public_only)
-    if text.endswith("/") and not text.startswith(URLS):
+    if text.endswith("/") and not is_web(text):
         listed = list_files(text, public_only=public_only)
         shards = [url for url in listed if url.lower().endswith(".tar")]
         if shards:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, UsageError, first_line
-from ..places.remote_requests import is_remote
+from ..places.remote_requests import is_remote, is_web
 from . import folders, tar_files
 from .media_types import (
     ENDINGS,
@@ -44,7 +44,6 @@ STDIN = "-"
 WILDCARD = re.compile(r"[*?]")
 MAX_MEMBER_BYTES = 512 << 20  # of a tar file
 LINE_HINT = "a list has one path per line, relative to the current folder"
-URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def expand(
             yield from _from_stream(stdin or sys.stdin.buffer)
         elif _is_list(text):
             yield from _from_list(text)
-        elif text.startswith(URLS):
+        elif is_web(text):
             yield Source(text, url=text)
         elif is_remote(text):
             for f in list_inputs(text, recursive, passed_over):
@@ -189,7 +188,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
-        if expand and (text == STDIN or text.startswith(URLS) or is_remote(text)):
+        if expand and (text == STDIN or is_web(text) or is_remote(text)):
             continue
         if expand and _is_list(text) and not _is_file(text[1:]):
             raise UsageError(f"no list {text[1:]!r}", "give a file with one path per line")
@@ -218,7 +217,7 @@ def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
     many = text == STDIN or _is_list(text) or is_folder(text) or is_tar(text)
     many = many or (is_remote(text) and (text.endswith("/") or WILDCARD.search(text) is not None))
-    return not many and (_exists(text) or text.startswith(URLS) or not glob.has_magic(text))
+    return not many and (_exists(text) or is_web(text) or not glob.has_magic(text))
 
 
 # Files, folders and globs -------------------------------------------------------------------------
@@ -298,7 +297,7 @@ def _from_file_or_folder(text: str, options: _FolderOptions) -> Iterator[Source]
     if is_folder(text):
         yield from _from_folder(Path(text), options)
         return
-    is_expression = text == STDIN or text.startswith((*URLS, "@")) or glob.has_magic(text)
+    is_expression = text == STDIN or text[:1] == "@" or is_web(text) or glob.has_magic(text)
     if is_expression and not _exists(text):
         hint = "expand=True reads globs, URLs, lists and standard input"
         yield Source(text, error=InputError("no such file or directory", hint))
@@ -454,7 +453,7 @@ def _from_line(line: bytes) -> Source:
 
 def from_name(text: str, *, in_list: bool = False) -> Source:
     """Return the source of a path or URL: no glob, folder or list. `in_list`: see `Source`."""
-    if text.startswith(URLS) or is_remote(text):
+    if is_web(text) or is_remote(text):
         return Source(text, url=text)
     return Source(text, path=Path(text), in_list=in_list)
 

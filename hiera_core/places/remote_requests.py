@@ -40,6 +40,11 @@ def is_remote(text: str) -> bool:
     return found is not None and found[1].lower() not in WEB
 
 
+def is_web(text: str) -> bool:
+    """Return whether a text is a URL of the web. `HTTPS://` is one, too."""
+    return text.lower().startswith(("http://", "https://"))
+
+
 def open_place(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path within it.
 

@@ -23,16 +23,36 @@ class ManifestInputs:
 
     Args:
         path, path_column, id_column, private_urls: See `Manifest`.
+        digest: See `Manifest.digest_of_copy`. A copy that is fetched later must be the same.
     """
 
     path: Path | str
     path_column: str | None = None
     id_column: str | None = None
     private_urls: bool = False
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, table: Manifest) -> ManifestInputs:
+        """Return the inputs of a manifest that this process has opened."""
+        path = table.path if isinstance(table.path, str) else table.path.absolute()
+        return cls(path, *table.columns, table.private_urls, table.digest_of_copy())
 
     def open(self) -> Manifest:
-        """Return the manifest."""
-        return Manifest(self.path, self.path_column, self.id_column, private_urls=self.private_urls)
+        """Return the manifest.
+
+        Raises:
+            UsageError, HubError: See `Manifest`; or the file at the URL is another one now.
+        """
+        table = Manifest(
+            self.path, self.path_column, self.id_column, private_urls=self.private_urls
+        )
+        if self.digest is not None and table.digest_of_copy() != self.digest:
+            raise UsageError(
+                f"manifest {self.path} has changed since the run began",
+                "name a file that stays as it is, and write to another folder",
+            )
+        return table
 
 
 @dataclass(frozen=True)

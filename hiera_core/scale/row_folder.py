@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError, first_line
+from ..errors import HieraError, UsageError, first_line
 from ..inference import fingerprint
 from ..places.places import Place
 from ..records import Record
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ROWS_PER_FILE = 4096
 BYTES_PER_FILE = 64 << 20
 SECONDS_PER_FILE = 300.0  # after which a file is written before it is full, so that little is lost
+DEEPEST = 16  # levels of facts
 RETRY = re.compile(r"-retry([0-9]{1,9})\.parquet$")  # ends the names of files of --retry-failed
 
 
@@ -119,8 +120,8 @@ class RowFolder:
         return done
 
     def remove_replaced(self) -> None:
-        """Remove the rows that a retry has replaced; see `read_done`."""
-        if self.retry:
+        """Remove the rows that this retry has replaced; see `read_done`."""
+        if self.retry and any(_retry_of(name) == self.retry for name in self.files()):
             self.read_done()
 
     def _read_file(self, name: str, where: str) -> tuple[pa.Table, Facts]:
@@ -135,7 +136,8 @@ class RowFolder:
             table = pq.read_table(file, columns=["index", "input", "status"])
             facts: Facts = json.loads((table.schema.metadata or {})[b"hiera"])
             _check_columns(table)
-            if not all(isinstance(values, dict) for values in facts.values()):
+            is_dict = all(isinstance(values, dict) for values in facts.values())
+            if not is_dict or _is_deep(facts):
                 raise ValueError("its metadata is of no run")
         return table, facts
 
@@ -145,7 +147,7 @@ class RowFolder:
         if not keep.any():
             self.place.remove(name)
             return
-        with self.place.open(name) as file:
+        with _damage(f"{self.place.text}/{name}"), self.place.open(name) as file:
             table = pq.read_table(file).filter(keep)
         with self.place.writing(name) as temporary:
             _write_table(table, temporary)
@@ -197,6 +199,12 @@ def _retry_of(name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def _is_deep(value: object, levels: int = DEEPEST) -> bool:
+    """Return whether a value of JSON is nested deeper than facts are."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deep(part, levels - 1) for part in parts)
+
+
 def _check_columns(table: pa.Table) -> None:
     """Check the columns that say which rows a file holds.
 
@@ -236,7 +244,8 @@ class _damage:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | ValueError | LookupError | TypeError | AttributeError):
+        # pyarrow and json raise many types for content that nobody has written on purpose.
+        if isinstance(error, Exception) and not isinstance(error, HieraError | MemoryError):
             raise UsageError(
                 f"{self.where} is damaged, or no file of results ({first_line(error)})", "remove it"
             ) from error

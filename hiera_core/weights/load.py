@@ -13,7 +13,7 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
-from ..places.remote_requests import is_remote
+from ..places.remote_requests import is_remote, is_web
 from ..plain_data import valid_text
 from . import download, files, foreign_config, key_mapping, names, remote_weights
 from .cache_repair import read_cached
@@ -107,7 +107,7 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     text = str(source)
     if (found := find_local(Path(source))) is not None:
         return _load(found, text)
-    if text.startswith(("http://", "https://")):
+    if is_web(text):
         return _load_cached(lambda: download.from_url(text, check=check_weights_file), text, {})
     if is_remote(text):
         return _load_cached(lambda: _copy_remote(text), text, {})

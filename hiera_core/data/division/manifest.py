@@ -6,14 +6,15 @@ how many rows there are and where they begin, and a process then reads its own p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from ...errors import HubError, InputError, UsageError, did_you_mean
-from ...places.remote_requests import is_remote
-from ..sources import URLS, Source, from_name
+from ...places.remote_requests import is_remote, is_web
+from ..sources import Source, from_name
 from ..url_content import fetch_file
 from .text_rows import TextRows
 
@@ -66,7 +67,8 @@ class Manifest:
     ) -> None:
         self.path = path = path if _is_url(path) else Path(path)
         self.private_urls = private_urls
-        self._rows = _open_rows(path)
+        self._copy: Path | None = None
+        self._rows = self._open_rows(path)
         names = self._rows.columns
         if not names and (path_column or id_column):
             raise UsageError(f"{path} is a list without columns", "name a .csv or .parquet file")
@@ -84,6 +86,13 @@ class Manifest:
         path, identity, *_ = (*self._columns, None, None)
         return path, identity
 
+    def digest_of_copy(self) -> str | None:
+        """Return the SHA-256 of the copy of the file at a URL; None for a file of this machine."""
+        if self._copy is None:
+            return None
+        with self._copy.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def read(self, rows: range) -> Iterator[Source]:
         """Yield the inputs in a contiguous range of rows. Empty lines of a text file are left out.
 
@@ -95,6 +104,41 @@ class Manifest:
             if values:
                 path, identity = values[0], values[1] if len(values) > 1 else None
                 yield self._source(path, identity, position)
+
+    def _open_rows(self, path: Path | str) -> Rows:
+        """Return the rows of a file, or of a copy of the file at a URL."""
+        name = Path(path.partition("?")[0] if isinstance(path, str) else path)
+        ending = name.suffix.lower()
+        is_folder = isinstance(path, Path) and path.is_dir()
+        try:
+            if is_folder or ending == ".parquet":
+                from .parquet_rows import ParquetRows
+
+                return ParquetRows(self._local(path), str(path))
+            if ending in (".csv", ".tsv", *LINES):
+                return TextRows(self._local(path), ending not in LINES, path)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UsageError(f"manifest {path}: {reason}", "check the path") from error
+        raise UsageError(
+            f"manifest {name.name!r} is of no known format",
+            f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet "
+            "files on this machine",
+        )
+
+    def _local(self, path: Path | str) -> Path:
+        """Return the path of a file, or of a copy of the file at a URL.
+
+        Raises:
+            HubError: It cannot be fetched.
+        """
+        if isinstance(path, Path):
+            return path
+        try:
+            self._copy = fetch_file(path)
+        except InputError as error:
+            raise HubError(f"manifest {path}: {error.message}", error.hint) from error
+        return self._copy
 
     def _source(self, path: object, identity: object, position: int) -> Source:
         if identity is not None and type(identity) is not int:
@@ -108,43 +152,7 @@ class Manifest:
 
 
 def _is_url(path: Path | str) -> bool:
-    return isinstance(path, str) and (is_remote(path) or path.lower().startswith(URLS))
-
-
-def _open_rows(path: Path | str) -> Rows:
-    """Return the rows of a file, or of a copy of the file at a URL."""
-    name = Path(path.partition("?")[0] if isinstance(path, str) else path)
-    ending = name.suffix.lower()
-    is_folder = isinstance(path, Path) and path.is_dir()
-    try:
-        if is_folder or ending == ".parquet":
-            from .parquet_rows import ParquetRows
-
-            return ParquetRows(_local_copy(path), str(path))
-        if ending in (".csv", ".tsv", *LINES):
-            return TextRows(_local_copy(path), ending not in LINES, path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"manifest {path}: {reason}", "check the path") from error
-    raise UsageError(
-        f"manifest {name.name!r} is of no known format",
-        f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet files "
-        "on this machine",
-    )
-
-
-def _local_copy(path: Path | str) -> Path:
-    """Return the path of a file, or of a copy of the file at a URL.
-
-    Raises:
-        HubError: It cannot be fetched.
-    """
-    if isinstance(path, Path):
-        return path
-    try:
-        return fetch_file(path)
-    except InputError as error:
-        raise HubError(f"manifest {path}: {error.message}", error.hint) from error
+    return isinstance(path, str) and (is_remote(path) or is_web(path))
 
 
 def _find(path: Path | str, names: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import UsageError, did_you_mean
-from ...places.remote_requests import is_remote
+from ...places.remote_requests import is_remote, is_web
 from ..media_types import ENDINGS
-from ..sources import URLS
 from . import hub_datasets
 from .parquet_images import TableFile, holds_images, index_parquet
 from .remote_shards import WILDCARD, list_files
@@ -92,7 +91,7 @@ def find_parquet(data: str, *, public_only: bool = False) -> ParquetData | None:
     inner = "" if hub is None else hub.inner
     if hub is not None:
         files = hub.files()
-    elif is_remote(text) or text.startswith(URLS):
+    elif is_remote(text) or is_web(text):
         files = _remote_files(text, public_only)
     else:
         files = _local_files(text)
@@ -189,7 +188,7 @@ def _may_hold_pictures(folder: Path) -> bool:
 
 
 def _remote_files(url: str, public_only: bool) -> dict[str, TableFile]:
-    if url.endswith("/") and not url.startswith(URLS):
+    if url.endswith("/") and not is_web(url):
         listed = list_files(url, recursive=True, public_only=public_only)
         found = [each for each in listed if each.endswith(ENDING)]
     elif not url.lower().endswith(ENDING):

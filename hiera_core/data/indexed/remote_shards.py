@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar, cast
 
 from ...errors import InputError, UsageError, first_line
 from ...places import remote_requests
-from ...places.remote_requests import as_input_errors, with_retries
+from ...places.remote_requests import as_input_errors, is_web, with_retries
 from .. import tar_files
 from ..remote.web_ranges import open_files
 from .index_cache import IndexRequest
@@ -99,7 +99,7 @@ def list_files(url: str, *, recursive: bool = False, public_only: bool = False) 
     Raises:
         UsageError: The place cannot be listed.
     """
-    if url.startswith(("http://", "https://")):
+    if is_web(url):
         raise UsageError(
             f"{url}: files of a web server cannot be listed",
             "number them: name-{000..099}.tar; or name one Parquet file",

@@ -74,7 +74,7 @@ def test_training_starts_from_the_zoo(folder: Path) -> None:
 
     recipe, samples = recipe_reader.read_recipe(NANO, {}), datasets.open_splits("digits").train
     for name, expected in [(NANO, False), (f"./{NANO}", True)]:
-        model, card = build._build_model(recipe, samples, name)
+        model, card = build._build_model(recipe, samples, name, public_only=False)
         assert is_folders(model) is expected and name in card["source"]
 
 

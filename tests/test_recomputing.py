@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -196,6 +198,23 @@ def test_compiled_models_recompute_the_same(
         difference = (model.get_parameter(parameter).grad - grad).abs().max().item()
         assert difference <= 1e-5 * scale, parameter
     assert "context_fn" not in caplog.text
+
+
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_copies_of_compiled_blocks_are_apart(is_pickled: bool) -> None:
+    """Gradients of a copy belong to the copy, whose blocks are recomputed as well."""
+    model, loss = narrow("hiera_nano_32")
+    expected = gradients(model, loss)
+    model.zero_grad()
+    model.set_grad_checkpointing(True)
+    compiled.compile_blocks(model)
+    twin = pickle.loads(pickle.dumps(model)) if is_pickled else copy.deepcopy(model)
+    loss(twin).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, grad in expected.items():
+        torch.testing.assert_close(twin.get_parameter(name).grad, grad)
+    for block in twin.blocks:
+        assert block.forward.block is block and block.forward.kind is True
 
 
 @pytest.mark.filterwarnings(HIDDEN)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import io
 import json
 import pickle
+import shlex
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from hiera_core.data.indexed import remote_shards
 from hiera_core.data.indexed.sample_index import SampleIndex
 from hiera_core.errors import InputError, UsageError
 from hiera_core.places import remote_requests
-from hiera_core.training import recipe as recipes
+from hiera_core.training import recipe_reader
 from hiera_core.training.checkpoints import run_recipe
 
 from .conftest import Faulty, RunProcess
@@ -345,10 +348,72 @@ def test_private_networks_are_allowed_where_they_are_asked_for(
     code, _, err = hiera("train", "--resume", run, "-q", "-j", "0")
     assert code == 2 and PRIVATE in err
     assert hiera("train", "--resume", run, "-q", "-j", "0", "--private-urls")[0] == 0
-    named = hiera_core.RunOptions(named_urls=recipes.urls_among({"data": {"path": url}}))
-    assert run_recipe.resume_command(run, named).endswith("--private-urls")
-    public = hiera_core.RunOptions(named_urls=recipes.urls_among("s3://bucket/s.tar"))
-    assert "--private-urls" not in run_recipe.resume_command(run, public)
+
+
+def test_the_command_to_resume_names_the_urls_that_were_named(
+    hiera: Command, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not allow the other private URLs of the recipe."""
+    run, url, other = tmp_path / "run", f"{web.url}/s-{{00..02}}.tar", f"{web.url}/s-00.tar"
+    sets = [word for value in (*SETTINGS, NARROW) for word in ("--set", value)]
+    given = ("train", "hiera_nano_32", url, *sets, "-q", "-j", "0", "-o", run)
+    assert hiera(*given)[0] == 0
+    (run / "model.safetensors").unlink()
+    recipe = recipe_reader.read_recipe(run / "recipe.yaml")
+    options = hiera_core.RunOptions(workers=0, named_urls=frozenset({url}))
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a look-up for a hint"))
+        command = run_recipe.resume_command(run, options, None, recipe)
+        private = hiera_core.RunOptions(private_urls=True, named_urls=frozenset({url}))
+        assert run_recipe.resume_command(run, private, None, recipe).endswith("--private-urls")
+        data = dataclasses.replace(recipe.data, path="s3://bucket/s.tar", val=other)
+        mixed = dataclasses.replace(recipe, data=data, init_from=other)
+        shared = hiera_core.RunOptions(named_urls=frozenset({"s3://bucket/s.tar"}))
+        words = shlex.split(run_recipe.resume_command(run, shared, None, mixed))
+    assert words == ["hiera", "train", "--resume", str(run)]  # the server of S3 is a setting
+    assert "--private-urls" not in command and url in command
+    code, _, err = hiera(*shlex.split(command)[1:], "-q")
+    assert code == 0, err
+    allowed = options.public_urls
+    assert other in allowed and url not in allowed
+
+
+def test_a_url_that_is_written_in_another_way_is_not_the_one_that_was_named() -> None:
+    public = hiera_core.RunOptions(named_urls=frozenset({"http://10.0.0.1/a.tar"})).public_urls
+    assert "http://10.0.0.1/a.tar" not in public
+    for other in ("http://10.0.0.1/a.tar ", "HTTP://10.0.0.1/a.tar", "http://10.0.0.1:80/a.tar"):
+        assert other in public
+    assert "shapes" not in public and "/data/a.tar" not in public
+    named = hiera_core.RunOptions(init_from="http://10.0.0.1/a.pth").public_urls
+    assert "http://10.0.0.1/a.pth" not in named and "http://10.0.0.1/b.pth" in named
+    assert "http://10.0.0.1/b.pth" not in hiera_core.RunOptions(private_urls=True).public_urls
+
+
+@pytest.mark.parametrize("first", ["8.8.8.8", None])
+def test_names_of_weights_that_change_their_address_are_refused(
+    hiera: Command,
+    web: Web,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str | None,
+) -> None:
+    """When the name is looked up for the check, it is public or unknown; afterwards, private."""
+    look_up, looked_up = socket.getaddrinfo, list[str]()
+
+    def change(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        if port is None and first is None:
+            raise socket.gaierror("unknown")
+        return look_up(str(first) if port is None else "127.0.0.1", port, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", change)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    recipe, url = tmp_path / "recipe.yaml", f"http://weights.example:{web.server_address[1]}/a.pth"
+    text = "extends: hiera_nano_32\ndata: {path: shapes}\n"
+    recipe.write_text(f"{text}init_from: '{url}'")
+    code, _, err = hiera("train", recipe, "-q", "-j", "0", "-o", tmp_path / "run")
+    assert code != 0 and "private address 127.0.0.1" in err, err
+    assert looked_up and not web.log
 
 
 def test_samples_stay_public_in_workers_and_when_the_index_was_kept(web: Web) -> None:
@@ -361,9 +426,9 @@ def test_samples_stay_public_in_workers_and_when_the_index_was_kept(web: Web) ->
         pickle.loads(pickle.dumps(index))[0].content()
     for data in (url, f"{web.url}/a.parquet"):
         with pytest.raises(UsageError, match=PRIVATE):
-            datasets.open_splits(data, public_only=[data])
+            datasets.open_splits(data, public_urls=[data])
         with pytest.raises(UsageError, match=PRIVATE):
-            datasets.open_splits("shapes", data, public_only=[data])
+            datasets.open_splits("shapes", data, public_urls=[data])
     with pytest.raises(UsageError, match="webhdfs:// may lead into a private network"):
         datasets.open_dataset("webhdfs://127.0.0.1:1/s/", public_only=True)
     assert not web.log

@@ -292,8 +292,7 @@ def train(
     if print_recipe:
         typer.echo(chosen.to_yaml(), nl=False)
         return OK
-    public_only = run_options.public_only(chosen)
-    splits = trainer.open_data(chosen, chosen.data.path, folder, public_only)
+    splits = trainer.open_data(chosen, chosen.data.path, folder, run_options.public_urls)
     with distributed.join_processes(device) as world:
         if not world.is_main_process:
             logging.getLogger("hiera").setLevel(logging.ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -74,7 +75,7 @@ def compile_blocks(model: Encoder) -> None:
 
     Blocks of the same shape share a program. Activation checkpointing moves into the programs:
     around a compiled block it would see none of its operations, and `selective` would keep none of
-    their results.
+    their results. A copy of the model is not compiled, and recomputes its own blocks.
     """
     kind = model.grad_checkpointing
     blocks = (*model.blocks, *getattr(model, "decoder_blocks", ()))
@@ -83,18 +84,25 @@ def compile_blocks(model: Encoder) -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS * len(blocks))
     for block in blocks:
         if kind:
-            block.forward = _recomputing(kind, block.forward)
+            block.forward = _Recomputing(kind, block)
         compile_in_place(block, dynamic=False)
     model.set_grad_checkpointing(False)
 
 
-def _recomputing(kind: Checkpointing, forward: Callable[..., torch.Tensor]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> torch.Tensor:
+class _Recomputing:
+    """The forward pass of a block, with activation checkpointing.
+
+    It holds the block, not its bound method: `deepcopy` would keep that of the original.
+    """
+
+    def __init__(self, kind: Checkpointing, block: nn.Module) -> None:
+        self.kind, self.block, self.function = kind, block, type(block).forward
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        forward = functools.partial(self.function, self.block)
         if not torch.is_grad_enabled():
             return forward(*arguments)
-        return recompute(kind, forward, *arguments)
-
-    return call
+        return recompute(self.kind, forward, *arguments)
 
 
 def _compile_frozen(function: Callable[..., Any]) -> Callable[..., Any]:

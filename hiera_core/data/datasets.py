@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def open_splits(
     val: str | float | None = None,
     labelled: bool = True,
     *,
-    public_only: Collection[str] = (),
+    public_urls: Container[str] = (),
 ) -> Splits:
     """Open training and validation data.
 
@@ -117,7 +117,7 @@ def open_splits(
             samples every time; if they have labels, the same share of each class). None: `val/` or
             the split `validation` in `data`, a fifth of a built-in data set, or nothing.
         labelled: Whether labels are needed. If not, any folder of images and videos will do.
-        public_only: Those of the two that must not lead into private networks.
+        public_urls: URLs that must not lead into private networks, if `data` or `val` is one.
 
     Raises:
         UsageError: The data does not exist, is empty, lacks usable labels, or is in a private
@@ -125,8 +125,7 @@ def open_splits(
     """
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
-    is_public_only = str(data) in public_only
-    train, own_val = _open_parts(data, labelled, val is None, is_public_only)
+    train, own_val = _open_parts(data, labelled, val is None, str(data) in public_urls)
     if is_built_in(data) and val is None:
         val = BUILT_IN_VAL
     if val == 0 or (val is None and own_val is None):
@@ -134,7 +133,7 @@ def open_splits(
     if val is None or isinstance(val, str | Path):
         held_out = own_val
         if val is not None:
-            held_out = open_dataset(val, labelled, public_only=str(val) in public_only)
+            held_out = open_dataset(val, labelled, public_only=str(val) in public_urls)
         assert held_out is not None
         if labelled:
             held_out = remap_labels(

@@ -84,7 +84,7 @@ class DropPath(nn.Module):
         if not self.training:
             return x
         shape = (x.shape[0],) + (1,) * (x.dim() - 1)
-        # A compiled program that reads the probability cannot be shared by blocks of other ones.
+        # Blocks with another probability could not share a compiled program that reads it.
         if self.factors is not None:
             return x * self.factors[branch].to(x.dtype).view(shape)
         if self.drop_prob == 0.0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack
@@ -87,14 +87,14 @@ def check_options(method: str, neighbours: int) -> None:
 
 
 def open_probe_data(
-    data: str | Path, val: str | float | None = None, *, public_only: Collection[str] = ()
+    data: str | Path, val: str | float | None = None, *, public_urls: Container[str] = ()
 ) -> ProbeData:
     """Open data with a part for training and one for validation; see `open_splits`.
 
     Raises:
         UsageError: Nothing is held out.
     """
-    splits = open_splits(data, val, public_only=public_only)
+    splits = open_splits(data, val, public_urls=public_urls)
     if splits.val is None:
         raise UsageError(
             f"{data} has no val/, and a probe is evaluated on other samples than it is trained on",

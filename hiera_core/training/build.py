@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -52,7 +53,7 @@ class TrainingSetup:
     workers: int  # dataloader workers of this process
     class_weights: torch.Tensor | None  # of the loss, float32 [classes]
     weights: str  # what the weights were at the start: "random", or where they come from
-    public_only: frozenset[str]  # URLs of the recipe that must not lead into private networks
+    public_urls: Container[str]  # URLs that must not lead into private networks
 
     @property
     def device(self) -> torch.device:
@@ -141,10 +142,10 @@ def build_training(
     """
     init_from = options.init_from if options.init_from is not None else recipe.init_from
     init_from = None if card else init_from
-    public_only = options.public_only(recipe)
-    if init_from in public_only:
+    public_only = init_from is not None and init_from in options.public_urls
+    if public_only:
         _check_public(str(init_from))
-    model, new_card = _build_model(recipe, samples, init_from)
+    model, new_card = _build_model(recipe, samples, init_from, public_only)
     resumes, card = card is not None, card or new_card
     config, masking = model.config, None
     if recipe.freeze is not None:
@@ -180,7 +181,7 @@ def build_training(
         workers=default_workers() if options.workers is None else options.workers,
         class_weights=_class_weights(recipe, samples, world),
         weights="from the checkpoint" if resumes else _origin(init_from),
-        public_only=public_only,
+        public_urls=options.public_urls,
     )
 
 
@@ -214,7 +215,7 @@ def default_workers() -> int:
 
 
 def _build_model(
-    recipe: Recipe, samples: MediaDataset, init_from: str | None
+    recipe: Recipe, samples: MediaDataset, init_from: str | None, public_only: bool
 ) -> tuple[HieraEncoder, dict[str, Any]]:
     """Return the model and its card.
 
@@ -222,6 +223,7 @@ def _build_model(
         recipe: The recipe.
         samples: The training data, for the classes of a classifier.
         init_from: Weights to start from; None: random weights.
+        public_only: Whether their URL must not lead into a private network.
     """
     entry, config = zoo.get(recipe.model.name), dict(recipe.model.config)
     if not entry.autoencoder:
@@ -237,7 +239,7 @@ def _build_model(
     torch.manual_seed(derive_seed("weights", recipe.seed))
     loaded: load.Checkpoint | None = None
     if init_from is not None:
-        loaded = load.read_weights(init_from)
+        loaded = load.read_weights(init_from, public_only=public_only)
     try:
         if loaded is not None and loaded.is_headless and isinstance(config.get("num_classes"), int):
             model = factory.from_zoo(entry, loaded, **{**config, "num_classes": 0})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -255,11 +255,10 @@ class RunOptions:
     private_urls: bool = False
     named_urls: frozenset[str] = frozenset()
 
-    def public_only(self, recipe: Recipe) -> frozenset[str]:
-        """Return the URLs of a recipe that must not lead into private networks."""
-        probe = () if recipe.probe is None else (recipe.probe.data, recipe.probe.val)
-        found = urls_among(recipe.data.path, recipe.data.val, recipe.init_from, *probe)
-        return frozenset() if self.private_urls else found - self.named_urls
+    @property
+    def public_urls(self) -> Container[str]:
+        """The URLs that must not lead into private networks."""
+        return () if self.private_urls else OtherUrls(self.named_urls | urls_among(self.init_from))
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -281,6 +280,20 @@ class RunOptions:
             raise UsageError(
                 f"workers is {self.workers}", f"give a number from 0 to {MOST_WORKERS}"
             )
+
+
+@dataclass(frozen=True)
+class OtherUrls(Container[str]):
+    """All URLs but some. A URL that is written in another way than these is not one of them.
+
+    Args:
+        named: The URLs that are not in here.
+    """
+
+    named: frozenset[str]
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and "://" in text and text not in self.named
 
 
 def urls_among(*given: object) -> frozenset[str]:

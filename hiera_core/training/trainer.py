@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -138,7 +138,7 @@ def train(
     if isinstance(data, Splits):
         splits = data
     else:
-        splits = open_data(recipe, recipe.data.path, folder, options.public_only(recipe))
+        splits = open_data(recipe, recipe.data.path, folder, options.public_urls)
     with contextlib.ExitStack() as stack:
         if world is None:
             world = stack.enter_context(join_processes(device))
@@ -157,13 +157,13 @@ def open_data(
     recipe: Recipe,
     data: str | Path | None,
     folder: str | Path,
-    public_only: Collection[str] = (),
+    public_urls: Container[str] = (),
 ) -> Splits:
     """Open the data of a run.
 
     Args:
         recipe: The recipe, for the data that it holds out.
-        data, public_only: See `open_splits`.
+        data, public_urls: See `open_splits`.
         folder: Folder of the run.
 
     Raises:
@@ -180,7 +180,7 @@ def open_data(
     if isinstance(val, str) and not is_built_in(val) and not is_url(val):
         run_folder.check_apart(Path(folder), path_of(val), "the held-out data")
     labelled = recipe.task == "classify"
-    return open_splits(data, recipe.data.val, labelled, public_only=public_only)
+    return open_splits(data, recipe.data.val, labelled, public_urls=public_urls)
 
 
 class Trainer:
@@ -397,7 +397,7 @@ class Trainer:
             TrainingError: Another process has received the signal, and this one has not.
         """
         self.is_stopped = True
-        command = resume_command(self.run_folder.path, self.options, self.world)
+        command = resume_command(self.run_folder.path, self.options, self.world, self.recipe)
         text = f"step {step} of {self.sampler.steps} is saved in {self.run_folder.path}"
         error = unfinished.deferred()
         if error is None:

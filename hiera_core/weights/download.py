@@ -113,7 +113,11 @@ def cached_url(url: str, sha256: str | None = None) -> Path | None:
 
 
 def from_url(
-    url: str, sha256: str | None = None, check: Callable[[Path], None] | None = None
+    url: str,
+    sha256: str | None = None,
+    check: Callable[[Path], None] | None = None,
+    *,
+    public_only: bool = False,
 ) -> FetchedFiles:
     """Download a file to torch.hub's cache, or find it there. Interrupted downloads are resumed.
 
@@ -122,6 +126,7 @@ def from_url(
         sha256: The checksum that the file must have, if it is known.
         check: Called with the path of the complete download, before it gets its final name. It
             raises a DamagedFile if the content cannot be right.
+        public_only: Refuse servers in private networks.
 
     Raises:
         UsageError: The URL is not valid.
@@ -146,7 +151,7 @@ def from_url(
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(target.with_name(target.name + ".lock")):  # one download at a time
             if not target.is_file():
-                _download(url, partial, target, sha256, check)
+                _download(url, partial, target, sha256, check, public_only)
     except fetch.FetchError as error:
         raise _as_hub_error(url, error) from error
     except OSError as error:
@@ -181,6 +186,7 @@ def _download(
     target: Path,
     sha256: str | None,
     check: Callable[[Path], None] | None,
+    public_only: bool,
 ) -> None:
     """Download a URL to `partial`, check the content, and rename it to `target`."""
 
@@ -188,7 +194,7 @@ def _download(
         is_released = Path(url).name == _file_name(url)
         log.info("downloading %s%s", url, f" ({LICENCE_NOTE})" if is_released else "")
 
-    version = resume.download(url, partial, announce)
+    version = resume.download(url, partial, announce, public_only=public_only)
     actual = sha256_of(partial)
     try:
         if sha256 and actual != sha256:

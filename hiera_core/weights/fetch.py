@@ -226,7 +226,7 @@ class _Watch:
         peer = str(connected.getpeername()[0])
         is_public = is_public_address(peer)
         if self.public_only and not is_public:
-            raise FetchError(f"it redirects to the private address {peer}")
+            raise FetchError(f"it leads to the private address {peer}")
         self.public_only = self.public_only or is_public
 
     def _run(self) -> None:

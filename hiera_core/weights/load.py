@@ -68,12 +68,13 @@ class Checkpoint:
         return is_hiera and self.num_classes is None and not self.is_autoencoder
 
 
-def read_weights(name: str | Path, **options: Any) -> Checkpoint:
+def read_weights(name: str | Path, *, public_only: bool = False, **options: Any) -> Checkpoint:
     """Read the weights that a name stands for: a model in the zoo, with or without its tag, or a
     location (see names.py for the rule).
 
     Args:
         name: The name. A `Path` is always a location.
+        public_only: See `read_checkpoint`.
         options: For hub repositories, see `download.from_hub`.
 
     Raises:
@@ -82,18 +83,19 @@ def read_weights(name: str | Path, **options: Any) -> Checkpoint:
     """
     entry = names.find_entry(name)
     if entry is None:
-        return read_checkpoint(name, **options)
+        return read_checkpoint(name, public_only=public_only, **options)
     if names.exists(name):
         log.warning("%s is the model in the zoo; for the file or folder, write ./%s", name, name)
     return read_released(entry, zoo.split_tag(str(name))[1], **options)
 
 
-def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
+def read_checkpoint(source: str | Path, *, public_only: bool = False, **options: Any) -> Checkpoint:
     """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
     Args:
         source: A file, a folder with model.safetensors (and config.json), an http(s) URL, a file or
             folder at a remote place (`s3://...`), or a hub repository `owner/name`.
+        public_only: Refuse servers of http(s) URLs that are in private networks.
         options: For hub repositories, see `download.from_hub`.
 
     Raises:
@@ -108,7 +110,11 @@ def read_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     if (found := find_local(Path(source))) is not None:
         return _load(found, text)
     if is_web(text):
-        return _load_cached(lambda: download.from_url(text, check=check_weights_file), text, {})
+        return _load_cached(
+            lambda: download.from_url(text, check=check_weights_file, public_only=public_only),
+            text,
+            {},
+        )
     if is_remote(text):
         return _load_cached(lambda: _copy_remote(text), text, {})
     is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)

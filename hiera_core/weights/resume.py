@@ -45,13 +45,20 @@ class BrokenOff(FetchError):
     """A transfer that ended before the file was complete. It can be continued."""
 
 
-def download(url: str, partial: Path, on_start: Callable[[], None] = lambda: None) -> Version:
+def download(
+    url: str,
+    partial: Path,
+    on_start: Callable[[], None] = lambda: None,
+    *,
+    public_only: bool = False,
+) -> Version:
     """Download a URL to `partial`, or complete it. Progress goes to stderr.
 
     Args:
         url: The http(s) URL.
         partial: Path of the file. No other process may write to it.
         on_start: Called when the server has accepted the request.
+        public_only: Refuse servers in private networks.
 
     Returns:
         The version that the file holds.
@@ -63,9 +70,9 @@ def download(url: str, partial: Path, on_start: Callable[[], None] = lambda: Non
     started = _started_version(url, partial)
     if started is not None:
         with contextlib.suppress(_CannotContinue):
-            return _transfer(url, partial, started, on_start)
+            return _transfer(url, partial, started, on_start, public_only)
     remove(partial)
-    return _transfer(url, partial, None, on_start)
+    return _transfer(url, partial, None, on_start, public_only)
 
 
 def remove(partial: Path) -> None:
@@ -79,7 +86,11 @@ class _CannotContinue(Exception):
 
 
 def _transfer(
-    url: str, partial: Path, started: Version | None, on_start: Callable[[], None]
+    url: str,
+    partial: Path,
+    started: Version | None,
+    on_start: Callable[[], None],
+    public_only: bool,
 ) -> Version:
     """Download the whole file, or the rest of the version `started`."""
     offset = partial.stat().st_size if started else 0
@@ -87,7 +98,7 @@ def _transfer(
     if started is not None:
         headers = {"Range": f"bytes={offset}-", "If-Range": str(started.etag)}
     try:
-        with open_url(url, headers) as response:
+        with open_url(url, headers, public_only=public_only) as response:
             version = _version_of(url, response)
             if response.status == 206:
                 if started is None or not _continues(response, version, started, offset):

@@ -52,8 +52,14 @@ def check_public(url: str) -> None:
             return
         if not is_public_host(host):
             raise InputError(f"{host} is in a private network", PRIVATE_HINT)
-    elif scheme not in PUBLIC or "::" in url:
+    elif names_server(url):
         raise InputError(f"{scheme}:// may lead into a private network", PRIVATE_HINT)
+
+
+def names_server(url: str) -> bool:
+    """Return whether a URL names a server, or a second URL that may do so, rather than a place
+    whose server is a setting of this machine."""
+    return _scheme(url) not in PUBLIC or "::" in url
 
 
 def _scheme(url: str) -> str:

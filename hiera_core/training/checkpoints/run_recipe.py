@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,13 +14,13 @@ from typing import Any
 
 from ...data.datasets import is_built_in, is_url
 from ...data.indexed.parquet_data import without_columns
-from ...data.remote.web_ranges import check_public
+from ...data.remote.web_ranges import names_server
 from ...device import select_device
-from ...errors import CheckpointError, InputError, UsageError, check_type
+from ...errors import CheckpointError, UsageError, check_type
 from ...weights import names
 from ..distributed import World
 from ..recipe import Recipe, RunOptions
-from ..recipe_reader import apply_settings, read_recipe, resumed_recipe
+from ..recipe_reader import apply_settings, flatten, read_recipe, resumed_recipe
 from . import checkpoint
 from .checkpoint_meta import META, read_meta
 
@@ -149,12 +150,15 @@ def resume_command(
     folder: Path,
     options: RunOptions | None = None,
     world: World | None = None,
+    recipe: Recipe | None = None,
 ) -> str:
     """Return the command that continues a run.
 
     Args:
         folder: The folder of the run, or a checkpoint.
         options, world: How the run is carried out, if that is to stay the same.
+        recipe: Its recipe. What the caller has named of its URLs is named again, because they may
+            lead into private networks only then.
     """
     words = ["hiera", "train", "--resume", str(folder)]
     if world is not None and world.size > 1:
@@ -165,19 +169,21 @@ def resume_command(
         words += ["--parallel", options.parallel] if options.parallel != "ddp" else []
         flags = ("compile", "tensorboard", "blocking_saves")
         words += [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
-        words += ["--private-urls"] if _uses_private_urls(options) else []
+        words += ["--private-urls"] if options.private_urls else _named_again(options, recipe)
         words += [word for name in options.track for word in ("--track", name)]
     if world is not None and world.device.type != select_device().type:
         words += ["--device", str(world.device)]
     return shlex.join(words)
 
 
-def _uses_private_urls(options: RunOptions) -> bool:
-    """Return whether a run reads from private networks. It is resumed with the URLs of its recipe,
-    even if the caller has named them."""
-    for url in options.named_urls:
-        try:
-            check_public(url)
-        except InputError:
-            return True
-    return options.private_urls
+def _named_again(options: RunOptions, recipe: Recipe | None) -> list[str]:
+    """Return the options that name those URLs of a recipe that the caller has named. The weights to
+    start from are not read again."""
+    values = {} if recipe is None else flatten(recipe.to_dict())
+    values.pop("init_from", None)
+    named = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+        if isinstance(value, str) and value in options.named_urls and names_server(value)
+    ]
+    return [word for setting in named for word in ("--set", setting)]

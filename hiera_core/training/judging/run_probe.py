@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -40,7 +40,7 @@ class RunProbe:
         assert recipe.probe is not None
         self.settings, self.setup, self.world = recipe.probe, setup, world
         self.batch = max(1, min(MAX_BATCH, recipe.batch_size // world.size))
-        found = _open(recipe, splits, setup.public_only)
+        found = _open(recipe, splits, setup.public_urls)
         count = min(self.settings.samples, len(found.train))
         rows = np.linspace(0, len(found.train) - 1, count).round().astype(int)
         self.data = ProbeData(found.train.subset(rows), found.val)
@@ -173,12 +173,12 @@ class _Job:
             raise _Cancelled
 
 
-def _open(recipe: Recipe, splits: Splits, public_only: frozenset[str]) -> ProbeData:
+def _open(recipe: Recipe, splits: Splits, public_urls: Container[str]) -> ProbeData:
     """Return the data of a probe: that of the run, if the recipe names no other.
 
     Args:
         recipe, splits: See `RunProbe`.
-        public_only: See `open_splits`.
+        public_urls: See `open_splits`.
 
     Raises:
         UsageError: The data has no labels, or nothing is held out.
@@ -194,7 +194,7 @@ def _open(recipe: Recipe, splits: Splits, public_only: frozenset[str]) -> ProbeD
     own_val = recipe.data.val if settings.data is None else None
     val = own_val if settings.val is None else settings.val
     try:
-        return open_probe_data(location, val, public_only=public_only)
+        return open_probe_data(location, val, public_urls=public_urls)
     except UsageError as error:
         if error.hint == PRIVATE_HINT:
             raise

@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from hiera_core import zoo
-from hiera_core.benchmarking import flops, machine, runner, runtime_peers, timer, worker, workloads
+from hiera_core.benchmarking import (
+    flops,
+    machine,
+    peers,
+    runner,
+    runtime_peers,
+    timer,
+    worker,
+    workloads,
+)
 from hiera_core.benchmarking.job import Job, RunLength
 from hiera_core.benchmarking.measurement import Measurement, add_ratios
 from hiera_core.benchmarking.not_offered import NotOffered
@@ -129,10 +138,26 @@ def test_other_runtimes_compute_our_model(name: str, build: str) -> None:
         assert torch.allclose(values, expected, atol=1e-4)
     (variant,) = workloads.build(replace(NANO, implementation=name))
     assert variant.row.version and variant.row.params == zoo.get("hiera_nano_32").params
-    # It is a program already, so it is measured once, beside our compiled model.
-    (variant,) = workloads.build(replace(NANO, implementation=name, compile=True))
+
+
+def test_programs_are_measured_once_beside_our_compiled_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch compiles nothing around them."""
+    calls: list[bool] = []
+
+    class Program(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(torch.compiler.is_compiling())
+            return x
+
+    program = replace(peers.PEERS["openvino"], modules=(), build=lambda entry, mode: Program())
+    monkeypatch.setitem(peers.PEERS, "openvino", program)
+    monkeypatch.setattr(peers, "version", lambda name: "1")
+    (variant,) = workloads.build(replace(NANO, implementation="openvino", compile=True))
     assert variant.row.compiled
-    variant.step()  # PyTorch compiles nothing around it
+    variant.step()
+    assert calls == [False]
 
 
 def test_what_other_runtimes_do_not_offer_is_left_out() -> None:

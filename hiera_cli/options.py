@@ -362,7 +362,7 @@ DtypeOpt = Annotated[
     typer.Option(
         metavar="DTYPE",
         help="Data type of weights and activations: fp32, bf16 or fp16. auto: fp16 on CUDA (fp32 "
-        "on cards where it is slow), bf16 on XPU and on a CPU with native bf16, else fp32.",
+        "on cards where it is slow), bf16 on XPU and on a CPU with fast bf16, else fp32.",
     ),
 ]
 BatchSizeOpt = Annotated[

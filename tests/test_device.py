@@ -11,6 +11,7 @@ import hiera_core
 from hiera_core.device import (
     DTYPES,
     exact_fp32,
+    has_bf16_instructions,
     select_device,
     select_devices,
     select_dtype,
@@ -160,6 +161,27 @@ def test_a_card_gets_the_dtype_that_it_computes_natively(
     assert training_dtype(card) is DTYPES[training]
     assert wide_half(card) is DTYPES[wide]
     assert training_dtype(CPU) is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "intel", "dtype"),
+    [
+        (True, True, True, "bf16"),
+        (False, True, True, "fp32"),  # half the speed of fp32, measured on a Xeon without AMX
+        (False, True, False, "bf16"),  # AMD since Zen 4
+        (False, False, True, "fp32"),
+        (False, False, False, "fp32"),
+    ],
+)
+def test_a_cpu_gets_bf16_only_where_it_is_faster(
+    amx: bool, avx512: bool, intel: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiera_core.device.HAS_AMX", amx)
+    monkeypatch.setattr("hiera_core.device.IS_INTEL", intel)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    assert select_dtype("auto", CPU) is DTYPES[dtype]
+    assert wide_half(CPU) is DTYPES[dtype]
+    assert has_bf16_instructions() == (amx or avx512)
 
 
 def test_fp32_is_not_tf32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def bench(
             metavar="DTYPE",
             help="Data type of weights and activations; with --mode train, of autocast: fp32, bf16 "
             "or fp16. auto: fp16 on CUDA (bf16 with --mode grad or train), bf16 on a CPU with "
-            "native bf16 (fp32 with --mode train), else fp32.",
+            "fast bf16 (fp32 with --mode train), else fp32.",
         ),
     ] = options.Dtype.auto,
     workers: Annotated[

@@ -124,14 +124,14 @@ def _changes(dtype: str, is_auto: bool, mode: Mode, length: RunLength) -> list[s
     """Return how the settings on a CPU differ from those on a GPU, as lines of text."""
     reasons = {
         "bf16": "bf16 in place of fp16, which is slow on a CPU",
-        "fp32": "fp32 in place of fp16: this CPU has no bf16 instructions",
+        "fp32": "fp32 in place of fp16: this CPU has no bf16 that is faster",
     }
     if is_auto and mode == "train":
         change = f"{dtype} in place of bf16, as `hiera train` chooses"
     elif is_auto:
         change = reasons[dtype]
     elif dtype == "bf16" and not has_native_bf16():
-        change = "bf16 as requested, which this CPU emulates slowly"
+        change = "bf16 as requested, which is slower than fp32 on this CPU"
     else:
         change = f"{dtype} as requested"
     if mode == "files":

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..device import has_native_bf16
+from ..device import IS_INTEL, has_bf16_instructions
 from ..process.cores import cache_bytes
-from .kernels.batched_attention import IS_INTEL, fused_kernel_is_faster, matmul_attention
+from .kernels.batched_attention import fused_kernel_is_faster, matmul_attention
 from .kernels.packed_weights import pack_weights, packed_weight
 from .probes import (
     PROBES_EXIST,
@@ -355,7 +355,7 @@ def _is_computed(dtype: torch.dtype) -> bool:
         if not PROBES_EXIST or not torch.backends.mkldnn.is_available():
             return False
         is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        if dtype is torch.bfloat16 and is_x86 and not has_native_bf16():
+        if dtype is torch.bfloat16 and is_x86 and not has_bf16_instructions():
             return False  # the weights would be converted again for each chunk of windows
         with torch.random.fork_rng(devices=[]):
             layer = nn.Linear(3, 4, device="cpu", dtype=dtype)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from ...device import HAS_AMX, IS_INTEL
+
 # Size, in bytes, of the part of the attention matrix that is computed at a time. It fits the cache
 # of a core.
 SCORE_BYTES = 1 << 20
@@ -14,9 +16,6 @@ SCORE_BYTES = 1 << 20
 # other, in blocks that are larger than such a window. On a Zen 3 with 2 threads, it takes 2 to 4
 # times as long for 16 keys, 1.2 times for 64, and 0.93 times for 196.
 SMALL_WINDOW = 64
-# Whether the processor has instructions for matrix products in bf16, and whether Intel made it.
-HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-IS_INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", str)())
 
 
 def fused_kernel_is_faster(dtype: torch.dtype, keys: int, needs_grad: bool) -> bool:

@@ -28,8 +28,9 @@ KINDS = ("cpu", "cuda", "mps", "xpu")
 NAMES = "auto, cpu, cuda, cuda:N, mps or xpu"
 DEVICE_ERROR = re.compile(r"\b(CUDA|cuBLAS|cuDNN|HIP|XPU) error\b", re.IGNORECASE)
 TF32_VARIABLE = "HIERA_TF32"  # 1 allows TF32 for fp32
-# Whether the CPU has instructions for matrix products in bf16, and whether Intel made it.
+# Which instructions for matrix products in bf16 the CPU has, and whether Intel made it.
 HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+HAS_AVX512_BF16: bool = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 IS_INTEL = "Intel" in str(getattr(torch.cpu, "get_capabilities", str)())
 
 
@@ -169,12 +170,12 @@ def has_native_bf16() -> bool:
     virtual machine, the largest products reached 169 GFLOP/s in bf16 and 330 in fp32, and Hiera-B
     took 1.7 times as long in bf16.
     """
-    return HAS_AMX or (has_bf16_instructions() and not IS_INTEL)
+    return HAS_AMX or (HAS_AVX512_BF16 and not IS_INTEL)
 
 
 def has_bf16_instructions() -> bool:
     """Return whether the CPU has any instructions for bf16. Without them it is emulated."""
-    return HAS_AMX or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return HAS_AMX or HAS_AVX512_BF16
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:

@@ -181,15 +181,26 @@ def test_replaced_layers_are_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "keys", "needs_grad", "amx", "intel", "expected"),
+    ("dtype", "keys", "needs_grad", "amx", "intel", "avx512", "expected"),
     [
-        (torch.float32, 64, False, False, False, False),  # a small window on an AMD processor
-        (torch.float32, 64, False, True, True, True),
-        (torch.float32, 64, True, True, True, False),
-        (torch.float32, 65, True, False, False, True),
-        (torch.bfloat16, 500, False, False, True, False),
-        (torch.bfloat16, 16, False, True, True, True),
-        (torch.bfloat16, 500, True, True, True, False),
+        (
+            torch.float32,
+            64,
+            False,
+            False,
+            False,
+            False,
+            False,
+        ),  # a small window on an AMD processor
+        (torch.float32, 64, False, True, True, True, True),
+        (torch.float32, 64, True, True, True, True, False),
+        (torch.float32, 65, True, False, False, False, True),
+        (torch.bfloat16, 500, False, False, True, False, False),
+        (torch.bfloat16, 500, False, False, True, True, True),  # bf16 without AMX
+        (torch.bfloat16, 500, False, False, False, True, False),  # AMD since Zen 4
+        (torch.bfloat16, 16, True, False, True, True, False),
+        (torch.bfloat16, 16, False, True, True, True, True),
+        (torch.bfloat16, 500, True, True, True, True, False),
     ],
 )
 def test_the_kernel_of_attention_depends_on_the_processor(
@@ -198,11 +209,13 @@ def test_the_kernel_of_attention_depends_on_the_processor(
     needs_grad: bool,
     amx: bool,
     intel: bool,
+    avx512: bool,
     expected: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batched_attention, "HAS_AMX", amx)
     monkeypatch.setattr(batched_attention, "IS_INTEL", intel)
+    monkeypatch.setattr(batched_attention, "HAS_AVX512_BF16", avx512)
     assert batched_attention.fused_kernel_is_faster(dtype, keys, needs_grad) is expected
     q = torch.randn(2, 1, keys, 8).to(dtype)
     with torch.set_grad_enabled(needs_grad):
@@ -251,6 +264,7 @@ def test_compiled_attention_keeps_small_score_matrices_whole(
     if not whole:
         monkeypatch.setattr("hiera_core.models.cpu.KEPT_SCORE_BYTES", 0)
     monkeypatch.setattr(batched_attention, "HAS_AMX", False)
+    monkeypatch.setattr(batched_attention, "HAS_AVX512_BF16", False)
     torch.compiler.reset()
     q, k, v = torch.randn(3, 6, 2, 16, 8).bfloat16().unbind(0)
     expected = (eager_attention if whole else matmul_attention)(q, k, v, 0.2)
@@ -288,6 +302,7 @@ def test_bf16_attention_is_almost_as_exact_as_the_fused_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batched_attention, "HAS_AMX", False)
+    monkeypatch.setattr(batched_attention, "HAS_AVX512_BF16", False)
     q, k, v = (2 * torch.randn(3, 4, 2, 49, 32)).bfloat16().unbind(0)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.2)
     fused = F.scaled_dot_product_attention(q, k, v, scale=0.2)

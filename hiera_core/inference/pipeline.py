@@ -195,7 +195,7 @@ class Pipeline(Generic[R]):
         """
         inputs = checked_sources(inputs)
         limit = self._limit
-        waiting: list[DecodedInput] = []
+        waiting, images = list[DecodedInput](), 0
         behind: list[StartedBatch] = []
         for runner in self._runners.values():
             runner.begin_stream()
@@ -210,9 +210,10 @@ class Pipeline(Generic[R]):
             ):
                 if decoded is not None:
                     waiting.append(decoded)
-                if decoded is None or self._fills_batch(waiting):
+                    images += decoded.pixels is not None
+                if decoded is None or self._fills_batch(waiting, images):
                     yield from self._compute(waiting, pool, behind, more=decoded is not None)
-                    waiting = []
+                    waiting, images = [], 0
             yield from self._compute(waiting, pool, behind, more=False, ended=True)
         finally:  # what is still being decoded is not needed, so do not wait for it
             pool.shutdown(wait=False, cancel_futures=True)
@@ -413,9 +414,9 @@ class Pipeline(Generic[R]):
 
     # Computing ----------------------------------------------------------------------------------
 
-    def _fills_batch(self, waiting: list[DecodedInput]) -> bool:
-        """Return whether the inputs fill a batch, or end with a video, which is batched alone."""
-        images = sum(d.pixels is not None for d in waiting)
+    def _fills_batch(self, waiting: list[DecodedInput], images: int) -> bool:
+        """Return whether the inputs, of which some are images, fill a batch, or end with a video,
+        which is batched alone."""
         size = self._runners["image"].batch_size if images else 1
         full = images >= size or len(waiting) >= MAX_WAITING_BATCHES * size
         return full or waiting[-1].segments is not None

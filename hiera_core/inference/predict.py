@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, overload
@@ -262,10 +263,10 @@ class Predictor(Pipeline[Classifier]):
             record.segments = results if by_segment else None
 
     def _top_classes(self, record: Record, probs: torch.Tensor) -> list[Prediction]:
-        if not bool(probs.isfinite().all()):
+        if not math.isfinite(probs.sum().item()):
             record.fail(InputError("the model's output is not finite", "use --dtype bf16 or fp32"))
             return []
-        values, ids = probs.topk(min(self.topk, len(probs)))
+        values, ids = probs.topk(min(self.topk, probs.shape[0]))
         names = self.classifier(record.kind).class_names
         return [
             Prediction(i, names[i] if names is not None and i < len(names) else None, value)

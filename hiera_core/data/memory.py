@@ -142,7 +142,7 @@ def as_pixels(item: Any) -> np.ndarray:
     if isinstance(item, Image.Image):
         return np.array(to_upright_rgb(item, [])).copy()
     if isinstance(item, torch.Tensor):
-        tensor = _channels_last(_plain(item.detach().cpu()))
+        tensor = _channels_last(_plain(item.detach()).cpu())
         # NumPy has no bfloat16.
         array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     elif isinstance(item, np.ndarray):

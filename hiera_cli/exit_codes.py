@@ -25,6 +25,10 @@ from hiera_core.errors import (
 OK, SOME_FAILED, USAGE, CHECKPOINT, HUB, MACHINE, TRAINING = range(7)
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as in shells
 
+# Control characters, and those that set the direction of writing or end a line.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
 # What the message about a signal says.
 SIGNAL_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -130,9 +134,15 @@ def report_signal(signum: int, notes: Sequence[str]) -> None:
     print_message("; ".join([signal_words(signum), *notes]))
 
 
+def printable(name: str) -> str:
+    """Return a text without characters that drive a terminal, or show the others in another order:
+    `\\x1b[31m.png`."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
 def print_message(text: str) -> None:
     """Print a message as one line on stderr. Line breaks within it become spaces."""
-    line = f"hiera: {' '.join(text.split())}"
+    line = f"hiera: {printable(' '.join(text.split()))}"
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
         try:
             print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -17,7 +16,7 @@ from hiera_core.errors import OutputError, UsageError
 from hiera_core.plain_data import to_json
 from hiera_core.records import Record, error_json
 
-from .exit_codes import ReaderGone
+from .exit_codes import ReaderGone, printable
 from .text_tables import fit_table, format_table, stdout_width, wrap_line
 
 
@@ -116,11 +115,6 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def printable(name: str) -> str:
-    """Return a name without control characters, which could drive a terminal: `\\x1b[31m.png`."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], name)
-
-
 class TableWriter:
     """Text for a terminal: the name of each input, and its results below it.
 
@@ -204,6 +198,10 @@ class CsvWriter:
         columns += ["notes", "error_type", "error_message", "error_hint", "segments", *self.details]
         self.writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         self.writer.writeheader()
+        # Python's writer quotes no carriage return, which is a line end to those who read it.
+        self.quoting = csv.DictWriter(
+            stream, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_ALL
+        )
 
     def write(self, record: Record) -> None:
         values: Mapping[str, object] = record.to_json()
@@ -218,7 +216,8 @@ class CsvWriter:
         for name in ("segments", *self.details):
             if name in values:
                 row[name] = to_json(values[name])
-        self.writer.writerow(row)
+        has_return = any("\r" in str(value) for value in row.values())
+        (self.quoting if has_return else self.writer).writerow(row)
 
     def close(self) -> None: ...
 

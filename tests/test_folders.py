@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -51,6 +53,41 @@ def test_every_file_is_accounted_for(
     )
     assert f"{2 if recursive else 1} .svg" in passed_over and "hidden" in summary
     assert any(record["input"].endswith("phone.HEIC") for record in records)
+
+
+def find_counts(folder: Path, *options: str) -> int:
+    """Return how many files `find` sees."""
+    command = ["find", folder, *options, "(", "-type", "f", "-o", "-type", "l", ")", "-print0"]
+    return subprocess.run(command, capture_output=True, check=True).stdout.count(b"\0")
+
+
+@pytest.mark.skipif(shutil.which("find") is None, reason="there is no program find")
+@pytest.mark.parametrize("recursive", [False, True])
+def test_the_counts_add_up_to_what_find_sees(
+    recursive: bool, tmp_path: Path, pictures: Path, hiera: Command
+) -> None:
+    """With files of each kind, hidden folders, odd names and links."""
+    photo = (pictures / "rocket.png").read_bytes()
+    names = (*KINDS, "new\nline.png", "100%d.png", "a:b.png", "-x.png", "[1].png", "trailing.png.")
+    for folder in (".", "inner", "inner/deeper", ".git/objects", "inner/.cache"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (tmp_path / folder / name).write_bytes(photo if name[0] != "e" else b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link.png").symlink_to("photo.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    options = ["-r"] if recursive else []
+    code, out, err = hiera("predict", tmp_path, "-m", "hiera_nano_32", *options, "-f", "jsonl")
+    assert code == 1
+    records = [json.loads(line) for line in out.splitlines()]
+    failed = sum(record["status"] == "error" for record in records)
+    summary = next(line for line in err.splitlines() if "passed over" in line)
+    assert summary.startswith(f"hiera: {len(records) - failed} ok, {failed} failed, passed over: ")
+    counts = summary.partition("passed over: ")[2].split(", ")
+    left_out = sum(int(count.split()[0]) for count in counts)
+    seen = find_counts(tmp_path, *([] if recursive else ["-maxdepth", "1"]))
+    assert len(records) + left_out == seen > (150 if recursive else 30)
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:

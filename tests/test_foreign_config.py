@@ -95,6 +95,34 @@ def test_all_files_of_the_same_weights_give_the_same_probabilities(
         assert found == pytest.approx(results[0], abs=1e-5)
 
 
+def test_weights_alone_take_the_rest_from_the_model(
+    transformers_folder: Path, tmp_path: Path, pictures: Path, hiera: Command
+) -> None:
+    """`-m FOLDER --checkpoint FILE`: size, depth, mean and std are the folder's, and the weights
+    are those of a trainer's file, which has nothing else."""
+    state = hiera_core.create_model(str(transformers_folder)).state_dict()
+    described = tmp_path / "described"  # as cloned without the large files
+    described.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (described / name).write_bytes((transformers_folder / name).read_bytes())
+    for name, prefix in (("last.ckpt", "model."), ("ddp.pth", "module._orig_mod.")):
+        torch.save({"state_dict": {prefix + k: t for k, t in state.items()}}, tmp_path / name)
+    choices: list[tuple[Any, ...]] = [("-m", transformers_folder)]
+    for folder in (transformers_folder, described):
+        choices += [("-m", folder, "--checkpoint", tmp_path / n) for n in ("last.ckpt", "ddp.pth")]
+    results = []
+    for choice in choices:
+        photo = pictures / "chelsea.png"
+        code, out, err = hiera("predict", photo, *choice, "-f", "jsonl", "--dtype", "fp32")
+        assert code == 0, err
+        results.append({top["label"]: top["prob"] for top in json.loads(out)["topk"]})
+    assert set(results[0]) == set(CLASSES)
+    for found in results[1:]:
+        assert found == pytest.approx(results[0], abs=1e-5)
+    code, _, err = hiera("predict", photo, "-m", tmp_path / "last.ckpt")
+    assert code == 3 and "name its architecture with --model" in err
+
+
 def _write_timm_folder(folder: Path, model: Any) -> None:
     """Write the weights in the folder that timm's own `save_for_hf` writes."""
     from timm.models import save_for_hf

@@ -126,3 +126,51 @@ def test_other_encodings_and_formats_are_named(
 def test_the_forms_that_the_docs_list_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "names.txt").write_bytes(content)
     assert labels.read_labels(tmp_path / "names.txt") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "id,wnid,name\n0,n01,cat\n1,n02,dog\n"),
+        ("x.csv", "class;index;desc\ncat;0;a cat\ndog;1;a dog\n"),
+        ("x.csv", 'Display Name,Class ID,mid\n"cat",1,/m/1\n"dog",2,/m/2\n'),
+        ("x.csv", "sep=;\r\nid;name\r\n1;dog\r\n0;cat\r\n"),
+        ("x.csv", "name\ncat\ndog\n"),
+        ("x.csv", '"class"\n"cat"\n"dog"\n'),
+        ("x.txt", "# classes of my model\ncat\ndog\n"),
+        ("x.txt", "- cat\n- dog\n"),
+        ("x.jsonl", '{"id": 0, "name": "cat"}\n{"id": 1, "name": "dog"}\n'),
+        ("x.json", '[{"name": "cat"}, {"name": "dog"}]'),
+        ("x.json", '[{"id": 2, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "pet"}]'),
+        ("coco.json", '{"images": [], "categories": [{"id": 1, "name": "cat"}, '
+                      '{"id": 2, "name": "dog"}]}'),
+        ("config.json", '{"model_type": "hiera", "id2label": {"0": "cat", "1": "dog"}}'),
+        ("hiera.json", '{"model": "x", "classes": ["cat", "dog"]}'),
+        ("x.json", '{"class_to_idx": {"dog": 1, "cat": 0}}'),
+        ("data.yaml", "train: images\nnc: 2\nnames: [cat, dog]\n"),
+        ("data.yaml", "nc: 2\nnames:\n  - cat\n  - dog\n"),
+        ("data.yml", "names:\n  0: cat\n  1: 'dog'\n"),
+        ("x.yaml", "- cat\n- dog\n"),
+    ],
+)  # fmt: skip
+def test_names_are_found_among_other_things(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert labels.read_labels(tmp_path / name) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "id,name\n0,cat\n5,dog\n"),  # class 5 of how many?
+        ("x.json", '[{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]'),
+        ("x.json", '[{"id": 0}, {"id": 1}]'),
+        ("x.txt", "{'cat', 'dog'}"),  # a set has no order
+        ("x.yaml", "cat"),
+        ("x.yaml", "a: [b"),
+        ("x.json", '{"names": {"cat": "tom", "dog": "rex"}}'),
+    ],
+)
+def test_names_without_an_order_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=re.escape(f"labels {tmp_path / name} cannot be read (")):
+        labels.read_labels(tmp_path / name)

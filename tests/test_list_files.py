@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hiera_core.data import datasets
 from hiera_core.data.list_files import as_class_number, read_list
+from hiera_core.data.sources import expand, from_name
 from hiera_core.errors import UsageError
 from hiera_core.zoo import labels
 
@@ -243,3 +244,100 @@ def test_lists_of_excel_and_of_json(folder: Path) -> None:
     assert [file.label for file in read_list(path)] == ["cat", "dog"]
     with pytest.raises(UsageError, match="is a list in JSON"):
         read_list(folder / "list.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a.jpg golden retriever\nb.jpg dog\n", ["golden retriever", "dog"]),
+        ("my cat.jpg cat\nb.jpg big dog\n", ["cat", "big dog"]),
+        ("my cat.jpg,cat\nb.jpg,big dog\n", ["cat", "big dog"]),
+        ("path,label\nmy cat.jpg,cat\nb.jpg,dog\n", ["cat", "dog"]),
+        ("a.jpg cat, small\nb.jpg dog, big\n", ["cat, small", "dog, big"]),
+        ("A.JPG  3\nb.jpg  4\n", ["3", "4"]),
+    ],
+)
+def test_no_line_is_lost_to_spaces(tmp_path: Path, text: str, labels: list[str]) -> None:
+    """A label with a space made the first line look like a header."""
+    (tmp_path / "list.txt").write_text(text)
+    listed = read_list(tmp_path / "list.txt")
+    assert [file.label for file in listed] == labels
+    assert all(file.path.suffix.lower() == ".jpg" for file in listed)
+
+
+WORDS = ("Class ID", "class_id", "classId", "CLASS-ID", "class idx", "class_index", "label_idx",
+         "Label Name", "ground_truth", "Ground Truth", "gt", "targetName")  # fmt: skip
+
+
+@given(
+    st.sampled_from(WORDS),
+    st.sampled_from(("Image Path", "imagePath", "FILE_NAME", "img-name", "Image Id")),
+    st.permutations(["split", "score", "width"]),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=100)
+def test_headers_in_any_spelling(
+    folder: Path, label: str, path: str, others: list[str], first: bool
+) -> None:
+    header = [label, path, *others] if first else [path, *others, label]
+    rows = [[f"{i}.jpg" if word == path else f"{word}{i}" for word in header] for i in range(3)]
+    text = "\n".join(",".join(row) for row in [header, *rows])
+    (folder / "spelled.csv").write_text(text)
+    listed = read_list(folder / "spelled.csv")
+    assert [(f.path.name, f.label) for f in listed] == [
+        (f"{i}.jpg", f"{label}{i}") for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize(("no", "yes"), [("0", "1"), ("0.0", "1.0"), ("False", "True")])
+@pytest.mark.parametrize("ending", ["", ".jpg"])
+@pytest.mark.parametrize("index", [False, True])
+def test_a_column_for_each_class(
+    no: str, yes: str, ending: str, index: bool, tmp_path: Path
+) -> None:
+    """As competitions (ISIC) and `pandas.get_dummies` write labels."""
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").touch()
+    rows = [["image", "MEL", "NV", "BCC"]]
+    for name, label in zip("abc", (2, 0, 2), strict=True):
+        rows.append([name + ending, *(yes if i == label else no for i in range(3))])
+    if index:
+        rows = [["" if i == 0 else str(i - 1), *row] for i, row in enumerate(rows)]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(map(",".join, rows)))
+    listed = read_list(path)
+    assert [f.label for f in listed] == ["BCC", "MEL", "BCC"]
+    assert all(f.path.is_file() for f in listed)
+    path.write_text(
+        path.read_text() + "\n" + ",".join(["3"] * index + ["a" + ending, yes, yes, no])
+    )
+    with pytest.raises(UsageError, match="may both hold the labels"):
+        read_list(path)  # a row with two classes
+
+
+def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    cases: list[tuple[bytes, str]] = [
+        (b"PK\3\4\0\0", "is a spreadsheet or an archive, not a text file; save it as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "is a spreadsheet or an archive"),
+        (b'{"path": "a.jpg", "label": "cat"}\n', "is a list in JSON"),
+        (b"path,label\nhttps://h/a.jpg,cat\n", r"line 2 is a URL \(https://h/a.jpg\)"),
+        (b"path,label\ns3://b/a.jpg,cat\n", "line 2 is a URL"),
+        ("path,label\na.jpg,Käse\n".encode("cp1252"), "label that is not UTF-8; save it as UTF-8"),
+    ]
+    for content, message in cases:
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            read_list(path)
+
+
+def test_file_urls_are_paths(folder: Path) -> None:
+    path = folder / "urls.csv"
+    urls = [(folder / name).as_uri() for name in FILES]
+    path.write_text("\n".join(["path,label", *(f'"{url}",cat' for url in urls)]))
+    assert [f.path for f in read_list(path)] == [folder / name for name in FILES]
+    names = [source.path for source in expand(urls)]
+    assert names == [folder / name for name in FILES]
+    (listed, *_) = expand([f"file://localhost{folder}/a%20b"])
+    assert listed.path == folder / "a b" / "0.png"
+    assert from_name(urls[0]).path == folder / FILES[0]

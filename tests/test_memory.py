@@ -147,6 +147,53 @@ def test_bad_values_are_the_error_of_that_input(source: Any, message: str, photo
         hiera_core.features(source, "hiera_nano_32")["embedding"]
 
 
+def test_wide_integers_may_hold_bytes(photo: Path) -> None:
+    """As in files of TIFF: if all values fit into 8 bits, they are values of 8 bits."""
+    pixels = np.array(Image.open(photo).convert("RGB"))
+    for dtype in (np.uint16, np.int32, np.int64, np.uint64):
+        assert np.array_equal(as_pixels(pixels.astype(dtype)), pixels), dtype
+    assert np.array_equal(as_pixels(pixels.astype(np.uint16) * 257), pixels)
+
+
+def test_tensors_of_any_layout(photo: Path) -> None:
+    pixels = np.array(Image.open(photo).convert("RGB"))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for form in (
+        torch._neg_view(-tensor),
+        tensor.to_sparse(),
+        tensor.clone().requires_grad_(),
+        torch.nn.Parameter(tensor),
+        tensor.to(memory_format=torch.contiguous_format).flip(-1).flip(-1),
+    ):
+        assert np.array_equal(as_pixels(form), pixels)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("source", "message", "hint"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), "shape (3, 8, 9)", "numpy.moveaxis(array, -3, -1)"),
+        (np.zeros((2, 1, 8, 9), np.uint8), "shape (2, 1, 8, 9)", "numpy.moveaxis(array, -3, -1)"),
+        (np.zeros((8, 8, 3), complex), "of type complex128", "give uint8"),
+        (np.zeros((8, 8, 3), object), "of type object", "give uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.cfloat), "of type complex64", "give uint8"),
+        (torch.empty(3, 8, 8, device="meta"), "has no values", "give pixels"),
+        (np.array(3), "shape ()", "[height, width, channels]"),
+    ],
+)
+def test_what_is_no_image_says_what_to_do(source: Any, message: str, hint: str) -> None:
+    record = hiera_core.predict(source, "hiera_nano_32")
+    assert isinstance(record, dict) and record["status"] == "error"
+    assert message in record["error"]["message"] and hint in record["error"]["hint"]
+
+
+def test_an_image_opened_as_text_is_called_so(photo: Path) -> None:
+    with photo.open(encoding="utf-8") as file:
+        record = hiera_core.predict(file, "hiera_nano_32")
+    assert record["error"]["message"] == "a text file"  # type: ignore[call-overload]
+    assert record["error"]["hint"] == "open it with mode 'rb'"  # type: ignore[call-overload]
+
+
 def test_texts_are_paths_unless_they_are_expanded(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "a*b?[1].png").write_bytes(photo.read_bytes())
     (tmp_path / "@list").write_bytes(photo.read_bytes())

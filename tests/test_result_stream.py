@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -424,3 +425,26 @@ def test_labels_and_paths_cannot_drive_the_terminal_either(
     assert code == 0 and "\x1b" not in out
     _, best, drawn = out.splitlines()
     assert "\\x1b[1m3" in best and drawn.endswith("\\x1b[31mred\\nline.png")
+
+
+@pytest.mark.parametrize("name", ["a\u202egnp.exe.png", "a\u2066b.png", "a\x9bb.png"])
+def test_names_cannot_change_the_order_of_what_is_read(
+    name: str, tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copy(SAMPLES / "three.png", tmp_path / name)
+    code, out, err = hiera("predict", tmp_path / name, tmp_path / f"no{name}", *NANO, "-f", "table")
+    assert code == 1 and name not in out and name not in err
+    assert ascii(name)[1:-1] in out and f"/no{ascii(name)[1:-1]}: no such file" in err
+
+
+@pytest.mark.parametrize("name", ["a\rb.png", "a\nb.png", 'a",\r\n.png', "\r.png"])
+def test_rows_of_csv_hold_any_name(
+    name: str, tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    for file in (name, "z.png"):
+        shutil.copy(SAMPLES / "three.png", tmp_path / file)
+    given = ["predict", tmp_path / name, tmp_path / "z.png", *NANO, "-o", tmp_path / "out.csv"]
+    assert hiera(*given)[0] == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["input"] for row in rows] == [str(tmp_path / name), str(tmp_path / "z.png")]

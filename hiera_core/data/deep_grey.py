@@ -1,4 +1,4 @@
-"""Convert grey images of more than 8 bits to RGB. Pillow alone would clip them to white."""
+"""Convert images of more than 8 bits to 8. Pillow alone would clip grey ones to white."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ..errors import InputError
 # Tags of TIFF files.
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
 MAX_SAMPLE_VALUES = (341, 281)  # SMaxSampleValue, MaxSampleValue
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag and one of its values
 SIGNED = 2  # value of SAMPLE_FORMAT
+SCALED = "hiera_scaled"  # key of the note about an image whose samples have been scaled
 
 
 class GreyRange(NamedTuple):
@@ -44,12 +46,45 @@ def deep_grey_to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     else:
         values = _as_unsigned(image, values)
         found = _integer_range(image, int(values.min()), int(values.max()))
-    grey = np.empty(values.shape, np.uint8)
+    notes.append(f"{found.name} scaled to 8 bits")
+    grey = _scale(values, found)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey  # which Pillow does for 8 bits only
+    return Image.fromarray(grey).convert("RGB")
+
+
+def samples_to_8_bits(image: Any, samples: np.ndarray, alpha: bool) -> tuple[np.ndarray, str]:
+    """Return the samples of a TIFF file as uint8, and a note for its record.
+
+    Args:
+        image: The image, whose tags say how many bits the values have.
+        samples: The samples, [height, width, channels], of any type.
+        alpha: Whether the last channel is alpha. It is scaled by the range of its type.
+
+    Raises:
+        InputError: The values are floats, and some of them are NaN or infinite.
+    """
+    colours = samples[..., :-1] if alpha else samples
+    is_float = samples.dtype.kind == "f"
+    if is_float:
+        found = _float_range(colours)
+    else:
+        found = _integer_range(image, int(colours.min()), int(colours.max()))
+    pixels = _scale(colours, found)
+    if alpha:
+        opaque = GreyRange(0, 1 if is_float else np.iinfo(samples.dtype).max, "")
+        pixels = np.concatenate([pixels, _scale(samples[..., -1:], opaque)], axis=-1)
+    what = found.name if samples.shape[-1] - alpha == 1 else found.name.replace("grey", "colour")
+    return pixels, f"{what} scaled to 8 bits"
+
+
+def _scale(values: np.ndarray, found: GreyRange) -> np.ndarray:
+    """Return values as uint8, black as 0 and white as 255."""
+    pixels = np.empty(values.shape, np.uint8)
     for y, row in enumerate(values):  # one row at a time, because float64 takes a lot of memory
         scaled = (row.astype(np.float64) - found.black) / max(found.white - found.black, 1e-12)
-        grey[y] = scaled.clip(0, 1) * 255 + 0.5
-    notes.append(f"{found.name} scaled to 8 bits")
-    return Image.fromarray(grey).convert("RGB")
+        pixels[y] = scaled.clip(0, 1) * 255 + 0.5
+    return pixels
 
 
 def _float_range(values: np.ndarray) -> GreyRange:

@@ -33,7 +33,8 @@ def find_files(
         folder: The folder.
         recursive: Also look into the folders within it.
         endings: Extensions of the files, in lower case.
-        passed_over: Counts the files that are left out, by extension; hidden ones under `hidden`.
+        passed_over: Counts the files that are left out, by extension; hidden ones, and with
+            `recursive` those in hidden folders, under `hidden`.
         on_error: Called with a folder that cannot be read. Otherwise its error is raised.
     """
     entered: set[tuple[int, int]] = set()
@@ -58,6 +59,8 @@ def find_files(
             if _is_folder(entry):
                 if not entry.name.startswith("."):
                     inner.append(folder / entry.name)
+                elif recursive and passed_over is not None and not entry.is_symlink():
+                    passed_over[HIDDEN] += sum(len(names) for _, _, names in os.walk(entry.path))
             elif entry.name.startswith("."):
                 _count(passed_over, HIDDEN)
             elif (ending := Path(entry.name).suffix.lower()) in endings:

@@ -21,6 +21,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, IcoImagePlugin, Image, ImageFile
 from PIL import TiffImagePlugin as Tiff
 
 from ..errors import InputError
+from .deep_grey import SCALED, samples_to_8_bits
+from .image_files.tiff_samples import RGB, WHITE_IS_ZERO, Layout
 from .media_types import SIGNATURE_BYTES
 
 # Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
@@ -54,6 +56,9 @@ _OTHER_FILES = [
     (re.compile(rb"(<\?xml[^>]*>)?\s*<svg"), "it is an SVG file; convert it to PNG"),
     (re.compile(rb"8BPS"), "it is a Photoshop file; convert it to PNG or TIFF"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "it is JPEG XL; convert it to PNG or TIFF"),
+    (re.compile(rb"\x93NUMPY"), "it is a NumPy array; in Python, give numpy.load(FILE)"),
+    (re.compile(rb".{128}DICM", re.DOTALL), "it is a DICOM file; save its images as TIFF or PNG"),
+    (re.compile(rb"v/1\x01|#\?RADIANCE|P7\n"), "convert it to TIFF or PNG"),
     (
         re.compile(rb"\s*<(!doctype +)?html", re.IGNORECASE),
         "it is a web page; download the file again",
@@ -153,7 +158,44 @@ class _StillGif(GifImagePlugin.GifImageFile):
 
 
 class _Tiff(Tiff.TiffImageFile):
-    """TIFF reader that allocates the pixels without asking for Pillow's own limit again."""
+    """TIFF reader that allocates the pixels without asking for Pillow's own limit again, and reads
+    the samples itself where Pillow does not."""
+
+    _layout: Layout | None = None  # of samples that are read here
+
+    def _setup(self) -> None:
+        self._layout = None
+        try:
+            layout = Layout(self.tag_v2)
+        except (KeyError, TypeError, ValueError):
+            super()._setup()
+            return
+        if not layout.is_misread:
+            try:
+                super()._setup()
+                return
+            except SyntaxError:  # samples that it does not read
+                if layout.width < 1 or layout.height < 1:
+                    raise
+        self._layout = layout
+        self._size = self._tile_size = (layout.width, layout.height)
+        self._mode = "RGB"
+
+    def load(self) -> Any:
+        if self._layout is not None:
+            layout, self._layout = self._layout, None
+            layout.check()
+            assert self.fp is not None
+            samples = layout.read(self.fp, self.tag_v2.prefix)
+            grey = layout.photometric != RGB
+            has_alpha = layout.channels % 2 == 0 and layout.has_alpha
+            samples = samples if has_alpha else samples[..., : 1 if grey else 3]
+            pixels, self.info[SCALED] = samples_to_8_bits(self, samples, has_alpha)
+            if layout.photometric == WHITE_IS_ZERO:
+                pixels[..., 0] = 255 - pixels[..., 0]
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            self.im, self._mode, self.tile = image.im, image.mode, []
+        return super().load()
 
     def load_prepare(self) -> None:
         if self._im is None:

@@ -13,7 +13,7 @@ from typing import IO
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin
 
 from ..errors import InputError, first_line
-from .deep_grey import deep_grey_to_rgb, is_deep_grey
+from .deep_grey import SCALED, deep_grey_to_rgb, is_deep_grey
 from .image_formats import open_header
 
 MAX_PIXELS = 178_956_970  # the size at which Pillow raises its decompression bomb error
@@ -92,6 +92,8 @@ def as_input_errors() -> Iterator[None]:
 
 def to_upright_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     """Apply an image's EXIF orientation, and convert it to RGB; see `to_rgb`."""
+    if SCALED in image.info:
+        notes.append(str(image.info[SCALED]))
     return to_rgb(_apply_orientation(image, notes), notes)
 
 

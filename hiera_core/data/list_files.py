@@ -8,35 +8,42 @@ columns do. Where two columns could be the one that is looked for, nothing is gu
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from .lists.list_rows import PROBED_ROWS, ListError, ListRows, Row
 from .media_types import ENDINGS
 
+# Words of headers, in the form that `_word` gives them.
 PATH_HEADERS = frozenset(
-    "path paths file files filename file_name filepath file_path image images img image_path "
-    "img_path image_name image_id image_file imageid id_code name video videos video_path "
-    "video_id video_name clip youtube_id".split()
+    "path paths file files filename filepath image images img imagepath imgpath imagename imgname "
+    "imageid imagefile idcode name video videos videopath videoid videoname clip "
+    "youtubeid".split()
 )
 # A list may have several of these: those in the first row are preferred, then those in the second.
 RANKED_LABEL_HEADERS = tuple(
     frozenset(words.split())
     for words in (
-        "label labels",
-        "class classes class_name class_id classid classname category category_id category_name",
-        "target targets breed diagnosis species",
+        "label labels labelname labelnames classlabel groundtruth gt truelabel",
+        "class classes classname classid category categoryid categoryname",
+        "target targets targetname breed diagnosis species",
+        "labelid labelidx labelindex classidx classindex classnumber categoryidx targetid "
+        "targetidx",
         "y",  # but not beside an `x`: then it is a coordinate
     )
 )
 LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
-INDEX_HEADERS = frozenset(("", "unnamed: 0", "index", "idx", "#", "no", "row"))
+INDEX_HEADERS = frozenset(("", "unnamed0", "index", "idx", "no", "row"))
+# Cells of columns of which each is a class.
+MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 
@@ -91,6 +98,8 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
         if path.suffix.lower() in JSON_ENDINGS:
             raise ListError(" is a list in JSON", "write a .csv with the columns path and label")
         table = ListRows(path)
+        if table.is_json:
+            raise ListError(" is a list in JSON", "write a .csv with the columns path and label")
         probed = list(itertools.islice(table, 1 + PROBED_ROWS))
         header: Sequence[str] = ()
         if probed and _is_header(probed, path.parent):
@@ -102,13 +111,17 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
 
     def files() -> Iterator[tuple[str, str]]:
         with _named(path):
-            column = _find_label_column(table, header, file_column) if labelled else None
+            label_of = _find_labels(table, header, file_column) if labelled else _no_label
             for row in _body(table, header):
-                name, label = _cell(row, file_column), _cell(row, column)
+                name, label = _cell(row, file_column), label_of(row)
                 if not name:
                     continue
-                if labelled and not label:
-                    raise ListError(f": {_quote_missing(row)} has no label", "write `path label`")
+                if labelled:
+                    _check_label(row, label)
+                if is_web(name) or is_remote(name):
+                    raise ListError(
+                        f": line {row.line} is a URL ({name})", "download the files, and list them"
+                    )
                 yield finder.complete(name), label
 
     return OpenedList(finder.base, example, files())
@@ -130,9 +143,29 @@ def as_class_number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _word(cell: str) -> str:
+    """Return a cell of a header in the form of the tables above: `Class ID` and `class_id` are
+    `classid`."""
+    return re.sub(r"[\W_]+", "", cell.lower())
+
+
 def _quote_missing(row: Row) -> str:
     """`line 2`, and its cells if there are several."""
     return f"line {row.line}" if len(row.cells) < 2 else str(row)
+
+
+def _check_label(row: Row, label: str) -> None:
+    """Check a label that is needed.
+
+    Raises:
+        ListError: It is missing, or no text.
+    """
+    if not label:
+        raise ListError(f": {_quote_missing(row)} has no label", "write `path label`")
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise ListError(f": {row} has a label that is not UTF-8", "save it as UTF-8") from None
 
 
 def _cell(row: Row, column: int | None) -> str:
@@ -146,19 +179,27 @@ def _is_header(rows: Sequence[Row], folder: Path) -> bool:
     """Return whether the first row names the columns.
 
     It does if no cell of it is a file, and it either has usual names, or is unlike the rows below,
-    in which there are files.
+    in which there are files or numbers.
     """
     first = rows[0].cells
     if any(_may_be_file(cell, folder) for cell in first):
         return False
-    words = [cell.lower() for cell in first]
+    words = [_word(cell) for cell in first]
     if words[0] in INDEX_HEADERS:
         words = words[1:]
     known = PATH_HEADERS | LABEL_HEADERS
     if words and words[0] in known and (len(words) < 2 or words[1] in known):
         return True
     below = rows[1 : 1 + PROBED_ROWS]
+    if words and words[0] in PATH_HEADERS and below:
+        others = [cell for row in below for cell in row.cells[-len(words) + 1 :]]
+        if all(map(_is_number, others)) and not any(map(_is_number, first[1:])):
+            return True
     return any(_may_be_file(cell, folder) for row in below for cell in row.cells)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.lower() in MARKS or re.fullmatch(r"[-+]?\d+(\.\d*)?", cell) is not None
 
 
 def _may_be_file(cell: str, folder: Path) -> bool:
@@ -178,7 +219,7 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
     holding = [i for i, count in enumerate(counts) if count and 2 * count >= max(counts)]
     if len(holding) == 1:
         return holding[0]
-    words = [word.lower() for word in header]
+    words = [_word(word) for word in header]
     named = [i for i, word in enumerate(words) if word in PATH_HEADERS]
     named += [i for i, word in enumerate(words) if word == "id"]  # Kaggle's `id,label`
     for i in named:
@@ -190,18 +231,23 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
     return 1 if width > 2 and _is_index(body, header, 0) else 0
 
 
-def _find_label_column(table: ListRows, header: Sequence[str], file_column: int) -> int | None:
-    """Return the column that holds labels: the one whose header says so, else the only one beside
-    the files that is not empty and is not an index. None if there is no other column.
+def _no_label(row: Row) -> str:
+    return ""
+
+
+def _find_labels(table: ListRows, header: Sequence[str], file_column: int) -> Callable[[Row], str]:
+    """Return what gives the label of a row: the cell in the column whose header says so, else in
+    the only one beside the files that is not empty and is not an index; or the name of the column
+    with the 1, if each row has 0 in all others.
 
     Raises:
-        ListError: There are several.
+        ListError: Several columns may hold the labels.
     """
-    words = [word.lower() for word in header]
+    words = [_word(word) for word in header]
     for ranked in RANKED_LABEL_HEADERS:
         for i, word in enumerate(words):
             if i != file_column and word in ranked and not (word == "y" and "x" in words):
-                return i
+                return functools.partial(_cell, column=i)
     filled, counting = _scan_columns(_body(table, header))
     others = [i for i in sorted(filled) if i != file_column]
 
@@ -211,12 +257,20 @@ def _find_label_column(table: ListRows, header: Sequence[str], file_column: int)
         return column in counting
 
     plain = [i for i in others if not (len(others) > 1 and is_index(i))]
-    if len(plain) > 1:
-        both = (
-            row for row in _body(table, header) if _cell(row, plain[0]) and _cell(row, plain[1])
-        )
-        raise _doubt("labels", plain, header, next(both, None) or next(_body(table, header)))
-    return next(iter(plain or others), None)
+    if len(plain) < 2:
+        return functools.partial(_cell, column=next(iter(plain or others), None))
+    if plain[-1] < len(header) and all(
+        _marked(row, plain) is not None for row in _body(table, header)
+    ):
+        return lambda row: header[_marked(row, plain) or 0]
+    both = (row for row in _body(table, header) if _cell(row, plain[0]) and _cell(row, plain[1]))
+    raise _doubt("labels", plain, header, next(both, None) or next(_body(table, header)))
+
+
+def _marked(row: Row, columns: Sequence[int]) -> int | None:
+    """Return the column that holds 1, if all others hold 0."""
+    marks = [MARKS.get(_cell(row, i).lower()) for i in columns]
+    return columns[marks.index(True)] if None not in marks and sum(map(bool, marks)) == 1 else None
 
 
 def _body(table: ListRows, header: Sequence[str]) -> Iterator[Row]:
@@ -243,7 +297,7 @@ def _scan_columns(rows: Iterable[Row]) -> tuple[set[int], set[int]]:
 def _is_index(body: Sequence[Row], header: Sequence[str], column: int) -> bool:
     """Return whether a column only counts the rows."""
     if column < len(header):
-        return header[column].lower() in INDEX_HEADERS
+        return _word(header[column]) in INDEX_HEADERS
     return column in _scan_columns(body)[1]
 
 
@@ -284,6 +338,8 @@ class _FileFinder:
 
     def complete(self, name: str) -> str:
         """Return the path of a file within `base`, whether it exists or not."""
+        if (path := path_of_file_url(name)) is not None:
+            return path
         text = name.replace("\\", "/") if self.from_windows else name
         return text + self.ending
 

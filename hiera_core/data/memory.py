@@ -72,7 +72,7 @@ def as_source(item: Any, index: int) -> Source:
 
 def lies_on_device(item: object) -> bool:
     """Return whether this is a tensor on a device that is not the host."""
-    return isinstance(item, torch.Tensor) and not item.is_cpu
+    return isinstance(item, torch.Tensor) and not item.is_cpu and not item.is_meta
 
 
 def wait_for_tensors(given: Sequence[object]) -> None:
@@ -132,7 +132,8 @@ def as_pixels(item: Any) -> np.ndarray:
             [frames, height, width, channels]; or a tensor of these forms or [channels, height,
             width], [frames, channels, height, width], [channels, frames, height, width]. Channels
             are grey, RGB, or RGB with alpha.
-            Values are uint8 in 0..255, or floats in 0..1.
+            Values are uint8 in 0..255, or floats in 0..1. Wider integers may hold 0..255, too, and
+            uint16 otherwise 0..65535.
 
     Raises:
         InputError: The shape or the values are others.
@@ -141,7 +142,7 @@ def as_pixels(item: Any) -> np.ndarray:
     if isinstance(item, Image.Image):
         return np.array(to_upright_rgb(item, [])).copy()
     if isinstance(item, torch.Tensor):
-        tensor = _channels_last(item.detach().cpu())
+        tensor = _channels_last(_plain(item.detach()).cpu())
         # NumPy has no bfloat16.
         array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     elif isinstance(item, np.ndarray):
@@ -153,11 +154,13 @@ def as_pixels(item: Any) -> np.ndarray:
         )
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim not in (3, 4) or array.shape[-1] not in CHANNELS or 0 in array.shape:
-        raise InputError(
-            f"an array of shape {tuple(item.shape)} is no image or clip",
+        hint = (
             "arrays are [height, width, channels], tensors [channels, height, width], and clips "
-            "[frames, height, width, channels]",
+            "[frames, height, width, channels]"
         )
+        if array is item and array.ndim in (3, 4) and array.shape[-3] in CHANNELS:
+            hint = "channels are the last axis of an array: numpy.moveaxis(array, -3, -1)"
+        raise InputError(f"an array of shape {tuple(item.shape)} is no image or clip", hint)
     pixels = _as_uint8(array)
     if pixels.shape[-1] == 1:
         return np.repeat(pixels, 3, axis=-1)
@@ -205,6 +208,18 @@ def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.movedim(0, -1)
 
 
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that NumPy can take: dense, and not a lazy conjugate or negative.
+
+    Raises:
+        InputError: It has no values.
+    """
+    if tensor.is_meta:
+        raise InputError("a tensor on the device meta has no values", "give pixels")
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense.resolve_conj().resolve_neg()
+
+
 def _as_uint8(array: np.ndarray) -> np.ndarray:
     """Return pixels in 0..255.
 
@@ -215,8 +230,10 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
+    if array.dtype == np.uint16 and array.max() > 255:
         return (array >> 8).astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"pixels of type {array.dtype}", "give uint8 in 0..255, or floats in 0..1")
     low, high = float(array.min()), float(array.max())  # NaN if any value is
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
         return array.astype(np.uint8)
@@ -237,6 +254,8 @@ def _read(file: Any) -> bytes:
     """
     try:
         content = file.read(MAX_FILE_BYTES + 1)
+    except UnicodeError as error:
+        raise InputError("a text file", "open it with mode 'rb'") from error
     except (OSError, ValueError) as error:  # ValueError: it is closed
         raise InputError(str(error).lower() or type(error).__name__, "open it again") from error
     if not isinstance(content, bytes):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, UsageError, first_line
-from ..places.remote_requests import is_remote, is_web
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from . import folders, tar_files
 from .media_types import (
     ENDINGS,
@@ -173,8 +173,10 @@ def expand(
         elif is_remote(text):
             for f in list_inputs(text, recursive, passed_over):
                 yield Source(f.name, url=f.url, span=f.span, error=f.error, short_name=f.short_name)
+        elif (path := path_of_file_url(text)) is not None and not is_folder(path):
+            yield Source(text, path=Path(path))
         else:
-            yield from _from_path(text, options)
+            yield from _from_path(path or text, options)
 
 
 def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool = True) -> None:
@@ -455,7 +457,7 @@ def from_name(text: str, *, in_list: bool = False) -> Source:
     """Return the source of a path or URL: no glob, folder or list. `in_list`: see `Source`."""
     if is_web(text) or is_remote(text):
         return Source(text, url=text)
-    return Source(text, path=Path(text), in_list=in_list)
+    return Source(text, path=Path(path_of_file_url(text) or text), in_list=in_list)
 
 
 # Content ------------------------------------------------------------------------------------------

@@ -383,8 +383,10 @@ def _read_weights(
     chosen = name if checkpoint is None else checkpoint
     if chosen is None:
         raise UsageError("no model and no checkpoint", "give one of them")
-    if entry is None or checkpoint is None:
+    if checkpoint is None or name is None:
         return load.read_weights(chosen)
+    if entry is None:
+        return load.describe_as(load.read_weights(checkpoint), name)
     is_tag = checkpoint in entry.checkpoints
     if not is_tag and (names.is_location(checkpoint) or names.is_in_zoo(checkpoint)):
         return load.read_weights(checkpoint)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from ..errors import HieraError, InputError, UsageError, first_line
 
@@ -43,6 +44,18 @@ def is_remote(text: str) -> bool:
 def is_web(text: str) -> bool:
     """Return whether a text is a URL of the web. `HTTPS://` is one, too."""
     return text.lower().startswith(("http://", "https://"))
+
+
+def path_of_file_url(text: str) -> str | None:
+    """Return the path on this machine that a `file://` URL names; None if this is none.
+
+    `file:///photos/my%20cat.png` -> `/photos/my cat.png`
+    """
+    scheme, _, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() != "file" or host.lower() not in ("", "localhost") or not slash:
+        return None
+    return "/" + unquote(path, errors="surrogateescape")
 
 
 def open_place(url: str) -> tuple[Any, str]:

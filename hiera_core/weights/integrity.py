@@ -13,6 +13,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,11 +115,23 @@ def _check_zip(path: Path) -> None:
         ThreadPoolExecutor(MAX_THREADS) as pool,
     ):
         members = archive.infolist()
+        if what := _kind_of_program(member.filename for member in members):
+            raise DamagedFile(path, f"is {what}, not a checkpoint", "give the weights that it has")
         # torch can be told to write no CRCs; all of them are 0 then.
         has_crcs = any(member.CRC for member in members)
         for problem in pool.map(lambda member: _find_problem(content, member, has_crcs), members):
             if problem:
                 raise zipfile.BadZipFile(problem)
+
+
+def _kind_of_program(names: Iterable[str]) -> str | None:
+    """Return what a zip file is by the names of its members, if that is no checkpoint."""
+    last = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in last:
+        return "a TorchScript program"
+    if "archive_format" in last:
+        return "an exported program"
+    return None if "data.pkl" in last else "an archive"
 
 
 def _find_problem(content: memoryview, member: zipfile.ZipInfo, has_crcs: bool) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
 from ..places.remote_requests import is_remote, is_web
 from ..plain_data import valid_text
-from . import download, files, foreign_config, key_mapping, names, remote_weights
+from . import download, files, foreign_config, key_mapping, local_files, names, remote_weights
 from .cache_repair import read_cached
 from .integrity import check_weights_file
 from .local_files import find_local
-from .shapes import check_shapes
+from .shapes import adapt_channels, check_shapes
 
 log = logging.getLogger("hiera")
 
@@ -87,6 +87,26 @@ def read_weights(name: str | Path, *, public_only: bool = False, **options: Any)
     if names.exists(name):
         log.warning("%s is the model in the zoo; for the file or folder, write ./%s", name, name)
     return read_released(entry, zoo.split_tag(str(name))[1], **options)
+
+
+def describe_as(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
+    """Return a checkpoint with what it does not say about itself: the architecture, preprocessing
+    and class names of the model at a location.
+
+    Args:
+        checkpoint: The weights.
+        name: The location; see names.py. The weights there are not used.
+
+    Raises:
+        CheckpointError, HubError, OutputError: See `read_checkpoint`.
+    """
+    found = local_files.find_description(Path(name))
+    if found is None:
+        other = read_weights(name)
+        config, card = other.config, other.card
+    else:
+        config, card = _describe(found, {}, str(name))
+    return replace(checkpoint, config=checkpoint.config or config, card={**card, **checkpoint.card})
 
 
 def read_checkpoint(source: str | Path, *, public_only: bool = False, **options: Any) -> Checkpoint:
@@ -253,7 +273,7 @@ def fit(
     for key in dropped:
         state.pop(key, None)
     if PATCH_WEIGHT in state and PATCH_WEIGHT in expected:
-        state[PATCH_WEIGHT] = _adapt_channels(state[PATCH_WEIGHT], expected[PATCH_WEIGHT][1])
+        state[PATCH_WEIGHT] = adapt_channels(state[PATCH_WEIGHT], expected[PATCH_WEIGHT][1])
 
     missing = [n for n in expected if n not in state]
     unexpected = [n for n in state if n not in expected]
@@ -300,7 +320,7 @@ def _is_offline(options: Mapping[str, Any]) -> bool:
 
 def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     """Read the files of a checkpoint, and check its weights."""
-    raw, extras = files.read(fetched.weights)
+    raw, extras = local_files.read(fetched.weights)
     state, naming = key_mapping.to_reference(raw)
     check_shapes(state, source)
     files.check_weights(state, source)
@@ -342,22 +362,6 @@ def _check_card(card: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: preprocessing in its card is no dictionary", "fix it")
     if classes is not None and not is_names:
         raise CheckpointError(f"{source}: classes in its card is no list of names", "fix it")
-
-
-def _adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Return patch embedding weights for another number of input channels, by timm's rule.
-
-    A single channel gets the sum of all channels. More channels are repetitions of the old ones,
-    scaled so that activations keep their magnitude. [dim, old, *kernel] -> [dim, channels, *kernel]
-    """
-    old = weight.shape[1]
-    if old == channels:
-        return weight
-    log.info("patch embedding adapted from %d to %d input channels", old, channels)
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    repeats = [1, -(-channels // old)] + [1] * (weight.dim() - 2)
-    return weight.repeat(repeats)[:, :channels] * (old / channels)
 
 
 def _misfit(

@@ -18,7 +18,9 @@ from .. import zoo
 from ..errors import UsageError, check_type
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder or hub repository
-FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
+INDEX_ENDING = ".index.json"  # of a file that lists the files over which weights are spread
+WEIGHT_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
+FILE_ENDINGS = (*WEIGHT_ENDINGS, INDEX_ENDING)
 
 
 def find_entry(name: str | Path) -> zoo.ModelEntry | None:

@@ -60,7 +60,7 @@ def _find_weights(system: Any, path: str) -> tuple[str, dict[str, Any]]:
     listed = {one["name"]: one for one in with_retries(lambda: system.ls(path, detail=True), path)}
     files = {name.rpartition("/")[2]: name for name in sorted(listed)}
     usual = [name for name in names.WEIGHT_NAMES if name in files]
-    others = [name for name in files if name.endswith(names.FILE_ENDINGS)]
+    others = [name for name in files if name.endswith(names.WEIGHT_ENDINGS)]
     for name in usual + (others if len(others) == 1 else []):
         return files[name], listed[files[name]]
     raise InputError(f"the folder holds no {' or '.join(names.WEIGHT_NAMES)}")

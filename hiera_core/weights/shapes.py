@@ -1,16 +1,20 @@
-"""Check the shapes of parameters that are looked at before a model is chosen.
+"""Check the shapes of parameters that are looked at before a model is chosen, and adapt those that
+have a rule for it.
 
 Once there is a model, `load.fit` compares every shape with it.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 
 import torch
 
 from ..errors import CheckpointError
+
+log = logging.getLogger("hiera")
 
 # Patterns of names in the reference's naming, and how many dimensions such a tensor may have.
 DIMENSIONS = {
@@ -59,3 +63,19 @@ def _not_a_hiera(source: str, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{source} does not hold the weights of a Hiera: {reason}", "use another file"
     )
+
+
+def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return patch embedding weights for another number of input channels, by timm's rule.
+
+    A single channel gets the sum of all channels. More channels are repetitions of the old ones,
+    scaled so that activations keep their magnitude. [dim, old, *kernel] -> [dim, channels, *kernel]
+    """
+    old = weight.shape[1]
+    if old == channels:
+        return weight
+    log.info("patch embedding adapted from %d to %d input channels", old, channels)
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = [1, -(-channels // old)] + [1] * (weight.dim() - 2)
+    return weight.repeat(repeats)[:, :channels] * (old / channels)

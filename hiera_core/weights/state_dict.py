@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import logging
 import pathlib
 import types
@@ -41,11 +40,11 @@ COPIES = ("ema", "avg", "average", "teacher", "target", "momentum")
 MAX_DEPTH = 5  # of nested dictionaries
 
 
-class NumPyValue:
-    """Stands for a NumPy object in a pickle. It takes what the pickle gives it, and keeps nothing.
+class IgnoredValue:
+    """Stands for an object in a pickle. It takes what the pickle gives it, and keeps nothing.
 
-    NumPy's own functions trust what they are given: a few bytes of a file could make them follow a
-    pointer, or allocate any amount of memory. No weights are lost, because those are tensors.
+    A few bytes of a file could otherwise make the object's own code follow a pointer, or allocate
+    any amount of memory. No weights are lost, because those are tensors.
     """
 
     def __init__(self, *arguments: Any) -> None: ...
@@ -53,12 +52,41 @@ class NumPyValue:
     def __setstate__(self, state: Any) -> None: ...
 
 
+class NumPyValue(IgnoredValue):
+    """Stands for a NumPy object."""
+
+
+class IgnoredList(list[Any]):
+    """Stands for a list of another type, and keeps nothing."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+
+# Values that settings of a trainer hold: of Python, and of OmegaConf (Hydra, Lightning).
+IGNORED = (
+    *("builtins." + name for name in "frozenset range slice int float bool str".split()),
+    *("datetime." + name for name in "date datetime time timedelta timezone".split()),
+    *("decimal.Decimal", "fractions.Fraction", "uuid.UUID", "zoneinfo.ZoneInfo._unpickle"),
+    *("typing." + name for name in "Any Dict List Tuple Optional".split()),
+    *("omegaconf." + name for name in "dictconfig.DictConfig listconfig.ListConfig".split()),
+    *("omegaconf.base." + name for name in "Metadata ContainerMetadata".split()),
+    *(
+        f"omegaconf.nodes.{kind}Node"
+        for kind in "Any String Integer Float Boolean Bytes Path Enum".split()
+    ),
+)
+
+
 def safe_types() -> list[Any]:
     """Return types that trainers save beside the weights, and that do nothing but hold values.
 
     They are for `torch.serialization.safe_globals`; a pair is a type and the name that stands in
     the file. Paths become pure paths, because a path of another system cannot be built. NumPy's
-    objects become a `NumPyValue`.
+    objects become a `NumPyValue`, and those of `IGNORED` an `IgnoredValue`.
     """
     import numpy as np
 
@@ -66,14 +94,13 @@ def safe_types() -> list[Any]:
         argparse.Namespace,
         types.SimpleNamespace,
         collections.defaultdict,
-        datetime.date,
-        datetime.datetime,
-        datetime.timedelta,
     ]
     numpy_names = ["dtype", "ndarray", *(f"dtypes.{name}" for name in np.dtypes.__all__)]
     for module in ("core.multiarray", "_core.multiarray"):  # before and since NumPy 2
         numpy_names += [f"{module}.scalar", f"{module}._reconstruct"]
     found += [(NumPyValue, f"numpy.{name}") for name in numpy_names]
+    found += [(IgnoredValue, name) for name in IGNORED]
+    found.append((IgnoredList, "collections.deque"))
     for module in ("pathlib", "pathlib._local"):  # before and since Python 3.13
         for pure in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
             for name in (pure.__name__, pure.__name__.removeprefix("Pure")):

@@ -7,6 +7,7 @@ WordNet IDs of ImageNet-1k, which are in the order of its classes.
 from __future__ import annotations
 
 import ast
+import csv
 import functools
 import json
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..plain_data import utf8_text
+from ..plain_data import parse_yaml, utf8_text
 
 MAX_LABELS_BYTES = 8 << 20
 MAX_LITERAL_BYTES = 1 << 20  # Python needs 250 times as much memory to read a literal
@@ -23,6 +24,19 @@ NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `
 NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
 WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
 NOT_READ = (".pbtxt", ".prototxt", ".textproto")  # their lines are not names
+EXCEL_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # its first line may say what separates cells
+YAML_ENDINGS = (".yaml", ".yml")
+# Keys under which a dictionary holds class names: config.json, COCO, Ultralytics' data.yaml.
+NAME_KEYS = (
+    "id2label", "label2id", "class_to_idx", "class_names", "label_names", "classes", "names",
+    "categories", "labels",
+)  # fmt: skip
+# Words of a header above class names, and above their numbers.
+NAME_WORDS = (
+    "name", "names", "class_name", "label_name", "display_name", "label", "labels", "class",
+    "classes", "category", "description", "desc",
+)  # fmt: skip
+NUMBER_WORDS = ("id", "index", "idx", "class_id", "class_index", "class_idx", "label_id", "number")
 LABEL_SETS = {1000: "imagenet1k", 400: "kinetics400"}  # by number of classes
 
 
@@ -53,7 +67,8 @@ def read_labels(path: str | Path) -> list[str]:
 
     The file has one name per line, which a class number or a WordNet ID may precede, or which a
     number may follow after a comma; with or without a header. Or it is a JSON or Python list of
-    names, or a dictionary that maps numbers to names or names to numbers.
+    names, or a dictionary that maps numbers to names or names to numbers, also within a dictionary
+    of other things, such as config.json. A .csv may have more columns, if a header names them.
 
     Raises:
         UsageError: The file cannot be read, is empty, or its numbers are not those of classes.
@@ -87,12 +102,27 @@ def _parse(text: str, name: str | Path) -> list[str]:
     if ending in NOT_READ:
         raise UsageError(f"labels {name}: {ending} is not read", "write one class name per line")
     try:
-        names = _from_literal(text) if text.lstrip()[:1] in ("{", "[") else _from_lines(text)
+        names = _names_in(text, ending)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise _unreadable(name, error) from error
     if not names:
         raise UsageError(f"labels {name} are empty", "write one class name per line")
     return names
+
+
+def _names_in(text: str, ending: str) -> list[str]:
+    if ending in YAML_ENDINGS:
+        return _from_value(parse_yaml(text))
+    if text.lstrip()[:1] in ("{", "["):
+        return _from_literal(text)
+    excel = EXCEL_LINE.match(text)
+    text = text[excel.end() :] if excel else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    while lines and lines[0].startswith("# "):
+        lines.pop(0)
+    if lines and all(line.startswith("- ") for line in lines):  # a list in YAML
+        lines = [line[2:].strip() for line in lines]
+    return _from_table(lines, ending) or _from_lines(lines)
 
 
 def _unreadable(name: str | Path, error: BaseException) -> UsageError:
@@ -128,16 +158,76 @@ def _checked_text(content: bytes) -> str:
 
 
 def _from_literal(text: str) -> list[str]:
-    """Return the names of a list, or of a dictionary that gives each name or number its class."""
+    """Return the names in a value in JSON or Python, or in lines of JSON."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = _python_literal(text.strip())
+        return _from_value(json.loads(text))
+    except json.JSONDecodeError:
+        pass
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
+        return _from_value([json.loads(line) for line in lines])
+    return _from_value(_python_literal(text.strip()))
+
+
+def _from_value(value: Any) -> list[str]:
+    """Return the names of a list, or of a dictionary that gives each name or number its class.
+
+    Raises:
+        TypeError, ValueError: It is neither, or its items are no names.
+    """
+    if not isinstance(value, dict | list | tuple):  # a set has no order
+        raise TypeError("it holds no list or dictionary of names")
     if isinstance(value, dict):
+        key = next((key for key in NAME_KEYS if isinstance(value.get(key), dict | list)), None)
+        if key is not None:
+            return _from_value(value[key])
         by_name = all(_is_int(v) for v in value.values())  # torchvision's class_to_idx
         pairs = ((v, k) for k, v in value.items()) if by_name else value.items()
         return _in_order([(_class_number(number), name) for number, name in pairs])
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return _from_objects(value)
     return [_name_of(item) for item in value]
+
+
+def _from_objects(objects: Sequence[dict[Any, Any]]) -> list[str]:
+    """`[{"id": 1, "name": "cat"}]` -> ["cat"]
+
+    Raises:
+        ValueError: An object has no name, or their numbers do not count the classes.
+    """
+    pairs = []
+    for position, item in enumerate(objects):
+        name = next((item[key] for key in NAME_WORDS if key in item), None)
+        if not isinstance(name, str):
+            raise ValueError(f"{item!r:.40} has no name")
+        number = next((item[key] for key in NUMBER_WORDS if key in item), position)
+        pairs.append((_class_number(number), name))
+    first = min(number for number, _ in pairs)
+    return _in_order([(number - min(first, 1), name) for number, name in pairs])
+
+
+def _from_table(lines: Sequence[str], ending: str) -> list[str]:
+    """Return the names in a table whose header names their column; [] if it does not.
+
+    Raises:
+        ValueError: The numbers beside them do not count the classes.
+    """
+    for separator in ",;\t|":
+        rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        header = [re.sub(r"[\W_]+", "_", word.strip().lower()) for word in rows[0]] if rows else []
+        named = [i for i, word in enumerate(header) if word in NAME_WORDS]
+        numbered = [i for i, word in enumerate(header) if word in NUMBER_WORDS]
+        is_table = (
+            len(header) > 1 and named and numbered and {len(row) for row in rows} == {len(header)}
+        )
+        if is_table:
+            name = min(named, key=lambda i: NAME_WORDS.index(header[i]))
+            objects = [
+                {"name": row[name].strip(), "id": row[numbered[0]].strip()} for row in rows[1:]
+            ]
+            return _from_objects(objects) if objects else []
+    is_header = ending == ".csv" and len(lines) > 1 and _unquoted(lines[0]).lower() in NAME_WORDS
+    return [_unquoted(line) for line in lines[1:]] if is_header else []
 
 
 def _python_literal(text: str) -> Any:
@@ -159,9 +249,8 @@ def _class_number(value: object) -> int:
     raise TypeError(f"{value!r:.40} is not a class number")
 
 
-def _from_lines(text: str) -> list[str]:
+def _from_lines(lines: Sequence[str]) -> list[str]:
     """Return the names of lines, without numbers, WordNet IDs, quotes and a header."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     for pattern in (NUMBERED, NUMBERED_LAST, WITH_WNID):
         for body in (lines, lines[1:]):  # the first line may be a header
             matches = [pattern.fullmatch(line) for line in body]

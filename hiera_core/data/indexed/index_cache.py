@@ -27,7 +27,7 @@ from .sample_index import IndexWriter, Kind, SampleIndex
 from .sections import SectionsInFile, write_sections
 
 FOLDER_VARIABLE = "HIERA_INDEX_FOLDER"
-VERSION = 1  # of the format
+VERSION = 2  # of the format, and of how lists are read
 ENDING, CONTENT_ENDING = ".index", ".content"
 KEPT_SAMPLES = 50_000  # an index of as many samples is kept for the next run
 UNUSED_S = 90 * 24 * 3600.0  # an index that was not opened for so long is removed

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from ...errors import UsageError
+from ..media_types import ENDINGS
 
 SEPARATORS = ",;\t|"
 PROBED_ROWS = 20  # rows in which files are looked for
@@ -17,6 +18,11 @@ PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
 MAX_LINE = 1 << 20  # characters
 EXCEL_LINE = re.compile(r"\ufeff?\"?sep=.\"?\r?\n")
 MAX_COLUMNS = 1000
+PATH_AND_LABEL = re.compile(
+    rf"\s*(\S.*?(?:{'|'.join(map(re.escape, sorted(ENDINGS)))}))\s+(\S.*)", re.IGNORECASE
+)
+# What spreadsheets are, if they are not text.
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -38,8 +44,9 @@ class ListRows:
     """The rows of a list that are not empty, split into cells. They can be gone through again.
 
     In a .csv, and where the first line has a separator and no space, cells are separated as in CSV,
-    by the separator that splits the first rows alike. Otherwise the last tab, or the last space,
-    ends the path, because paths may hold spaces.
+    by the separator that splits the first rows alike. Otherwise the last tab ends the path, or the
+    first space behind an extension of images and videos, because paths and labels may hold spaces,
+    or else the last space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +55,9 @@ class ListRows:
             lines = _first_lines(_lines(file))
         first = next(iter(lines), "")
         separator = _find_separator(lines)
+        self.is_json = first.lstrip()[:2] in ('{"', "[{", '["')
         spaced = re.search(r"\s", first.replace("\t", "").strip()) is not None
+        spaced = spaced and not (separator and _separates_paths(lines, separator))
         is_csv = path.suffix.lower() == ".csv"
         # What `csv.reader` splits at, and what `str.rsplit` does, where cells are not as in CSV.
         self._csv_separator, self._last_separator = None, None
@@ -74,8 +83,14 @@ class ListRows:
 
     def _split(self, lines: Iterator[str]) -> Iterator[list[str]]:
         if self._csv_separator is None:
-            return (line.strip("\r\n").rsplit(self._last_separator, 1) for line in lines)
+            return (_split_path(line.strip("\r\n"), self._last_separator) for line in lines)
         return _csv_rows(lines, self._csv_separator)
+
+
+def _split_path(line: str, separator: str | None) -> list[str]:
+    """`my cat.png golden retriever` -> [`my cat.png`, `golden retriever`]"""
+    found = PATH_AND_LABEL.match(line) if separator is None else None
+    return [found[1], found[2]] if found else line.rsplit(separator, 1)
 
 
 def _open_text(path: Path) -> TextIO:
@@ -90,6 +105,9 @@ def _open_text(path: Path) -> TextIO:
         file.seek(0)
     except OSError as error:
         raise ListError(f" cannot be read ({error.strerror})") from error
+    if start in SPREADSHEETS:
+        file.close()
+        raise ListError(" is a spreadsheet or an archive, not a text file", "save it as CSV")
     encoding = next((BOMS[bom] for bom in BOMS if start.startswith(bom)), "utf-8")
     errors = "strict" if encoding == "utf-16" else "surrogateescape"
     return io.TextIOWrapper(file, encoding, errors, newline="")
@@ -147,6 +165,15 @@ def _first_lines(lines: Iterator[str]) -> list[str]:
     if left < 0 and len(found) > 1:
         found.pop()  # it is cut
     return found[:PROBED_ROWS]
+
+
+def _separates_paths(lines: Sequence[str], separator: str) -> bool:
+    """Return whether each line below the first has a path with a known extension as one of its
+    cells. So it has if the paths have spaces, but not if a label has the separator."""
+    rows = [next(csv.reader([line], delimiter=separator), []) for line in lines]
+    return all(
+        any(Path(cell).suffix.lower() in ENDINGS for cell in row) for row in rows[1:] or rows
+    )
 
 
 def _find_separator(lines: Sequence[str]) -> str | None:

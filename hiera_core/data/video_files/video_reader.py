@@ -287,7 +287,8 @@ class Video:
         in_order, last, count = self._timeline.in_order, None, 0
         intact = True
         for number, packet in enumerate(itertools.chain(self._source, [None])):  # None: flush
-            if packet is not None:
+            # An edit list has the packets before a cut decoded, but not shown.
+            if packet is not None and not packet.is_discard:
                 time = number / self.fps if in_order else self._time(packet)
                 bisect.insort(self._packet_times, time)
                 del self._packet_times[:-512]

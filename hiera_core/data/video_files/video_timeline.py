@@ -26,6 +26,7 @@ SAME_FRAME = 0.25  # of the usual interval
 SAME_FRAME_S = 0.01  # at a varying rate, frames can be much nearer than usual
 # Codecs that show every packet as a frame of its own, also where two packets have one time stamp.
 FRAME_PER_PACKET = ("theora",)
+MAX_START = 1000  # packets; a key frame comes after fewer
 MIN_DISTINCT = 0.4  # if fewer packets have distinct time stamps, these say nothing
 
 
@@ -80,7 +81,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         present=present,
         keys=tuple(sorted(set(packets.keys))),
         declares_length=header.seconds > 0,
-        notes=_notes(header, frames, float(times[0])),
+        notes=_notes(header, frames, float(times[0])) + _notes_of_start(packets.undecodable),
     )
 
 
@@ -90,6 +91,12 @@ def _notes(header: _Header, frames: int, start: float) -> tuple[str, ...]:
     if not declared or abs(declared - frames) <= 1 or header.is_shared:
         return ()
     return (f"the header declares {declared} frames, and the file has {frames}",)
+
+
+def _notes_of_start(undecodable: int) -> tuple[str, ...]:
+    if not undecodable:
+        return ()
+    return (f"begins within a group of frames: {undecodable} of them cannot be decoded",)
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,11 @@ class _Header:
     def lists_all_frames(self) -> bool:
         """Whether the number of frames can be taken from the header.
 
-        An edit list may hide some of the frames. The duration is then shorter.
+        An edit list may hide some of the frames, or only one. The duration is then shorter.
         """
         if self.format not in INDEXED_FORMATS or not self.frames or not self.rate:
             return False
-        return abs(self.seconds * self.rate - self.frames) <= max(1.0, 0.01 * self.frames)
+        return abs(self.seconds * self.rate - self.frames) < 0.5
 
     def lost_seconds(self, end: float, start: float, last_end: float) -> float:
         """Return how much is missing at the end of the file.
@@ -172,6 +179,7 @@ class _Packets:
     keys: list[int] = field(default_factory=list)  # time stamps of key frames
     ordered: bool = True  # whether all time stamps are there, and tell the order of the frames
     last_end: float = 0.0  # seconds; of all streams of the file
+    undecodable: int = 0  # frames at the start that depend on frames before it; not in `stamps`
 
 
 def _scan(container: Any, stream: Any) -> _Packets:
@@ -182,6 +190,7 @@ def _scan(container: Any, stream: Any) -> _Packets:
     found.ordered = not (reordered and container.format.name == "avi")
     shows_all = stream.codec_context.name in FRAME_PER_PACKET
     last_dts = last_stamp = None
+    start = _Start(stream) if container.format.name in NO_LENGTH_FORMATS else None
     with contextlib.suppress(av.FFmpegError):  # what follows a damaged part is not there
         for packet in container.demux():
             if not packet.size or packet.is_discard:
@@ -193,6 +202,9 @@ def _scan(container: Any, stream: Any) -> _Packets:
             if packet.stream.index != stream.index:
                 continue
             found.stamps.append(stamp or 0)
+            if start is not None and not start.add(packet):
+                found.undecodable = start.leave_out(found.stamps)
+                start = None
             if packet.is_keyframe and stamp is not None:
                 found.keys.append(stamp)
             if stamp is None or (packet.pts is None and reordered):
@@ -205,6 +217,51 @@ def _scan(container: Any, stream: Any) -> _Packets:
                     found.ordered = False  # the clock was reset
                 last_dts = packet.dts
     return found
+
+
+class _Start:
+    """The first packets of a file that may be a piece of a stream: what a receiver records begins
+    anywhere. Frames that depend on those before it are not shown, and are no damage.
+
+    Only the decoder knows which these are. It is asked if the first packet is no key frame, or if
+    frames are shown before it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._first: Any = None  # the first packet, until it is clear that the decoder is needed
+        self._count = 0
+        self._shown: int | None = None  # time stamp of the first frame that is shown
+
+    def add(self, packet: Any) -> bool:
+        """Take a packet, and return whether the next one is needed."""
+        self._count += 1
+        if self._count == 1 and packet.is_keyframe:
+            self._first = packet
+            return True
+        if self._first is not None:
+            stamps = packet.pts, self._first.pts
+            if None not in stamps and stamps[0] > stamps[1]:
+                return False
+            self._decode(self._first)
+            self._first = None
+        self._decode(packet)
+        return self._shown is None and self._count < MAX_START
+
+    def leave_out(self, stamps: array[int]) -> int:
+        """Remove the stamps of frames that are not shown, and return how many these are."""
+        if self._shown is None:
+            return 0
+        kept = [stamp for stamp in stamps if stamp >= self._shown]
+        count = len(stamps) - len(kept)
+        stamps[:] = array("q", kept)
+        return count
+
+    def _decode(self, packet: Any) -> None:
+        with contextlib.suppress(av.FFmpegError):
+            for frame in self._stream.codec_context.decode(packet):
+                if self._shown is None:
+                    self._shown = frame.pts
 
 
 def _distinct(times: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Formats of image files that are read here, not by Pillow."""

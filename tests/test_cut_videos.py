@@ -1,0 +1,163 @@
+"""Videos that were cut without encoding them again: their frames are those of sequential decoding,
+and what a cut hides, or makes undecodable, is no damage."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from hiera_core.data.video_files.video_reader import Video
+
+from .test_video_reader import all_frames, picture, write_video
+from .test_video_timeline import CONTAINERS, RATE, SIZE
+
+FRAMES = 150
+Edit = tuple[int, int]  # duration in ticks of the movie (1/1000 s), and time stamp in the media
+
+
+def check_frames(path: Path, seconds: float, notes: int = 1) -> None:
+    """Check that each frame is what a viewer sees at its time, in any order of reading."""
+    with av.open(str(path)) as container:
+        shown = [f for f in container.decode(video=0) if f.pts is not None]
+        times = np.array([float(f.pts * f.time_base) for f in shown])  # type: ignore[operator]
+        pixels = [f.to_ndarray(format="rgb24") for f in shown]
+    with Video(path) as video:
+        assert video.frames == len(shown)
+        assert video.duration == pytest.approx(seconds, abs=0.1)
+        assert len(video.notes) == notes
+        for order in (range(video.frames), range(video.frames - 1, 0, -7)):
+            for frame in video.read(list(order)):
+                moment = times[0] + (frame.index + 0.25) / video.fps + 1e-6
+                expected = pixels[np.searchsorted(times, moment, side="right") - 1]
+                assert frame.intact, frame.index
+                assert np.array_equal(frame.pixels, expected), frame.index
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a video of five seconds with a single key frame."""
+    return write_video(tmp_path_factory.mktemp("long") / "long.mp4", FRAMES, gop=250, size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "ending"),
+    [(1, "mp4"), (1, "mov"), (2, "3gp"), (17, "m4v"), (147, "mov"), (149, "mp4")],
+)
+def test_any_number_of_hidden_frames(hidden: int, ending: str, long: Path, tmp_path: Path) -> None:
+    """One frame of a hundred is within what rounding could explain, and is hidden all the same."""
+    path = tmp_path / f"cut.{ending}"
+    with av.open(str(long)) as source, av.open(str(path), "w") as cut:
+        stream = source.streams.video[0]
+        copy: Any = cut.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        offset = round(hidden / 30 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                packet.stream = copy
+                cut.mux(packet)
+    assert len(all_frames(path)) == FRAMES - hidden
+    check_frames(path, (FRAMES - hidden) / 30, notes=int(hidden > 1))
+
+
+def rewrite_edits(path: Path, edits: list[Edit], version: int) -> None:
+    """Replace the edit list of an MP4 file whose header is at its end.
+
+    Args:
+        path: The file.
+        edits: Its new edits.
+        version: Of the boxes `elst` and `mvhd`; version 1 has numbers of 64 bits.
+    """
+    content = path.read_bytes()
+    assert content.index(b"moov") > content.index(b"mdat")
+
+    def boxes(start: int, end: int) -> Iterator[bytes]:
+        while start < end:
+            size, kind = struct.unpack(">I4s", content[start : start + 8])
+            yield box(kind, start, size)
+            start += size
+
+    def box(kind: bytes, start: int, size: int) -> bytes:
+        body = content[start + 8 : start + size]
+        if kind in (b"moov", b"trak", b"edts"):
+            body = b"".join(boxes(start + 8, start + size))
+        elif kind == b"elst":
+            form = ">QqHH" if version else ">IiHH"
+            body = struct.pack(">B3xI", version, len(edits))
+            body += b"".join(struct.pack(form, *edit, 1, 0) for edit in edits)
+        elif kind == b"mvhd" and version:
+            numbers = struct.unpack(">IIII", body[4:20])
+            body = b"\1\0\0\0" + struct.pack(">QQIQ", *numbers) + body[20:]
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    path.write_bytes(b"".join(boxes(0, len(content))))
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    ("edits", "seconds"),
+    [
+        ([(3000, 2.0)], 3.0),
+        ([(3000, 0.0)], 3.0),  # the end is hidden
+        ([(2000, 1.5)], 2.0),
+        ([(1000, None), (5000, 0.0)], 5.0),  # it begins a second after the sound
+        ([(1000, 0.0), (2000, 2.5)], 3.0),  # something is cut out in the middle
+        ([(1000, 3.0), (1000, 1.0)], 2.0),  # two pieces in another order
+        ([(2000, 0.0), (2000, 0.0)], 4.0),  # a piece that is shown twice
+    ],
+    ids=["start", "end", "both", "delay", "middle", "order", "twice"],
+)
+def test_edit_lists_of_any_form(
+    edits: list[tuple[int, float | None]], seconds: float, version: int, long: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "edited.mp4"
+    path.write_bytes(long.read_bytes())
+    with av.open(str(path)) as container:
+        tick = container.streams.video[0].time_base
+    assert tick is not None
+    at = path.read_bytes().index(b"elst") + 16
+    (first,) = struct.unpack(">i", path.read_bytes()[at : at + 4])  # where the pictures begin
+    whole = [(d, -1 if t is None else first + round(t / tick)) for d, t in edits]
+    rewrite_edits(path, whole, version)
+    check_frames(path, seconds, notes=int(seconds < 5))
+
+
+@pytest.mark.parametrize("size", [188, 192])
+@pytest.mark.parametrize("name", ["h264", "h264 open", "mpeg2 open"])
+def test_a_piece_of_a_stream_begins_anywhere(name: str, size: int, tmp_path: Path) -> None:
+    """A receiver starts to record between two key frames, and within a packet."""
+    container = "open groups in a transport stream"
+    if name.startswith("h264"):
+        container = f"{'open h.264 groups' if 'open' in name else 'h.264 in a transport stream'}"
+    format, codec, _, options = CONTAINERS[container]
+    path = tmp_path / "x.ts"
+    mode = {"mpegts_m2ts_mode": str(int(size == 192)), "output_ts_offset": "5000"}
+    with av.open(str(path), "w", format=format, options=mode) as writer:
+        stream: Any = writer.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 25
+        for i in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(picture(i / RATE, *SIZE), format="rgb24")
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode(None))
+    whole, noted = path.read_bytes(), 0
+    for part in (0.2, 0.35, 0.5, 0.65):
+        start = int(len(whole) * part) // size * size
+        for begin in (start, start + 57):
+            path.write_bytes(whole[begin:])
+            expected = all_frames(path)
+            with Video(path) as video:
+                noted += len(video.notes)
+                assert video.frames == len(expected), (part, begin)
+                for order in (range(0, video.frames, 3), range(video.frames - 1, 0, -7)):
+                    for shown in video.read(list(order)):
+                        assert shown.intact, (part, shown.index)
+                        assert np.array_equal(shown.pixels, expected[shown.index])
+    assert noted >= 4, "frames that cannot be decoded are mentioned"

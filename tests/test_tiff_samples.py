@@ -1,0 +1,193 @@
+"""TIFF files of any depth and layout show the values that they hold, or are refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from hiera_core.data.image_reader import open_image
+from hiera_core.errors import InputError
+
+SIZE = (48, 37)
+SHOWN = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), np.uint8)
+SHOWN[0, :2] = [[0] * 4, [255] * 4]  # the whole range
+
+
+def samples(dtype: str, channels: int) -> np.ndarray:
+    """Return samples of a type that show as `SHOWN`."""
+    shown = SHOWN[..., :channels].astype(np.float64) / 255
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return shown.astype(dtype)
+    limits = np.iinfo(kind)
+    return np.rint(shown * (float(limits.max) - limits.min) + limits.min).astype(dtype)
+
+
+def encode(array: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    options = {"photometric": "rgb" if array.ndim == 3 else "minisblack", **options}
+    if options.get("planarconfig") == "separate":
+        array = np.moveaxis(array, -1, 0)
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+DTYPES = ("int8", "uint16", "int16", "float16", "float32", "float64", "uint32")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "rows": {"rowsperstrip": 7},
+    "planes": {"planarconfig": "separate", "rowsperstrip": 7},
+    "tiles": {"tile": (16, 32)},
+    "tiles of planes": {"tile": (16, 32), "planarconfig": "separate"},
+    "big endian": {"byteorder": ">"},
+    "compressed": {"compression": "zlib", "rowsperstrip": 9},
+    "compressed planes": {"compression": "zlib", "planarconfig": "separate"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_colours_of_any_depth_are_read(dtype: str, layout: str) -> None:
+    image, notes = open_image(encode(samples(dtype, 3), **LAYOUTS[layout]))
+    difference = np.asarray(image).astype(int) - SHOWN[..., :3]
+    assert np.abs(difference).max() <= 1, (dtype, layout)
+    if (dtype, "planes" in layout) != ("uint16", False):  # Pillow reads these
+        assert len(notes) == 1 and "scaled to 8 bits" in notes[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grey_of_any_depth_is_read(dtype: str) -> None:
+    for photometric in ("minisblack", "miniswhite"):
+        content = encode(samples(dtype, 1)[..., 0], photometric=photometric)
+        image, _ = open_image(content)
+        expected = SHOWN[..., 0].astype(int)
+        is_white = photometric == "miniswhite"
+        difference = np.asarray(image)[..., 0] - (255 - expected if is_white else expected)
+        assert np.abs(difference).max() <= 1, (dtype, photometric)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int16"])
+def test_alpha_is_composited_on_white(dtype: str) -> None:
+    whole = samples(dtype, 4)
+    whole[..., 3] = 1 if dtype == "float32" else np.iinfo(dtype).max
+    whole[:10, :, 3] = 0
+    image, notes = open_image(encode(whole, extrasamples=["unassalpha"]))
+    pixels = np.asarray(image).astype(int)
+    assert (pixels[:10] == 255).all()
+    assert np.abs(pixels[10:] - SHOWN[10:, :, :3]).max() <= 1
+    assert "transparency composited on white" in notes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16"])
+def test_predictors_are_undone(dtype: str) -> None:
+    """Programs of geographers write differences, which compress better."""
+    whole = samples(dtype, 3)
+    count, rows = whole.dtype.itemsize, []
+    for row in whole:
+        if whole.dtype.kind == "f":
+            order = row.astype(f">f{count}").view(np.uint8).reshape(-1, count).T
+            flat = order.reshape(-1, 3)  # of three samples a pixel
+            rows.append(np.diff(flat, axis=0, prepend=np.zeros((1, 3), np.uint8)).tobytes())
+        else:
+            rows.append(np.diff(row, axis=0, prepend=np.zeros((1, 3), row.dtype)).tobytes())
+    plain = encode(whole, rowsperstrip=SIZE[0], planarconfig="contig", predictor=False)
+    with tifffile.TiffFile(io.BytesIO(plain)) as file:
+        offset = file.pages[0].dataoffsets[0]
+        # tifffile writes the tag itself with an optional package only.
+    extra = [(65000, 3, 1, 3 if whole.dtype.kind == "f" else 2, True)]
+    content = bytearray(encode(whole, rowsperstrip=SIZE[0], extratags=extra))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        offset, tag = file.pages[0].dataoffsets[0], file.pages[0].tags[65000].offset
+    content[tag : tag + 2] = (317).to_bytes(2, "little")
+    data = b"".join(rows)
+    content[offset : offset + len(data)] = data
+    pixels = np.asarray(open_image(bytes(content))[0]).astype(int)
+    assert np.abs(pixels - SHOWN[..., :3]).max() <= 1
+
+
+def test_the_orientation_is_applied() -> None:
+    content = encode(samples("float32", 3), extratags=[(274, 3, 1, 6, True)])
+    image, _ = open_image(content)
+    assert image.size == SIZE
+    upright = np.rot90(SHOWN[..., :3], -1)
+    assert np.abs(np.asarray(image).astype(int) - upright).max() <= 1
+
+
+def test_pages_are_counted() -> None:
+    image, notes = open_image(encode(np.stack([samples("float32", 3)] * 3), photometric="rgb"))
+    assert "first of 3 frames" in notes and image.size == SIZE[::-1]
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "message"),
+    [
+        (np.zeros((8, 8, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"},
+         "5 channels with 8 bits, and pictures have 1 .grey., 3 .RGB. or 4"),
+        (np.zeros((8, 8, 12), np.uint16), {"photometric": "minisblack", "planarconfig": "contig"},
+         "12 channels with 16 bits, and"),
+        (np.zeros((8, 8), np.complex64), {}, r"64 bits \(complex\) is not read"),
+        (np.full((8, 8, 3), np.nan, np.float32), {}, "NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_other_samples_are_refused_by_name(
+    array: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        open_image(encode(array, **options))
+    assert "damaged" not in str(error.value.hint)
+
+
+def test_other_compression_is_refused_by_name() -> None:
+    content = bytearray(encode(samples("float32", 3)))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        at = file.pages[0].tags["Compression"].valueoffset
+    content[at : at + 2] = (5).to_bytes(2, "little")
+    with pytest.raises(InputError, match=r"32 bits \(floats\) and tiff_lzw compression"):
+        open_image(bytes(content))
+
+
+@pytest.mark.parametrize("layout", ["rows", "tiles of planes", "compressed"])
+def test_truncation_is_never_silent(layout: str) -> None:
+    whole = encode(samples("float64", 3), **LAYOUTS[layout])
+    expected, errors = np.asarray(open_image(whole)[0]), 0
+    for size in np.linspace(8, len(whole) - 1, 40).astype(int):
+        try:
+            image, _ = open_image(whole[:size])
+        except InputError as error:
+            errors += 1
+            assert error.message and error.hint
+        else:
+            assert np.array_equal(np.asarray(image), expected), f"cut to {size}"
+    assert errors > 35
+
+
+def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
+    rng = np.random.default_rng(0)
+    for layout in LAYOUTS.values():
+        whole = np.frombuffer(encode(samples("float32", 3), **layout), np.uint8)
+        for _ in range(60):
+            data = whole.copy()
+            data[rng.integers(4, 400, 3)] ^= rng.integers(1, 255, 3, np.uint8)
+            try:
+                assert open_image(data.tobytes())[0].mode == "RGB"
+            except InputError as error:
+                assert error.message
+
+
+def test_the_command_line_says_what_it_scaled(
+    tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "x.tif").write_bytes(encode(samples("float32", 3)))
+    (tmp_path / "y.tif").write_bytes(
+        encode(np.zeros((8, 8, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    )
+    code, out, err = hiera("predict", tmp_path, "-m", "hiera_nano_32", "-f", "jsonl")
+    first, second = map(json.loads, out.splitlines())
+    assert code == 1 and first["notes"] == ["float colour scaled to 8 bits"]
+    assert "5 channels" in second["error"]["message"] and "5 channels" in err

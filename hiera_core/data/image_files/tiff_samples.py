@@ -19,7 +19,9 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of the tag for the format of samples
 KINDS = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
 NAMES = {UNSIGNED: "bits", SIGNED: "signed bits", FLOAT: "bits (floats)"}
 MAX_BYTES = 1 << 30  # of the samples of an image
+MAX_EXPANSION, SPARE_BYTES = 2, 1024  # a strip or tile that is compressed does not take more
 ALPHA = (1, 2)  # values of the tag for extra samples; others are no alpha
+DAMAGED = "the file is damaged"
 SAVE_AS = "save it as grey, RGB or RGBA with 8 or 16 bits"
 
 
@@ -119,7 +121,9 @@ class Layout:
         offsets, counts = (_all(self._tags[name]) for name in names)
         height, width = self._segment_size(0)
         if height < 1 or width < 1:
-            raise InputError("tiles without pixels", "the file is damaged")
+            raise InputError("tiles without pixels", DAMAGED)
+        if height * width * pixel_bytes > MAX_BYTES:  # a tile may exceed the image
+            raise InputError(f"tiles of {width}x{height} pixels are not read", DAMAGED)
         planes = self.channels if self.in_planes else 1
         down, across = -(-self.height // height), -(-self.width // width)
         if planes * down * across > min(len(offsets), len(counts)):
@@ -129,8 +133,10 @@ class Layout:
             top, left = place // across * height, place % across * width
             offset, count = offsets[index], counts[index]
             size = self._segment_size(top)[0] * width * pixel_bytes
+            # Counts that are too large could have the whole file read for each row.
+            most = MAX_EXPANSION * size + SPARE_BYTES if self.compression in DEFLATE else size
             file.seek(int(offset))
-            content = file.read(int(count))
+            content = file.read(max(0, min(int(count), most)))
             if self.compression in DEFLATE:
                 try:
                     content = zlib.decompressobj().decompress(content, size)

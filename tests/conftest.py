@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import os
@@ -9,7 +10,7 @@ import subprocess
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,23 @@ torch.set_num_threads(THREADS)
 
 # A narrow and shallow Hiera: 4 stages and every kind of block. It runs in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
+POLL_S = 0.02  # after which a server of the tests notices that it should stop
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while tests are collected, and never again in what is there by then.
+
+    Nearly all of it is needed to the end: a million objects, in which a search takes a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -217,7 +233,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[Hub]:
     """Yield a local hub at `hub.url`. Tests fill `hub.repositories` and read `hub.log`."""
     with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=[POLL_S], daemon=True)
         thread.start()
         yield server
         server.shutdown()
@@ -258,7 +274,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 
     application = Faulty(server.DomainDispatcherApplication(server.create_backend_app))
     running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=[POLL_S], daemon=True)
     thread.start()
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",

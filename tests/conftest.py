@@ -12,12 +12,13 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
 
-from .fork_server import ForkServer
+from .fork_server import ForkedWorker, ForkServer
 
 # The test processes share the cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -161,6 +162,27 @@ def run_process(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactor
         return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
 
     return run
+
+
+@pytest.fixture
+def forked_workers(
+    fork_server: ForkServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`hiera bench` forks its worker processes, which is quicker than a new Python for each."""
+    fork_workers(fork_server, tmp_path_factory.mktemp("workers"), monkeypatch)
+
+
+def fork_workers(server: ForkServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `hiera bench` fork its worker processes. The folder gets the pipes to them."""
+    from hiera_core.benchmarking import runner
+
+    def start(command: list[str], stderr: IO[bytes], **_: object) -> ForkedWorker:
+        assert command[1:] == ["-m", "hiera_core.benchmarking.worker"]
+        return ForkedWorker(server, folder, stderr)
+
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=start))
 
 
 class Hub(http.server.ThreadingHTTPServer):

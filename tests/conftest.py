@@ -28,6 +28,7 @@ torch.set_num_threads(THREADS)
 # A narrow and shallow Hiera: 4 stages and every kind of block. It runs in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
 POLL_S = 0.02  # after which a server of the tests notices that it should stop
+LONG = ("benchmarking", "compiled", "conversion", "distributed", "parity", "predict", "ray_engine")
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
 
@@ -44,6 +45,11 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of the longest tests, so that no process ends with one of them."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -67,7 +73,7 @@ def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         bound = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
         if name == "head.projection.weight" and parameter.shape[1] < 300:
             bound = 1.0  # with few features, only large weights give peaked probabilities
-        parameter.copy_(torch.empty_like(parameter).uniform_(-bound, bound, generator=generator))
+        parameter.uniform_(-bound, bound, generator=generator)
         if parameter.dim() == 1 and "norm" in name and name.endswith("weight"):
             parameter.add_(1.0)
     return model
@@ -125,6 +131,29 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of the tests are as wide as they need to be."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def quick_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write an empty picture in place of their curves, which take most of their time.
+
+    Tests that look at curves, or at what is there without matplotlib, take `real_curves`.
+    """
+    from hiera_core.atomic import atomic_file
+    from hiera_core.viz import charts
+
+    def draw(path: Path, plots: dict[str, Any], x_label: str) -> None:
+        assert plots and x_label
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    if "real_curves" not in request.fixturenames:
+        monkeypatch.setattr(charts, "draw_curves", draw)
+
+
+@pytest.fixture
+def real_curves() -> None:
+    """Runs draw their curves."""
 
 
 @pytest.fixture

@@ -94,7 +94,9 @@ def check(hiera: Command, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
-def test_odd_values(hiera: Command, places: Path, command: str, option: str) -> None:
+def test_odd_values(
+    hiera: Command, forked_workers: None, places: Path, command: str, option: str
+) -> None:
     """Some odd values. `test_many_odd_values` tries all of them."""
     try_values(hiera, command, option, QUICK)
 

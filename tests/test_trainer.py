@@ -46,6 +46,8 @@ from hiera_core.training.settings import recipe_parts
 from hiera_core.weights.download_record import sha256_of
 from tests.conftest import assert_close
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 CPU = distributed.World(torch.device("cpu"))
 # Narrow versions of the bundled models. A step takes milliseconds.
 NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}
@@ -268,7 +270,9 @@ def test_all_frames_of_a_clip_are_augmented_alike() -> None:
 # Runs -----------------------------------------------------------------------------------------
 
 
-def test_a_run_saves_a_model_and_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_saves_a_model_and_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, real_curves: None
+) -> None:
     caplog.set_level(logging.INFO, "hiera")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=2, ema=0.5, augment__cutmix=1.0)
     result = run(recipe, tmp_path / "run")
@@ -311,7 +315,10 @@ def test_averaged_weights_are_updated_by_one_call(
 
 
 def test_a_run_finishes_without_matplotlib(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    real_curves: None,
 ) -> None:
     """Only the curves need this optional package."""
     caplog.set_level(logging.INFO, "hiera")
@@ -860,7 +867,7 @@ def test_rates_do_not_count_the_time_of_validation(
     assert all(event["eta"] < 100 * 12 for event in steps)
 
 
-def test_the_log_is_strict_json(tmp_path: Path) -> None:
+def test_the_log_is_strict_json(tmp_path: Path, real_curves: None) -> None:
     """A gradient norm may be infinite (fp16), and so may a loss on held-out data."""
 
     def refuse(constant: str) -> None:

@@ -260,6 +260,17 @@ def test_bars_begin_at_0_and_percentiles_stand_apart(
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["p50", "p90", "p99"]
 
 
+def test_rows_of_a_chart_say_what_their_number_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, make = [], charts._make_figure
+    monkeypatch.setattr(charts, "_make_figure", lambda n: figures.append(make(n)) or figures[-1])
+    header, _ = machine.settings("cpu", "fp32", "infer", None)
+    report.plot(tmp_path / "out.png", header, [make_result(compiled=True)])
+    (label,) = figures[0].axes[0].get_yticklabels()
+    assert label.get_text().endswith(" fused, compiled, batch 8")
+
+
 def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(runner, "measure", lambda jobs, *_: seen.append(jobs) or [make_result()])

@@ -257,6 +257,7 @@ def test_a_dash_is_no_file(hiera: Command, places: Path, arguments: list[str]) -
     before = sorted(places.iterdir())
     code, out, err = hiera(*arguments)
     assert (code, out) == (2, "") and "'-' is no file" in err and "./-" in err
+    assert "'-' is no file or folder" in err
     assert sorted(places.iterdir()) == before
 
 

@@ -380,6 +380,32 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 8
 
 
+def test_resuming_a_finished_run_says_that_it_is_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    run(recipe, tmp_path / "run")
+    with caplog.at_level("INFO", "hiera"):
+        run(recipe, tmp_path / "run", resume="auto")
+    assert "resuming after step 4 of 4: nothing is left to do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("hiera_nano_32", "shapes", "takes images, and the data holds videos, such as shapes/"),
+        ("hiera_nano_8x32", "digits", "takes videos, and the data holds images, such as digits/"),
+    ],
+)
+def test_data_of_the_other_kind_is_refused_at_once(
+    tmp_path: Path, name: str, data: str, message: str
+) -> None:
+    whole = datasets.open_splits(data, None)
+    with pytest.raises(UsageError, match=message):
+        run(recipe_of(name, data__path=data), tmp_path / "run", whole)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     recipe = recipe_of(
         "hiera_nano_32",
@@ -507,6 +533,7 @@ def test_out_of_memory_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("settings", "message"),
     [
         ({"batch_size": 1024}, "fewer than the 1024 of one step"),
+        ({"batch_size": 1024}, "--set batch_size=128$"),
         ({"batch_size": 30, "accumulate": 15, "augment__mixup": 1.0}, None),
     ],
 )

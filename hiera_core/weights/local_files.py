@@ -112,6 +112,8 @@ def _hint_about(folder: Path) -> str:
             "it is a distributed checkpoint: make a file of it with "
             f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"
         )
+    if all((folder / name).is_file() for name in ("recipe.yaml", "log.jsonl")):
+        return f"it is a run that has not finished: `hiera train --resume {folder}` continues it"
     found = list(_weights_in(folder))
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         found += _weights_in(inner)

@@ -112,8 +112,16 @@ def run(arguments: list[str]) -> int:
     except BaseException as error:
         if debug:
             raise
-        return exit_codes.exit_code_of(error, hint=_hint_for_dash(error, arguments))
+        return exit_codes.exit_code_of(error, hint=_hint_for(error, arguments))
     return code if isinstance(code, int) else exit_codes.OK
+
+
+def _hint_for(error: BaseException, arguments: list[str]) -> str:
+    """Return what to write in place of arguments that click refuses, or ""."""
+    context = getattr(error, "ctx", None)
+    if hasattr(error, "param_type") and context is not None:  # something required is missing
+        return f"for example: {help_text.EXAMPLES[context.info_name][0]}"
+    return _hint_for_dash(error, arguments)
 
 
 def _hint_for_dash(error: BaseException, arguments: list[str]) -> str:

@@ -155,7 +155,7 @@ def parse_path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("the path is empty")
     if text == STANDARD_STREAM:
-        raise typer.BadParameter("'-' is no file; name one, or write ./- for a file of this name")
+        raise typer.BadParameter("'-' is no file or folder; name one, or ./- for one of this name")
     if URL.match(text):
         raise typer.BadParameter(f"{text} is a URL; name a file or folder on this machine")
     return Path(text)

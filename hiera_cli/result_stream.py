@@ -345,12 +345,12 @@ class ResultStream:
         return SOME_FAILED if self.failed else OK
 
     def print_summary(self) -> None:
-        """Print `n ok, m failed`, and where the results are. Without files, this is only printed if
-        anything failed or there was more than one input."""
+        """Print `n ok, m failed`, and where the results are. If the records are on standard output,
+        this is only printed if anything failed or there was more than one input."""
         path: Path | str | None = self.path if self.complete else self.partial
         if self.upload is not None and self.path is not None and self.complete:
             path = self.upload.name_of(self.path)
-        says_more = self.ok > 1 or self.passed_over or path or self.pictures
+        says_more = self.ok > 1 or self.is_silent or self.passed_over or path or self.pictures
         if self.failed or (says_more and not self.quiet):
             target = f" -> {path}" if path else ""
             shown = ""

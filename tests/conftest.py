@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import os
@@ -9,14 +10,15 @@ import subprocess
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
 
-from .fork_server import ForkServer
+from .fork_server import ForkedWorker, ForkServer
 
 # The test processes share the cores, and so do the processes that they start.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -25,8 +27,29 @@ torch.set_num_threads(THREADS)
 
 # A narrow and shallow Hiera: 4 stages and every kind of block. It runs in milliseconds.
 SMALL = {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10, "input_size": (64, 64)}
+POLL_S = 0.02  # after which a server of the tests notices that it should stop
+LONG = ("benchmarking", "compiled", "conversion", "distributed", "parity", "predict", "ray_engine")
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 PICTURES = ("chelsea", "coffee", "rocket", "astronaut")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while tests are collected, and never again in what is there by then.
+
+    Nearly all of it is needed to the end: a million objects, in which a search takes a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of the longest tests, so that no process ends with one of them."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -50,7 +73,7 @@ def draw_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         bound = 0.1 if name.startswith(("head", "pos_embed")) else 0.04
         if name == "head.projection.weight" and parameter.shape[1] < 300:
             bound = 1.0  # with few features, only large weights give peaked probabilities
-        parameter.copy_(torch.empty_like(parameter).uniform_(-bound, bound, generator=generator))
+        parameter.uniform_(-bound, bound, generator=generator)
         if parameter.dim() == 1 and "norm" in name and name.endswith("weight"):
             parameter.add_(1.0)
     return model
@@ -111,6 +134,29 @@ def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write an empty picture in place of their curves, which take most of their time.
+
+    Tests that look at curves, or at what is there without matplotlib, take `real_curves`.
+    """
+    from hiera_core.atomic import atomic_file
+    from hiera_core.viz import charts
+
+    def draw(path: Path, plots: dict[str, Any], x_label: str) -> None:
+        assert plots and x_label
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    if "real_curves" not in request.fixturenames:
+        monkeypatch.setattr(charts, "draw_curves", draw)
+
+
+@pytest.fixture
+def real_curves() -> None:
+    """Runs draw their curves."""
+
+
+@pytest.fixture
 def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Return a function that runs a command line in this process.
 
@@ -145,6 +191,27 @@ def run_process(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactor
         return subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
 
     return run
+
+
+@pytest.fixture
+def forked_workers(
+    fork_server: ForkServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`hiera bench` forks its worker processes, which is quicker than a new Python for each."""
+    fork_workers(fork_server, tmp_path_factory.mktemp("workers"), monkeypatch)
+
+
+def fork_workers(server: ForkServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `hiera bench` fork its worker processes. The folder gets the pipes to them."""
+    from hiera_core.benchmarking import runner
+
+    def start(command: list[str], stderr: IO[bytes], **_: object) -> ForkedWorker:
+        assert command[1:] == ["-m", "hiera_core.benchmarking.worker"]
+        return ForkedWorker(server, folder, stderr)
+
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=start))
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -217,7 +284,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[Hub]:
     """Yield a local hub at `hub.url`. Tests fill `hub.repositories` and read `hub.log`."""
     with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=[POLL_S], daemon=True)
         thread.start()
         yield server
         server.shutdown()
@@ -258,7 +325,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
 
     application = Faulty(server.DomainDispatcherApplication(server.create_backend_app))
     running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=[POLL_S], daemon=True)
     thread.start()
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",

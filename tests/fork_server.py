@@ -1,8 +1,8 @@
-"""Run command lines in forked processes, which do not pay for the import of PyTorch.
+"""Run command lines in forked processes, which do not pay for the imports.
 
-`ForkServer` starts `python -m tests.fork_server`, imports PyTorch there once, and forks for every
-command line. Signals, exit codes, standard output and standard error are those of a process of
-its own; only the start is quicker.
+`ForkServer` starts `python -m tests.fork_server`, imports PyTorch and this package there once, and
+forks for every command line. Signals, exit codes, standard output and standard error are those of a
+process of its own; only the start is quicker.
 """
 
 from __future__ import annotations
@@ -10,14 +10,25 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-MODULES = ("torch", "torch.distributed", "torchvision", "numpy", "PIL.Image", "av")
+MODULES = (
+    *("torch", "torch.distributed", "torchvision", "numpy", "PIL.Image", "av"),
+    *("sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("safetensors.torch", "typer._adapters", "hiera_cli.app"),
+    *(f"hiera_core.inference.{name}" for name in ("predict", "evaluate", "model_fingerprint")),
+    *(f"hiera_core.training.{name}" for name in ("build", "trainer")),
+    "hiera_core.data.decoders.torchcodec_video",
+)
+# They read variables of the environment when they are imported, such as HF_ENDPOINT.
+READ_WHEN_IMPORTED = ("huggingface_hub", "transformers", "hiera_core", "hiera_cli")
 
 
 class ForkServer:
@@ -40,14 +51,22 @@ class ForkServer:
         )
 
     def start(
-        self, folder: Path, *arguments: object, stdout: str | None = None, **environment: object
+        self,
+        folder: Path,
+        *arguments: object,
+        stdout: str | None = None,
+        code: str | None = None,
+        file_limit: int | None = None,
+        **environment: object,
     ) -> ForkedProcess:
-        """Start `hiera` with the arguments.
+        """Start `hiera` with the arguments, or a program.
 
         Args:
             folder: Gets files with what the process writes to standard output and error.
             arguments: The command line.
             stdout: Standard output, if it is another file.
+            code: The program, if it is not `hiera`, as after `python -c`.
+            file_limit: Bytes that a file may have. Longer ones cannot be written.
             environment: Variables, in addition to those of this process.
         """
         place = folder / f"process-{time.monotonic_ns()}"
@@ -59,6 +78,8 @@ class ForkServer:
             "arguments": [str(argument) for argument in arguments],
             "environment": {**os.environ, **self.environment, **given},
             "folder": str(Path.cwd()),
+            "code": code,
+            "file_limit": file_limit,
             **{stream: str(path) for stream, path in outputs.items()},
             **({} if stdout is None else {"stdout": stdout}),
         }
@@ -119,6 +140,26 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
+class ForkedWorker(ForkedProcess):
+    """A forked worker of `hiera bench`, to which this process talks through two named pipes."""
+
+    def __init__(self, server: ForkServer, folder: Path, errors: IO[bytes]) -> None:
+        names = [folder / f"worker-{time.monotonic_ns()}.{name}" for name in ("in", "out")]
+        for name in names:
+            os.mkfifo(name)
+        request = {
+            "arguments": [],
+            "environment": {**os.environ, **server.environment},
+            "folder": str(Path.cwd()),
+            "code": "from hiera_core.benchmarking.worker import main; main()",
+            "stdin": str(names[0]),
+            "stdout": str(names[1]),
+            "stderr": f"/proc/{os.getpid()}/fd/{errors.fileno()}",
+        }
+        super().__init__(server, server.ask(start=request), names[1])
+        self.stdin, self.stdout = names[0].open("w"), names[1].open()
+
+
 def serve(modules: list[str]) -> None:
     """Answer requests until standard input ends."""
     for module in modules:
@@ -138,7 +179,14 @@ def serve(modules: list[str]) -> None:
 
 
 def _fork(
-    arguments: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: str,
+    stdout: str,
+    stderr: str,
+    stdin: str = os.devnull,
+    code: str | None = None,
+    file_limit: int | None = None,
 ) -> int:
     child = os.fork()
     if child:
@@ -146,20 +194,54 @@ def _fork(
     try:
         os.setsid()
         os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
         for number, path in ((1, stdout), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        if _settings(environment) != _settings(os.environ):
+            _forget(READ_WHEN_IMPORTED)
         os.environ.clear()
         os.environ.update(environment)
-        sys.argv = ["hiera", *arguments]
+        sys.argv = ["hiera" if code is None else "-c", *arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):  # `nohup pytest` ignores one of them
             signal.signal(number, signal.SIG_DFL)
+        if file_limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        if code is not None:
+            _run(code)
         from hiera_cli import app
 
         app.main()
     finally:
         os._exit(99)  # `main` ends the process itself
+
+
+def _settings(environment: Any) -> dict[str, str]:
+    """Return the variables that some modules read when they are imported."""
+    first = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE", "HOME")
+    return {name: value for name, value in environment.items() if name.startswith(first)}
+
+
+def _forget(packages: tuple[str, ...]) -> None:
+    """Let packages be imported again."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def _run(code: str) -> None:
+    """Run a program, and end the process with it."""
+    status = 0
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

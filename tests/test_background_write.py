@@ -18,6 +18,8 @@ from hiera_core.training import recipe_reader
 from hiera_core.training.checkpoints import checkpoint_file
 from hiera_core.training.checkpoints.background_write import BackgroundWrite, Snapshot
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 SETTINGS: dict[str, Any] = {
     "model.config": {"embed_dim": 8, "stages": (1, 1, 1), "drop_path_rate": 0.3},
     "batch_size": 32,

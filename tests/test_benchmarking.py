@@ -6,8 +6,10 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,9 @@ from hiera_core.benchmarking.job import Job, RunLength
 from hiera_core.benchmarking.measurement import Measurement, add_ratios
 from hiera_core.errors import DeviceError, UsageError
 from hiera_core.viz import charts
+
+from .conftest import fork_workers
+from .fork_server import ForkServer
 
 Hiera = Callable[..., tuple[int, str, str]]
 SHORT = RunLength(seconds=0.02, runs=2, max_seconds=0.02, min_runs=2, round_seconds=0.01)
@@ -45,7 +50,9 @@ def make_result(
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, str]]:
+def measured(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, int, str]]:
     """Run a benchmark with peers and every kind of output file.
 
     Yields:
@@ -55,13 +62,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, i
 
     folder = tmp_path_factory.mktemp("bench")
     exports = [f"--export={folder / name}" for name in ("out.json", "out.csv", "out.md")]
-    code = run(
-        [
-            *("bench", "hiera_nano_32", "--seconds", "0.05", "-b", "2", "--dtype", "fp32"),
-            *("--against", "reference,vit", "--plot", str(folder / "out.png")),
-            *("-o", str(folder / "out.txt"), *exports),
-        ]
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        fork_workers(fork_server, tmp_path_factory.mktemp("workers"), patch)
+        code = run(
+            [
+                *("bench", "hiera_nano_32", "--seconds", "0.05", "-b", "2", "--dtype", "fp32"),
+                *("--against", "reference,vit", "--plot", str(folder / "out.png")),
+                *("-o", str(folder / "out.txt"), *exports),
+            ]
+        )
     yield folder, code, (folder / "out.txt").read_text()
 
 
@@ -251,6 +260,17 @@ def test_bars_begin_at_0_and_percentiles_stand_apart(
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["p50", "p90", "p99"]
 
 
+def test_rows_of_a_chart_say_what_their_number_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, make = [], charts._make_figure
+    monkeypatch.setattr(charts, "_make_figure", lambda n: figures.append(make(n)) or figures[-1])
+    header, _ = machine.settings("cpu", "fp32", "infer", None)
+    report.plot(tmp_path / "out.png", header, [make_result(compiled=True)])
+    (label,) = figures[0].axes[0].get_yticklabels()
+    assert label.get_text().endswith(" fused, compiled, batch 8")
+
+
 def test_all_measures_the_ten_classifiers(hiera: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(runner, "measure", lambda jobs, *_: seen.append(jobs) or [make_result()])
@@ -312,25 +332,21 @@ def test_an_interruption_keeps_what_was_measured(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_second_model_keeps_the_rows_of_the_first(
-    tmp_path: Path, signum: signal.Signals
+    fork_server: ForkServer, tmp_path: Path, signum: signal.Signals
 ) -> None:
     """The signal goes to the whole group of processes, as a terminal sends it."""
-    from .test_signals import start
-
     names = ["out.csv", "out.json", "out.md"]
-    process = start(
-        "-c",
-        "import os; os.setpgrp(); from hiera_cli.__main__ import main; main()",
+    process = fork_server.start(
+        tmp_path,
         *("bench", "hiera_nano_32", "hiera_nano_8x32", "-b", "1", "--seconds", "0.05"),
         *("-o", tmp_path / names[0], "--attention", "fused"),
         *(f"--export={tmp_path / name}" for name in names[1:]),
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "hiera_nano_8x32" in line and "preparing" in line:
-            os.killpg(process.pid, signum)
-            break
-    lines = process.communicate(timeout=120)[1].splitlines()
+    while not re.search(r"hiera_nano_8x32.*preparing.*\n", shown := process.text("err")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signum)
+    lines = process.communicate(timeout=120)[1].removeprefix(shown).splitlines()
     assert process.returncode == 128 + signum
     assert len(lines) == 1 and " 1 row is in " in lines[0] and "hiera_nano_8x32" in lines[0]
     for name in names:
@@ -340,7 +356,7 @@ def test_a_signal_during_the_second_model_keeps_the_rows_of_the_first(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 def test_a_worker_that_crashes_while_it_is_measured_loses_its_own_rows(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, forked_workers: None
 ) -> None:
     """The process of a peer crashes in its second round."""
     real, rounds = runner.Worker.run, []

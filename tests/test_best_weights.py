@@ -14,6 +14,8 @@ from hiera_core.errors import UsageError
 from hiera_core.training import recipe_reader
 from hiera_core.training.judging.best_weights import BestWeights
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 SPLITS = datasets.open_splits("shapes")
 NO_VAL = datasets.Splits(SPLITS.train)
 NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}

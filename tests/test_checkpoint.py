@@ -25,6 +25,8 @@ from hiera_core.training.checkpoints import checkpoint, checkpoint_file, checkpo
 from hiera_core.weights.download_record import sha256_of
 from tests.test_trainer import NARROW, digits, losses, recipe_of, run
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 RECIPE = """
 extends: hiera_nano_32
 model: {config: {embed_dim: 8, stages: [1, 1, 1]}}

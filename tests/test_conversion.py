@@ -25,6 +25,7 @@ from hiera_core.errors import CheckpointError, HubError, UsageError
 from hiera_core.weights import download, files, key_mapping, load
 
 from .conftest import SMALL, Hub, HubHandler, RunProcess, assert_close, draw_weights
+from .fork_server import ForkServer
 
 Command = Callable[..., tuple[int, str, str]]
 AUTOENCODER = {"q_pool": 2, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
@@ -548,30 +549,23 @@ def test_a_folder_can_be_converted_in_place(saved: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("to", ["hub", "pth", "pt2"])
-def test_a_full_disk_leaves_no_files(to: str, saved: dict[str, Path], tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_files(
+    to: str,
+    fork_server: ForkServer,
+    saved: dict[str, Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """With a limit of 100 kB for each file, writing fails half-way, as on a full disk."""
-    code = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from hiera_cli.app import main; main()"
+    dest = tmp_path / f"x{ENDING[to]}"
+    process = fork_server.start(
+        *(tmp_path_factory.mktemp("streams"), "convert", saved["image"], dest, "--to", to),
+        file_limit=100_000,
+        HF_HUB_OFFLINE="1",
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "convert",
-            saved["image"],
-            tmp_path / f"x{ENDING[to]}",
-            "--to",
-            to,
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 5, done.stderr
-    assert "cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    _, err = process.communicate()
+    assert process.returncode == 5, err
+    assert "cannot be written" in err and err.count("\n") == 1
     assert_files(tmp_path)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hiera_core.data.video_files.video_reader import Video
 
@@ -126,6 +128,36 @@ def test_edit_lists_of_any_form(
     whole = [(d, -1 if t is None else first + round(t / tick)) for d, t in edits]
     rewrite_edits(path, whole, version)
     check_frames(path, seconds, notes=int(seconds < 5))
+
+
+@given(
+    st.lists(st.tuples(st.integers(200, 3000), st.integers(0, 4000)), min_size=1, max_size=3),
+    st.sampled_from((0, 1)),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=10, derandomize=True)
+def test_random_edit_lists(
+    long: Path, pieces: list[tuple[int, int]], version: int, delayed: bool
+) -> None:
+    """Any pieces, in milliseconds, in any order, may overlap. A frame at the end of a piece, which
+    is shown for less than its time, may count or not; no frame is taken for damaged."""
+    path = long.with_name("random.mp4")
+    path.write_bytes(long.read_bytes())
+    with av.open(str(path)) as container:
+        tick = container.streams.video[0].time_base
+    assert tick is not None
+    at = path.read_bytes().index(b"elst") + 16
+    (first,) = struct.unpack(">i", path.read_bytes()[at : at + 4])
+    edits = [
+        (min(length, 5000 - start), first + round(start / 1000 / tick)) for length, start in pieces
+    ]
+    rewrite_edits(path, [(700, -1), *edits] if delayed else edits, version)
+    expected = all_frames(path)
+    with Video(path) as video:
+        assert abs(video.frames - len(expected)) <= len(pieces)
+        shown = list(video.read(range(0, min(video.frames, len(expected)), 5)))
+        assert all(frame.intact for frame in shown)
+        assert all(any(np.array_equal(f.pixels, e) for e in expected) for f in shown)
 
 
 @pytest.mark.parametrize("size", [188, 192])

@@ -26,7 +26,6 @@ from hiera_core.training.build import RunOptions
 
 from .fork_server import ForkedProcess, ForkServer
 
-HIERA = (sys.executable, "-m", "hiera_cli")
 FULL_SIZE = os.environ.get("HIERA_FULL")  # a model of real size for every form of training
 KILLS = int(os.environ.get("HIERA_KILLS", "1"))  # number of runs to kill
 RECIPE = """
@@ -406,14 +405,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_signal_stops_a_run(tmp_path: Path, start: Start, signum: signal.Signals) -> None:
     path = write_recipe(tmp_path, "hiera_nano_32", epochs=1000)
-    process = subprocess.Popen(
-        [*HIERA, "train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    (process,) = start("train", path, "digits", "-q", "-j", "1", "-o", tmp_path / "run")
     log = tmp_path / "run/log.jsonl"
     while not (log.exists() and log.read_text().count('"step"') > 2):
         time.sleep(0.1)

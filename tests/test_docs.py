@@ -106,6 +106,7 @@ def test_what_a_page_shows_is_what_happens(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    forked_workers: None,
 ) -> None:
     for name in ("hiera_core", "hiera_cli"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -66,6 +66,7 @@ def test_output_formats(folder: Path, hiera: Run) -> None:
         (["digits", "-m", "hiera_nano_33"], "did you mean hiera_nano_32"),
         (["digits", "-m", "mae_hiera_nano_32"], "use hiera_nano_32"),
         (["digits", "-m", "mae_hiera_nano_32"], "--probe knn or --probe linear"),
+        (["digits", "-m", "sam2_hiera_tiny"], "`hiera eval --probe knn`"),
         (["digits", "-m", "hiera_tiny_224", "--random-init"], "knows no class 'zero'"),
         (["shapes", "-m", "hiera_nano_8x32", "--clips", "0"], "clips"),
     ],

@@ -55,6 +55,23 @@ def test_help_is_in_panels_with_two_examples(
         assert "[heads, queries, keys]" in re.sub(r"\s+", " ", text)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["mae", "photo.jpg"], "Missing option '--output' / '-o'"),
+        (["eval"], "Missing argument 'DATA'"),
+        (["convert", "hiera_nano_32"], "Missing argument 'DEST'"),
+        (["convert", "hiera_nano_32", "x"], "Missing option '--to'"),
+    ],
+)
+def test_what_is_missing_is_shown_by_an_example(
+    hiera: Command, arguments: list[str], missing: str
+) -> None:
+    code, out, err = hiera(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and missing in err
+    assert err.endswith(f"; for example: {help_text.EXAMPLES[arguments[0]][0]}\n")
+
+
 @pytest.mark.parametrize("name", list(help_text.EXAMPLES))
 def test_examples_are_commands(name: str) -> None:
     for line in help_text.EXAMPLES[name]:

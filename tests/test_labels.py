@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hiera_core.errors import UsageError
 from hiera_core.zoo import labels
@@ -200,3 +204,46 @@ def test_lines_of_any_length_and_number_take_little_time(tmp_path: Path) -> None
     assert labels.read_labels(tmp_path / "comments.txt") == ["cat"]
     assert labels.read_labels(tmp_path / "long.txt")[1:] == ["cat"]
     assert time.process_time() - start < 20
+
+
+WORDS = st.text(
+    st.characters(categories=["L"], include_characters=" -'"), min_size=2, max_size=12
+).filter(lambda word: word == word.strip() and word[0].isalpha() and word[-1].isalpha())
+
+
+def _write(kind: str, names: list[str], first: int) -> tuple[str, str]:
+    """Return the name and the text of a file with these class names."""
+    rows = [(str(i), f"n{i:08}", name) for i, name in enumerate(names, start=first)]
+    texts = {
+        "lines.txt": "\n".join(names),
+        "numbers.txt": "\n".join(f"{i} {name}" for i, _, name in rows),
+        "wordnet.txt": "\n".join(f"{wnid} {name}" for _, wnid, name in rows),
+        "two.csv": "\n".join(["id,name", *(f"{i},{name}" for i, _, name in rows)]),
+        "three.csv": "\n".join(["Class ID;wnid;Name", *map(";".join, rows)]),
+        "list.json": json.dumps(names),
+        "config.json": json.dumps({"id2label": dict(enumerate(names))}),
+        "inverse.json": json.dumps({name: i for i, name in enumerate(names)}),
+        "objects.json": json.dumps([{"id": int(i), "name": name} for i, _, name in rows]),
+        "data.yaml": yaml.safe_dump({"names": dict(enumerate(names))}, allow_unicode=True),
+    }
+    return kind, texts[kind]
+
+
+KINDS = ("lines.txt", "numbers.txt", "wordnet.txt", "two.csv", "three.csv", "list.json",
+         "config.json", "inverse.json", "objects.json", "data.yaml")  # fmt: skip
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.lists(WORDS, min_size=2, max_size=6, unique_by=str.lower),
+    st.sampled_from((0, 1)),
+    st.sampled_from(("\n", "\r\n")),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_files_of_class_names_by_generation(
+    kind: str, names: list[str], first: int, line_end: str, mark: bool
+) -> None:
+    name, text = _write(kind, names, first)
+    content = text.replace("\n", line_end).encode("utf-8-sig" if mark else "utf-8")
+    assert labels.parse_labels(content, name) == names

@@ -240,3 +240,14 @@ def test_values_that_are_left_out_take_no_memory() -> None:
     deque.extend(range(3))
     deque.append(3)
     assert not deque and not vars(state_dict.IgnoredValue(range(10)))
+
+
+def test_a_run_that_has_not_finished_says_so(hiera: Command, tmp_path: Path) -> None:
+    """Its weights are only in checkpoints, which hold more than a model needs."""
+    run = tmp_path / "run"
+    (run / "checkpoints/step_00000007").mkdir(parents=True)
+    (run / "checkpoints/step_00000007/state.safetensors").write_bytes(b"x")
+    (run / "recipe.yaml").write_text("model: hiera_nano_32\n")
+    (run / "log.jsonl").touch()
+    code, _, err = hiera("predict", THREE, "-m", run)
+    assert code == 3 and f"has not finished: `hiera train --resume {run}` continues it" in err

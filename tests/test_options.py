@@ -94,7 +94,9 @@ def check(hiera: Command, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
-def test_odd_values(hiera: Command, places: Path, command: str, option: str) -> None:
+def test_odd_values(
+    hiera: Command, forked_workers: None, places: Path, command: str, option: str
+) -> None:
     """Some odd values. `test_many_odd_values` tries all of them."""
     try_values(hiera, command, option, QUICK)
 
@@ -255,6 +257,7 @@ def test_a_dash_is_no_file(hiera: Command, places: Path, arguments: list[str]) -
     before = sorted(places.iterdir())
     code, out, err = hiera(*arguments)
     assert (code, out) == (2, "") and "'-' is no file" in err and "./-" in err
+    assert "'-' is no file or folder" in err
     assert sorted(places.iterdir()) == before
 
 

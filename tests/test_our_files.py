@@ -272,7 +272,7 @@ def test_the_first_file_chooses_the_model(
     assert asked == ["hiera_base_224", "hiera_base_16x224", "hiera_base_16x224"]
 
 
-def test_a_job_may_name_any_number_of_files(photos: Path) -> None:
+def test_a_job_may_name_any_number_of_files(photos: Path, forked_workers: None) -> None:
     """A command line may not: Linux takes 128 KiB in an argument."""
     job = job_of(photos)
     assert job.files is not None

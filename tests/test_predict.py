@@ -29,6 +29,7 @@ from hiera_core.device import has_native_bf16, select_device, select_dtype
 from hiera_core.errors import DeviceError, UsageError
 
 from .conftest import PICTURES, SMALL, RunProcess, assert_close, draw_weights
+from .fork_server import ForkServer
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -402,19 +403,17 @@ def test_a_closed_pipe_is_no_error(small_folder: Path, mixed: Path) -> None:
     ],
 )
 def test_signals_keep_finished_records(
-    small_folder: Path, mixed: Path, tmp_path: Path, signum: int, code: int
+    fork_server: ForkServer,
+    small_folder: Path,
+    mixed: Path,
+    tmp_path: Path,
+    signum: int,
+    code: int,
 ) -> None:
     target = tmp_path / "out.jsonl"
     (tmp_path / "list.txt").write_text(f"{mixed / '0.png'}\n" * 20_000)
     arguments = ("predict", f"@{tmp_path}/list.txt", "-m", small_folder, "-o", target, "-b", "4")
-    # A background job of a shell ignores these signals, and the process would inherit that.
-    before = signal.signal(signum, lambda *_: None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hiera_cli", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    signal.signal(signum, before)
+    process = fork_server.start(tmp_path, *arguments)
     partial = tmp_path / "out.jsonl.partial"
     deadline = time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
@@ -469,20 +468,22 @@ def test_closed_streams_do_not_crash(
         assert json.loads(done.stdout)["status"] == "ok"
 
 
-def test_file_names_need_not_be_utf8(small_folder: Path, mixed: Path, tmp_path: Path) -> None:
+def test_file_names_need_not_be_utf8(
+    fork_server: ForkServer, small_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9.png"
     Path(os.fsdecode(raw)).write_bytes((mixed / "0.png").read_bytes())
-    for format in ("jsonl", "table", "csv"):
-        done = subprocess.run(
-            [sys.executable, "-m", "hiera_cli", "predict", raw, "-m", small_folder, "-f", format],
-            capture_output=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        if format == "jsonl":
-            assert os.fsencode(json.loads(done.stdout)["input"]) == raw
-        else:
-            assert raw in done.stdout
+    command = ["predict", raw, "-m", small_folder, "-f"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hiera_cli", *command, "jsonl"], capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(json.loads(done.stdout)["input"]) == raw
+    command[1] = os.fsdecode(raw)
+    for format in ("table", "csv"):
+        process = fork_server.start(tmp_path, *command, format)
+        assert process.wait(60) == 0, process.text("err")
+        assert raw in process.output.with_suffix(".out").read_bytes()
 
 
 def test_unexpected_errors_are_one_line_unless_debug(

@@ -292,6 +292,7 @@ def test_a_warm_up_in_a_file_stays(tmp_path: Path) -> None:
         ("--warmup-epochs 1", "--set schedule.warmup_epochs=1"),
         ("--mixup 0.1", "--set augment.mixup=0.1"),
         ("--seed 1", "--set seed=1"),
+        ("--set batch_size=8 seed=1", "repeat the option for each value: --set seed=1"),
         ("--amp", "--set precision=VALUE"),
         ("--input-size 64", "--set model.config.input_size=64"),
         ("--num-classes 3", "the data decides"),

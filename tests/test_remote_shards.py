@@ -26,7 +26,7 @@ from hiera_core.places import remote_requests
 from hiera_core.training import recipe_reader
 from hiera_core.training.checkpoints import run_recipe
 
-from .conftest import Faulty, RunProcess
+from .conftest import POLL_S, Faulty, RunProcess
 
 fsspec = pytest.importorskip("fsspec")
 Command = Callable[..., tuple[int, str, str]]
@@ -102,7 +102,7 @@ class WebHandler(http.server.BaseHTTPRequestHandler):
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(remote_requests, "FIRST_WAIT_S", 0.01)
     with Web() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[POLL_S], daemon=True).start()
         server.files = {f"/s-{n:02}.tar": digit_shard(n) for n in range(SHARDS)}
         yield server
         server.shutdown()

@@ -85,6 +85,15 @@ def test_videos_have_their_facts(hiera: Command, tmp_path: Path) -> None:
     assert row["video"] == record["video"] and row["segments"] == record["segments"]
 
 
+def test_rows_of_one_input_are_counted(hiera: Command, tmp_path: Path) -> None:
+    """Standard output is empty, so that nothing else says whether the input was read."""
+    given = ("predict", SAMPLES / "three.png", *MODEL, "--rows", tmp_path / "rows")
+    for more in ((), ("--resume",)):
+        code, out, err = hiera(*given, *more)
+        assert (code, out) == (0, "") and "hiera: 1 ok, 0 failed\n" in err
+    assert hiera(*given, "--resume", "-q")[2] == ""
+
+
 @pytest.mark.parametrize("command", ["features", "predict"])
 def test_hints_name_only_what_the_rows_take(hiera: Command, tmp_path: Path, command: str) -> None:
     """A row of features holds one vector, so there are no single frames of a video."""

@@ -21,6 +21,8 @@ from hiera_core.training.checkpoints import checkpoint, run_recipe
 from hiera_core.training.recipe_reader import read_recipe
 from tests.test_trainer import CPU, recipe_of, run
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 Command = Callable[..., tuple[int, str, str]]
 SHORT = recipe_of("hiera_nano_32", schedule__epochs=1)
 

@@ -22,6 +22,8 @@ from hiera_core.training import recipe_reader
 from hiera_core.training.distributed import World
 from hiera_core.training.judging import run_probe
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 SMALL = {
     "model.config": {
         "embed_dim": 8,

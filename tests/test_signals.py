@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .fork_server import ForkServer
+from .fork_server import ForkedProcess, ForkServer
 from .test_feature_store import make_picture
 
+StartBusy = Callable[[Path, str], ForkedProcess]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals differ")
 
 # A command whose main thread is busy in one of several ways, until it gets a signal.
@@ -70,14 +72,23 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def start_busy(dest: Path, what: str) -> subprocess.Popen[str]:
-    process = start("-c", BUSY, dest, what)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    return process
+@pytest.fixture
+def start_busy(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> StartBusy:
+    """Return a function that starts a command which is busy, with its file and with what."""
+    streams = tmp_path_factory.mktemp("streams")
+
+    def start_busy(dest: Path, what: str) -> ForkedProcess:
+        process = fork_server.start(streams, dest, what, code=BUSY)
+        while process.text("out") != "ready\n":
+            assert process.poll() is None, process.text("err")
+            time.sleep(0.01)
+        time.sleep(0.3)
+        return process
+
+    return start_busy
 
 
-def end(process: subprocess.Popen[str]) -> list[str]:
+def end(process: subprocess.Popen[str] | ForkedProcess) -> list[str]:
     """Return the lines on stderr of a process that ends."""
     try:
         return process.communicate(timeout=30)[1].splitlines()
@@ -89,7 +100,9 @@ def end(process: subprocess.Popen[str]) -> list[str]:
     ("signum", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_a_slow_write_is_finished(tmp_path: Path, signum: int, code: int, word: str) -> None:
+def test_a_slow_write_is_finished(
+    start_busy: StartBusy, tmp_path: Path, signum: int, code: int, word: str
+) -> None:
     process = start_busy(tmp_path / "out", "slow")
     process.send_signal(signum)
     lines = end(process)
@@ -101,7 +114,7 @@ def test_a_slow_write_is_finished(tmp_path: Path, signum: int, code: int, word: 
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["time limit", "second signal"])
-def test_an_endless_write_is_undone(tmp_path: Path, again: bool) -> None:
+def test_an_endless_write_is_undone(start_busy: StartBusy, tmp_path: Path, again: bool) -> None:
     (tmp_path / "out").write_text("old")
     process = start_busy(tmp_path / "out", "endless")
     process.send_signal(signal.SIGINT)
@@ -116,7 +129,7 @@ def test_an_endless_write_is_undone(tmp_path: Path, again: bool) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_conversion_is_undone_at_once(tmp_path: Path) -> None:
+def test_a_conversion_is_undone_at_once(start_busy: StartBusy, tmp_path: Path) -> None:
     process = start_busy(tmp_path / "out", "convert")
     process.send_signal(signal.SIGTERM)
     assert end(process) == ["hiera: terminated"]
@@ -131,7 +144,9 @@ def test_a_conversion_is_undone_at_once(tmp_path: Path) -> None:
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_a_stuck_process_ends(tmp_path: Path, signum: int, code: int, word: str) -> None:
+def test_a_stuck_process_ends(
+    start_busy: StartBusy, tmp_path: Path, signum: int, code: int, word: str
+) -> None:
     process = start_busy(tmp_path / "out", "stuck")
     process.send_signal(signum)
     assert end(process) == [f"hiera: {word}"]

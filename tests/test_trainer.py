@@ -46,6 +46,8 @@ from hiera_core.training.settings import recipe_parts
 from hiera_core.weights.download_record import sha256_of
 from tests.conftest import assert_close
 
+pytestmark = pytest.mark.usefixtures("quick_curves")
+
 CPU = distributed.World(torch.device("cpu"))
 # Narrow versions of the bundled models. A step takes milliseconds.
 NARROW = {"embed_dim": 8, "stages": (1, 1, 1)}
@@ -268,7 +270,9 @@ def test_all_frames_of_a_clip_are_augmented_alike() -> None:
 # Runs -----------------------------------------------------------------------------------------
 
 
-def test_a_run_saves_a_model_and_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_saves_a_model_and_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, real_curves: None
+) -> None:
     caplog.set_level(logging.INFO, "hiera")
     recipe = recipe_of("hiera_nano_32", schedule__epochs=2, ema=0.5, augment__cutmix=1.0)
     result = run(recipe, tmp_path / "run")
@@ -311,7 +315,10 @@ def test_averaged_weights_are_updated_by_one_call(
 
 
 def test_a_run_finishes_without_matplotlib(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    real_curves: None,
 ) -> None:
     """Only the curves need this optional package."""
     caplog.set_level(logging.INFO, "hiera")
@@ -371,6 +378,32 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     run(recipe, tmp_path / "run", resume="auto")  # finished: nothing left to do
     run(other, tmp_path / "run", overwrite=True)
     assert len(losses(tmp_path / "run")) == 8
+
+
+def test_resuming_a_finished_run_says_that_it_is_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1)
+    run(recipe, tmp_path / "run")
+    with caplog.at_level("INFO", "hiera"):
+        run(recipe, tmp_path / "run", resume="auto")
+    assert "resuming after step 4 of 4: nothing is left to do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("hiera_nano_32", "shapes", "takes images, and the data holds videos, such as shapes/"),
+        ("hiera_nano_8x32", "digits", "takes videos, and the data holds images, such as digits/"),
+    ],
+)
+def test_data_of_the_other_kind_is_refused_at_once(
+    tmp_path: Path, name: str, data: str, message: str
+) -> None:
+    whole = datasets.open_splits(data, None)
+    with pytest.raises(UsageError, match=message):
+        run(recipe_of(name, data__path=data), tmp_path / "run", whole)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -500,6 +533,7 @@ def test_out_of_memory_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("settings", "message"),
     [
         ({"batch_size": 1024}, "fewer than the 1024 of one step"),
+        ({"batch_size": 1024}, "--set batch_size=128$"),
         ({"batch_size": 30, "accumulate": 15, "augment__mixup": 1.0}, None),
     ],
 )
@@ -860,7 +894,7 @@ def test_rates_do_not_count_the_time_of_validation(
     assert all(event["eta"] < 100 * 12 for event in steps)
 
 
-def test_the_log_is_strict_json(tmp_path: Path) -> None:
+def test_the_log_is_strict_json(tmp_path: Path, real_curves: None) -> None:
     """A gradient norm may be infinite (fp16), and so may a loss on held-out data."""
 
     def refuse(constant: str) -> None:

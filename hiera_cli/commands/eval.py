@@ -15,6 +15,7 @@ import typer
 
 from hiera_core.errors import CheckpointError, NoClassifierError, UsageError
 from hiera_core.plain_data import counted, to_json
+from hiera_core.zoo import check_is_hiera
 
 from .. import completion, load_model, media_run, options
 from ..exit_codes import OK, SOME_FAILED, print_message
@@ -153,6 +154,8 @@ def evaluate(
             f"{entry.name} is an autoencoder: it reconstructs, it does not classify",
             f"{PROBE_HINT}, or use {entry.name.removeprefix('mae_')}",
         )
+    if probe is None and entry is not None:
+        check_is_hiera(entry.family, entry.name)
     if probe is ProbeMethod.linear and neighbours is not None:
         raise UsageError("--neighbours belongs to --probe knn", "leave it out")
     from hiera_core.data.toy_datasets import BUNDLED

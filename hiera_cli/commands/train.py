@@ -56,13 +56,14 @@ RENAMED = {
 
 
 class TrainCommand(Command):
-    """The command, with a hint for options that other trainers have."""
+    """The command, with hints for options that other trainers have, and for --set."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
+            _check_settings(error, given)
             option = getattr(error, "option_name", None)
             if not isinstance(option, str) or not hasattr(error, "possibilities"):
                 raise
@@ -73,6 +74,23 @@ class TrainCommand(Command):
                 raise
             hint = hint or "--help lists the options, and --print-recipe the keys for --set"
             raise UsageError(f"no such option: {option}", hint) from error
+
+
+def _check_settings(error: Any, arguments: list[str]) -> None:
+    """Raise an error that suits if the extra argument is a value of the recipe, as in
+    `--set batch_size=8 seed=1`.
+
+    Raises:
+        UsageError: It is one.
+    """
+    message = error.format_message() if hasattr(error, "format_message") else ""
+    if "--set" not in arguments or "unexpected extra argument" not in message:
+        return
+    for text in arguments:
+        if "=" in text and not text.startswith("-") and text in message:
+            raise UsageError(
+                f"{text} has no --set before it", f"repeat the option for each value: --set {text}"
+            ) from error
 
 
 def _hint_for(option: str, arguments: list[str]) -> str | None:

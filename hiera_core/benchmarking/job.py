@@ -67,6 +67,7 @@ class Job:
         size: Input size in pixels, with the frames first for video; None for the model's own.
         description: Of a model that is not in the zoo; see `given_model.describe_models`.
         files: What is read in mode `files`.
+        warm_up_s: Seconds for which a variant runs before it is measured.
     """
 
     implementation: str
@@ -80,6 +81,7 @@ class Job:
     size: Sequence[int] | None = None
     description: dict[str, Any] | None = None
     files: FileInputs | None = None
+    warm_up_s: float = 1.0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:

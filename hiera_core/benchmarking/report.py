@@ -168,7 +168,7 @@ def plot(path: Path, header: Header, measurements: Sequence[Measurement]) -> Non
         OutputError: The file cannot be written.
     """
     good = [m for m in measurements if m.samples_s]
-    labels = [f"{m.model.removeprefix('hiera_')} {m.label}, {m.batch}" for m in good]
+    labels = [f"{m.model.removeprefix('hiera_')} {m.label}, batch {m.batch}" for m in good]
     latencies = {f"p{p}": [m.latency_ms(p) or 0.0 for m in good] for p in (50, 90, 99)}
     charts.draw_bars(
         path,

@@ -62,8 +62,10 @@ def measure(
         DeviceError: Our own job cannot be built, for a reason other than memory.
     """
     requested = batch = jobs[0].batch
+    # Who measures for less than a second does not want to wait for one.
+    warm_up_s = min(jobs[0].warm_up_s, length.seconds)
     while True:
-        resized = [replace(job, batch=batch) for job in jobs]
+        resized = [replace(job, batch=batch, warm_up_s=warm_up_s) for job in jobs]
         try:
             # On a GPU, one after another: peers that wait would take memory from the others.
             is_cpu = jobs[0].device == "cpu"

@@ -25,8 +25,6 @@ from .job import Job
 from .measurement import Variant
 from .timer import PeakMemory, timed_for, timed_together
 
-WARM_UP_S = 1.0
-
 
 def main() -> None:
     """Run the job until standard input ends."""
@@ -88,8 +86,8 @@ def _prepare(job: Job, memory: PeakMemory) -> list[Variant]:
     torch.manual_seed(0)
     if job.mode == "files":
         return _prepare_files(job)
-    rate = flops.matmul_gflops(device, DTYPES[job.dtype])
-    variants = workloads.build(job)
+    variants = workloads.build(job)  # first, because a peer without the model needs no rate
+    rate = flops.matmul_gflops(device, DTYPES[job.dtype], runs=max(2, round(8 * job.warm_up_s)))
     for variant in variants:
         variant.row.matmul_gflops = rate
         try:
@@ -98,7 +96,7 @@ def _prepare(job: Job, memory: PeakMemory) -> list[Variant]:
                 memory.start()
                 variant.step()
                 variant.row.memory_mib = memory.peak()
-                timed_for(variant.step, device, WARM_UP_S)
+                timed_for(variant.step, device, job.warm_up_s)
         except Exception as error:
             if is_out_of_memory(error) or len(variants) == 1:
                 raise

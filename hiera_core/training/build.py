@@ -16,13 +16,15 @@ from ..data.classes.class_balance import balanced_weights
 from ..data.datasets import MediaDataset, Splits
 from ..data.remote.web_ranges import check_public
 from ..data.transforms import ImageTransform, VideoTransform, check_channels, transform_for
+from ..data.video_files.animation_reader import kind_for_model
 from ..device import DTYPES, dtype_name, is_out_of_memory, training_dtype
-from ..errors import DeviceError, InputError, UsageError
+from ..errors import DeviceError, HieraError, InputError, UsageError
 from ..models import factory
 from ..models.hiera import Hiera, HieraEncoder
 from ..models.mae import MaskedAutoencoderHiera
 from ..models.masking import check_mask_ratio
 from ..process.cores import cores_per_process
+from ..records import Kind
 from ..version import __version__
 from ..weights import load
 from . import optimizer
@@ -159,6 +161,9 @@ def build_training(
     model.card = card
     check_channels(model)
     transform = transform_for(model)
+    if not resumes:
+        expected: Kind = "image" if isinstance(transform, ImageTransform) else "video"
+        _check_kind(samples, expected, recipe.model.name)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"
     precision: str = recipe.precision
     if precision == "auto":
@@ -182,6 +187,29 @@ def build_training(
         class_weights=_class_weights(recipe, samples, world),
         weights="from the checkpoint" if resumes else _origin(init_from),
         public_urls=options.public_urls,
+    )
+
+
+def _check_kind(samples: MediaDataset, expected: Kind, name: str) -> None:
+    """Check that the data is not of the other kind altogether. Three samples are read at most, and
+    as a rule one: a few files of the other kind count as unreadable samples later.
+
+    Raises:
+        UsageError: The first, the middle and the last sample are of the other kind.
+    """
+    if not len(samples):
+        return
+    for number in sorted({0, len(samples) // 2, len(samples) - 1}):
+        source = samples.sources[number]
+        try:
+            kind = kind_for_model(source.content(), source.name, takes_videos=expected == "video")
+        except (HieraError, OSError):  # it is reported when it is trained on
+            return
+        if kind == expected:
+            return
+    raise UsageError(
+        f"{name} takes {expected}s, and the data holds {kind}s, such as {source.name}",
+        f"use other data, or a model for {kind}s; `hiera models` lists them",
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from ..data.classes.class_balance import balanced_order
 from ..errors import UsageError
 from ..models.masking import draw_units
+from ..plain_data import counted
 from .recipe import Recipe
 
 MAX_STEPS = 99_999_999  # the names of checkpoints have eight digits
@@ -61,7 +62,7 @@ class StepSampler:
         if self.step_samples % self._unit:
             raise UsageError(
                 f"the {self.step_samples} samples of a step cannot be mixed in pairs",
-                "make batch_size / data.repeats even",
+                "make batch_size / data.repeats even, or set augment.mixup=0 and augment.cutmix=0",
             )
         if self.step_samples // self._unit < self._passes:
             kind = "pairs to mix" if self._unit == 2 else "samples"
@@ -80,8 +81,9 @@ class StepSampler:
             )
         if self.samples < self.step_samples:
             raise UsageError(
-                f"{self.samples} samples are fewer than the {self.step_samples} of one step",
-                "use a smaller batch_size: --set batch_size=N",
+                f"the data has {counted(self.samples, 'sample')}, fewer than the "
+                f"{self.step_samples} of one step",
+                self._smaller_batch(),
             )
 
     @property
@@ -120,6 +122,16 @@ class StepSampler:
     def _unit(self) -> int:
         """Number of samples that stay together: 2 if they are mixed in pairs."""
         return 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
+
+    def _smaller_batch(self) -> str:
+        """Return a hint for data that is smaller than a step: the largest batch size that fits, of
+        which every process gets the same number of samples in every forward pass."""
+        least = self._unit * self._passes
+        largest = self.samples // least * least * self.recipe.data.repeats
+        if not largest:
+            fewer = ", or use fewer processes or a smaller accumulate" * (self._passes > 1)
+            return f"add data{fewer}"
+        return f"use a smaller batch_size: at most --set batch_size={largest}"
 
     @property
     def _passes(self) -> int:

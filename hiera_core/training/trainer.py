@@ -305,7 +305,8 @@ class Trainer:
             return {"step": 0}
         meta = self.run_folder.meta
         self.checkpoints.load(self.run_folder.checkpoint, self.training)
-        log.info("resuming after step %d of %d", meta["step"], self.sampler.steps)
+        left = "" if meta["step"] < self.sampler.steps else ": nothing is left to do"
+        log.info("resuming after step %d of %d%s", meta["step"], self.sampler.steps, left)
         if self.run_folder.resumes_in_place:
             self.checkpoints.forget_after(meta["step"])
         return {key: meta[key] for key in ("step", *MEASUREMENTS) if key in meta}

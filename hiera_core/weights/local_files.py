@@ -117,6 +117,8 @@ def _hint_about(folder: Path) -> str:
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{shlex.quote(str(folder))} model.pth`"
         )
+    if all((folder / name).is_file() for name in ("recipe.yaml", "log.jsonl")):
+        return f"it is a run that has not finished: `hiera train --resume {shlex.quote(str(folder))}` continues it"
     found = list(_weights_in(folder))
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         with contextlib.suppress(OSError):  # a folder that may not be read is not what is meant

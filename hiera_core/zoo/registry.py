@@ -112,8 +112,8 @@ def check_is_hiera(family: Family | None, name: str) -> None:
         raise UsageError(
             f"{name} is the image encoder of SAM 2: it has no classes and no decoder, and returns "
             "maps of its stages",
-            "use it in `hiera features` or create_model(..., features_only=True); to classify, "
-            f"use a model such as {DEFAULT_IMAGE_MODEL}",
+            "use it in `hiera features`, `hiera eval --probe knn` or create_model(..., "
+            f"features_only=True); to classify, use a model such as {DEFAULT_IMAGE_MODEL}",
         )
 
 

@@ -59,7 +59,9 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
     if not packets.stamps:
         raise InputError("no frame can be decoded", "the file is damaged or truncated")
     in_order = header.format in NO_STAMP_FORMATS or not packets.ordered
-    times = _distinct(np.sort(np.asarray(packets.stamps)) * header.tick)
+    times = np.sort(np.asarray(packets.stamps)) * header.tick
+    if not header.has_edits:  # of two pieces, the end and the start may be as near
+        times = _distinct(times)
     if in_order or len(times) < MIN_DISTINCT * len(packets.stamps):
         in_order, fps = True, header.rate or FALLBACK_RATE
         times = np.arange(len(packets.stamps)) / fps
@@ -68,7 +70,8 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
     end = float(times[-1]) + 1 / fps
     lost = header.lost_seconds(end, float(times[0]), packets.last_end)
     present = frames = len(times)
-    if lost > 0.5 / fps:
+    # An edit may begin or end within the time of a frame.
+    if lost > (1.0 if header.has_edits else 0.5) / fps + 1e-3:
         if _usual_rate_is(header.rate, times):
             fps = header.rate  # frames may be missing among the last ones, too
         frames = max(present, round((times[-1] - times[0] + lost) * fps) + 1)
@@ -151,7 +154,14 @@ class _Header:
         """
         if self.is_shared and last_end > self.seconds - 1.0:
             return 0.0  # another stream is longer than the video
-        return self.seconds - end if self.is_absolute else self.seconds - (end - start)
+        pause = max(self.start, start, 0.0) if self.has_edits else 0.0
+        return self.seconds - end if self.is_absolute else self.seconds - pause - (end - start)
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether an edit list chooses among the frames. Its length then includes a pause before
+        the first one."""
+        return self.format in INDEXED_FORMATS and self.frames > 0 and not self.lists_all_frames
 
 
 def _declared_seconds(container: Any, stream: Any, tick: float) -> tuple[float, bool, bool]:

@@ -111,14 +111,15 @@ def _weights_in(folder: Path) -> Iterator[Path]:
 
 def _hint_about(folder: Path) -> str:
     """Return what to name in place of a folder: the weights in it, or in the folders within it."""
+    quoted = shlex.quote(str(folder))
     if any(folder.glob(f"*{DISTRIBUTED}")):
         return (
             "it is a distributed checkpoint: make a file of it with "
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-            f"{shlex.quote(str(folder))} model.pth`"
+            f"{quoted} model.pth`"
         )
     if all((folder / name).is_file() for name in ("recipe.yaml", "log.jsonl")):
-        return f"it is a run that has not finished: `hiera train --resume {shlex.quote(str(folder))}` continues it"
+        return f"it is a run that has not finished: `hiera train --resume {quoted}` continues it"
     found = list(_weights_in(folder))
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         with contextlib.suppress(OSError):  # a folder that may not be read is not what is meant

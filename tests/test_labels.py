@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,31 @@ def test_names_without_an_order_are_refused(name: str, text: str, tmp_path: Path
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=re.escape(f"labels {tmp_path / name} cannot be read (")):
         labels.read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", 'id,name\n0,"cat\n' + "1,dog\n" * 30_000),  # a quote that is never closed
+        ("x.yaml", "- a name\n" * 200_000),
+        ("x.json", '[{"id": -1, "name": "cat"}, {"id": 0, "name": "dog"}]'),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_the_name_of_the_file(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=re.escape(f"labels {tmp_path / name} cannot be read (")):
+        labels.read_labels(tmp_path / name)
+
+
+def test_lines_of_any_length_and_number_take_little_time(tmp_path: Path) -> None:
+    (tmp_path / "comments.txt").write_text("# x\n" * 400_000 + "cat\n")  # took minutes
+    (tmp_path / "long.txt").write_text("name," * 200_000 + "id\ncat\n")
+    start = time.process_time()
+    assert labels.read_labels(tmp_path / "comments.txt") == ["cat"]
+    assert labels.read_labels(tmp_path / "long.txt")[1:] == ["cat"]
+    assert time.process_time() - start < 20
 
 
 WORDS = st.text(

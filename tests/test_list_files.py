@@ -265,6 +265,16 @@ def test_no_line_is_lost_to_spaces(tmp_path: Path, text: str, labels: list[str])
     assert all(file.path.suffix.lower() == ".jpg" for file in listed)
 
 
+@pytest.mark.parametrize("name", ["a.jpg copy.jpg", "a.mp4 frames/b.jpg", "my a.jpg b (1).JPG"])
+def test_a_path_ends_with_its_last_extension(tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{name} 3\n{name} golden retriever\n")
+    listed = read_list(tmp_path / "list.txt")
+    assert [(str(file.path.relative_to(tmp_path)), file.label) for file in listed] == [
+        (name, "3"),
+        (name, "golden retriever"),
+    ]
+
+
 WORDS = ("Class ID", "class_id", "classId", "CLASS-ID", "class idx", "class_index", "label_idx",
          "Label Name", "ground_truth", "Ground Truth", "gt", "targetName")  # fmt: skip
 
@@ -321,6 +331,8 @@ def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
         (b"PK\3\4\0\0", "is a spreadsheet or an archive, not a text file; save it as CSV"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "is a spreadsheet or an archive"),
         (b'{"path": "a.jpg", "label": "cat"}\n', "is a list in JSON"),
+        (b'[\n  {"path": "a.jpg", "label": "cat"}\n]\n', "is a list in JSON"),
+        (b'{\n  "a.jpg": "cat"\n}\n', "is a list in JSON"),
         (b"path,label\nhttps://h/a.jpg,cat\n", r"line 2 is a URL \(https://h/a.jpg\)"),
         (b"path,label\ns3://b/a.jpg,cat\n", "line 2 is a URL"),
         ("path,label\na.jpg,Käse\n".encode("cp1252"), "label that is not UTF-8; save it as UTF-8"),

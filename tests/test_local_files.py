@@ -70,6 +70,10 @@ def test_weights_in_several_files(ending: str, weights: State, tmp_path: Path) -
         ({"a": "../secret.safetensors"}, "has no weight_map"),
         ({"a": 3}, "has no weight_map"),
         ({"a": ""}, "has no weight_map"),
+        ({"a": ".."}, "has no weight_map"),
+        ({"a": "/etc/passwd"}, "has no weight_map"),
+        ({"a": "part.safetensors\0"}, "has no weight_map"),
+        ({"a": "x" * 5000}, "which is not there"),
         ({"a": "part.safetensors", "b": "part.safetensors"}, "lists b, which its files"),
     ],
 )
@@ -79,6 +83,33 @@ def test_a_wrong_index_is_refused(listed: Any, message: str, tmp_path: Path) -> 
     index.write_text(json.dumps({"weight_map": listed}))
     with pytest.raises(CheckpointError, match=message):
         local_files.read(index)
+
+
+def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path: Path) -> None:
+    """The other file may be left from an earlier run."""
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "1.safetensors")
+    save_file({"a": torch.zeros(1), "c": torch.zeros(1)}, tmp_path / "2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    listed = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
+    index.write_text(json.dumps({"weight_map": listed}))
+    found = {name: float(tensor) for name, tensor in local_files.read(index)[0].items()}
+    assert found == {"a": 1, "b": 1, "c": 0}
+
+
+def test_one_file_of_one_is_the_whole(weights: State, tmp_path: Path) -> None:
+    path = tmp_path / "model-00001-of-00001.safetensors"
+    save_file(weights, path)
+    for name in (path, tmp_path):
+        assert set(load.read_checkpoint(name).state) == set(weights)
+
+
+def test_a_command_that_is_proposed_can_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "my $(touch x)"
+    folder.mkdir()
+    (folder / "__0_0.distcp").touch()
+    with pytest.raises(CheckpointError) as error:
+        load.read_checkpoint(folder)
+    assert f"dcp_to_torch '{folder}' model.pth" in str(error.value.hint)
 
 
 def test_transformers_writes_several_files(tmp_path: Path, hiera: Command) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from hiera_core.data.image_formats import open_header
 from hiera_core.data.image_reader import open_image
 from hiera_core.errors import InputError
 
@@ -82,6 +85,74 @@ def test_alpha_is_composited_on_white(dtype: str) -> None:
     assert (pixels[:10] == 255).all()
     assert np.abs(pixels[10:] - SHOWN[10:, :, :3]).max() <= 1
     assert "transparency composited on white" in notes
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_premultiplied_colours_are_divided_by_alpha(channels: int) -> None:
+    whole = samples("float32", channels)
+    whole[..., -1] = np.linspace(0.5, 1, SIZE[1])
+    colours = "rgb" if channels == 4 else "minisblack"
+    options = {"photometric": colours, "planarconfig": "contig"}
+    straight = encode(whole, extrasamples=["unassalpha"], **options)
+    whole[..., :-1] *= whole[..., -1:]
+    premultiplied = encode(whole, extrasamples=["assocalpha"], **options)
+    expected, image = open_image(straight)[0], open_image(premultiplied)[0]
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() <= 3
+
+
+def test_alpha_that_is_no_number_is_refused() -> None:
+    whole = samples("float32", 4)
+    whole[3, 3, 3] = np.nan
+    with pytest.raises(InputError, match="NaN or infinity"):
+        open_image(encode(whole, extrasamples=["unassalpha"]))
+
+
+def with_tags(content: bytes, **values: list[int]) -> bytes:
+    """Return a TIFF file with other values of some tags."""
+    file = io.BytesIO(content)
+    for name, value in values.items():
+        file.seek(0)
+        with tifffile.TiffFile(file, mode="r+b") as opened:
+            opened.pages[0].tags[name].overwrite(value, dtype=4)
+    return file.getvalue()
+
+
+def test_a_tile_does_not_expand_to_more_than_an_image() -> None:
+    """A few kilobytes of zeros become many megabytes, and a tile may be larger than the image."""
+    content = encode(samples("float64", 1)[..., 0], compression="zlib", tile=(64, 48))
+    bomb = zlib.compress(bytes(1 << 28))
+    content = with_tags(content, TileWidth=[1 << 16], TileLength=[2700], TileByteCounts=[len(bomb)])
+    content = with_tags(content, TileOffsets=[len(content)])
+    tracemalloc.start()
+    with pytest.raises(InputError, match="tiles of 65536x2700 pixels are not read") as error:
+        open_image(content + bomb, max_pixels=1 << 28)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 26, error.value
+
+
+class CountingFile(io.BytesIO):
+    """A file that counts the bytes that are read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+@pytest.mark.parametrize("layout", ["rows", "compressed"])
+def test_strips_that_declare_too_many_bytes_are_not_read_whole(layout: str) -> None:
+    content = encode(samples("float16", 3), **{**LAYOUTS[layout], "rowsperstrip": 1})
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        count = len(file.pages[0].dataoffsets)
+    content = with_tags(content, StripByteCounts=[1 << 24] * count)
+    file = CountingFile(content + bytes(1 << 24))
+    with open_header(file, "", 1 << 20) as image:
+        image.load()
+        assert np.abs(np.asarray(image).astype(int) - SHOWN[..., :3]).max() <= 1
+    assert file.count < 1 << 20
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16"])

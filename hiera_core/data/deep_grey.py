@@ -67,6 +67,7 @@ def samples_to_8_bits(image: Any, samples: np.ndarray, alpha: bool) -> tuple[np.
     colours = samples[..., :-1] if alpha else samples
     is_float = samples.dtype.kind == "f"
     if is_float:
+        _float_range(samples[..., -1:])  # which checks alpha, too
         found = _float_range(colours)
     else:
         found = _integer_range(image, int(colours.min()), int(colours.max()))

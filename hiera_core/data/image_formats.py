@@ -22,7 +22,7 @@ from PIL import TiffImagePlugin as Tiff
 
 from ..errors import InputError
 from .deep_grey import SCALED, samples_to_8_bits
-from .image_files.tiff_samples import RGB, WHITE_IS_ZERO, Layout
+from .image_files.tiff_samples import WHITE_IS_ZERO, Layout
 from .media_types import SIGNATURE_BYTES
 
 # Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
@@ -182,19 +182,17 @@ class _Tiff(Tiff.TiffImageFile):
         self._mode = "RGB"
 
     def load(self) -> Any:
-        if self._layout is not None:
-            layout, self._layout = self._layout, None
+        if (layout := self._layout) is not None:
             layout.check()
             assert self.fp is not None
             samples = layout.read(self.fp, self.tag_v2.prefix)
-            grey = layout.photometric != RGB
-            has_alpha = layout.channels % 2 == 0 and layout.has_alpha
-            samples = samples if has_alpha else samples[..., : 1 if grey else 3]
-            pixels, self.info[SCALED] = samples_to_8_bits(self, samples, has_alpha)
+            # A sample that is no alpha is left out.
+            samples = samples[..., : Image.getmodebands(layout.mode)]
+            pixels, self.info[SCALED] = samples_to_8_bits(self, samples, layout.has_alpha)
             if layout.photometric == WHITE_IS_ZERO:
                 pixels[..., 0] = 255 - pixels[..., 0]
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            self.im, self._mode, self.tile = image.im, image.mode, []
+            image = Image.frombuffer(layout.mode, self.size, pixels, "raw", layout.mode, 0, 1)
+            self.im, self._mode, self.tile, self._layout = image.im, image.mode, [], None
         return super().load()
 
     def load_prepare(self) -> None:

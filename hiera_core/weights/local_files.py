@@ -3,7 +3,9 @@ over several files."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ STATE_OF_TRAINERS = re.compile(
     r"(optimizer|scheduler|lr_scheduler|scaler|sampler|random_states|rng_state|training_args|"
     r"dl_state_dict|custom_checkpoint)\b.*|.*(optim_states|_optimizer)\W.*"
 )
-PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+PART = re.compile(r".+-\d{5}-of-(?!00001\b)\d{5}\.\w+")  # a single one is the whole
+FILE_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\:\0]+")  # on any system
 DISTRIBUTED = ".distcp"  # ending of the files that torch.distributed.checkpoint writes
 MAX_NAMED = 3  # files that a message names
 
@@ -68,9 +71,10 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(listed.values())):
         part = path.with_name(name)
-        if not part.is_file():
+        if not (names.exists(part) and part.is_file()):
             raise CheckpointError(f"{path} lists {name}, which is not there", "get it, too")
-        tensors |= files.read(part)[0]
+        # A file may hold older values of tensors that the index expects in another one.
+        tensors |= {k: v for k, v in files.read(part)[0].items() if listed.get(k, name) == name}
     if missing := sorted(set(listed) - set(tensors)):
         raise DamagedFile(path, f"lists {missing[0]}, which its files do not hold")
     return tensors, {}
@@ -78,7 +82,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def _is_name(text: Any) -> bool:
     """Return whether this is the name of a file, and no path that leads out of the folder."""
-    return isinstance(text, str) and bool(text) and Path(text).name == text
+    return isinstance(text, str) and FILE_NAME.fullmatch(text) is not None
 
 
 def _find_in_folder(folder: Path) -> FetchedFiles:
@@ -110,13 +114,15 @@ def _hint_about(folder: Path) -> str:
     if any(folder.glob(f"*{DISTRIBUTED}")):
         return (
             "it is a distributed checkpoint: make a file of it with "
-            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth`"
+            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{shlex.quote(str(folder))} model.pth`"
         )
     if all((folder / name).is_file() for name in ("recipe.yaml", "log.jsonl")):
-        return f"it is a run that has not finished: `hiera train --resume {folder}` continues it"
+        return f"it is a run that has not finished: `hiera train --resume {shlex.quote(str(folder))}` continues it"
     found = list(_weights_in(folder))
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found += _weights_in(inner)
+        with contextlib.suppress(OSError):  # a folder that may not be read is not what is meant
+            found += _weights_in(inner)
     if not found:
         return "name the file itself"
     shown = [str(path.relative_to(folder)) for path in found[:MAX_NAMED]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..plain_data import parse_yaml, utf8_text
+from ..plain_data import MAX_YAML_BYTES, parse_yaml, utf8_text
 
 MAX_LABELS_BYTES = 8 << 20
+MAX_HEADER = 1 << 16  # characters of a table's first line
 MAX_LITERAL_BYTES = 1 << 20  # Python needs 250 times as much memory to read a literal
 NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `3,cat`
 NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
@@ -103,7 +105,9 @@ def _parse(text: str, name: str | Path) -> list[str]:
         raise UsageError(f"labels {name}: {ending} is not read", "write one class name per line")
     try:
         names = _names_in(text, ending)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (
+        ValueError, TypeError, SyntaxError, RecursionError, MemoryError, csv.Error,
+    ) as error:  # fmt: skip
         raise _unreadable(name, error) from error
     if not names:
         raise UsageError(f"labels {name} are empty", "write one class name per line")
@@ -112,14 +116,15 @@ def _parse(text: str, name: str | Path) -> list[str]:
 
 def _names_in(text: str, ending: str) -> list[str]:
     if ending in YAML_ENDINGS:
+        if len(text) > MAX_YAML_BYTES:  # which PyYAML takes minutes for
+            raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 20} MiB")
         return _from_value(parse_yaml(text))
     if text.lstrip()[:1] in ("{", "["):
         return _from_literal(text)
     excel = EXCEL_LINE.match(text)
     text = text[excel.end() :] if excel else text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    while lines and lines[0].startswith("# "):
-        lines.pop(0)
+    lines = list(itertools.dropwhile(lambda line: line.startswith("# "), lines))
     if lines and all(line.startswith("- ") for line in lines):  # a list in YAML
         lines = [line[2:].strip() for line in lines]
     return _from_table(lines, ending) or _from_lines(lines)
@@ -202,8 +207,8 @@ def _from_objects(objects: Sequence[dict[Any, Any]]) -> list[str]:
             raise ValueError(f"{item!r:.40} has no name")
         number = next((item[key] for key in NUMBER_WORDS if key in item), position)
         pairs.append((_class_number(number), name))
-    first = min(number for number, _ in pairs)
-    return _in_order([(number - min(first, 1), name) for number, name in pairs])
+    first = 1 if min(number for number, _ in pairs) == 1 else 0
+    return _in_order([(number - first, name) for number, name in pairs])
 
 
 def _from_table(lines: Sequence[str], ending: str) -> list[str]:
@@ -211,23 +216,29 @@ def _from_table(lines: Sequence[str], ending: str) -> list[str]:
 
     Raises:
         ValueError: The numbers beside them do not count the classes.
+        csv.Error: A quote is never closed.
     """
+    first = lines[:1] if lines and len(lines[0]) <= MAX_HEADER else []
     for separator in ",;\t|":
-        rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
-        header = [re.sub(r"[\W_]+", "_", word.strip().lower()) for word in rows[0]] if rows else []
+        read = functools.partial(csv.reader, delimiter=separator, skipinitialspace=True)
+        header = [_header_word(cell) for row in read(first) for cell in row]
         named = [i for i, word in enumerate(header) if word in NAME_WORDS]
         numbered = [i for i, word in enumerate(header) if word in NUMBER_WORDS]
-        is_table = (
-            len(header) > 1 and named and numbered and {len(row) for row in rows} == {len(header)}
-        )
-        if is_table:
+        if not named or not numbered:
+            continue
+        rows = list(read(lines[1:]))
+        if {len(row) for row in rows} == {len(header)}:
             name = min(named, key=lambda i: NAME_WORDS.index(header[i]))
-            objects = [
-                {"name": row[name].strip(), "id": row[numbered[0]].strip()} for row in rows[1:]
-            ]
-            return _from_objects(objects) if objects else []
+            return _from_objects(
+                [{"name": row[name].strip(), "id": row[numbered[0]].strip()} for row in rows]
+            )
     is_header = ending == ".csv" and len(lines) > 1 and _unquoted(lines[0]).lower() in NAME_WORDS
     return [_unquoted(line) for line in lines[1:]] if is_header else []
+
+
+def _header_word(cell: str) -> str:
+    """`Class ID` -> `class_id`"""
+    return re.sub(r"[\W_]+", "_", cell.strip().lower())
 
 
 def _python_literal(text: str) -> Any:

@@ -19,7 +19,9 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of the tag for the format of samples
 KINDS = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
 NAMES = {UNSIGNED: "bits", SIGNED: "signed bits", FLOAT: "bits (floats)"}
 MAX_BYTES = 1 << 30  # of the samples of an image
-ALPHA = (1, 2)  # values of the tag for extra samples; others are no alpha
+MAX_EXPANSION, SPARE_BYTES = 2, 1024  # a strip or tile that is compressed does not take more
+PREMULTIPLIED, ALPHA = 1, 2  # values of the tag for extra samples; others are no alpha
+DAMAGED = "the file is damaged"
 SAVE_AS = "save it as grey, RGB or RGBA with 8 or 16 bits"
 
 
@@ -46,6 +48,10 @@ class Layout:
         self.is_uniform = len(set(bits)) == len(set(formats)) == 1
         self.in_planes = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2 and self.channels > 1
         self.compression = int(tags.get(Tiff.COMPRESSION, RAW))
+        self._extra = next(iter(_all(tags.get(Tiff.EXTRASAMPLES, ()))), None)
+        self._tiled = TILE_OFFSETS in tags
+        self._tile_size = int(tags.get(TILE_LENGTH, 0)), int(tags.get(TILE_WIDTH, 0))
+        self._rows = int(tags.get(Tiff.ROWSPERSTRIP, self.height))  # of a strip
 
     @property
     def is_misread(self) -> bool:
@@ -57,8 +63,13 @@ class Layout:
     @property
     def has_alpha(self) -> bool:
         """Whether the sample behind those of the colour is alpha."""
-        extra = _all(self._tags.get(Tiff.EXTRASAMPLES, ()))
-        return bool(extra) and extra[0] in ALPHA
+        return self.channels % 2 == 0 and self._extra in (PREMULTIPLIED, ALPHA)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of the image, once its samples have 8 bits."""
+        alpha = ("a" if self._extra == PREMULTIPLIED else "A") if self.has_alpha else ""
+        return ("RGB" if self.photometric == RGB else "L") + alpha
 
     def check(self) -> None:
         """Check that this module reads the samples.
@@ -107,19 +118,20 @@ class Layout:
     def _segment_size(self, top: int) -> tuple[int, int]:
         """Return height and width of the segments that begin in row `top`. The last strip may be
         shorter than the others; tiles have one size."""
-        if TILE_OFFSETS in self._tags:
-            return int(self._tags[TILE_LENGTH]), int(self._tags[TILE_WIDTH])
-        rows = int(self._tags.get(Tiff.ROWSPERSTRIP, self.height))
-        return max(1, min(rows, self.height - top)), self.width
+        if self._tiled:
+            return self._tile_size
+        return max(1, min(self._rows, self.height - top)), self.width
 
     def _segments(self, file: IO[bytes], pixel_bytes: int) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield the first channel, the row and the column of each strip or tile, and its bytes."""
-        tiled = TILE_OFFSETS in self._tags
-        names = (TILE_OFFSETS, TILE_COUNTS) if tiled else (Tiff.STRIPOFFSETS, Tiff.STRIPBYTECOUNTS)
-        offsets, counts = (_all(self._tags[name]) for name in names)
+        names = (Tiff.STRIPOFFSETS, Tiff.STRIPBYTECOUNTS)
+        names = (TILE_OFFSETS, TILE_COUNTS) if self._tiled else names
+        offsets, counts = (_all(self._tags.get(name, ())) for name in names)
         height, width = self._segment_size(0)
         if height < 1 or width < 1:
-            raise InputError("tiles without pixels", "the file is damaged")
+            raise InputError("tiles without pixels", DAMAGED)
+        if height * width * pixel_bytes > MAX_BYTES:  # a tile may exceed the image
+            raise InputError(f"tiles of {width}x{height} pixels are not read", DAMAGED)
         planes = self.channels if self.in_planes else 1
         down, across = -(-self.height // height), -(-self.width // width)
         if planes * down * across > min(len(offsets), len(counts)):
@@ -129,8 +141,10 @@ class Layout:
             top, left = place // across * height, place % across * width
             offset, count = offsets[index], counts[index]
             size = self._segment_size(top)[0] * width * pixel_bytes
+            # Counts that are too large could have the whole file read for each row.
+            most = MAX_EXPANSION * size + SPARE_BYTES if self.compression in DEFLATE else size
             file.seek(int(offset))
-            content = file.read(int(count))
+            content = file.read(max(0, min(int(count), most)))
             if self.compression in DEFLATE:
                 try:
                     content = zlib.decompressobj().decompress(content, size)

@@ -18,9 +18,10 @@ PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
 MAX_LINE = 1 << 20  # characters
 EXCEL_LINE = re.compile(r"\ufeff?\"?sep=.\"?\r?\n")
 MAX_COLUMNS = 1000
-PATH_AND_LABEL = re.compile(
-    rf"\s*(\S.*?(?:{'|'.join(map(re.escape, sorted(ENDINGS)))}))\s+(\S.*)", re.IGNORECASE
-)
+JSON_START = re.compile(r"\s*(\{\s*\"|\[\s*[\[{\"]|[\[{]\s*$)")
+SPACE = re.compile(r"\s+")
+KNOWN_ENDINGS = tuple(ENDINGS)  # the form that `str.endswith` takes
+LONGEST_ENDING = max(map(len, ENDINGS))
 # What spreadsheets are, if they are not text.
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
@@ -45,7 +46,7 @@ class ListRows:
 
     In a .csv, and where the first line has a separator and no space, cells are separated as in CSV,
     by the separator that splits the first rows alike. Otherwise the last tab ends the path, or the
-    first space behind an extension of images and videos, because paths and labels may hold spaces,
+    last space behind an extension of images and videos, because paths and labels may hold spaces,
     or else the last space.
     """
 
@@ -55,7 +56,7 @@ class ListRows:
             lines = _first_lines(_lines(file))
         first = next(iter(lines), "")
         separator = _find_separator(lines)
-        self.is_json = first.lstrip()[:2] in ('{"', "[{", '["')
+        self.is_json = JSON_START.match(first) is not None
         spaced = re.search(r"\s", first.replace("\t", "").strip()) is not None
         spaced = spaced and not (separator and _separates_paths(lines, separator))
         is_csv = path.suffix.lower() == ".csv"
@@ -89,8 +90,14 @@ class ListRows:
 
 def _split_path(line: str, separator: str | None) -> list[str]:
     """`my cat.png golden retriever` -> [`my cat.png`, `golden retriever`]"""
-    found = PATH_AND_LABEL.match(line) if separator is None else None
-    return [found[1], found[2]] if found else line.rsplit(separator, 1)
+    if separator is not None:
+        return line.rsplit(separator, 1)
+    text, end = line.strip(), None
+    for space in SPACE.finditer(text):
+        start = space.start()
+        if text[max(0, start - LONGEST_ENDING) : start].lower().endswith(KNOWN_ENDINGS):
+            end = space
+    return [text[: end.start()], text[end.end() :]] if end else text.rsplit(None, 1)
 
 
 def _open_text(path: Path) -> TextIO:

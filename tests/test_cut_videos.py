@@ -160,6 +160,29 @@ def test_random_edit_lists(
         assert all(any(np.array_equal(f.pixels, e) for e in expected) for f in shown)
 
 
+@pytest.mark.parametrize("shown", [1, 2, 4])
+def test_a_piece_of_a_stream_may_end_soon(shown: int, tmp_path: Path) -> None:
+    """The decoder holds frames back, and gives the first one only at the end of the file."""
+    format, codec, _, options = CONTAINERS["h.264 in a transport stream"]
+    path = tmp_path / "x.ts"
+    with av.open(str(path), "w", format=format) as writer:
+        stream: Any = writer.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 25
+        for i in range(50 + shown):
+            frame = av.VideoFrame.from_ndarray(picture(i / RATE, *SIZE), format="rgb24")
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode(None))
+    whole = path.read_bytes()
+    path.write_bytes(whole[int(len(whole) * 0.7) // 188 * 188 :])
+    expected = all_frames(path)
+    with Video(path) as video:
+        assert len(video.notes) == 1 and video.frames == len(expected) == shown
+        for read in video.read(range(shown)):
+            assert read.intact and np.array_equal(read.pixels, expected[read.index])
+
+
 @pytest.mark.parametrize("size", [188, 192])
 @pytest.mark.parametrize("name", ["h264", "h264 open", "mpeg2 open"])
 def test_a_piece_of_a_stream_begins_anywhere(name: str, size: int, tmp_path: Path) -> None:

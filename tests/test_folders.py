@@ -137,3 +137,17 @@ def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
 
 def test_counts_are_sorted() -> None:
     assert folders.describe(Counter({".a": 1, ".c": 3, ".b": 3})) == "3 .b, 3 .c, 1 .a"
+
+
+def test_hidden_folders_are_counted_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot may hold copies of the whole disk, of which nothing is read."""
+    for number in range(20):
+        (tmp_path / f".snapshot/{number}").mkdir(parents=True)
+        (tmp_path / f".snapshot/{number}/x.png").touch()
+    for limit, expected in ((30, 15), (10_000, 20)):
+        monkeypatch.setattr(folders, "MAX_HIDDEN", limit)
+        passed_over: Counter[str] = Counter()
+        assert not list(folders.find_files(tmp_path, recursive=True, passed_over=passed_over))
+        assert passed_over == {"hidden": expected}

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 import hiera_core
-from hiera_core.data.memory import as_pixels
+from hiera_core.data.memory import as_pixels, device_pixels
 from hiera_core.data.video_files.video_reader import Video
 from hiera_core.errors import InputError
 
@@ -166,6 +166,7 @@ def test_tensors_of_any_layout(photo: Path) -> None:
         tensor.to(memory_format=torch.contiguous_format).flip(-1).flip(-1),
     ):
         assert np.array_equal(as_pixels(form), pixels)
+    assert device_pixels(tensor.to_sparse()) is None  # as it is called on a GPU
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,6 +11,7 @@ from pathlib import Path
 from .media_types import ENDINGS
 
 HIDDEN = "hidden"
+MAX_HIDDEN = 100_000  # in a hidden folder, such as `.snapshot` with copies of a whole disk
 # What `passed_over` counts instead of an extension.
 NO_EXTENSION = "without extension"
 
@@ -60,7 +61,7 @@ def find_files(
                 if not entry.name.startswith("."):
                     inner.append(folder / entry.name)
                 elif recursive and passed_over is not None and not entry.is_symlink():
-                    passed_over[HIDDEN] += sum(len(names) for _, _, names in os.walk(entry.path))
+                    passed_over[HIDDEN] += _count_files(entry.path)
             elif entry.name.startswith("."):
                 _count(passed_over, HIDDEN)
             elif (ending := Path(entry.name).suffix.lower()) in endings:
@@ -69,6 +70,17 @@ def find_files(
                 _count(passed_over, ending or NO_EXTENSION)
         if recursive:
             waiting += reversed(inner)
+
+
+def _count_files(folder: str) -> int:
+    """Return how many files are in a folder and the folders within it, MAX_HIDDEN at most. A folder
+    counts towards the limit, so that it takes a bounded time."""
+    files = 0
+    for folders, (_, _, names) in enumerate(os.walk(folder)):
+        files += len(names)
+        if files + folders >= MAX_HIDDEN:
+            return min(files, MAX_HIDDEN)
+    return files
 
 
 def count_folders(folder: Path) -> int:

@@ -101,9 +101,11 @@ def device_pixels(tensor: torch.Tensor) -> torch.Tensor | None:
         tensor: See `as_pixels`.
 
     Returns:
-        None if the tensor is no image or clip, its values are out of range, or its pixels have
-        alpha.
+        None if the tensor is no image or clip, or sparse, its values are out of range, or its
+        pixels have alpha.
     """
+    if tensor.layout != torch.strided:
+        return None
     pixels = _channels_last(tensor.detach())
     pixels = pixels[..., None] if pixels.dim() == 2 else pixels
     if pixels.dim() not in (3, 4) or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:

@@ -226,6 +226,9 @@ def _scan(container: Any, stream: Any) -> _Packets:
                 if last_dts is not None and packet.dts < last_dts:
                     found.ordered = False  # the clock was reset
                 last_dts = packet.dts
+    if start is not None:
+        start.end()
+        found.undecodable = start.leave_out(found.stamps)
     return found
 
 
@@ -258,6 +261,11 @@ class _Start:
         self._decode(packet)
         return self._shown is None and self._count < MAX_START
 
+    def end(self) -> None:
+        """Take what the decoder holds back: as many frames as it has threads, or more."""
+        if self._first is None:
+            self._decode(None)
+
     def leave_out(self, stamps: array[int]) -> int:
         """Remove the stamps of frames that are not shown, and return how many these are."""
         if self._shown is None:
@@ -268,6 +276,7 @@ class _Start:
         return count
 
     def _decode(self, packet: Any) -> None:
+        """Decode a packet; None for what is left."""
         with contextlib.suppress(av.FFmpegError):
             for frame in self._stream.codec_context.decode(packet):
                 if self._shown is None:

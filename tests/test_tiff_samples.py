@@ -75,6 +75,21 @@ def test_grey_of_any_depth_is_read(dtype: str) -> None:
         assert np.abs(difference).max() <= 1, (dtype, photometric)
 
 
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzma"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_the_first_of_several_grey_planes_is_shown(
+    dtype: str, compression: str | None, photometric: str
+) -> None:
+    """As satellites have them. Pillow reads them, in any compression."""
+    options = {"planarconfig": "separate", "photometric": photometric}
+    whole = encode(samples(dtype, 2), compression=compression, **options)
+    expected = SHOWN[..., 0].astype(int)
+    expected = 255 - expected if photometric == "miniswhite" else expected
+    pixels = np.asarray(open_image(whole)[0])[..., 0]
+    assert np.abs(pixels - expected).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8", "int16"])
 def test_alpha_is_composited_on_white(dtype: str) -> None:
     whole = samples(dtype, 4)

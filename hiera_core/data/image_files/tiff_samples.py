@@ -56,9 +56,11 @@ class Layout:
     @property
     def is_misread(self) -> bool:
         """Whether Pillow takes the samples for others: signed ones for unsigned ones, or planes of
-        16 bits for planes of 8."""
+        16 bits for planes of 8. Of compressed grey in planes it reads the first, as it should."""
         is_signed_byte = self.format == SIGNED and self.bits == 8
-        return is_signed_byte or (self.in_planes and self.bits > 8)
+        is_grey = self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+        is_read = is_grey and self.compression not in (RAW, *DEFLATE)
+        return is_signed_byte or (self.in_planes and self.bits > 8 and not is_read)
 
     @property
     def has_alpha(self) -> bool:

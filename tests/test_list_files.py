@@ -325,6 +325,15 @@ def test_a_column_for_each_class(
         read_list(path)  # a row with two classes
 
 
+def test_columns_of_0_and_1_may_be_parts_of_the_data(tmp_path: Path) -> None:
+    """A column that says whether a file is for training is no class."""
+    (tmp_path / "a.jpg").touch()
+    path = tmp_path / "list.csv"
+    path.write_text("image,train,test\na.jpg,1,0\n")
+    with pytest.raises(UsageError, match="'train' and 'test' may both hold the labels"):
+        read_list(path)
+
+
 def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     cases: list[tuple[bytes, str]] = [

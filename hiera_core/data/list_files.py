@@ -42,6 +42,8 @@ RANKED_LABEL_HEADERS = tuple(
 LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed0", "index", "idx", "no", "row"))
+# Parts of a data set: columns of these names hold no classes, though they may hold 0 and 1.
+PARTS = {"train", "training", "val", "valid", "validation", "test", "holdout"}
 # Cells of columns of which each is a class.
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -259,9 +261,8 @@ def _find_labels(table: ListRows, header: Sequence[str], file_column: int) -> Ca
     plain = [i for i in others if not (len(others) > 1 and is_index(i))]
     if len(plain) < 2:
         return functools.partial(_cell, column=next(iter(plain or others), None))
-    if plain[-1] < len(header) and all(
-        _marked(row, plain) is not None for row in _body(table, header)
-    ):
+    has_names = plain[-1] < len(header) and PARTS.isdisjoint(words[i] for i in plain)
+    if has_names and all(_marked(row, plain) is not None for row in _body(table, header)):
         return lambda row: header[_marked(row, plain) or 0]
     both = (row for row in _body(table, header) if _cell(row, plain[0]) and _cell(row, plain[1]))
     raise _doubt("labels", plain, header, next(both, None) or next(_body(table, header)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import http.server
+import logging
 import os
 import subprocess
 import threading
@@ -164,8 +165,14 @@ def hiera(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
     """
     from hiera_cli.app import run
 
+    log = logging.getLogger("hiera")
+
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
+        level = log.level
+        try:
+            code = run([str(a) for a in arguments])
+        finally:
+            log.setLevel(level)  # which a command chooses for its process
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

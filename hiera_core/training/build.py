@@ -161,9 +161,6 @@ def build_training(
     model.card = card
     check_channels(model)
     transform = transform_for(model)
-    if not resumes:
-        expected: Kind = "image" if isinstance(transform, ImageTransform) else "video"
-        _check_kind(samples, expected, recipe.model.name)
     interpolation = transform.interpolation if isinstance(transform, ImageTransform) else "bilinear"
     precision: str = recipe.precision
     if precision == "auto":
@@ -190,15 +187,21 @@ def build_training(
     )
 
 
-def _check_kind(samples: MediaDataset, expected: Kind, name: str) -> None:
+def check_kind(setup: TrainingSetup, samples: MediaDataset, name: str) -> None:
     """Check that the data is not of the other kind altogether. Three samples are read at most, and
     as a rule one: a few files of the other kind count as unreadable samples later.
+
+    Args:
+        setup: What is trained.
+        samples: The data.
+        name: Of the model, for the message.
 
     Raises:
         UsageError: The first, the middle and the last sample are of the other kind.
     """
     if not len(samples):
         return
+    expected: Kind = "image" if isinstance(setup.transform, ImageTransform) else "video"
     for number in sorted({0, len(samples) // 2, len(samples) - 1}):
         source = samples.sources[number]
         try:

@@ -17,7 +17,7 @@ from ..atomic import unfinished
 from ..data.datasets import Splits, is_built_in, is_url, open_splits, path_of
 from ..errors import CheckpointError, TrainingError, UsageError, check_type
 from . import run_folder
-from .build import RunOptions, TrainingSetup, build_training
+from .build import RunOptions, TrainingSetup, build_training, check_kind
 from .checkpoints.checkpoint import CheckpointManager
 from .checkpoints.checkpoint_meta import MEASUREMENTS
 from .checkpoints.run_recipe import complete_recipe, resume_command
@@ -234,6 +234,8 @@ class Trainer:
         # Numbers of views since the start of the run, over all processes.
         self.seen_views, self.unreadable_views = meta.get("seen", 0), meta.get("unread", 0)
         self.is_stopped = False  # by a signal, which another process may have received
+        if not meta:
+            check_kind(self.setup, train, recipe.model.name)
         self.run_folder.claim()
 
     def run(self) -> TrainingResult:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...data.datasets import Splits
-from ..build import RunOptions, build_training
+from ..build import RunOptions, build_training, check_kind
 from ..checkpoints.checkpoint_file import whole_tensor
 from ..dataloader import training_batches
 from ..distributed import World
@@ -68,6 +68,7 @@ def dry_run(recipe: Recipe, splits: Splits, world: World, options: RunOptions) -
     steps = min(WARMUP + MEASURED, sampler.steps)
     with deterministic_kernels(recipe.deterministic):
         setup = build_training(recipe, train, world, options)
+        check_kind(setup, train, recipe.model.name)
         step = TrainStep(setup, recipe, sampler)
         batches = training_batches(setup, train, recipe, sampler, 0)
         times, waits = list[float](), list[float]()

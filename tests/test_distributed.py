@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hiera_core.training import distributed
 from hiera_core.training.build import RunOptions
 
 from .fork_server import ForkedProcess, ForkServer
+from .ports import free_port
 
 FULL_SIZE = os.environ.get("HIERA_FULL")  # a model of real size for every form of training
 KILLS = int(os.environ.get("HIERA_KILLS", "1"))  # number of runs to kill
@@ -53,10 +55,7 @@ def start(fork_server: ForkServer, tmp_path: Path) -> Start:
     def start(*arguments: object, processes: int = 1) -> list[ForkedProcess]:
         if processes == 1:
             return [fork_server.start(tmp_path, *arguments)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        group = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        group = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         return [
             fork_server.start(tmp_path, *arguments, **group, RANK=rank, LOCAL_RANK=rank)
             for rank in range(processes)
@@ -72,8 +71,8 @@ def call(start: Start) -> Call:
     def call(*arguments: object, processes: int = 1, patience: float = 300) -> str:
         started = start(*arguments, processes=processes)
         outputs = [process.communicate(patience) for process in started]
-        for process, (_, stderr) in zip(started, outputs, strict=True):
-            assert process.returncode == 0, stderr
+        codes = [process.returncode for process in started]
+        assert not any(codes), (codes, [stderr for _, stderr in outputs])
         return outputs[0][0]
 
     return call
@@ -375,8 +374,10 @@ class FakeGroup:
         monkeypatch.setattr(torch.distributed, "init_process_group", self.init)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
         monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
-        for name, value in (("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        for name, value in ("WORLD_SIZE", "8"), ("RANK", "5"), ("LOCAL_RANK", "1"):
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", "29500")
 
     def init(self, backend: str, **options: Any) -> None:
         self.backend, self.options = backend, options
@@ -396,6 +397,45 @@ def test_processes_on_gpus_know_their_device(monkeypatch: pytest.MonkeyPatch) ->
     # An error for the user stays what it is, whatever words are in it.
     with pytest.raises(OutputError, match="gloo"), distributed.join_processes():
         raise OutputError("runs/gloo cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', no number of at least 1"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0', no number of at least 1"),
+        ("RANK", "", "RANK is missing"),
+        ("RANK", "2", "RANK is '2', no number from 0 to 1"),
+        ("RANK", "-1", "RANK is '-1', no number from 0 to 1"),
+        ("MASTER_ADDR", "", "MASTER_ADDR is missing"),
+        ("MASTER_PORT", "", "MASTER_PORT is missing"),
+        ("MASTER_PORT", "http", "MASTER_PORT is 'http', no number from 0 to 65535"),
+        ("MASTER_PORT", "65536", "MASTER_PORT is '65536', no number from 0 to 65535"),
+    ],
+)
+def test_variables_of_a_launcher_are_checked(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    """They are before processes wait ten minutes for one another."""
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, text in {**group, variable: value}.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match=message), distributed.join_processes("cpu"):
+        pass
+
+
+def test_processes_that_do_not_meet_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, text in group.items():
+        monkeypatch.setenv(name, text)
+    taken = pytest.raises(TrainingError, match=f"port {port} of this machine is in use")
+    with socket.create_server(("127.0.0.1", port)), taken, distributed.join_processes("cpu"):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    lost = pytest.raises(TrainingError, match=f"find one another at 127.0.0.1:{port}")
+    with lost, distributed.join_processes("cpu", timedelta(seconds=1)):
+        pass
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

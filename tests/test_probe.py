@@ -22,6 +22,7 @@ from hiera_core.probing.nearest_neighbours import knn_scores
 from hiera_core.probing.probe import ProbeData, judge, open_probe_data
 
 from .fork_server import ForkServer
+from .ports import free_port
 
 Command = Callable[..., tuple[int, str, str]]
 Features = tuple[FrozenFeatures, FrozenFeatures]
@@ -128,7 +129,7 @@ def test_cached_features_are_not_computed_again(
 def test_two_processes_agree_with_one(
     features: Features, digits: ProbeData, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    group = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     arguments = ("eval", "digits", "-m", MODEL, "--dtype", "fp32", "--probe", "knn", "-q")
     processes = [
         fork_server.start(tmp_path, *arguments, "--cache", tmp_path / "cache", **group, RANK=rank,
@@ -144,15 +145,6 @@ def test_two_processes_agree_with_one(
         "0-of-2",
         "1-of-2",
     ]
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def make_data(folder: Path, count: int = 4) -> Path:

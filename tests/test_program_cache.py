@@ -116,14 +116,18 @@ def test_a_program_that_is_larger_than_the_limit_is_not_kept(cache: ProgramCache
     assert content_of(cache) == b"code"
 
 
-def test_many_writers_leave_one_whole_program(cache: ProgramCache) -> None:
+@pytest.mark.parametrize("keys", [[KEY] * 8, [f"{number:032x}" for number in range(8)]])
+def test_many_writers_leave_one_whole_program(cache: ProgramCache, keys: list[str]) -> None:
+    """Also where all programs together are larger than the limit, so that writers remove some."""
     contents = [bytes([number]) * 300 for number in range(8)]
-    threads = [threading.Thread(target=cache.add, args=(KEY, one)) for one in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert content_of(cache) in contents
+    programs = list(zip(keys, contents, strict=True))
+    for _ in range(20):
+        threads = [threading.Thread(target=cache.add, args=program) for program in programs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {content_of(cache, key) for key in keys} & set(contents)
     cache.add(KEY, contents[0])
     assert content_of(cache) == contents[0]
     assert not [path for path in cache.folder.iterdir() if path.name.startswith(".hiera-")]

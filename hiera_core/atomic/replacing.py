@@ -34,18 +34,19 @@ _cleared: set[Path] = set()  # folders in which this process has looked for stal
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
     """Yield a temporary path. When the block ends without an error, the file that was written
     there is flushed to disk (fsync) and renamed to `path`; otherwise it is removed.
 
-    A file that is replaced keeps its permissions. A link is replaced itself; what it points to does
-    not change. In the command line, a signal waits until the block ends (see `unfinished`).
+    A file that is replaced keeps its permissions; with `is_private`, only this user can read or
+    write the file. A link is replaced itself; what it points to does not change. In the command
+    line, a signal waits until the block ends (see `unfinished`).
 
     Raises:
         OutputError: The disk is full, or the folder cannot be written.
     """
     with unfinished.finish_first(path), translate_write_errors(path):
-        permissions = _permissions(path)
+        permissions = 0o600 if is_private else _permissions(path)
         with _temporary_file(path, permissions) as (temporary, created_with):
             yield temporary
             _sync_file(temporary)

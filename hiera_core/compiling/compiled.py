@@ -182,7 +182,10 @@ class KeptPrograms:
         content = self._compile(args, kwargs)
         log.debug("compiled in %.1f s", time.perf_counter() - start)
         path = self.cache.add(key, content)
-        return aot_package.load_package(path if path is not None else content)
+        if path is not None:
+            with contextlib.suppress(RuntimeError, OSError):  # another process has removed it
+                return aot_package.load_package(path)
+        return aot_package.load_package(content)
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> memoryview:
         module = _Module(self.function, self.model).eval()

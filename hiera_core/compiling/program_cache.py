@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class ProgramCache:
                 log.warning("%s is ignored: other users can write to it", path)
             elif _digest_of(path) == digest:
                 with contextlib.suppress(OSError):
-                    os.utime(path)  # it was used
+                    _set_time_of_use(path)
                 return path
             else:
                 log.warning("%s is damaged: the program is compiled again", path)
@@ -88,6 +89,8 @@ class ProgramCache:
 
     def add(self, key: str, content: bytes | memoryview) -> Path | None:
         """Keep a program, and return its file; None if it cannot be kept, which a message says.
+
+        Another process that adds programs may remove the file at any time.
 
         Args:
             key: 32 hexadecimal digits.
@@ -100,16 +103,15 @@ class ProgramCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_safe():
                 return None
-            with atomic_file(path) as temporary:
+            with atomic_file(path, is_private=True) as temporary:
                 temporary.write_bytes(content)
-                temporary.chmod(0o600)
-            path.chmod(0o600)
+                _set_time_of_use(temporary)
         except (OSError, OutputError) as error:
             message = error.message if isinstance(error, HieraError) else str(error)
             log.warning("the compiled program is not kept for the next run: %s", message)
             return None
         self._remove_older(key, path)
-        self._shrink(path)
+        self._shrink()
         return path
 
     def clear(self) -> tuple[int, int]:
@@ -126,18 +128,22 @@ class ProgramCache:
         for other, _ in self._files_of(key):
             with contextlib.suppress(OSError):
                 times[other] = (other.stat().st_mtime_ns, other.name)
-        for other, time in times.items():
-            if path in times and time < times[path]:
+        for other, used in times.items():
+            if path in times and used < times[path]:
                 _remove(other)
 
-    def _shrink(self, kept: Path) -> None:
-        """Remove the programs that were used least recently until the others fit the limit."""
-        files = sorted(self._files(), key=lambda item: (item[0] == kept, item[1].st_mtime))
+    def _shrink(self) -> None:
+        """Remove the programs that were used least recently until the others fit the limit.
+
+        All processes remove in the same order, and the program that was used last stays: two of
+        them that add programs at a time cannot remove each other's.
+        """
+        files = sorted(self._files(), key=lambda item: (item[1].st_mtime_ns, item[0].name))
         total = sum(found.st_size for _, found in files)
-        for path, found in files:
-            if total <= self.limit or path == kept:
+        for path, found in files[:-1]:
+            if total <= self.limit:
                 return
-            if _remove(path):
+            if _remove(path) or not path.exists():  # or another process has removed it
                 total -= found.st_size
 
     def _is_safe(self) -> bool:
@@ -200,6 +206,12 @@ def _digest_of(path: Path) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
+
+
+def _set_time_of_use(path: Path) -> None:
+    """Set a file's times to this moment. A system's own clock for files may tick every 4 ms."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _remove(path: Path) -> bool:

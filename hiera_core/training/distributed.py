@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..device import exact_fp32, select_device
-from ..errors import DeviceError, HieraError, TrainingError
+from ..errors import DeviceError, HieraError, TrainingError, UsageError
 from ..models.encoder import unwrap_model as unwrap_model
 from ..models.hiera import HieraEncoder
 from .recipe import Parallel
@@ -26,6 +27,9 @@ LOST_PROCESS = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Tt]i
 TIMEOUT = timedelta(minutes=10)  # for a process that hangs; one that dies is noticed at once
 # For processes that only meet at the end, when some may have finished hours before the others.
 PATIENT = timedelta(days=1)
+LAUNCH_HINT = (
+    "start the processes by torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each"
+)
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,9 @@ def join_processes(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterat
     Raises:
         DeviceError: The device does not exist.
         TrainingError: Another process has ended or cannot be reached.
+        UsageError: A variable that torchrun sets is missing or makes no sense.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _launch_number("WORLD_SIZE", 1, default="1")
     selected = select_device(device)
     is_exact = exact_fp32() if selected.type == "cuda" else contextlib.nullcontext()
     if size == 1:
@@ -165,7 +170,7 @@ def join_processes(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterat
             yield World(selected)
         return
     try:
-        selected = _join(selected, timeout)
+        selected = _join(selected, size, timeout)
         with is_exact:
             yield World(selected, dist.get_rank(), size)
     except RuntimeError as error:
@@ -181,29 +186,63 @@ def join_processes(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterat
             dist.destroy_process_group()
 
 
-def _join(device: torch.device, timeout: timedelta) -> torch.device:
-    """Join the process group, and return the device of this process.
+def _join(device: torch.device, size: int, timeout: timedelta) -> torch.device:
+    """Join the process group of `size` processes, and return the device of this process.
 
     Raises:
         DeviceError: There are more processes than GPUs.
+        TrainingError: The processes cannot find one another.
+        UsageError: A variable that torchrun sets is missing or makes no sense.
     """
-    if device.type != "cuda":
-        dist.init_process_group("gloo", timeout=timeout)
-        return device
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if rank >= count:
-        raise DeviceError(
-            f"this machine has {count} GPUs, too few for process {rank + 1}",
-            f"use --nproc-per-node {count}",
-        )
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    # If a process is lost, NCCL by default aborts the others. Mode 2 only ends the communication,
-    # so that the next collective raises an error, for which `join_processes` has words.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-    # Python objects are exchanged by gloo, which notices at once that another process has ended.
-    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=device)
+    _launch_number("RANK", 0, size - 1)
+    host, port = os.environ.get("MASTER_ADDR", ""), _launch_number("MASTER_PORT", 0, 65535)
+    if not host:
+        raise UsageError("MASTER_ADDR is missing", LAUNCH_HINT)
+    options: dict[str, Any] = {"backend": "gloo", "timeout": timeout}
+    if device.type == "cuda":
+        rank, count = _launch_number("LOCAL_RANK", 0, default="0"), torch.cuda.device_count()
+        if rank >= count:
+            raise DeviceError(
+                f"this machine has {count} GPUs, too few for process {rank + 1}",
+                f"use --nproc-per-node {count}",
+            )
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        # If a process is lost, NCCL by default aborts the others. Mode 2 only ends the
+        # communication, so that the next collective raises an error, for which `join_processes`
+        # has words.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        # Python objects are exchanged by gloo, which notices at once that another process has
+        # ended.
+        options |= {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+    try:
+        dist.init_process_group(**options)
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise TrainingError(
+                f"port {port} of this machine is in use by another program",
+                "give another one: torchrun --master-port N, or MASTER_PORT",
+            ) from error
+        raise TrainingError(
+            f"the processes of the run cannot find one another at {host}:{port}",
+            "are all of them running, and can they reach this address (MASTER_ADDR, MASTER_PORT)?",
+        ) from error
     return device
+
+
+def _launch_number(name: str, lowest: int, highest: int = sys.maxsize, default: str = "") -> int:
+    """Return the value of a variable that torchrun sets.
+
+    Raises:
+        UsageError: It is missing and has no default, or is no number from `lowest` to `highest`.
+    """
+    text = os.environ.get(name) or default
+    if not text:
+        raise UsageError(f"{name} is missing", LAUNCH_HINT)
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not lowest <= int(text) <= highest:
+        limit = f"from {lowest} to {highest}" if highest < sys.maxsize else f"of at least {lowest}"
+        raise UsageError(f"{name} is {text!r:.60}, no number {limit}", LAUNCH_HINT)
+    return int(text)
 
 
 def without_gradient_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -64,6 +64,21 @@ def test_a_list_of_lines(tmp_path: Path) -> None:
     assert [s.position for s in found] == [0, 2, 3] and found[1].url == "http://host/b.jpg"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_in_utf_16(encoding: str, tmp_path: Path) -> None:
+    text = write(tmp_path / "m.csv", NAMES).read_text("utf-8")
+    (tmp_path / "m.csv").write_bytes(text.encode(encoding))
+    manifest = Manifest(tmp_path / "m.csv", id_column="key")
+    found = [source for start in (0, 40) for source in manifest.read(range(start, 40 + start))]
+    assert [source.name for source in found] == NAMES[:80]
+    (tmp_path / "list.txt").write_bytes("ä.jpg\r\nb.jpg\r\n".encode(encoding))
+    found = list(Manifest(tmp_path / "list.txt").read(range(2)))
+    assert [source.name for source in found] == ["ä.jpg", "b.jpg"]
+    (tmp_path / "m.csv").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(UsageError, match="is not in UTF-16 as it begins; save it as UTF-8"):
+        Manifest(tmp_path / "m.csv")
+
+
 def test_a_row_without_a_path_is_an_error_of_its_own(tmp_path: Path) -> None:
     table = pa.table({"url": ["http://h/a.jpg", None], "id": [7, 8]})
     pq.write_table(table, tmp_path / "m.parquet")

@@ -7,10 +7,8 @@ so that every input keeps its position.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import glob
-import os
 import re
 import stat
 import sys
@@ -24,6 +22,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..errors import InputError, UsageError, first_line
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from . import folders, tar_files
+from .list_files import is_json_list, read_json_paths
+from .lists.path_lines import read_available, read_names
 from .media_types import (
     ENDINGS,
     SIGNATURE_BYTES,
@@ -383,9 +383,18 @@ def _is_list(text: str) -> bool:
 
 
 def _from_list(text: str) -> Iterator[Source]:
+    path = Path(text[1:])
     try:
-        with Path(text[1:]).open("rb") as file:
+        if is_json_list(path):
+            for name in read_json_paths(_check_regular_file(path)):
+                yield from_name(name, in_list=True)
+            return
+        with path.open("rb") as file:
             yield from _from_lines(file, b"", text)
+    except UsageError as error:
+        yield Source(text, error=InputError(error.message, error.hint))
+    except InputError as error:
+        yield Source(text, error=error)
     except (OSError, ValueError) as error:
         yield Source(text, error=as_input_error(error))
 
@@ -394,7 +403,7 @@ def _from_stream(stream: BinaryIO) -> Iterator[Source]:
     """Yield the stream itself if it begins like an image or video, else the paths in it."""
     start = b""
     while len(start) < SIGNATURE_BYTES and not _begins_with_text_line(start):
-        block = _read_available(stream)
+        block = read_available(stream)
         start += block
         if not block:
             break
@@ -414,43 +423,18 @@ def _begins_with_text_line(start: bytes) -> bool:
 
 
 def _from_lines(stream: BinaryIO, start: bytes, name: str) -> Iterator[Source]:
-    """Yield the paths and URLs of a stream, separated by NUL if the bytes that are
-    read first contain one, else by newlines.
-
-    Names keep their bytes (`os.fsdecode`), UTF-8 or not. A byte order mark is left out.
+    """Yield the sources that a stream names, and an error if it is no text; see `read_names`.
 
     Args:
         stream: The stream, read up to the end of `start`.
         start: The bytes that have been read from it before.
         name: The list, for an error about it.
     """
-    rest, separator = start or _read_available(stream), b""
-    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield Source(name, error=InputError("the list is in UTF-16", "save it as UTF-8"))
-        return
-    rest = rest.removeprefix(codecs.BOM_UTF8)
-    while True:
-        if not separator and (b"\0" in rest or b"\n" in rest):
-            separator = b"\0" if b"\0" in rest else b"\n"
-        if separator:
-            *lines, rest = rest.split(separator)
-            yield from (_from_line(line) for line in lines if line.strip())
-        block = _read_available(stream)
-        if not block:
-            break
-        rest += block
-    if rest.strip():
-        yield _from_line(rest)
-
-
-def _read_available(stream: BinaryIO) -> bytes:
-    """Return the bytes that are available, without waiting for a full block; b"" at the end."""
-    block: bytes = getattr(stream, "read1", stream.read)(1 << 16)
-    return block
-
-
-def _from_line(line: bytes) -> Source:
-    return from_name(os.fsdecode(line.removesuffix(b"\r")), in_list=True)
+    try:
+        for found in read_names(stream, start):
+            yield from_name(found, in_list=True)
+    except InputError as error:
+        yield Source(name, error=error)
 
 
 def from_name(text: str, *, in_list: bool = False) -> Source:

@@ -17,7 +17,7 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
-from ..plain_data import is_utf8, to_json
+from ..plain_data import decode_text, is_utf8, to_json
 from .integrity import (
     PICKLE_SIGNATURE,
     DamagedFile,
@@ -273,7 +273,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_MAX_BYTES:
             raise DamagedFile(path, f"is larger than {JSON_MAX_BYTES >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise as_unreadable(path, error) from error
     except (ValueError, RecursionError) as error:  # RecursionError: a file of open brackets

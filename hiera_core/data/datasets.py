@@ -110,9 +110,9 @@ def open_splits(
             are the file); a folder of class folders, or one with such folders in `train/`
             and `val/`; a list (.csv, .tsv, .txt) with `path label` lines, or in JSON; tar shards as
             a file, a folder, or a pattern such as `shard-{000..099}.tar`; or Parquet files with
-            images as a file, a folder or a pattern. Shards and Parquet files may be at a remote place
-            (`s3://`, `gs://`, shards also at `https://`), and `hf://datasets/USER/NAME` is a data
-            set of the Hugging Face Hub.
+            images as a file, a folder or a pattern. Shards and Parquet files may be at a remote
+            place (`s3://`, `gs://`, shards also at `https://`), and `hf://datasets/USER/NAME` is a
+            data set of the Hugging Face Hub.
         val: Validation data of any of these kinds, or a share of `data` to hold out (the same
             samples every time; if they have labels, the same share of each class). None: `val/` or
             the split `validation` in `data`, a fifth of a built-in data set, or nothing.

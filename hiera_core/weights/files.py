@@ -24,6 +24,7 @@ from .integrity import (
     as_unreadable,
     check_weights_file,
     is_safetensors,
+    weight_map,
 )
 from .state_dict import find_state_dict, safe_types
 
@@ -281,6 +282,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFile(path, "does not hold a JSON object")
     return value
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return the name of the file that holds each tensor, as an index says; see `weight_map`.
+
+    Raises:
+        DamagedFile: It is no index, or a wrong one.
+        CheckpointError: It cannot be read.
+    """
+    value = read_json(index)
+    try:
+        return weight_map(value)
+    except ValueError as error:
+        raise DamagedFile(index, str(error)) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

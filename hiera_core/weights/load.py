@@ -29,6 +29,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_URL = re.compile(r"hf://(?!datasets/|spaces/|buckets/)([\w.-]+/[\w.-]+)(?:@([^/@]+))?/?")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
+NORM = ("norm.weight", "norm.bias")
+BLOCK_OUTPUT = re.compile(r"blocks\.\d{1,4}\.mlp\.fc2\.bias")
 WIDENING = re.compile(r"blocks\.\d{1,4}\.proj\.weight")
 
 
@@ -353,7 +355,25 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
         config, card = valid_text(_describe(fetched, extras, source))
     except RecursionError as error:
         raise CheckpointError(f"{source}: its card is nested too deeply", "fix it") from error
-    return Checkpoint(source, state, naming, config, card)
+    return _with_norm(Checkpoint(source, state, naming, config, card))
+
+
+def _with_norm(checkpoint: Checkpoint) -> Checkpoint:
+    """Return an encoder's checkpoint with a final norm. Backbones have none, because it serves the
+    pooled output alone, which is then normalised without scale and shift."""
+    state = checkpoint.state
+    last = max((n for n in state if BLOCK_OUTPUT.fullmatch(n)), key=_block_number, default=None)
+    if not checkpoint.is_headless or last is None or any(name in state for name in NORM):
+        return checkpoint
+    log.info("%s has no final norm: embeddings get one without scale and shift", checkpoint.source)
+    width, dtype = state[last].shape, state[last].dtype
+    values = torch.ones(width, dtype=dtype), torch.zeros(width, dtype=dtype)
+    return replace(checkpoint, state={**state, **dict(zip(NORM, values, strict=True))})
+
+
+def _block_number(name: str) -> int:
+    """`blocks.7.mlp.fc2.bias` -> 7"""
+    return int(name.split(".")[1])
 
 
 def _describe(

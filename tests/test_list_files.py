@@ -6,6 +6,9 @@ import contextlib
 import csv
 import io
 import json
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hiera_core
 from hiera_core.data import datasets
 from hiera_core.data.list_files import as_class_number, read_list
 from hiera_core.data.lists import json_rows
-from hiera_core.data.sources import expand, from_name
+from hiera_core.data.sources import check_inputs, expand, from_name, names_one
 from hiera_core.errors import UsageError
 from hiera_core.zoo import labels
 
 FILES = ("a b/0.png", "a b/1.png", "dog/2.JPG", "dog/it's 3, really.png", "x;y/4.png")
+SAMPLES = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples"
 LABELS = ("cat", "a dog", "bird, small", "10", "3.0")
 
 
@@ -367,6 +372,43 @@ def test_file_urls_are_paths(folder: Path) -> None:
     (listed, *_) = expand([f"file://localhost{folder}/a%20b"])
     assert listed.path == folder / "a b" / "0.png"
     assert from_name(urls[0]).path == folder / FILES[0]
+
+
+def test_file_urls_mean_what_their_paths_mean(
+    folder: Path, tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Patterns, folders, lists, tar files, class names, data and weights."""
+    for pattern in ("a%20b/*.png", "a b/?.png", "a%20b/%2A.png", "a%20b/[01].png"):
+        found = [source.path for source in expand([f"file://{folder}/{pattern}"])]
+        assert found == [folder / "a b" / "0.png", folder / "a b" / "1.png"], pattern
+        check_inputs([f"file://{folder}/{pattern}"])
+        assert not names_one(f"file://{folder}/{pattern}")
+    assert names_one((folder / FILES[0]).as_uri()) and not names_one(folder.as_uri())
+    missing = f"file://{folder}/none/*.png"
+    assert not list(expand([missing]))
+    with pytest.raises(UsageError, match="nothing matches"):
+        check_inputs([missing])
+    (tmp_path / "p*.png").touch()  # a file of this name is that file
+    (tmp_path / "pa.png").touch()
+    (found,) = [source.path for source in expand([(tmp_path / "p*.png").as_uri()])]
+    assert found == tmp_path / "p*.png"
+
+    for number, sample in enumerate(sorted(SAMPLES.glob("*.png"))[:2]):
+        (tmp_path / f"my data/{number}").mkdir(parents=True)
+        shutil.copy(sample, tmp_path / f"my data/{number}")
+    data = tmp_path / "my data"
+    with tarfile.open(tmp_path / "x y.tar", "w") as archive:
+        archive.add(next(data.glob("1/*.png")), "three.png")
+    (tmp_path / "list.txt").write_text("\n".join(map(str, data.rglob("*.png"))))
+    (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(10)))
+    hiera_core.create_model("hiera_nano_32", pretrained=True).save_pretrained(tmp_path / "my model")
+    model = ("-m", (tmp_path / "my model").as_uri(), "-q", "-f", "csv")
+    labels = ("--labels", (tmp_path / "names.txt").as_uri())
+    inputs = (f"@{(tmp_path / 'list.txt').as_uri()}", (tmp_path / "x y.tar").as_uri())
+    code, out, err = hiera("predict", *inputs, *model, *labels)
+    assert code == 0 and len(out.splitlines()) == 4 and out.count(",class ") == 15, (out, err)
+    code, out, err = hiera("eval", data.as_uri(), *model)
+    assert code == 0 and len(out.splitlines()) == 3, err
 
 
 COCO = {

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, check_type, did_you_mean
-from ..places.remote_requests import is_remote, is_web
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from ..zoo import labels as class_labels
 from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
@@ -123,6 +123,7 @@ def open_splits(
         UsageError: The data does not exist, is empty, lacks usable labels, or is in a private
             network and must not be.
     """
+    data = path_of_file_url(str(data)) or data
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
     train, own_val = _open_parts(data, labelled, val is None, str(data) in public_urls)
@@ -184,6 +185,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     check_type("data", data, (str, Path), "a path, or digits or shapes")
+    data = path_of_file_url(str(data)) or data
     if is_built_in(data):
         return open_splits(data).val or open_dataset(data)
     if (Path(data) / "val").is_dir():
@@ -224,6 +226,7 @@ def open_dataset(
             network and must not be.
     """
     check_type("data", data, (str, Path), "a path, or digits or shapes")
+    data = path_of_file_url(str(data)) or data
     path, text = Path(data), str(data)
     if is_built_in(data):
         if path.exists():

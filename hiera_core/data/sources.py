@@ -148,8 +148,9 @@ def expand(
 
     Args:
         inputs: Files, folders, globs (`**` matches any number of folders), http(s) URLs, tar files
-            (`00000.tar`, `shard-{000..009}.tar`), `@list.txt`, and `-` for standard input, which is
-            an image or video, or paths separated by newlines or NUL.
+            (`00000.tar`, `shard-{000..009}.tar`), `@list.txt`, `file://` URLs of any of these, and
+            `-` for standard input, which is an image or video, or paths separated by newlines or
+            NUL.
         recursive: Also look into the folders within a folder.
         endings: Extensions of the files in a folder that are inputs.
         passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
@@ -159,7 +160,7 @@ def expand(
             (standard input and pipes), and the members of tar files.
     """
     options = _FolderOptions(recursive, endings, passed_over)
-    for text in inputs:
+    for text in map(_localised, inputs):
         if ahead and (text == STDIN or is_tar(text) or (_is_list(text) and not _is_file(text[1:]))):
             continue
         if literally:
@@ -173,10 +174,10 @@ def expand(
         elif is_remote(text):
             for f in list_inputs(text, recursive, passed_over):
                 yield Source(f.name, url=f.url, span=f.span, error=f.error, short_name=f.short_name)
-        elif (path := path_of_file_url(text)) is not None and not is_folder(path):
+        elif (path := path_of_file_url(text)) is not None:
             yield Source(text, path=Path(path))
         else:
-            yield from _from_path(path or text, options)
+            yield from _from_path(text, options)
 
 
 def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool = True) -> None:
@@ -190,6 +191,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
+        text = _localised(text) if expand else text
         if expand and (text == STDIN or is_web(text) or is_remote(text)):
             continue
         if expand and _is_list(text) and not _is_file(text[1:]):
@@ -207,6 +209,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
 def can_be_listed_twice(text: str) -> bool:
     """Return whether an input can be expanded again: standard input, and a list that is a pipe,
     can be read only once."""
+    text = _localised(text)
     return text != STDIN and not (_is_list(text) and not _is_file(text[1:]))
 
 
@@ -217,9 +220,21 @@ def is_tar(text: str | Path) -> bool:
 
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
+    text = path_of_file_url(text) or _localised(text)
     many = text == STDIN or _is_list(text) or is_folder(text) or is_tar(text)
     many = many or (is_remote(text) and (text.endswith("/") or WILDCARD.search(text) is not None))
     return not many and (_exists(text) or is_web(text) or not glob.has_magic(text))
+
+
+def _localised(text: str) -> str:
+    """Return the path that a `file://` URL names if it is a folder, a pattern or tar files, and
+    `@path` for the list `@file://...`; other text as it is."""
+    mark = "@" if text.startswith("@") else ""
+    path = path_of_file_url(text.removeprefix(mark))
+    if path is None:
+        return text
+    is_pattern = glob.has_magic(path) and not _exists(path)
+    return mark + path if mark or is_pattern or is_folder(path) or is_tar(path) else text
 
 
 # Files, folders and globs -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
-from ..places.remote_requests import is_remote, is_web
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from ..plain_data import valid_text
 from . import download, files, foreign_config, key_mapping, local_files, names, remote_weights
 from .cache_repair import read_cached
@@ -105,7 +105,7 @@ def describe_as(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
     Raises:
         CheckpointError, HubError, OutputError: See `read_checkpoint`.
     """
-    found = local_files.find_description(Path(name))
+    found = local_files.find_description(Path(path_of_file_url(str(name)) or name))
     if found is None:
         other = read_weights(name)
         config, card = other.config, other.card
@@ -118,9 +118,9 @@ def read_checkpoint(source: str | Path, *, public_only: bool = False, **options:
     """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
     Args:
-        source: A file, a folder with model.safetensors (and config.json), an http(s) URL, a file or
-            folder at a remote place (`s3://...`), or a hub repository, `owner/name` or
-            `hf://owner/name@revision`. In place of a file, an index of several
+        source: A file, a folder with model.safetensors (and config.json), an http(s) or file://
+            URL, a file or folder at a remote place (`s3://...`), or a hub repository, `owner/name`
+            or `hf://owner/name@revision`. In place of a file, an index of several
             (`model.safetensors.index.json`).
         public_only: Refuse servers of http(s) URLs that are in private networks.
         options: For hub repositories, see `download.from_hub`.
@@ -134,7 +134,7 @@ def read_checkpoint(source: str | Path, *, public_only: bool = False, **options:
     """
     names.check_not_empty(source)
     text = str(source)
-    if (local := find_local(Path(source))) is not None:
+    if (local := find_local(Path(path_of_file_url(text) or text))) is not None:
         return _load(local, text)
     if is_web(text) or is_remote(text):
         _check_whole(text)

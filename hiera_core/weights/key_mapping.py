@@ -10,7 +10,6 @@ it is a part of the whole model.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
@@ -18,7 +17,6 @@ from typing import Literal, TypeVar
 from ..errors import CheckpointError
 from .state_dict import TRANSFORMERS_ENCODER, unwrap_names
 
-log = logging.getLogger("hiera")
 Naming = Literal["reference", "timm", "transformers", "sam2"]
 T = TypeVar("T")
 
@@ -189,9 +187,7 @@ def _to_transformers(name: str, layers: Sequence[tuple[int, int]], prefix: str) 
 
 
 def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
-    if any(name.startswith(TRANSFORMERS_MAP_NORMS) for name in state):
-        log.warning("%s* not used: maps are those before these norms", TRANSFORMERS_MAP_NORMS)
-        state = {k: v for k, v in state.items() if not k.startswith(TRANSFORMERS_MAP_NORMS)}
+    state = {k: v for k, v in state.items() if not k.startswith(TRANSFORMERS_MAP_NORMS)}
     depths: dict[int, int] = {}
     for name in state:
         if match := _STAGE.match(name):

@@ -349,6 +349,9 @@ def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     """Read the files of a checkpoint, and check its weights."""
     raw, extras = local_files.read(fetched.weights, fetched.parts)
     state, naming = key_mapping.to_reference(raw)
+    map_norms = key_mapping.TRANSFORMERS_MAP_NORMS
+    if any(map_norms in name for name in raw):
+        log.warning("%s: %s* not used; maps are those before these norms", source, map_norms)
     check_shapes(state, source)
     files.check_weights(state, source)
     try:

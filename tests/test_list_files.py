@@ -431,6 +431,8 @@ JSON_LISTS = [
     {row["file_name"]: row["label"] for row in ROWS},
     {row["label"]: [row["file_name"]] for row in ROWS},
     {key: [row[key] for row in ROWS] for key in ("file_name", "label")},
+    {"version": 1, "classes": ["dog", "cat"], "samples": ROWS},
+    {"files": [{"path": row["file_name"]} for row in ROWS], "label": ["dog", "cat"]},
     # pandas: orient="columns", "index", "split" and "table"
     {key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ("file_name", "label")},
     {str(i): row for i, row in enumerate(ROWS)},

@@ -124,6 +124,9 @@ class JsonRows:
         """Return the rows of an object of columns, of rows, of labels by path, or of paths by
         class."""
         parts = list(value.values())
+        tables = [part for part in parts if _are_objects(part)]
+        if len(tables) == 1 and not any(map(self._is_path_key, value)):  # beside other facts
+            return tables[0]
         if all(isinstance(part, dict | list) for part in parts):
             if any(map(self._is_path_key, value)):  # pandas: orient="columns", "list"
                 columns = [part if isinstance(part, dict) else _numbered(part) for part in parts]
@@ -205,6 +208,11 @@ def _numbered(values: Sequence[Any]) -> dict[Any, Any]:
 
 def _are_texts(entries: Collection[tuple[int, Any]]) -> bool:
     return all(isinstance(entry, str) for _, entry in entries)
+
+
+def _are_objects(value: Any) -> bool:
+    is_list = isinstance(value, list) and len(value) > 0
+    return is_list and all(isinstance(item, Mapping) for item in value)
 
 
 def _are_names(value: Any) -> bool:

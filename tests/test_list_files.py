@@ -431,6 +431,7 @@ JSON_LISTS = [
     {row["file_name"]: row["label"] for row in ROWS},
     {row["label"]: [row["file_name"]] for row in ROWS},
     {key: [row[key] for row in ROWS] for key in ("file_name", "label")},
+    {key: [row[name] for row in ROWS] for key, name in (("images", "file_name"), ("y", "label"))},
     {"version": 1, "classes": ["dog", "cat"], "samples": ROWS},
     {"files": [{"path": row["file_name"]} for row in ROWS], "label": ["dog", "cat"]},
     # pandas: orient="columns", "index", "split" and "table"

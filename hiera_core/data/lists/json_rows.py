@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...errors import first_line
 from ...plain_data import decode_text, size_text
@@ -111,12 +111,13 @@ class JsonRows:
         if isinstance(value, list):
             return value
         if isinstance(value, dict) and value:
-            images, data = value.get("images"), value.get("data")
-            if isinstance(images, list):
+            images, data, columns = (value.get(key) for key in ("images", "data", "columns"))
+            if _are_objects(images):
                 return self._entries_of_coco(value, images)
-            if isinstance(data, list):  # pandas: orient="table" or "split"
-                columns = value.get("columns")
-                return data if columns is None else [columns, *data]
+            if _are_objects(data):  # pandas: orient="table"
+                return data
+            if isinstance(data, list) and isinstance(columns, list):  # orient="split"
+                return [columns, *data]
             return self._entries_of_columns(value)
         raise ListError(" is no list of files", HINT)
 
@@ -210,7 +211,7 @@ def _are_texts(entries: Collection[tuple[int, Any]]) -> bool:
     return all(isinstance(entry, str) for _, entry in entries)
 
 
-def _are_objects(value: Any) -> bool:
+def _are_objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     is_list = isinstance(value, list) and len(value) > 0
     return is_list and all(isinstance(item, Mapping) for item in value)
 

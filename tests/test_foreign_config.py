@@ -312,3 +312,15 @@ def test_folders_of_all_classes_of_transformers(
             embedding = ours.embedding(ours.encode(x, collect=True)[1])
             if kind != "autoencoder":  # which embeds by its fusion of all stages
                 assert_close(embedding, expected.pooler_output)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_that_windows_has_saved(
+    transformers_folder: Path, tmp_path: Path, encoding: str
+) -> None:
+    """Notepad and PowerShell put a byte order mark before it."""
+    for path in transformers_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / "config.json").read_text("utf-8")
+    (tmp_path / "config.json").write_text(text, encoding)
+    assert hiera_core.create_model(str(tmp_path)).card["classes"] == CLASSES

@@ -368,7 +368,9 @@ def _with_norm(checkpoint: Checkpoint) -> Checkpoint:
     last = max((n for n in state if BLOCK_OUTPUT.fullmatch(n)), key=_block_number, default=None)
     if not checkpoint.is_headless or last is None or any(name in state for name in NORM):
         return checkpoint
-    log.info("%s has no final norm: embeddings get one without scale and shift", checkpoint.source)
+    log.warning(
+        "%s has no final norm: embeddings get one without scale and shift", checkpoint.source
+    )
     width, dtype = state[last].shape, state[last].dtype
     values = torch.ones(width, dtype=dtype), torch.zeros(width, dtype=dtype)
     return replace(checkpoint, state={**state, **dict(zip(NORM, values, strict=True))})

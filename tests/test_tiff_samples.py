@@ -150,6 +150,17 @@ def test_a_tile_does_not_expand_to_more_than_an_image() -> None:
     assert peak < 1 << 26, error.value
 
 
+def test_tiles_in_all_take_bounded_time() -> None:
+    """A thousand tiles of half a gigabyte may share a few kilobytes of zeros."""
+    content = encode(samples("float64", 1)[..., 0], compression="zlib", tile=(16, 48))
+    tags = {"TileWidth": [1 << 22], "TileLength": [1], "ImageWidth": [1], "ImageLength": [1000]}
+    bomb = zlib.compress(bytes(8 << 22))
+    content = with_tags(content, **tags, TileByteCounts=[len(bomb)] * 1000)
+    content = with_tags(content, TileOffsets=[len(content)] * 1000)
+    with pytest.raises(InputError, match="tiles of 4194304x1 pixels are not read"):
+        open_image(content + bomb)
+
+
 class CountingFile(io.BytesIO):
     """A file that counts the bytes that are read."""
 

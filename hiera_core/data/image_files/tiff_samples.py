@@ -24,6 +24,7 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of the tag for the format of samples
 KINDS = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
 NAMES = {UNSIGNED: "bits", SIGNED: "signed bits", FLOAT: "bits (floats)"}
 MAX_BYTES = 1 << 30  # of the samples of an image
+MAX_TILED_BYTES = 2 * MAX_BYTES  # of all tiles, which may exceed the image
 MAX_EXPANSION, SPARE_BYTES = 2, 1024  # a strip or tile that is compressed does not take more
 LONG = 4  # type of a value of 32 bits
 PREMULTIPLIED, ALPHA = 1, 2  # values of the tag for extra samples; others are no alpha
@@ -143,10 +144,11 @@ class Layout:
         height, width = self._segment_size(0)
         if height < 1 or width < 1:
             raise InputError("tiles without pixels", DAMAGED)
-        if height * width * pixel_bytes > MAX_BYTES:  # a tile may exceed the image
-            raise InputError(f"tiles of {width}x{height} pixels are not read", DAMAGED)
         planes = self.channels if self.in_planes else 1
         down, across = -(-self.height // height), -(-self.width // width)
+        of_one = height * width * pixel_bytes  # a tile may exceed the image
+        if of_one > MAX_BYTES or of_one * planes * down * across > MAX_TILED_BYTES:
+            raise InputError(f"tiles of {width}x{height} pixels are not read", DAMAGED)
         if planes * down * across > min(len(offsets), len(counts)):
             raise InputError("a part of the pixels is missing", "the file is damaged or truncated")
         for index in range(planes * down * across):

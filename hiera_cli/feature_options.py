@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from hiera_core.weights import names
+
 from . import options, output_formats
 
 
@@ -38,9 +40,9 @@ def _parse_block(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        message = f"{text!r} is not the number of a block, counted from 1"
-        if re.search("[^0-9.,x-]", text):
-            option = "" if Path(text).is_file() else "--visualize "
+        message = f"{text!r:.100} is not the number of a block, counted from 1"
+        if len(text) < 1000 and re.search("[^0-9.,x-]", text):
+            option = "" if names.exists(text) and Path(text).is_file() else "--visualize "
             message += f"; for block 5, write --attention 5 {option}{shlex.quote(text)}"
         raise typer.BadParameter(message) from None
     if number < 1:

@@ -449,6 +449,8 @@ def test_a_path_in_place_of_a_block_is_understood(hiera: Command, tmp_path: Path
         ("1.5", "'1.5' is not the number of a block, counted from 1"),
         ("", "'' is not the number of a block, counted from 1"),
         ("0", "blocks are counted from 1"),
+        ("y" * 300, f"for block 5, write --attention 5 --visualize {'y' * 300}"),
+        ("x" * 5000, "is not the number of a block, counted from 1"),
     ):
         code, _, err = hiera("features", SAMPLES / "cat.jpg", "--attention", given)
         assert code == 2 and err.strip().endswith(message), err

@@ -17,7 +17,7 @@ from .integrity import DamagedFile
 
 log = logging.getLogger("hiera")
 
-MAX_FETCHES = 6  # a checkpoint has up to three files, in two caches
+MAX_FETCHES = 40  # a checkpoint may have many files, and each of them may be damaged
 T = TypeVar("T")
 
 

@@ -65,6 +65,7 @@ def _find_weights(system: Any, path: str) -> tuple[str, dict[str, Any]]:
     files = {name.rpartition("/")[2]: name for name in sorted(listed)}
     usual = [name for name in names.USUAL_NAMES if name in files]
     others = [name for name in files if name.endswith(names.WEIGHT_ENDINGS)]
+    others = [name for name in others if not names.PART.fullmatch(name)]
     for name in usual + (others if len(others) == 1 else []):
         return files[name], listed[files[name]]
     raise InputError(f"the folder holds no {' or '.join(names.WEIGHT_NAMES)}")

@@ -18,6 +18,8 @@ import yaml
 MAX_YAML_BYTES = 1 << 20
 SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
+# Those that do not stand for bytes of a name that is not UTF-8 (`os.fsdecode`).
+NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 PROBED_BYTES = 1 << 12  # in which UTF-16 is looked for
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -54,6 +56,12 @@ def valid_text(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(valid_text, value))
     return value
+
+
+def valid_name(text: str) -> str:
+    """Return a name or label in which U+FFFD replaces halves of characters, which JSON may hold
+    (`"\\ud800"`). Bytes that are not UTF-8 stay, see `os.fsdecode`."""
+    return NO_BYTE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def counted(count: int, noun: str) -> str:

@@ -498,6 +498,18 @@ def test_paths_in_json_and_in_json_lines(tmp_path: Path) -> None:
         ("x.json", '{"images": [{"file_name": "a.png", "id": 1}], "annotations": [{}]}', "COCO"),
         ("x.json", '[{"a": "a.png", "b": "b.png", "label": 1}]', "may both hold the files"),
         ("x.json", '[{"path": "a.png", "label": ["a", "b"]}]', "entry 1 .* has no label"),
+        (
+            "x.json",
+            '[{"path": "a.png", "label": 1}, {"path": ["b.png", "c.png"], "label": 1}]',
+            "entry 2 .* has no path",
+        ),
+        ("x.json", '{"path": ["a.png"], "label": ["cat", "dog"]}', "entry 2 .* has no path"),
+        ("x.jsonl", '{"path": "a.png", "label": 1}\n' * 30 + '{"file": "b.png"}', "31 .* no path"),
+        (
+            "x.json",
+            '{"train": ["a.png"], "val": ["b.png"]}',
+            "parts of a data set .* no classes",
+        ),
         ("x.jsonl", '{"path": "a.png", "label": 1}\n{"path"', "line 2 is not valid JSON"),
         ("x.jsonl", '{"path": "a.png", "label": 1}\n7\n', "line 2 is no path"),
         ("x.jsonl", '{"path": "http://h/a.png", "label": 1}', "line 1 is a URL"),
@@ -525,3 +537,29 @@ def test_images_of_several_categories_have_no_class(
     assert source.error is not None and "too large for JSON" in source.error.message
     (source,) = expand([f"@{tmp_path / 'missing.json'}"])
     assert source.error is not None and "no such file" in source.error.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"path": f"{i}.png", "label": "cat", f"key{i}": 1} for i in range(1500)],
+        {"path": {"0": "a.png"}, **{f"key{i}": {f"row{i}": 1} for i in range(1500)}},
+        [["a.png", *["1"] * 1500]] * 3,
+    ],
+    ids=["objects", "columns", "arrays"],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_columns_in_json_are_limited(tmp_path: Path, value: Any, labelled: bool) -> None:
+    """Each row has a cell for each column: time and memory would grow as their product."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=r"x\.json has 150[1-3] columns, more than 1000"):
+        read_list(path, labelled)
+
+
+def test_halves_of_characters_in_json_are_no_names(tmp_path: Path) -> None:
+    """JSON may hold them, and no file can have such a name. Bytes that are not UTF-8 stay."""
+    path = tmp_path / "x.json"
+    path.write_text(r'[["\ud800.png", "\udfff"], ["\udcff.png", "cat"], ["\ud83d\ude00.png", "x"]]')
+    listed = [(file.path.name, file.label) for file in read_list(path)]
+    assert listed == [("\ufffd.png", "\ufffd"), ("\udcff.png", "cat"), ("\U0001f600.png", "x")]

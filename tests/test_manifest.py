@@ -94,6 +94,9 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert [s.name for s in found[:-1]] == NAMES
             assert [s.id for s in found] == [*range(97), 5]
             assert found[-1].error is not None and "no path" in found[-1].error.message
+    (tmp_path / "half.jsonl").write_text(r'{"path": "\ud800.png", "id": "\udfff"}')  # no characters
+    (source,) = Manifest(tmp_path / "half.jsonl").read(range(1))
+    assert (source.name, source.id) == ("\ufffd.png", "\ufffd")
     for text, message in (
         ("", "has no rows"),
         ('{"path": "a"}\n{"pa', "line 2 is not valid JSON"),

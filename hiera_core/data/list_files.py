@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from .lists.json_rows import ENDINGS_OF_JSON, JsonRows
-from .lists.list_rows import PROBED_ROWS, ListError, ListRows, Row
+from .lists.list_rows import PARTS, PROBED_ROWS, ListError, ListRows, Row
 from .media_types import ENDINGS
 
 # Words of headers, in the form that `_word` gives them.
@@ -43,8 +43,6 @@ RANKED_LABEL_HEADERS = tuple(
 LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed0", "index", "idx", "no", "row"))
-# Parts of a data set: columns of these names hold no classes, though they may hold 0 and 1.
-PARTS = {"train", "training", "val", "valid", "validation", "test", "holdout"}
 # Cells of columns of which each is a class.
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 URL_HEADERS = frozenset("url urls uri imageurl imageuri videourl".split())  # where no path is
@@ -111,7 +109,7 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
             label_of = _find_labels(table, header, file_column) if labelled else _no_label
             for row in _body(table, header):
                 name, label = _cell(row, file_column), label_of(row)
-                if not name:
+                if not _has_file(name, table, row):
                     continue
                 if labelled:
                     _check_label(row, label)
@@ -134,7 +132,9 @@ def read_json_paths(path: Path) -> Iterator[str]:
         table = JsonRows(path, _is_path_key, labelled=False)
         header, probed = _probe(table, Path())
         column = _find_file_column(probed, header, Path())
-        yield from filter(None, (_cell(row, column) for row in _body(table, header)))
+        for row in _body(table, header):
+            if _has_file(name := _cell(row, column), table, row):
+                yield name
 
 
 def is_json_list(path: Path) -> bool:
@@ -191,6 +191,17 @@ def _word(cell: str) -> str:
 def _quote_missing(row: Row) -> str:
     """`line 2`, and its cells if there are several."""
     return row.place if len(row.cells) < 2 else str(row)
+
+
+def _has_file(name: str, table: Table, row: Row) -> bool:
+    """Return whether a row names a file. Tables of spreadsheets have rows that do not.
+
+    Raises:
+        ListError: It does not, and the list is in JSON: its path is under another key, or no text.
+    """
+    if not name and isinstance(table, JsonRows):
+        raise ListError(f": {row} has no path", "give each entry its path under the same key")
+    return bool(name)
 
 
 def _check_label(row: Row, label: str) -> None:
@@ -299,6 +310,7 @@ def _find_labels(table: Table, header: Sequence[str], file_column: int) -> Calla
     plain = [i for i in others if not (len(others) > 1 and is_index(i))]
     if len(plain) < 2:
         return functools.partial(_cell, column=next(iter(plain or others), None))
+    # Columns of parts of a data set may hold 0 and 1, too.
     has_names = plain[-1] < len(header) and PARTS.isdisjoint(words[i] for i in plain)
     if has_names and all(_marked(row, plain) is not None for row in _body(table, header)):
         return lambda row: header[_marked(row, plain) or 0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError, first_line
+from ...plain_data import valid_name
 from .text_rows import TextRows
 
 PROBED_ROWS = 100  # in which keys are looked for
@@ -42,7 +43,7 @@ class JsonLineRows(TextRows):
             UsageError: The file has changed, or a line is no object.
         """
         for found in self._objects(rows):
-            yield () if found is None else tuple(found.get(column) for column in columns)
+            yield () if found is None else tuple(_value(found.get(one)) for one in columns)
 
     def _objects(self, rows: range) -> Iterator[dict[str, Any] | None]:
         """Yield the object on each line, or None for an empty one."""
@@ -58,3 +59,7 @@ class JsonLineRows(TextRows):
             if not isinstance(value, dict):
                 raise UsageError(f"manifest {self.name}: line {number} is no object", HINT)
             yield value
+
+
+def _value(value: object) -> object:
+    return valid_name(value) if isinstance(value, str) else value

@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ...errors import first_line
-from ...plain_data import decode_text, size_text
-from .list_rows import MAX_LINE, PROBED_ROWS, ListError, Row, numbered_lines
+from ...plain_data import decode_text, size_text, valid_name
+from .list_rows import (
+    MAX_COLUMNS,
+    MAX_LINE,
+    PARTS,
+    PROBED_ROWS,
+    ListError,
+    Row,
+    numbered_lines,
+)
 
 ENDINGS_OF_JSON = (".json", ".jsonl", ".ndjson")
 ENDINGS_OF_LINES = (".jsonl", ".ndjson")
@@ -54,13 +62,14 @@ class JsonRows:
         probed = objects if self._unit == "line" else [e for _, e in self._entries()]
         keys = (key for entry in probed if isinstance(entry, Mapping) for key in entry)
         self._keys = tuple(dict.fromkeys(keys))
+        _check_width(len(self._keys))
 
     def __iter__(self) -> Iterator[Row]:
         if self._keys:
             yield Row(0, self._keys, self._unit)
         for number, entry in self._entries():
             cells = tuple([_as_cell(value).strip() for value in self._values(number, entry)])
-            if any(cells):
+            if any(cells) or _has_values(entry):
                 yield Row(number, cells, self._unit)
 
     def _values(self, number: int, entry: Any) -> Sequence[Any]:
@@ -74,6 +83,7 @@ class JsonRows:
         if not self._keys and isinstance(entry, str):
             return [entry]
         if not self._keys and isinstance(entry, list):
+            _check_width(len(entry))
             return entry
         raise ListError(f": {self._unit} {number} is no path ({entry!r:.60})", HINT)
 
@@ -130,6 +140,7 @@ class JsonRows:
             return tables[0]
         if all(isinstance(part, dict | list) for part in parts):
             if any(map(self._is_path_key, value)):  # pandas: orient="columns", "list"
+                _check_width(len(value))
                 columns = [part if isinstance(part, dict) else _numbered(part) for part in parts]
                 rows = dict.fromkeys(key for column in columns for key in column)
                 named = list(zip(value, columns, strict=True))
@@ -137,6 +148,7 @@ class JsonRows:
             if all(isinstance(part, dict) for part in parts):  # pandas: orient="index"
                 return parts
         if all(_are_names(part) for part in parts):  # the paths of each class
+            self._check_classes(value)
             return [[path, label] for label, paths in value.items() for path in paths]
         if not any(isinstance(part, dict | list) for part in parts):
             if any(map(self._is_path_key, value)):
@@ -144,6 +156,16 @@ class JsonRows:
             # The label of each path.
             return [list(item) for item in value.items()]
         raise ListError(" is no list of files", HINT)
+
+    def _check_classes(self, names: Collection[str]) -> None:
+        """Check that lists of paths have the names of classes, if labels are needed.
+
+        Raises:
+            ListError: They have those of parts of a data set, such as `train` and `val`.
+        """
+        if self._labelled and {name.lower() for name in names} <= PARTS:
+            listed = ", ".join(map(repr, names))
+            raise ListError(f" has parts of a data set ({listed}), and no classes", HINT)
 
     def _entries_of_coco(self, value: dict[str, Any], images: list[Any]) -> Sequence[Any]:
         """Return the file of each image in COCO's format, and its category, if there are
@@ -202,9 +224,24 @@ def _is_json(text: str) -> bool:
     return len(text) < MAX_LINE
 
 
+def _check_width(count: int) -> None:
+    """Check the number of columns.
+
+    Raises:
+        ListError: There are more than a list has.
+    """
+    if count > MAX_COLUMNS:
+        raise ListError(f" has {count} columns, more than {MAX_COLUMNS}", HINT)
+
+
 def _numbered(values: Sequence[Any]) -> dict[Any, Any]:
     """`["a", "b"]` -> `{"0": "a", "1": "b"}`"""
     return {str(number): value for number, value in enumerate(values)}
+
+
+def _has_values(entry: Any) -> bool:
+    """Return whether an entry is an object that is not empty. Its keys may be other ones."""
+    return isinstance(entry, Mapping) and not all(one in (None, "") for one in entry.values())
 
 
 def _are_texts(entries: Collection[tuple[int, Any]]) -> bool:
@@ -228,5 +265,5 @@ def _as_cell(value: Any) -> str:
     if isinstance(value, Mapping):
         value = value.get("path")
     if isinstance(value, str):
-        return value
+        return valid_name(value)
     return json.dumps(value) if isinstance(value, bool | int | float) else ""

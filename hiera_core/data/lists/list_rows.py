@@ -19,6 +19,8 @@ PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
 MAX_LINE = 1 << 20  # characters
 EXCEL_LINE = re.compile(r"\ufeff?\"?sep=.\"?\r?\n")
 MAX_COLUMNS = 1000
+# Parts of a data set: columns and lists of these names are no classes.
+PARTS = frozenset(("train", "training", "val", "valid", "validation", "test", "holdout"))
 JSON_START = re.compile(r"\s*(\{\s*\"|\[\s*[\[{\"]|[\[{]\s*$)")
 SPACE = re.compile(r"\s+")
 KNOWN_ENDINGS = tuple(ENDINGS)  # the form that `str.endswith` takes

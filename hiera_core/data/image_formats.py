@@ -23,7 +23,7 @@ from PIL import TiffImagePlugin as Tiff
 from ..errors import InputError
 from .deep_grey import SCALED, samples_to_8_bits
 from .image_files.tiff_samples import WHITE_IS_ZERO, Layout
-from .media_types import SIGNATURE_BYTES
+from .media_types import JSON_ENDINGS, SIGNATURE_BYTES
 
 # Only these formats are opened, whatever the file extension is. Pillow's other readers are old,
 # call external programs, or take any bytes for an image (TGA). The decoder of JPEG 2000 needs up to
@@ -65,7 +65,6 @@ _OTHER_FILES = [
     ),
 ]
 LIST_ENDINGS = (".csv", ".lst", ".tsv", ".txt")
-JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
-from .lists.json_rows import ENDINGS_OF_JSON, JsonRows
+from .lists.json_rows import JsonRows
 from .lists.list_rows import PARTS, PROBED_ROWS, ListError, ListRows, Row
-from .media_types import ENDINGS
+from .media_types import ENDINGS, JSON_ENDINGS
 
 # Words of headers, in the form that `_word` gives them.
 PATH_HEADERS = frozenset(
@@ -139,7 +139,7 @@ def read_json_paths(path: Path) -> Iterator[str]:
 
 def is_json_list(path: Path) -> bool:
     """Return whether a file is a list in JSON, by its name."""
-    return path.suffix.lower() in ENDINGS_OF_JSON
+    return path.suffix.lower() in JSON_ENDINGS
 
 
 def _open_table(path: Path, labelled: bool) -> Table:

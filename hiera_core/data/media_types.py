@@ -19,6 +19,9 @@ VIDEO_ENDINGS = frozenset(
     ".asf .flv .f4v .3gp .3g2 .ogv .ogm .mxf .dv .nut .ivf .h264 .264 .hevc .265".split()
 )
 ENDINGS = PICTURE_ENDINGS | VIDEO_ENDINGS
+# Tables of files in JSON; those with a value on each line come first.
+JSON_LINE_ENDINGS = (".jsonl", ".ndjson")
+JSON_ENDINGS = (*JSON_LINE_ENDINGS, ".json")
 SIGNATURE_BYTES = 200  # how many bytes of a file `sniff_kind` needs
 _IMAGE_SIGNATURE = re.compile(
     rb"\xff\xd8\xff"  # JPEG

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ...errors import HubError, InputError, UsageError, did_you_mean
 from ...places.remote_requests import is_remote, is_web
+from ..media_types import JSON_LINE_ENDINGS
 from ..sources import Source, from_name
 from ..url_content import fetch_file
 from .json_line_rows import JsonLineRows
@@ -22,7 +23,6 @@ from .text_rows import TextRows
 PATH_COLUMNS = ("path", "url", "uri", "file", "filename", "image", "image_path", "image_url")
 ID_COLUMN = "id"
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
-JSON_LINES = (".jsonl", ".ndjson")
 LINES = (".txt", ".list", ".lst")
 Row = tuple[object, object]  # path and id
 
@@ -117,7 +117,7 @@ class Manifest:
                 from .parquet_rows import ParquetRows
 
                 return ParquetRows(self._local(path), str(path))
-            if ending in JSON_LINES:
+            if ending in JSON_LINE_ENDINGS:
                 return JsonLineRows(self._local(path), path)
             if ending in (".csv", ".tsv", *LINES):
                 return TextRows(self._local(path), ending not in LINES, path)

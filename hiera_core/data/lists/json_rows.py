@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from ...errors import first_line
 from ...plain_data import decode_text, size_text, valid_name
+from ..media_types import JSON_LINE_ENDINGS
 from .list_rows import (
     MAX_COLUMNS,
     MAX_LINE,
@@ -25,8 +26,6 @@ from .list_rows import (
     numbered_lines,
 )
 
-ENDINGS_OF_JSON = (".json", ".jsonl", ".ndjson")
-ENDINGS_OF_LINES = (".jsonl", ".ndjson")
 MAX_JSON_BYTES = 512 << 20  # COCO's largest file has 450 MB; a text of JSON lines may be longer
 COCO_HEADER = ("file_name", "category")
 HINT = "give an array of paths, or of objects with a path and a label"
@@ -103,7 +102,7 @@ class JsonRows:
 
     def _has_lines(self) -> bool:
         """Return whether each line is a JSON value."""
-        if self.path.suffix.lower() in ENDINGS_OF_LINES:
+        if self.path.suffix.lower() in JSON_LINE_ENDINGS:
             return True
         try:
             lines = (line for _, line in numbered_lines(self.path) if line.strip())

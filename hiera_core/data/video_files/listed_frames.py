@@ -1,0 +1,41 @@
+"""Frames that an MP4 or QuickTime file lists, after its edit list is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Formats whose header lists every frame. FFmpeg reads this list when it opens a file, or, of
+# fragments, while it reads the file.
+INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
+EVEN = 0.25  # of the usual interval; by how much even intervals may differ
+
+
+@dataclass(frozen=True)
+class ListedFrames:
+    """What the index of a stream says. An edit list may show a part of the frames, in any order,
+    or several times. FFmpeg lists each as often as it is shown, and marks those that it only
+    decodes."""
+
+    shown: int = 0  # 0: unknown
+    hidden: int = 0  # that are decoded, because others depend on them
+    even: bool = True  # whether the shown frames follow one another at one interval
+
+    @classmethod
+    def read(cls, container: Any, stream: Any) -> ListedFrames:
+        """Return what is listed so far; nothing for other formats, and with PyAV before 17."""
+        entries = getattr(stream, "index_entries", None)
+        if container.format.name not in INDEXED_FORMATS or not entries:
+            return cls()
+        stamps = np.fromiter((e.timestamp for e in entries if not e.is_discard), np.int64)
+        return cls(len(stamps), len(entries) - len(stamps), _is_even(stamps))
+
+
+def _is_even(stamps: np.ndarray) -> bool:
+    if len(stamps) < 3:
+        return True
+    intervals = np.diff(stamps)
+    usual = float(np.median(intervals))
+    return float(np.abs(intervals - usual).max()) <= EVEN * usual

@@ -56,17 +56,18 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         constant_rate = header.constant_rate and header.listed.even
         return Timeline(header.frames, header.rate, header.start, constant_rate)
     packets = _scan(container, stream, header)
+    if not packets.stamps and header.listed.hidden:
+        raise InputError("its edit list shows no frame", "export the video again")
     if not packets.stamps:
         raise InputError("no frame can be decoded", "the file is damaged or truncated")
     listed = ListedFrames.read(container, stream)  # with all fragments
-    in_order = header.format in NO_STAMP_FORMATS or not packets.ordered
+    jumps = packets.is_rearranged if header.has_edits else packets.is_reset
+    in_order = header.format in NO_STAMP_FORMATS or jumps or not packets.ordered
     times = np.sort(np.asarray(packets.stamps)) * header.tick
     if not (listed.shown or header.has_edits):  # else each packet is a frame
         times = _distinct(times)
-    if header.has_edits and packets.is_rearranged:
-        in_order, fps = True, _average_rate(times, header.rate)
-    elif in_order or len(times) < MIN_DISTINCT * len(packets.stamps):
-        in_order, fps = True, header.rate or FALLBACK_RATE
+    if not header.has_edits and (in_order or len(times) < MIN_DISTINCT * len(packets.stamps)):
+        in_order, fps = True, header.rate or _average_rate(times, 0.0)
         times = np.arange(len(packets.stamps)) / fps
     else:
         fps = _average_rate(times, header.rate)
@@ -84,7 +85,10 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         present=present,
         keys=tuple(sorted(set(packets.keys))),
         declares_length=header.seconds > 0,
-        notes=_notes(header, listed, frames, float(times[0])) + _notes_of_start(packets.undecodable),
+        notes=(
+            *_notes(header, listed, frames, float(times[0])),
+            *_notes_of_start(packets.undecodable),
+        ),
     )
 
 
@@ -103,9 +107,7 @@ def _declared_frames(
     return max(present, listed.shown)
 
 
-def _notes(
-    header: _Header, listed: ListedFrames, frames: int, start: float
-) -> tuple[str, ...]:
+def _notes(header: _Header, listed: ListedFrames, frames: int, start: float) -> tuple[str, ...]:
     if listed.shown > header.frames and not listed.hidden:
         return ()  # fragments, of which the header lists the first one, or none
     seconds = header.seconds - (start if header.is_absolute else 0.0)
@@ -198,7 +200,7 @@ def _declared_seconds(container: Any, stream: Any, tick: float) -> tuple[float, 
         if container.format.name not in INDEXED_FORMATS and rate:
             seconds = max(seconds, stream.frames / rate)  # FFmpeg shortens that of a cut-off AVI
         is_fragmented = container.format.name in INDEXED_FORMATS and not stream.frames
-        return seconds, False, is_fragmented
+        return seconds, False, is_fragmented or container.format.name == "asf"
     if tag := _parse_seconds(stream.metadata.get("DURATION", "")):
         return tag, False, True  # Matroska's tag is the time at which the last frame ends
     if container.duration:
@@ -213,6 +215,7 @@ class _Packets:
     stamps: array[int] = field(default_factory=lambda: array("q"))
     keys: list[int] = field(default_factory=list)  # time stamps of key frames
     ordered: bool = True  # whether all time stamps are there, and tell the order of the frames
+    is_reset: bool = False  # whether the clock was
     end: int = 0  # when the last frame ends, in ticks; 0 if frames do not say how long they last
     last_end: float = 0.0  # seconds; of all streams of the file
     undecodable: int = 0  # frames at the start that depend on frames before it; not in `stamps`
@@ -230,7 +233,7 @@ class _Packets:
             self.ordered = False
         if packet.dts is not None:
             if self._last_dts is not None and packet.dts < self._last_dts:
-                self.ordered = False  # the clock was reset
+                self.is_reset = True
             self._last_dts = packet.dts
         self.stamps.append(stamp or 0)
         self.end = max(self.end, (stamp or 0) + (packet.duration or 0))
@@ -314,6 +317,8 @@ class _Start:
         self._has_stamps = header.format not in NO_STAMP_FORMATS
         self._first: Any = None  # the first packet, until it is clear that the decoder is needed
         self._count = self._shown = 0  # packets and frames
+        self._listed = 0  # packets whose frames an edit list shows
+        self._in_group: int | None = None  # of these, the ones before the next key frame
         self._first_shown: int | None = None  # time stamp of the first frame that is shown
 
     @classmethod
@@ -329,7 +334,10 @@ class _Start:
         ):
             self._decode(None)  # frames of other groups do not depend on these
             return False
+        if self._is_certain and self._count and packet.is_keyframe and self._in_group is None:
+            self._in_group = self._listed
         self._count += 1
+        self._listed += not packet.is_discard
         if self._count == 1 and packet.is_keyframe and not self._is_certain:
             self._first = packet
             return True
@@ -355,7 +363,8 @@ class _Start:
             # A decoder may also show what it can make of a missing frame.
             stamps.extend(stamps[-1:] * (self._shown - self._count))
         elif self._first_shown is not None:
-            stamps[:] = array("q", [stamp for stamp in stamps if stamp >= self._first_shown])
+            group = stamps[: self._in_group]
+            stamps[: len(group)] = array("q", [s for s in group if s >= self._first_shown])
         return max(0, count - len(stamps))
 
     def _decode(self, packet: Any) -> None:

@@ -285,3 +285,32 @@ def test_a_piece_of_a_stream_begins_anywhere(name: str, size: int, tmp_path: Pat
                         assert shown.intact, (part, shown.index)
                         assert np.array_equal(shown.pixels, expected[shown.index])
     assert noted >= 4, "frames that cannot be decoded are mentioned"
+
+
+@pytest.mark.parametrize(
+    "name", ["mpeg-2 programme stream", "mpeg-1 programme stream", "dvd", "raw h.264", "open raw"]
+)
+def test_a_piece_without_time_stamps_begins_anywhere(name: str, tmp_path: Path) -> None:
+    """In a programme stream, time stamps are guessed until the first one, and then begin anew."""
+    open_groups = {"bf": "3", "x264-params": "open-gop=1"}
+    container = ("h264", "libx264", {}, open_groups) if name == "open raw" else CONTAINERS[name]
+    format, codec, _, options = container
+    path = tmp_path / "x"
+    with av.open(str(path), "w", format=format) as writer:
+        stream: Any = writer.add_stream(codec, rate=RATE, options=options)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = 25
+        for i in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(picture(i / RATE, *SIZE), format="rgb24")
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode(None))
+    whole = path.read_bytes()
+    for start in (18432, 18316, *range(2048, len(whole) * 3 // 4, len(whole) // 7)):
+        path.write_bytes(whole[start:])
+        expected = all_frames(path)
+        with Video(path) as video:
+            assert video.frames == len(expected), start
+            for shown in video.read(range(0, video.frames, 3)):
+                assert shown.intact, (start, shown.index)
+                assert np.array_equal(shown.pixels, expected[shown.index]), (start, shown.index)

@@ -22,15 +22,17 @@ class ListedFrames:
     shown: int = 0  # 0: unknown
     hidden: int = 0  # that are decoded, because others depend on them
     even: bool = True  # whether the shown frames follow one another at one interval
+    in_file: bool = True  # whether the last of them lies within the file
 
     @classmethod
     def read(cls, container: Any, stream: Any) -> ListedFrames:
-        """Return what is listed so far; nothing for other formats, and with PyAV before 17."""
-        entries = getattr(stream, "index_entries", None)
-        if container.format.name not in INDEXED_FORMATS or not entries:
+        """Return what is listed so far; nothing for other formats."""
+        if container.format.name not in INDEXED_FORMATS:
             return cls()
+        entries = stream.index_entries
         stamps = np.fromiter((e.timestamp for e in entries if not e.is_discard), np.int64)
-        return cls(len(stamps), len(entries) - len(stamps), _is_even(stamps))
+        in_file = not len(entries) or entries[-1].pos + entries[-1].size <= container.size
+        return cls(len(stamps), len(entries) - len(stamps), _is_even(stamps), in_file)
 
 
 def _is_even(stamps: np.ndarray) -> bool:

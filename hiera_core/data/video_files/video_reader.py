@@ -210,7 +210,9 @@ class Video:
             shown, intact = self._show_from_start(time)
         if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
-        return self._output(index, shown.frame, intact)
+        present = self._timeline.present
+        is_lost = present is not None and index >= present
+        return self._output(index, shown.frame, intact and not is_lost)
 
     def _show(self, time: float) -> tuple[_Shown | None, bool]:
         """Return the frame that is shown at `time`, and whether it is undamaged."""

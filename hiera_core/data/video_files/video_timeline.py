@@ -56,7 +56,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         constant_rate = header.constant_rate and header.listed.even
         return Timeline(header.frames, header.rate, header.start, constant_rate)
     packets = _scan(container, stream, header)
-    if not packets.stamps and header.listed.hidden:
+    if header.listed.hidden and not header.listed.shown:
         raise InputError("its edit list shows no frame", "export the video again")
     if not packets.stamps:
         raise InputError("no frame can be decoded", "the file is damaged or truncated")
@@ -64,7 +64,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
     jumps = packets.is_rearranged if header.has_edits else packets.is_reset
     in_order = header.format in NO_STAMP_FORMATS or jumps or not packets.ordered
     times = np.sort(np.asarray(packets.stamps)) * header.tick
-    if not (listed.shown or header.has_edits):  # else each packet is a frame
+    if not listed.shown:  # else each packet is a frame
         times = _distinct(times)
     if not header.has_edits and (in_order or len(times) < MIN_DISTINCT * len(packets.stamps)):
         in_order, fps = True, header.rate or _average_rate(times, 0.0)
@@ -101,8 +101,7 @@ def _declared_frames(
         return max(present, listed.shown - packets.undecodable)
     end = max(float(times[-1]) + 1 / fps, packets.end * header.tick)
     lost = header.lost_seconds(end, start, packets.last_end)
-    # An edit may begin or end within the time of a frame.
-    if lost > (1.0 if header.has_edits else 0.5) / fps + 1e-3:
+    if lost > 0.5 / fps + 1e-3:
         present = max(present, round((times[-1] - times[0] + lost) * fps) + 1)
     return max(present, listed.shown)
 
@@ -167,7 +166,8 @@ class _Header:
         """
         if self.format not in INDEXED_FORMATS or not self.frames or not self.rate:
             return False
-        if self.listed.shown and (self.listed.hidden or self.listed.shown != self.frames):
+        listed = self.listed
+        if listed.hidden or listed.shown != self.frames or not listed.in_file:
             return False
         return abs(self.seconds * self.rate - self.frames) < 0.5
 
@@ -180,13 +180,11 @@ class _Header:
         """
         if self.is_shared and last_end > self.seconds - 1.0:
             return 0.0  # another stream is longer than the video
-        pause = max(self.start, start, 0.0) if self.has_edits else 0.0
-        return self.seconds - end if self.is_absolute else self.seconds - pause - (end - start)
+        return self.seconds - end if self.is_absolute else self.seconds - (end - start)
 
     @property
     def has_edits(self) -> bool:
-        """Whether an edit list chooses among the frames. Its length then includes a pause before
-        the first one."""
+        """Whether an edit list may choose among the frames."""
         return self.format in INDEXED_FORMATS and self.frames > 0 and not self.lists_all_frames
 
 
@@ -254,7 +252,8 @@ def _scan(container: Any, stream: Any, header: _Header) -> _Packets:
             if packet.stream.index != stream.index:
                 continue
             pieces.add(packet)
-            if not packet.is_discard:
+            is_cut_off = packet.is_corrupt and header.format in INDEXED_FORMATS
+            if not packet.is_discard and not is_cut_off:
                 found.add(packet, codec)
             if start is not None and not start.add(packet):
                 found.undecodable = start.leave_out(found.stamps)

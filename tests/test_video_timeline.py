@@ -346,6 +346,16 @@ def test_a_last_frame_that_is_cut_off_is_noticed(
     assert not all(intact)
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "webm"])
+def test_a_last_frame_after_a_pause_is_no_loss(ending: str, tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.08, 6.0]
+    codec = "libvpx" if ending == "webm" else "libx264"
+    path = write_video(tmp_path / f"x.{ending}", 4, 25, SIZE, codec, times=times)
+    with Video(path) as video:
+        assert video.frames == len(all_frames(path)) == 4
+        assert all(frame.intact for frame in video.read(range(4)))
+
+
 def test_windows_media_that_begins_late(tmp_path: Path) -> None:
     """Its length counts from time stamp 0, and so does not say that frames are lost."""
     path = write_video(

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 # Formats whose header lists every frame. FFmpeg reads this list when it opens a file, or, of
 # fragments, while it reads the file.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
-EVEN = 0.25  # of the usual interval; by how much even intervals may differ
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,6 @@ class ListedFrames:
 
     shown: int = 0  # 0: unknown
     hidden: int = 0  # that are decoded, because others depend on them
-    even: bool = True  # whether the shown frames follow one another at one interval
     in_file: bool = True  # whether the last of them lies within the file
 
     @classmethod
@@ -30,14 +26,6 @@ class ListedFrames:
         if container.format.name not in INDEXED_FORMATS:
             return cls()
         entries = stream.index_entries
-        stamps = np.fromiter((e.timestamp for e in entries if not e.is_discard), np.int64)
+        hidden = sum(entry.is_discard for entry in entries)
         in_file = not len(entries) or entries[-1].pos + entries[-1].size <= container.size
-        return cls(len(stamps), len(entries) - len(stamps), _is_even(stamps), in_file)
-
-
-def _is_even(stamps: np.ndarray) -> bool:
-    if len(stamps) < 3:
-        return True
-    intervals = np.diff(stamps)
-    usual = float(np.median(intervals))
-    return float(np.abs(intervals - usual).max()) <= EVEN * usual
+        return cls(len(entries) - hidden, hidden, in_file)

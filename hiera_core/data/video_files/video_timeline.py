@@ -36,7 +36,7 @@ class Timeline:
     frames: int  # that the video has, or had before it was cut off
     fps: float  # average rate
     start: float  # time stamp of the first frame, in seconds
-    constant_rate: bool
+    constant_rate: bool = False  # so that a gap is a loss; the index of an MP4 file has no gaps
     in_order: bool = False  # time stamps are unusable: frame i is the i-th that is decoded
     present: int | None = None  # how many frames are in the file; None if they were not counted
     keys: tuple[int, ...] = ()  # time stamps of the key frames, in ticks, ascending
@@ -53,8 +53,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
     """
     header = _Header.read(container, stream)
     if header.lists_all_frames:
-        constant_rate = header.constant_rate and header.listed.even
-        return Timeline(header.frames, header.rate, header.start, constant_rate)
+        return Timeline(header.frames, header.rate, header.start)
     packets = _scan(container, stream, header)
     if header.listed.hidden and not header.listed.shown:
         raise InputError("its edit list shows no frame", "export the video again")
@@ -80,7 +79,7 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
         frames=frames,
         fps=fps,
         start=float(times[0]),
-        constant_rate=header.constant_rate and listed.even and fps == header.rate,
+        constant_rate=header.constant_rate and fps == header.rate and not listed.shown,
         in_order=in_order,
         present=present,
         keys=tuple(sorted(set(packets.keys))),
@@ -180,7 +179,8 @@ class _Header:
         """
         if self.is_shared and last_end > self.seconds - 1.0:
             return 0.0  # another stream is longer than the video
-        return self.seconds - end if self.is_absolute else self.seconds - (end - start)
+        length = max(end, end - start) if self.is_absolute else end - start
+        return self.seconds - length
 
     @property
     def has_edits(self) -> bool:
@@ -301,9 +301,9 @@ class _Start:
     anywhere. Frames that depend on those before it are not shown, and are no damage.
 
     Only the decoder knows which these are. It is asked if the first packet is no key frame, if
-    frames are shown before it, or if an edit list hides frames. Frames before the first one that
-    it shows are those with an earlier time stamp. Without time stamps, the decoder gets all frames
-    up to a key frame, and those that it does not show are counted.
+    frames are shown before it, if an edit list hides frames, or if there are no time stamps. Frames
+    before the first one that it shows are those with an earlier time stamp. Without time stamps,
+    the decoder gets all frames up to a key frame, and those that it does not show are counted.
 
     Args:
         stream: The stream.
@@ -312,8 +312,9 @@ class _Start:
 
     def __init__(self, stream: Any, header: _Header) -> None:
         self._stream = stream
-        self._is_certain = header.listed.hidden > 0  # that the decoder is needed
         self._has_stamps = header.format not in NO_STAMP_FORMATS
+        # Whether the decoder is needed in any case.
+        self._is_certain = header.listed.hidden > 0 or not self._has_stamps
         self._first: Any = None  # the first packet, until it is clear that the decoder is needed
         self._count = self._shown = 0  # packets and frames
         self._listed = 0  # packets whose frames an edit list shows

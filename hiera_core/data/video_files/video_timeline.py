@@ -210,6 +210,8 @@ def _declared_seconds(container: Any, stream: Any, tick: float) -> tuple[float, 
 class _Packets:
     """The packets of a stream. Time stamps are in ticks."""
 
+    reordered: bool  # whether frames may be decoded in another order than they are shown in
+    shows_all: bool  # whether each packet is a frame, also if two have one time stamp
     stamps: array[int] = field(default_factory=lambda: array("q"))
     keys: list[int] = field(default_factory=list)  # time stamps of key frames
     ordered: bool = True  # whether all time stamps are there, and tell the order of the frames
@@ -220,57 +222,53 @@ class _Packets:
     is_rearranged: bool = False  # whether an edit list has pieces begin before others end
     _last_dts: int | None = None
 
-    def add(self, packet: Any, codec: Any) -> None:
+    def add(self, packet: Any) -> None:
         """Take the next packet whose frame is shown."""
         stamp = stamp_of(packet)
         if packet.is_keyframe and stamp is not None:
             self.keys.append(stamp)
-        if stamp is None or (packet.pts is None and codec.has_b_frames):
+        if stamp is None or (packet.pts is None and self.reordered):
             self.ordered = False
-        if codec.name in FRAME_PER_PACKET and self.stamps and stamp == self.stamps[-1]:
+        if self.shows_all and self.stamps and stamp == self.stamps[-1]:
             self.ordered = False
         if packet.dts is not None:
             if self._last_dts is not None and packet.dts < self._last_dts:
                 self.is_reset = True
             self._last_dts = packet.dts
         self.stamps.append(stamp or 0)
-        self.end = max(self.end, (stamp or 0) + (packet.duration or 0))
 
 
 def _scan(container: Any, stream: Any, header: _Header) -> _Packets:
     """Read all packets of a file, without decoding them, but for the first ones of a cut."""
-    found, codec = _Packets(), stream.codec_context
+    codec = stream.codec_context
+    reordered, shows_all = bool(codec.has_b_frames), codec.name in FRAME_PER_PACKET
     # AVI has no time stamps for presentation. FFmpeg invents them, in the order of decoding.
-    found.ordered = not (codec.has_b_frames and header.format == "avi")
+    found = _Packets(reordered, shows_all, ordered=not (reordered and header.format == "avi"))
     pieces, start = _Pieces(), _Start.for_file(stream, header)
+    is_indexed, ends = header.format in INDEXED_FORMATS, dict[int, int]()
     with contextlib.suppress(av.FFmpegError):  # what follows a damaged part is not there
         for packet in container.demux():
             if not packet.size:
                 continue
-            if not packet.is_discard:
-                found.last_end = max(found.last_end, _end_of(packet))
-            if packet.stream.index != stream.index:
+            index, stamp, is_shown = packet.stream.index, stamp_of(packet), not packet.is_discard
+            if stamp is not None and is_shown:
+                ends[index] = max(ends.get(index, 0), stamp + (packet.duration or 0))
+            if index != stream.index:
                 continue
-            pieces.add(packet)
-            is_cut_off = packet.is_corrupt and header.format in INDEXED_FORMATS
-            if not packet.is_discard and not is_cut_off:
-                found.add(packet, codec)
+            if header.has_edits:
+                pieces.add(packet)
+            if is_shown and not (is_indexed and packet.is_corrupt):  # that is cut off
+                found.add(packet)
             if start is not None and not start.add(packet):
                 found.undecodable = start.leave_out(found.stamps)
                 start = None
     if start is not None:
         start.end()
         found.undecodable = start.leave_out(found.stamps)
-    found.is_rearranged = pieces.overlap
+    found.is_rearranged, found.end = pieces.overlap, ends.get(stream.index, 0)
+    units = {index: container.streams[index].time_base or 0 for index in ends}
+    found.last_end = max((float(end * units[index]) for index, end in ends.items()), default=0.0)
     return found
-
-
-def _end_of(packet: Any) -> float:
-    """Return when a packet of any stream ends, in seconds; 0 if it does not say so."""
-    stamp = stamp_of(packet)
-    if stamp is None or not packet.time_base:
-        return 0.0
-    return float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
 class _Pieces:

@@ -72,7 +72,7 @@ def exit_code_of(error: BaseException, hint: str = "") -> int:
     """
     if hasattr(error, "format_message"):  # a usage error of click, or of typer's copy of click
         if text := error.format_message():  # it is empty if the help has been printed instead
-            text = _plain(text)
+            text = _plain(text, getattr(getattr(error, "param", None), "metavar", None))
             print_message(f"{text.rstrip('.')}; {hint}" if hint else text)
         return USAGE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -116,11 +116,17 @@ PLAIN_WORDS = {
 }
 
 
-def _plain(text: str) -> str:
-    """Return the message of a usage error without words of the libraries that found it."""
+def _plain(text: str, metavar: str | None = None) -> str:
+    """Return the message of a usage error without words of the libraries that found it.
+
+    Args:
+        text: The message.
+        metavar: What the help shows for the value of the option: SECONDS.
+    """
     for found, shown in PLAIN_WORDS.items():
         text = re.sub(found, shown, text)
-    return text
+    says_more = metavar is not None and len(metavar) > 1 and text.endswith("number")
+    return f"{text} ({metavar})" if says_more else text
 
 
 def signal_words(signum: int) -> str:

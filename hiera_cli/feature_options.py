@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,26 @@ class SaveAs(StrEnum):
     safetensors = "safetensors"
     npz = "npz"
     parquet = "parquet"
+
+
+def _parse_block(text: str) -> int:
+    """Return the number of a block.
+
+    Raises:
+        BadParameter: It is none. The message proposes what was meant: a path is an input, or where
+            drawings go.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        message = f"{text!r} is not the number of a block, counted from 1"
+        if re.search("[^0-9.,x-]", text):
+            option = "" if Path(text).is_file() else "--visualize "
+            message += f"; for block 5, write --attention 5 {option}{shlex.quote(text)}"
+        raise typer.BadParameter(message) from None
+    if number < 1:
+        raise typer.BadParameter("blocks are counted from 1")
+    return number
 
 
 ReturnIntermediatesOpt = Annotated[
@@ -61,7 +83,7 @@ PoolOpt = Annotated[
 AttentionOpt = Annotated[
     int | None,
     typer.Option(
-        min=1,
+        parser=_parse_block,
         help="Also return the attention weights of this block, [heads, queries, keys] in the order "
         "of the grid. With --visualize, they are drawn over the input.",
         metavar="BLOCK",

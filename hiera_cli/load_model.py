@@ -149,7 +149,7 @@ def read_label_file(text: str) -> list[str]:
     """
     source = sources.from_name(text)
     if source.url is None:
-        return read_labels(text)
+        return read_labels(source.path or text)
     try:
         content = source.content()
     except InputError as error:

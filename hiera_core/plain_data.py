@@ -18,6 +18,13 @@ import yaml
 MAX_YAML_BYTES = 1 << 20
 SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 SURROGATE = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
+PROBED_BYTES = 1 << 12  # in which UTF-16 is looked for
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",  # the mark says in which order the bytes are
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # characters that texts do not hold
 MAX_YAML_VALUES = 100_000  # after aliases (`*name`) are expanded, which may be exponentially many
 
 
@@ -65,21 +72,52 @@ def size_text(count: float) -> str:
     return f"{short_number(count / SIZES[unit])} {unit}"
 
 
-def utf8_text(content: bytes) -> str:
-    """Return the content of a text file, without a byte order mark.
+def text_encoding(start: bytes) -> str:
+    """Return the encoding of a text file, by its first bytes: UTF-8 or UTF-16, with or without a
+    byte order mark. Excel ("Unicode text") and PowerShell (`>`) write UTF-16.
+
+    UTF-16 without a mark is recognised by zeros in every second byte of most characters, if there
+    is a line end, and no control character. So paths that are separated by NUL are UTF-8.
+
+    Args:
+        start: The first bytes: all, or `PROBED_BYTES`, or what has arrived.
+
+    Returns:
+        The name of the codec. It leaves a byte order mark out.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    probed = start[: min(len(start), PROBED_BYTES) // 2 * 2]
+    for encoding, zeros, others in (
+        ("utf-16-le", probed[1::2], probed[0::2]),
+        ("utf-16-be", probed[0::2], probed[1::2]),
+    ):
+        if b"\0" not in others and 2 * zeros.count(0) > len(zeros):
+            text = probed.decode(encoding, "replace")
+            if "\n" in text and not CONTROL.search(text):
+                return encoding
+    return "utf-8"
+
+
+def decode_text(content: bytes) -> str:
+    """Return the content of a text file in UTF-8 or UTF-16, without a byte order mark.
 
     Raises:
         UnicodeError: It is in another encoding.
         ValueError: It is not text.
     """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UnicodeError("it is in UTF-16")
-    if b"\0" in content:
+    encoding = text_encoding(content)
+    is_wide = encoding.startswith("utf-16")
+    if not is_wide and b"\0" in content:
         raise ValueError("it is not a text file")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UnicodeError("it is not in UTF-8") from error
+        raise UnicodeError(f"it is not in UTF-{16 if is_wide else 8}") from error
+    if "\0" in text:
+        raise ValueError("it is not a text file")
+    return text
 
 
 def read_yaml(path: Path) -> Any:
@@ -93,7 +131,7 @@ def read_yaml(path: Path) -> Any:
         content = file.read(MAX_YAML_BYTES + 1)
     if len(content) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES >> 20} MiB")
-    return parse_yaml(utf8_text(content))
+    return parse_yaml(decode_text(content))
 
 
 def parse_yaml(text: str) -> Any:

@@ -71,6 +71,7 @@ def test_the_summary_tells_a_picture_from_a_folder(tmp_path: Path) -> None:
         (["mae", "x.png", "-o", "o", "--mask-ratio", "60%"], "'--mask-ratio': give a number"),
         (["eval", "digits", "--probe", "svm"], "'--probe': 'svm' is not one of 'knn', 'linear'"),
         (["predict", "x.png", "-k", "many"], "'--topk' / '-k': give a whole number"),
+        (["features", "x.png", "--segments", "y"], "'--segments': give a number (SECONDS)"),
         (["predict", "x.png", "-k", "0"], "'--topk' / '-k': "),
     ],
 )

@@ -804,3 +804,24 @@ def test_a_file_is_not_named_like_a_folder(tmp_path: Path, hiera: Command) -> No
     with pytest.raises(UsageError, match="named like a folder"):
         converter.convert("hiera_nano_32", f"{tmp_path}/m/", "pth")
     assert converter.convert("hiera_nano_32", f"{tmp_path}/m/", "hub").output == tmp_path / "m"
+
+
+def test_the_extension_of_dest_is_its_format(hiera: Command, tmp_path: Path) -> None:
+    """Where no other is named, and only where it stands for one."""
+    assert [formats.format_of(name) for name in ("x.onnx", "x.pt2", "a/x.PTH", "x", "x.pt")] == [
+        "onnx", "pt2", "pth", None, None,
+    ]  # fmt: skip
+    code, out, err = hiera("convert", "hiera_nano_32", tmp_path / "x.pth", "-f", "json")
+    assert code == 0 and json.loads(out)["format"] == "pth", err
+    converted = hiera_core.convert("hiera_nano_32", tmp_path / "y.pth")
+    assert (converted.format, files.read_tensors(tmp_path / "y.pth").keys()) == (
+        "pth",
+        files.read_tensors(tmp_path / "x.pth").keys(),
+    )
+    for name in ("x", "x.pt", "x.safetensors"):
+        code, _, err = hiera("convert", "hiera_nano_32", tmp_path / name)
+        assert code == 2 and "Missing option '--to'" in err and "onnx, pt2, aoti" in err
+        with pytest.raises(UsageError, match="does not say its format; give one of hub, pth"):
+            hiera_core.convert("hiera_nano_32", tmp_path / name)
+    code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "z.pt2", "-b", 2)
+    assert code == 2 and "pt2 has no fixed batch size; leave it out, or use aoti" in err

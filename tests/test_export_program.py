@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
 
 import hiera_core
 from hiera_core import zoo
@@ -320,33 +320,6 @@ def test_models_prepared_for_export_compute_the_same(name: str, folders: dict[st
             assert torch.equal(one, other)
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize(("name", "output", "kept"), [("image", "logits", 0), ("mae", "maps", 1)])
-@torch.no_grad()
-def test_linear_layers_of_a_package_are_those_of_onednn(
-    name: str, output: str, kept: int, folders: dict[str, Path]
-) -> None:
-    """No operator in the graph is one of this package's, so it runs without it. The block that
-    widens without a pool keeps its projection: the compiler fails on oneDNN's there."""
-    model = load(folders[name])
-    graph_layout.prepare_for_export(model, model.config["input_size"])
-    module = program.Program(model, (output,), torch.float32).eval()
-    x = batch_for(model)
-    exported = torch.export.export(module, (x,))
-    before = Counter(node.target for node in exported.graph.nodes)
-    aot_package.use_onednn(exported)
-    after = Counter(node.target for node in exported.graph.nodes)
-    onednn, gelu = torch.ops.mkldnn._linear_pointwise.default, torch.ops.aten.gelu.default
-    linear = torch.ops.aten.linear.default
-    assert after[linear] == kept and after[onednn] == before[linear] - kept > 10
-    assert before[gelu] == len(model.blocks) and not after[gelu]
-    found, expected = exported.module()(x), module(x)
-    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-        assert_close(one, other)
-    operators = [target for target in after if isinstance(target, torch._ops.OpOverload)]
-    assert {operator.namespace for operator in operators} == {"aten", "mkldnn"}
-
-
 # AOTInductor --------------------------------------------------------------------------------------
 
 RUN_PACKAGE = """
@@ -409,6 +382,28 @@ def test_a_package_runs_without_this_package_and_without_a_compiler(
     assert json.loads(metadata["input_shapes"]) == [[2, 3, 64, 64]]
     assert metadata["batch_size"] == "2" and json.loads(metadata["outputs"]) == ["logits"]
     assert refusal, "with AOTI_RUNTIME_CHECK_INPUTS=1, a package refuses another batch size"
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+@torch.no_grad()
+def test_linear_layers_of_a_package_have_packed_weights(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN would otherwise reorder them in each call. And the sum of a block, and the GELU of an
+    MLP, are computed in the same pass as the product before them."""
+    monkeypatch.setitem(aot_package.OPTIONS, "aot_inductor.compile_wrapper_opt_level", "O0")
+    convert(folders["image"], tmp_path / "m.pt2", "aoti")
+    with zipfile.ZipFile(tmp_path / "m.pt2") as package:
+        (wrapper,) = (name for name in package.namelist() if name.endswith(".wrapper.cpp"))
+        code = package.read(wrapper).decode()
+    calls = Counter(re.findall(r"aoti_torch_cpu_(\w*(?:linear|mm)\w*)\(", code))
+    model = load(folders["image"])
+    layers = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert set(calls) == {"_linear_pointwise", "_linear_pointwise_binary"}
+    assert sum(calls.values()) == layers and calls["_linear_pointwise_binary"] >= len(model.blocks)
+    assert code.count('"gelu"') == len(model.blocks)
+    packed = re.findall(r"aoti_torch_cpu__linear_pointwise\w*\(.*?_frozen_param\d+,", code)
+    assert len(packed) == layers
 
 
 @pytest.mark.slow

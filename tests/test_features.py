@@ -438,3 +438,17 @@ def test_another_size_gives_larger_maps(hiera: Any, model: tuple[str, ...]) -> N
     assert shapes == [[16, 16, 24], [32, 32, 24], [16, 32, 24]]
     code, _, err = hiera("features", image, *model, "--size", "33")
     assert code == 2 and "33" in err
+
+
+def test_a_path_in_place_of_a_block_is_understood(hiera: Command, tmp_path: Path) -> None:
+    """`--attention` takes a number, `--visualize` a folder."""
+    (tmp_path / "x y.png").touch()
+    for given, message in (
+        ("maps", "for block 5, write --attention 5 --visualize maps"),
+        (str(tmp_path / "x y.png"), f"for block 5, write --attention 5 '{tmp_path}/x y.png'"),
+        ("1.5", "'1.5' is not the number of a block, counted from 1"),
+        ("", "'' is not the number of a block, counted from 1"),
+        ("0", "blocks are counted from 1"),
+    ):
+        code, _, err = hiera("features", SAMPLES / "cat.jpg", "--attention", given)
+        assert code == 2 and err.strip().endswith(message), err

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
 import hiera_core
 from hiera_core.data.transforms import ImageTransform, transform_for
@@ -253,3 +255,72 @@ def test_other_preprocessing_is_reported(
 ) -> None:
     read_config(config, processor, "x")
     assert message in caplog.text and bool(message) == bool(caplog.text)
+
+
+# Every class of transformers that holds a Hiera, as it and its users save them.
+CLASSES_OF_TRANSFORMERS = {
+    "model": transformers.HieraModel,
+    "model without pooler": lambda config: transformers.HieraModel(config, add_pooling_layer=False),
+    "classifier": transformers.HieraForImageClassification,
+    "autoencoder": transformers.HieraForPreTraining,
+    "backbone": transformers.HieraBackbone,
+}
+SPELLINGS = ("as saved", "no architectures", "no type", "no prefix", "prefix", "in a detector")
+
+
+@pytest.mark.parametrize("kind", CLASSES_OF_TRANSFORMERS)
+def test_folders_of_all_classes_of_transformers(
+    kind: str, tmp_path: Path, pictures: Path, hiera: Command
+) -> None:
+    """Their maps and embeddings equal those of transformers' HieraModel with the same weights."""
+    config = transformers.HieraConfig(
+        embed_dim=16, depths=[1, 2, 1, 1], num_heads=[2, 4, 8, 16], image_size=[64, 64],
+        decoder_hidden_size=16, decoder_depth=1, decoder_num_heads=2,
+        out_features=["stem", "stage2", "stage4"],
+    )  # fmt: skip
+    model: Any = draw_weights(CLASSES_OF_TRANSFORMERS[kind](config)).eval()
+    model.save_pretrained(tmp_path / "saved")
+    state, facts = model.state_dict(), json.loads((tmp_path / "saved/config.json").read_text())
+    reference = transformers.HieraModel(config).eval()
+    plain = {name.removeprefix("hiera."): tensor for name, tensor in state.items()}
+    reference.load_state_dict({"pooler.layernorm.bias": torch.zeros(128), **plain}, strict=False)
+    for spelling in SPELLINGS:
+        folder = tmp_path / spelling
+        folder.mkdir()
+        lost = {"no architectures": ("architectures",), "no type": ("architectures", "model_type")}
+        described = {k: v for k, v in facts.items() if k not in lost.get(spelling, ())}
+        if spelling == "in a detector":
+            described = {"model_type": "mask2former", "backbone_config": described}
+        (folder / "config.json").write_text(json.dumps(described))
+        named = {"no prefix": plain, "prefix": {f"hiera.{k}": v for k, v in plain.items()}}
+        named["in a detector"] = {f"model.encoder.{k}": v for k, v in state.items()} | {
+            "class_predictor.weight": torch.ones(1)
+        }
+        save_file(named.get(spelling, state), folder / "model.safetensors")
+        code, _, err = hiera(
+            "features", pictures / "chelsea.png", "-m", folder, "--return-intermediates",
+            "--dtype", "fp32", "-o", folder / "out.npz",
+        )  # fmt: skip
+        assert code == 0, err
+        assert ("hidden_states_norms.* not used" in err) == (kind == "backbone")
+        with np.load(folder / "out.npz") as found, torch.no_grad():
+            ours: Any = hiera_core.create_model(str(folder)).eval()
+            x = ours.transform(pictures / "chelsea.png")
+            expected = reference(x, output_hidden_states=True)
+            for stage, state_map in enumerate(expected.reshaped_hidden_states[1:], start=1):
+                assert_close(torch.from_numpy(found[f"stage{stage}"]), state_map)
+            embedding = ours.embedding(ours.encode(x, collect=True)[1])
+            if kind != "autoencoder":  # which embeds by its fusion of all stages
+                assert_close(embedding, expected.pooler_output)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_that_windows_has_saved(
+    transformers_folder: Path, tmp_path: Path, encoding: str
+) -> None:
+    """Notepad and PowerShell put a byte order mark before it."""
+    for path in transformers_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / "config.json").read_text("utf-8")
+    (tmp_path / "config.json").write_text(text, encoding)
+    assert hiera_core.create_model(str(tmp_path)).card["classes"] == CLASSES

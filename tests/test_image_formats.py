@@ -253,6 +253,7 @@ def test_photos_of_phones_are_read_with_pillow_heif(tmp_path: Path, pictures: Pa
         ("logo.svg", b'<?xml version="1.0"?>\n<svg xmlns="', "convert it to PNG"),
         ("photo.jpg", b"<!DOCTYPE html><title>404", "download the file again"),
         ("list.csv", b"a.jpg,cat\n", "put @ before its name"),
+        ("list.json", b'["a.jpg"]', "for a list of paths, put @ before its name"),
         ("pixels.npy", b"\x93NUMPY\1\0v\0{'descr'", "in Python, give numpy.load(FILE)"),
         ("IM000001", bytes(128) + b"DICM\2\0\0\0UL", "it is a DICOM file"),
         ("light.exr", b"v/1\1\2\0\0\0", "convert it to TIFF or PNG"),

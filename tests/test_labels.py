@@ -97,8 +97,8 @@ def test_numbers_that_do_not_count_the_classes_are_part_of_the_name(
     [
         (
             "x.txt",
-            "Käse\n".encode("utf-16"),
-            r"read \(it is in UTF-16\); save it as UTF-8",
+            "Käse\n".encode("utf-16")[:-1],
+            r"read \(it is not in UTF-16\); save it as UTF-8",
         ),
         ("x.txt", "Käse\n".encode("latin-1"), r"\(it is not in UTF-8\); save it as UTF-8"),
         ("x.txt", bytes(range(256)), r"\(it is not a text file\); give a text file"),
@@ -247,3 +247,12 @@ def test_files_of_class_names_by_generation(
     name, text = _write(kind, names, first)
     content = text.replace("\n", line_end).encode("utf-8-sig" if mark else "utf-8")
     assert labels.parse_labels(content, name) == names
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_names_in_utf_16(tmp_path: Path, encoding: str) -> None:
+    """Excel's "Unicode text" and PowerShell's `>` write it; with or without a byte order mark."""
+    for text in ("Käse\r\nBrot\r\n", "id\tname\r\n0\tKäse\r\n1\tBrot\r\n", '["Käse",\n"Brot"]'):
+        (tmp_path / "names.txt").write_bytes(text.encode(encoding))
+        assert labels.read_labels(tmp_path / "names.txt") == ["Käse", "Brot"]
+        assert labels.parse_labels(text.encode(encoding), "names.txt") == ["Käse", "Brot"]

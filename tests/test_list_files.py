@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hiera_core
 from hiera_core.data import datasets
 from hiera_core.data.list_files import as_class_number, read_list
-from hiera_core.data.sources import expand, from_name
+from hiera_core.data.lists import json_rows
+from hiera_core.data.sources import check_inputs, expand, from_name, names_one
 from hiera_core.errors import UsageError
 from hiera_core.zoo import labels
 
 FILES = ("a b/0.png", "a b/1.png", "dog/2.JPG", "dog/it's 3, really.png", "x;y/4.png")
+SAMPLES = Path(hiera_core.__file__).parent / "zoo" / "assets" / "samples"
 LABELS = ("cat", "a dog", "bird, small", "10", "3.0")
 
 
@@ -57,7 +66,7 @@ def spellings(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, str]]]:
         ["" if name == "Unnamed: 0" and draw(st.booleans()) else name for name in order]
     )
     writer.writerows(zip(*(columns[name] for name in order), strict=True))
-    encoding = draw(st.sampled_from(("utf-8", "utf-8-sig", "utf-16")))
+    encoding = draw(st.sampled_from(("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")))
     return text.getvalue().encode(encoding), pairs
 
 
@@ -242,8 +251,9 @@ def test_lists_of_excel_and_of_json(folder: Path) -> None:
     path = folder / "excel.csv"
     path.write_text("sep=;\r\npath;label\r\na b/0.png;cat\r\ndog/2.JPG;dog\r\n")
     assert [file.label for file in read_list(path)] == ["cat", "dog"]
-    with pytest.raises(UsageError, match="is a list in JSON"):
-        read_list(folder / "list.jsonl")
+    path = folder / "list.jsonl"
+    path.write_text('{"path": "a b/0.png", "label": "cat"}\n\n{"label": 3, "path": "dog/2.JPG"}\n')
+    assert [file.label for file in read_list(path)] == ["cat", "3"]
 
 
 @pytest.mark.parametrize(
@@ -339,9 +349,9 @@ def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
     cases: list[tuple[bytes, str]] = [
         (b"PK\3\4\0\0", "is a spreadsheet or an archive, not a text file; save it as CSV"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "is a spreadsheet or an archive"),
-        (b'{"path": "a.jpg", "label": "cat"}\n', "is a list in JSON"),
-        (b'[\n  {"path": "a.jpg", "label": "cat"}\n]\n', "is a list in JSON"),
-        (b'{\n  "a.jpg": "cat"\n}\n', "is a list in JSON"),
+        (b'{"path": "a.jpg", "label": "cat"\n', "is not valid JSON"),
+        (b'[\n  {"path": "a.jpg", "label": "cat"}\n', "is not valid JSON"),
+        (b'{\n  "a.jpg": {"cat": 3}\n}\n', "has no label"),
         (b"path,label\nhttps://h/a.jpg,cat\n", r"line 2 is a URL \(https://h/a.jpg\)"),
         (b"path,label\ns3://b/a.jpg,cat\n", "line 2 is a URL"),
         ("path,label\na.jpg,Käse\n".encode("cp1252"), "label that is not UTF-8; save it as UTF-8"),
@@ -362,3 +372,156 @@ def test_file_urls_are_paths(folder: Path) -> None:
     (listed, *_) = expand([f"file://localhost{folder}/a%20b"])
     assert listed.path == folder / "a b" / "0.png"
     assert from_name(urls[0]).path == folder / FILES[0]
+
+
+def test_file_urls_mean_what_their_paths_mean(
+    folder: Path, tmp_path: Path, hiera: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Patterns, folders, lists, tar files, class names, data and weights."""
+    for pattern in ("a%20b/*.png", "a b/?.png", "a%20b/%2A.png", "a%20b/[01].png"):
+        found = [source.path for source in expand([f"file://{folder}/{pattern}"])]
+        assert found == [folder / "a b" / "0.png", folder / "a b" / "1.png"], pattern
+        check_inputs([f"file://{folder}/{pattern}"])
+        assert not names_one(f"file://{folder}/{pattern}")
+    assert names_one((folder / FILES[0]).as_uri()) and not names_one(folder.as_uri())
+    missing = f"file://{folder}/none/*.png"
+    assert not list(expand([missing]))
+    with pytest.raises(UsageError, match="nothing matches"):
+        check_inputs([missing])
+    (tmp_path / "p*.png").touch()  # a file of this name is that file
+    (tmp_path / "pa.png").touch()
+    (found,) = [source.path for source in expand([(tmp_path / "p*.png").as_uri()])]
+    assert found == tmp_path / "p*.png"
+
+    for number, sample in enumerate(sorted(SAMPLES.glob("*.png"))[:2]):
+        (tmp_path / f"my data/{number}").mkdir(parents=True)
+        shutil.copy(sample, tmp_path / f"my data/{number}")
+    data = tmp_path / "my data"
+    with tarfile.open(tmp_path / "x y.tar", "w") as archive:
+        archive.add(next(data.glob("1/*.png")), "three.png")
+    (tmp_path / "list.txt").write_text("\n".join(map(str, data.rglob("*.png"))))
+    (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(10)))
+    hiera_core.create_model("hiera_nano_32", pretrained=True).save_pretrained(tmp_path / "my model")
+    model = ("-m", (tmp_path / "my model").as_uri(), "-q", "-f", "csv")
+    labels = ("--labels", (tmp_path / "names.txt").as_uri())
+    inputs = (f"@{(tmp_path / 'list.txt').as_uri()}", (tmp_path / "x y.tar").as_uri())
+    code, out, err = hiera("predict", *inputs, *model, *labels)
+    assert code == 0 and len(out.splitlines()) == 4 and out.count(",class ") == 15, (out, err)
+    code, out, err = hiera("eval", data.as_uri(), *model)
+    assert code == 0 and len(out.splitlines()) == 3, err
+
+
+COCO = {
+    "info": {"description": "pictures"},
+    "images": [{"id": 7, "file_name": "a.png", "coco_url": "http://h/a.png"},
+               {"id": 9, "file_name": "b c.png", "coco_url": "http://h/b.png"}],
+    "annotations": [{"id": 1, "image_id": 9, "category_id": 20, "bbox": [0, 0, 1, 1]},
+                    {"id": 2, "image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1]},
+                    {"id": 3, "image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1]}],
+    "categories": [{"id": 18, "name": "dog"}, {"id": 20, "name": "cat"}],
+}  # fmt: skip
+ROWS = [{"file_name": "a.png", "label": "dog", "w": 9}, {"file_name": "b c.png", "label": "cat"}]
+JSON_LISTS = [
+    COCO,
+    ROWS,
+    [{"url": "http://h/x", "n": 1, **row} for row in ROWS],
+    [{"image": {"path": row["file_name"], "bytes": None}, "label": [row["label"]]} for row in ROWS],
+    [[row["file_name"], row["label"]] for row in ROWS],
+    [["path", "label"], *([row["file_name"], row["label"]] for row in ROWS)],
+    {row["file_name"]: row["label"] for row in ROWS},
+    {row["label"]: [row["file_name"]] for row in ROWS},
+    {key: [row[key] for row in ROWS] for key in ("file_name", "label")},
+    {key: [row[name] for row in ROWS] for key, name in (("images", "file_name"), ("y", "label"))},
+    {"version": 1, "classes": ["dog", "cat"], "samples": ROWS},
+    {"files": [{"path": row["file_name"]} for row in ROWS], "label": ["dog", "cat"]},
+    # pandas: orient="columns", "index", "split" and "table"
+    {key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ("file_name", "label")},
+    {str(i): row for i, row in enumerate(ROWS)},
+    {"columns": ["file_name", "label"], "index": [0, 1],
+     "data": [[row["file_name"], row["label"]] for row in ROWS]},
+    {"schema": {"fields": []}, "data": [{"index": i, **row} for i, row in enumerate(ROWS)]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", JSON_LISTS, ids=range(len(JSON_LISTS)))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_in_json(tmp_path: Path, value: Any, encoding: str) -> None:
+    """In any layout, and by name or by content; `@list.json` has the same files."""
+    for name in ("a.png", "b c.png"):
+        (tmp_path / name).touch()
+    for indent in (None, 2):
+        for ending in (".json", ".txt"):
+            path = tmp_path / f"list{ending}"
+            path.write_text(json.dumps(value, indent=indent), encoding)
+            listed = read_list(path)
+            assert [(file.path.name, file.label) for file in listed] == [
+                ("a.png", "dog"),
+                ("b c.png", "cat"),
+            ]
+    with contextlib.chdir(tmp_path):
+        assert [source.name for source in expand(["@list.json"])] == ["a.png", "b c.png"]
+    assert datasets.open_dataset(tmp_path / "list.json").classes == ["cat", "dog"]
+
+
+def test_paths_in_json_and_in_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('["x/a.png", "https://h/b.png", "", "c"]')
+    (tmp_path / "rows.jsonl").write_text('{"url": "s3://b/x", "id": 3}\n{"url": "a.png"}\n')
+    (tmp_path / "names.ndjson").write_text('"a.png"\n"b.png"\n')
+    (tmp_path / "rows.json").write_text('{"path": "a.png"}\n{"path": "b.png"}\n')
+    (tmp_path / "one.json").write_text('{"path": "a.png", "label": "cat"}')
+    for name, expected in (
+        ("list.json", ["x/a.png", "https://h/b.png", "c"]),
+        ("rows.jsonl", ["s3://b/x", "a.png"]),
+        ("names.ndjson", ["a.png", "b.png"]),
+        ("rows.json", ["a.png", "b.png"]),
+        ("one.json", ["a.png"]),
+    ):
+        found = list(expand([f"@{tmp_path / name}"]))
+        assert [source.name for source in found] == expected
+        assert [source.url is not None for source in found] == ["://" in name for name in expected]
+    assert [file.path.name for file in read_list(tmp_path / "rows.json", False)] == [
+        "a.png",
+        "b.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.json", "[", r"x\.json is not valid JSON"),
+        ("x.json", "[" * 100_000, r"x\.json is not valid JSON"),
+        ("x.json", "3", r"x\.json is no list of files; give an array of paths"),
+        ("x.json", "{}", "is no list of files"),
+        ("x.json", '{"a": {"b": 1}, "c": 2}', "is no list of files"),
+        ("x.json", '["a.png", 3]', "entry 2 is no path"),
+        ("x.json", '[{"path": "a.png"}, "b.png"]', "entry 2 is no path"),
+        ("x.json", '{"images": [{"file_name": "a.png", "id": 1}], "annotations": [{}]}', "COCO"),
+        ("x.json", '[{"a": "a.png", "b": "b.png", "label": 1}]', "may both hold the files"),
+        ("x.json", '[{"path": "a.png", "label": ["a", "b"]}]', "entry 1 .* has no label"),
+        ("x.jsonl", '{"path": "a.png", "label": 1}\n{"path"', "line 2 is not valid JSON"),
+        ("x.jsonl", '{"path": "a.png", "label": 1}\n7\n', "line 2 is no path"),
+        ("x.jsonl", '{"path": "http://h/a.png", "label": 1}', "line 1 is a URL"),
+    ],
+)
+def test_mistakes_in_lists_in_json(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_list(path)
+
+
+def test_images_of_several_categories_have_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value: Any = json.loads(json.dumps(COCO))
+    value["annotations"][1]["category_id"] = 20
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=r"a\.png has annotations of several .*'cat', 'dog'"):
+        read_list(path)
+    assert len(read_list(path, labelled=False)) == 2
+    monkeypatch.setattr(json_rows, "MAX_JSON_BYTES", 100)
+    (source,) = expand([f"@{path}"])
+    assert source.error is not None and "too large for JSON" in source.error.message
+    (source,) = expand([f"@{tmp_path / 'missing.json'}"])
+    assert source.error is not None and "no such file" in source.error.message

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import fractions
 import json
+import shutil
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import transformers
 from safetensors.torch import save_file
 
 import hiera_core
-from hiera_core.errors import CheckpointError
+from hiera_core.errors import CheckpointError, HubError
 from hiera_core.weights import files, load, local_files, state_dict
 
-from .conftest import draw_weights
+from .conftest import Hub, draw_weights
 
 Command = Callable[..., tuple[int, str, str]]
 State = dict[str, torch.Tensor]
@@ -61,6 +62,118 @@ def test_weights_in_several_files(ending: str, weights: State, tmp_path: Path) -
     part.unlink()
     with pytest.raises(CheckpointError, match=rf"lists {part.name}, which is not there"):
         load.read_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def places(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub, servers and remote places, with caches of their own."""
+    from huggingface_hub import constants
+
+    pytest.importorskip("fsspec")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return hub
+
+
+def put(hub: Hub, kind: str, folder: dict[str, bytes], index: str) -> str:
+    """Put the files of a folder at a place, and return what a user names."""
+    if kind in ("repository", "hf"):
+        hub.repositories["someone/parts"] = folder
+        return "someone/parts" if kind == "repository" else "hf://someone/parts@main"
+    if kind == "web":
+        hub.plain |= {f"/parts/{name}": content for name, content in folder.items()}
+        return f"{hub.url}/parts/{index}"
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    for name, content in folder.items():
+        system.pipe_file(f"/bucket/parts/{name}", content)
+    return "memory://bucket/parts/" if kind == "folder" else f"memory://bucket/parts/{index}"
+
+
+def forget(folder: Path) -> None:
+    for cache in ("hf", "torch"):
+        shutil.rmtree(folder / cache, ignore_errors=True)
+
+
+PLACES = ("repository", "hf", "web", "folder", "remote file")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("kind", PLACES)
+def test_weights_in_several_files_elsewhere(
+    kind: str, ending: str, weights: State, places: Hub, tmp_path: Path, hiera: Command
+) -> None:
+    """At the hub, at a URL, and at a remote place; a config.json beside them counts where one of a
+    single file does. What is in the cache is not fetched again."""
+    source = tmp_path / "parts"
+    source.mkdir()
+    index = write_parts(source, weights, ending)
+    config = hiera_core.create_model("hiera_nano_32").config
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "optimizer.bin").write_bytes(b"no weights")
+    content = {path.name: path.read_bytes() for path in source.iterdir()}
+    name = put(places, kind, content, index.name)
+    found = load.read_checkpoint(name)
+    assert set(found.state) == set(weights)
+    assert all(torch.equal(found.state[key], weights[key]) for key in weights)
+    assert (found.config is None) == (kind == "web")
+    before = sum(line.startswith("GET") for line in places.log)
+    load.read_checkpoint(name)
+    assert sum(line.startswith("GET") for line in places.log) == before
+    if kind != "repository":
+        with pytest.raises(CheckpointError, match="is one of several files") as error:
+            load.read_checkpoint(f"{places.url}/p/{next(n for n in content if '00001' in n)}")
+        assert error.value.hint == f"name the index: {places.url}/p/{index.name}"
+        code, out, err = hiera("predict", THREE, "-m", name, "-f", "csv")
+        assert code == 0 and "three" in out, err
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_wrong_index_elsewhere_is_refused(
+    kind: str, weights: State, places: Hub, tmp_path: Path
+) -> None:
+    """Nothing outside of the folder is asked for, and a file that is missing is named."""
+    index = write_parts(tmp_path, weights, "safetensors")
+    part = tmp_path / "model-00002-of-00002.safetensors"
+    content = {path.name: path.read_bytes() for path in (index, part)}
+    with pytest.raises(HubError, match=r"model-00001-of-00002\.safetensors"):
+        load.read_checkpoint(put(places, kind, content, index.name))
+    for listed in ("../x.safetensors", "/etc/passwd", "a\\b", 3):
+        text = json.dumps({"weight_map": {"a": listed}}).encode()
+        places.log.clear()
+        forget(tmp_path)
+        with pytest.raises(HubError, match="has no weight_map of file names"):
+            load.read_checkpoint(put(places, kind, {**content, index.name: text}, index.name))
+        assert not [line for line in places.log if "passwd" in line or "x.safe" in line]
+    many = {"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}
+    text = json.dumps(many).encode()
+    forget(tmp_path)
+    with pytest.raises(HubError, match="lists more than 1000 files"):
+        load.read_checkpoint(put(places, kind, {**content, index.name: text}, index.name))
+
+
+@pytest.mark.parametrize("kind", ["repository", "web", "folder"])
+def test_a_damaged_part_in_the_cache_is_fetched_again(
+    kind: str, weights: State, places: Hub, tmp_path: Path
+) -> None:
+    source = tmp_path / "parts"
+    source.mkdir()
+    index = write_parts(source, weights, "safetensors")
+    content = {path.name: path.read_bytes() for path in source.iterdir()}
+    name = put(places, kind, content, index.name)
+    load.read_checkpoint(name)
+    cached = [
+        p for cache in ("hf", "torch") for p in (tmp_path / cache).rglob("*00002*.safetensors")
+    ]
+    assert cached
+    for path in cached:
+        path.resolve().write_bytes(b"damaged")
+    assert set(load.read_checkpoint(name).state) == set(weights)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import resource
 import subprocess
 import sys
@@ -62,6 +63,46 @@ def test_a_list_of_lines(tmp_path: Path) -> None:
     found = list(Manifest(path).read(range(4)))
     assert [s.name for s in found] == ["a.jpg", "http://host/b.jpg", "c\udcff.jpg"]
     assert [s.position for s in found] == [0, 2, 3] and found[1].url == "http://host/b.jpg"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_in_utf_16(encoding: str, tmp_path: Path) -> None:
+    text = write(tmp_path / "m.csv", NAMES).read_text("utf-8")
+    (tmp_path / "m.csv").write_bytes(text.encode(encoding))
+    manifest = Manifest(tmp_path / "m.csv", id_column="key")
+    found = [source for start in (0, 40) for source in manifest.read(range(start, 40 + start))]
+    assert [source.name for source in found] == NAMES[:80]
+    (tmp_path / "list.txt").write_bytes("ä.jpg\r\nb.jpg\r\n".encode(encoding))
+    found = list(Manifest(tmp_path / "list.txt").read(range(2)))
+    assert [source.name for source in found] == ["ä.jpg", "b.jpg"]
+    (tmp_path / "m.csv").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(UsageError, match="is not in UTF-16 as it begins; save it as UTF-8"):
+        Manifest(tmp_path / "m.csv")
+
+
+def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_rows, "BLOCK_BYTES", 64)
+    rows = [{"path": name, "id": n} for n, name in enumerate(NAMES)]
+    lines = [json.dumps(row) for row in rows]
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "m.jsonl").write_text("\n".join([*lines, "", '{"id": 5}']), encoding)
+        manifest = Manifest(tmp_path / "m.jsonl")
+        assert len(manifest) == 99 and manifest.columns == ("path", "id")
+        for count in (1, 3, 10):
+            parts = [manifest.read(Shard(i, count).rows(99)) for i in range(count)]
+            found = [source for part in parts for source in part]
+            assert [s.name for s in found[:-1]] == NAMES
+            assert [s.id for s in found] == [*range(97), 5]
+            assert found[-1].error is not None and "no path" in found[-1].error.message
+    for text, message in (
+        ("", "has no rows"),
+        ('{"path": "a"}\n{"pa', "line 2 is not valid JSON"),
+        ('["a.png"]', "line 1 is no object"),
+        ('{"n": 1}', "no column is named as one of paths"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(UsageError, match=message):
+            list(Manifest(tmp_path / "bad.jsonl").read(range(2)))
 
 
 def test_a_row_without_a_path_is_an_error_of_its_own(tmp_path: Path) -> None:

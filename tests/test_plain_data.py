@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hiera_core import plain_data
+from hiera_core.plain_data import decode_text, text_encoding
 
 
 def refuse(constant: str) -> Any:
@@ -72,3 +73,18 @@ def test_one_is_not_several() -> None:
         "1 input",
         "2 inputs",
     ]
+
+
+def test_files_that_are_not_text_are_not_utf_16() -> None:
+    """Numbers of 16 bits, and paths that are separated by NUL, look like it."""
+    for text in ("a\nb\n", "Käse\r\nБрот is bread\r\n"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
+            assert decode_text(text.encode(encoding)) == text
+    assert text_encoding(b"a\0b\0c\0") == "utf-8"
+    for values in ([10, 1, 2, 3], [10, 65, 0, 66], [300, 400, 500, 10]):
+        for order in ("little", "big"):
+            content = b"".join(value.to_bytes(2, order) for value in values)
+            assert text_encoding(content) == "utf-8", values
+    for content in (b"\xff\xfe\0\0a\0\0\0", b"a\0", "a\0b\n".encode("utf-16")):
+        with pytest.raises(ValueError, match="not a text file"):
+            decode_text(content)

@@ -218,6 +218,7 @@ def test_copies_of_compiled_blocks_are_apart(is_pickled: bool) -> None:
 
 
 @pytest.mark.filterwarnings(HIDDEN)
+@torch._dynamo.config.patch(recompile_limit=3)
 def test_blocks_of_the_same_shape_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with different rates of drop path, if a trainer draws it. And there may be more programs
     than PyTorch allows for one code by default."""
@@ -231,7 +232,6 @@ def test_blocks_of_the_same_shape_share_a_program(monkeypatch: pytest.MonkeyPatc
         module.compile(fullgraph=True, backend=backend, **options)
 
     monkeypatch.setattr(compiled, "compile_in_place", compile)
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 3)
     config = {"embed_dim": 8, "stages": (1, 1, 3), "drop_path_rate": 0.2}
     model: Any = hiera_core.create_model("hiera_nano_32", **config).train()
     SampleNoise(model, 0, 2, torch.device("cpu")).draw(0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,22 @@ def nano(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+def write_parts(source: Path, folder: Path) -> None:
+    """Write the weights of a folder as two files and their index, beside its other files."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    state, listed = load_file(folder / "model.safetensors"), {}
+    (folder / "model.safetensors").unlink()
+    for number in (1, 2):
+        file = f"model-0000{number}-of-00002.safetensors"
+        part = dict(list(state.items())[number - 1 :: 2])
+        save_file(part, folder / file)
+        listed |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": listed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_weights_come_from_s3(
     hiera: Command, s3: Faulty, nano: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -395,16 +412,20 @@ def test_weights_come_from_s3(
     system, _ = fill(1)
     for path in nano.iterdir():
         system.pipe_file(f"pictures/model/{path.name}", path.read_bytes())
+    write_parts(nano, tmp_path / "parts")
+    for path in (tmp_path / "parts").iterdir():
+        system.pipe_file(f"pictures/parts/{path.name}", path.read_bytes())
     s3.is_faulty = True
     expected = hiera("predict", *PICTURES, "-m", nano, "--dtype", "fp32", "-f", "csv")[1]
-    for url in ("s3://pictures/model/model.safetensors", "s3://pictures/model/"):
+    for place in ("model/model.safetensors", "model/", "parts/"):
+        url = f"s3://pictures/{place}"
         code, out, err = hiera("predict", *PICTURES, "-m", url, "--dtype", "fp32", "-f", "csv")
         assert code == 0, err
         assert [line.split(",")[4:] for line in out.splitlines()[1:]] == [
             line.split(",")[4:] for line in expected.splitlines()[1:]
         ]
     copies = list((tmp_path / "home/hub/checkpoints").glob("remote-*"))
-    assert len(copies) == 1  # the second run takes the copy
+    assert len([path for path in copies if path.is_dir()]) == 2  # the second run takes the copy
     code, _, err = hiera("predict", PICTURES[0], "-m", "s3://pictures/none.pth")
     assert code == 4 and "s3://pictures/none.pth: no such file" in err
 

@@ -313,9 +313,16 @@ def test_lists_of_windows_and_names_with_brackets(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
     names = [source.name for source in expand([f"@{tmp_path}/list.txt"])]
     assert names == ["a.png", "b.png"]
-    (tmp_path / "wide.txt").write_text("a.png\nb.png\n", encoding="utf-16")
-    (source,) = expand([f"@{tmp_path}/wide.txt"])
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):  # PowerShell, iconv
+        (tmp_path / "wide.txt").write_bytes("ä.png\r\nb c.png\r\n".encode(encoding))
+        with (tmp_path / "wide.txt").open("rb") as stream:
+            for found in (expand([f"@{tmp_path}/wide.txt"]), expand(["-"], stdin=stream)):
+                assert [source.name for source in found] == ["ä.png", "b c.png"]
+    (tmp_path / "wide.txt").write_bytes("a.png\n".encode("utf-16")[:-1])
+    *_, source = expand([f"@{tmp_path}/wide.txt"])
     assert source.error is not None and "UTF-16" in source.error.message
+    separated = io.BytesIO(b"a\0b\0c\0")  # names of one character each
+    assert len([*expand(["-"], stdin=separated)]) == 3
     missing = [str(tmp_path / "photo[1].jpg"), str(tmp_path / "list.txt")]
     check_inputs(missing)
     assert [source.name for source in expand(missing)] == missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tracemalloc
 import zlib
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from hiera_core.data.image_formats import open_header
 from hiera_core.data.image_reader import open_image
@@ -51,6 +53,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "big endian": {"byteorder": ">"},
     "compressed": {"compression": "zlib", "rowsperstrip": 9},
     "compressed planes": {"compression": "zlib", "planarconfig": "separate"},
+    "compressed big endian": {"compression": "zlib", "byteorder": ">"},
 }
 
 
@@ -66,13 +69,14 @@ def test_colours_of_any_depth_are_read(dtype: str, layout: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_grey_of_any_depth_is_read(dtype: str) -> None:
-    for photometric in ("minisblack", "miniswhite"):
-        content = encode(samples(dtype, 1)[..., 0], photometric=photometric)
+    names = ("rows", "tiles", "big endian", "compressed", "compressed big endian")
+    for photometric, layout in itertools.product(("minisblack", "miniswhite"), names):
+        content = encode(samples(dtype, 1)[..., 0], photometric=photometric, **LAYOUTS[layout])
         image, _ = open_image(content)
         expected = SHOWN[..., 0].astype(int)
         is_white = photometric == "miniswhite"
         difference = np.asarray(image)[..., 0] - (255 - expected if is_white else expected)
-        assert np.abs(difference).max() <= 1, (dtype, photometric)
+        assert np.abs(difference).max() <= 1, (dtype, photometric, layout)
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
@@ -229,18 +233,85 @@ def test_other_samples_are_refused_by_name(
     assert "damaged" not in str(error.value.hint)
 
 
+def compressed(content: bytes, name: str) -> bytes:
+    """Return a TIFF file whose strips or tiles are compressed by libtiff."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        kind = "Tile" if page.is_tiled else "Strip"
+    offsets, counts, code = [], [], 0
+    for offset, count in places:
+        part, packed = np.frombuffer(content[offset : offset + count], np.uint8), io.BytesIO()
+        Image.fromarray(part.reshape(1, -1)).save(packed, "TIFF", compression=name)
+        packed.seek(0)
+        with tifffile.TiffFile(packed) as file:
+            page = file.pages[0]
+            code, (start,), (size,) = page.compression, page.dataoffsets, page.databytecounts
+        offsets.append(len(content))
+        counts.append(size)
+        content += packed.getvalue()[start : start + size]
+    places_and_sizes = {f"{kind}Offsets": offsets, f"{kind}ByteCounts": counts}
+    return with_tags(content, Compression=[code], **places_and_sizes)
+
+
+@pytest.mark.parametrize("name", ["tiff_lzw", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32", "float64", "uint16", "int16"])
+def test_byte_codes_are_read_by_libtiff(dtype: str, name: str) -> None:
+    """LZW is what most programs write."""
+    for channels in (1, 3):
+        whole = samples(dtype, channels)
+        whole = whole[..., 0] if channels == 1 else whole
+        for layout in ("rows", "tiles", "planes", "big endian"):
+            if channels == 1 and layout == "planes":
+                continue
+            content = compressed(encode(whole, **LAYOUTS[layout]), name)
+            pixels = np.asarray(open_image(content)[0]).astype(int)
+            expected = SHOWN[..., :1] if channels == 1 else SHOWN[..., :3]
+            assert np.abs(pixels - expected).max() <= 1, (channels, layout)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_differences_of_the_bits_of_floats_are_undone(dtype: str) -> None:
+    """GDAL writes them with PREDICTOR=2."""
+    whole, extra = samples(dtype, 3), [(65000, 3, 1, 2, True)]
+    bits = whole.view(f"u{whole.dtype.itemsize}")
+    differences = np.diff(bits, axis=1, prepend=np.zeros((SIZE[0], 1, 3), bits.dtype))
+    content = bytearray(encode(differences.view(dtype), planarconfig="contig", extratags=extra))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        tag = file.pages[0].tags[65000].offset
+    content[tag : tag + 2] = (317).to_bytes(2, "little")
+    for packed in (bytes(content), compressed(bytes(content), "tiff_lzw")):
+        pixels = np.asarray(open_image(packed)[0]).astype(int)
+        assert np.abs(pixels - SHOWN[..., :3]).max() <= 1
+
+
+def test_compressed_strips_do_not_expand_to_more_than_an_image() -> None:
+    """LZW stores zeros in a thousandth of their size."""
+    content = compressed(encode(np.zeros((64, 64), np.float64)), "tiff_lzw")
+    content = with_tags(
+        content, ImageWidth=[1 << 14], ImageLength=[1 << 14], RowsPerStrip=[1 << 14]
+    )
+    tracemalloc.start()
+    with pytest.raises(InputError, match="takes more than 1 GiB"):
+        open_image(content, max_pixels=1 << 29)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
 def test_other_compression_is_refused_by_name() -> None:
     content = bytearray(encode(samples("float32", 3)))
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         at = file.pages[0].tags["Compression"].valueoffset
-    content[at : at + 2] = (5).to_bytes(2, "little")
-    with pytest.raises(InputError, match=r"32 bits \(floats\) and tiff_lzw compression"):
+    content[at : at + 2] = (7).to_bytes(2, "little")
+    with pytest.raises(InputError, match=r"32 bits \(floats\) and jpeg compression is not read"):
         open_image(bytes(content))
 
 
-@pytest.mark.parametrize("layout", ["rows", "tiles of planes", "compressed"])
+@pytest.mark.parametrize("layout", ["rows", "tiles of planes", "compressed", "tiff_lzw", "zstd"])
 def test_truncation_is_never_silent(layout: str) -> None:
-    whole = encode(samples("float64", 3), **LAYOUTS[layout])
+    whole = encode(samples("float64", 3), **LAYOUTS.get(layout, {}))
+    whole = whole if layout in LAYOUTS else compressed(whole, layout)
     expected, errors = np.asarray(open_image(whole)[0]), 0
     for size in np.linspace(8, len(whole) - 1, 40).astype(int):
         try:
@@ -255,8 +326,10 @@ def test_truncation_is_never_silent(layout: str) -> None:
 
 def test_flipped_bytes_give_a_picture_or_an_input_error() -> None:
     rng = np.random.default_rng(0)
-    for layout in LAYOUTS.values():
-        whole = np.frombuffer(encode(samples("float32", 3), **layout), np.uint8)
+    files = [encode(samples("float32", 3), **layout) for layout in LAYOUTS.values()]
+    files += [compressed(files[0], name) for name in ("tiff_lzw", "packbits", "zstd", "lzma")]
+    for content in files:
+        whole = np.frombuffer(content, np.uint8)
         for _ in range(60):
             data = whole.copy()
             data[rng.integers(4, 400, 3)] ^= rng.integers(1, 255, 3, np.uint8)

@@ -14,7 +14,7 @@ from hiera_core.errors import UsageError
 from hiera_core.plain_data import to_json
 from hiera_core.zoo.input_sizes import parse_size
 
-from .. import completion, load_model, options
+from .. import completion, help_text, load_model, options
 from ..exit_codes import OK
 from ..options import Dtype
 from ..output_formats import Format, print_text, resolve_format, write_rows
@@ -85,7 +85,7 @@ def convert(
         ),
     ],
     to: Annotated[
-        Target,
+        Target | None,
         typer.Option(
             "--to",
             metavar="FORMAT",
@@ -95,9 +95,9 @@ def convert(
             "a program that computes what --returns names from normalised pixels, for any batch "
             "size up to a limit that depends on the model. aoti: the same, compiled for this "
             "machine's CPU and for one batch size.",
-            show_default=False,
+            show_default="by the extension of DEST: .onnx, .pt2 or .pth",
         ),
-    ],
+    ] = None,
     returns: Annotated[
         str | None,
         typer.Option(
@@ -186,16 +186,22 @@ def convert(
     names = [part.strip() for part in (returns or "").split(",") if part.strip()]
     if returns is not None and not names:
         raise UsageError("--returns names no output", f"use {', '.join(formats.OUTPUTS)}")
-    formats.check_ending(dest, to)
-    formats.check_destination(Path(dest), to, dtype=dtype, overwrite=overwrite)
-    formats.check_program_options(to, names, batch_size)
+    chosen = to or formats.format_of(dest)
+    if chosen is None:
+        raise UsageError(
+            f"Missing option '--to'. Choose from: {', '.join(Target)}",
+            f"for example: {help_text.EXAMPLES['convert'][0]}",
+        )
+    formats.check_ending(dest, chosen)
+    formats.check_destination(Path(dest), chosen, dtype=dtype, overwrite=overwrite)
+    formats.check_program_options(chosen, names, batch_size)
     load_model.check_model_name(source)
     from hiera_core.conversion import converter
 
     conversion = converter.convert(
         source,
         dest,
-        to,
+        chosen,
         size=pixels,
         dtype=dtype,
         resample=resample.value,

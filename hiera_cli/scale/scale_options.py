@@ -32,8 +32,8 @@ ManifestOpt = Annotated[
         parser=options.parse_input_file,
         metavar="FILE",
         help="Table with a row for each input, in place of INPUTS: .parquet (or a folder of such "
-        "files), .csv, .tsv, or .txt with a path or URL on each line. A file may be at https:// or "
-        "s3://, and is copied.",
+        "files), .csv, .tsv, .jsonl, or .txt with a path or URL on each line. A file may be at "
+        "https:// or s3://, and is copied.",
     ),
 ]
 PathColumnOpt = Annotated[

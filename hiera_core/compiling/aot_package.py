@@ -15,10 +15,9 @@ from torch.utils import _pytree
 
 from ..device import is_out_of_memory
 from ..errors import DeviceError
-from ..models.cpu import HAS_ONEDNN
 
-# Weights become constants, which the compiler packs for matrix products. Headers are not compiled
-# in advance, because the cache that would hold them is removed.
+# Weights become constants, which the compiler packs in the order that oneDNN reads. Headers
+# are not compiled in advance, because the cache that would hold them is removed.
 OPTIONS: dict[str, Any] = {
     "freezing": True,
     "cpp_cache_precompile_headers": False,
@@ -52,7 +51,6 @@ def compile_package(exported: Any, metadata: dict[str, str]) -> memoryview:
     """
     options = {**OPTIONS, "aot_inductor.metadata": metadata}
     content = io.BytesIO()
-    use_onednn(exported)
     try:
         with _temporary_cache():
             torch._inductor.aoti_compile_and_package(
@@ -99,42 +97,6 @@ class Package:
             raise TypeError(f"the program takes {self._arguments}, not {structure}")
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return _pytree.tree_unflatten(self._loader.boxed_run(tensors), self._results)
-
-
-def use_onednn(exported: Any) -> None:
-    """Replace the linear layers of a program by oneDNN's, each with a GELU that follows it.
-
-    The model itself does so where it runs, see models/cpu.py: on some processors the library that
-    the compiler would call takes twice as long. Only products of float32 are replaced.
-    """
-    if not HAS_ONEDNN:
-        return
-    graph = exported.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.aten.linear.default or not _is_plain_product(node):
-            continue
-        last, attr = node, "none"
-        if len(node.users) == 1:
-            user = next(iter(node.users))
-            exact = user.kwargs.get("approximate", "none") == "none" and len(user.args) == 1
-            if user.target is torch.ops.aten.gelu.default and exact:
-                last, attr = user, "gelu"
-        bias = node.args[2] if len(node.args) > 2 else None
-        with graph.inserting_before(node):
-            arguments = (*node.args[:2], bias, attr, [], "none" if attr == "gelu" else "")
-            new = graph.call_function(torch.ops.mkldnn._linear_pointwise.default, arguments)
-        new.meta = dict(last.meta)
-        last.replace_all_uses_with(new)
-        for done in dict.fromkeys((last, node)):
-            graph.erase_node(done)
-
-
-def _is_plain_product(node: Any) -> bool:
-    """Return whether oneDNN can replace a linear layer. The compiler fails if it sees a sum whose
-    first term is oneDNN's product."""
-    value, add = node.args[0].meta["val"], torch.ops.aten.add.Tensor
-    is_summed = any(user.target is add and user.args[0] is node for user in node.users)
-    return value.dtype is torch.float32 and value.dim() > 1 and not is_summed
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Conversion:
 def convert(
     source: str | Path,
     dest: str | Path,
-    to: str,
+    to: str | None = None,
     *,
     size: int | Sequence[int] | None = None,
     dtype: str | torch.dtype = "auto",
@@ -62,7 +62,8 @@ def convert(
     Args:
         source: Zoo name, hub repository, folder, URL or file, in any naming.
         dest: Folder (hub, timm, transformers) or file (pth, sam2, onnx, pt2, aoti) to write.
-        to: Name of the format, see `formats.FORMATS`.
+        to: Name of the format, see `formats.FORMATS`; None for that of the extension of DEST:
+            `.onnx`, `.pt2` or `.pth`.
         size: Input size in pixels, with the frames first for video. A single side stands for
             height and width.
         dtype: `fp32`, `bf16` or `fp16`; or `auto` for the source's precision (programs: fp32).
@@ -83,8 +84,9 @@ def convert(
         The result: what was written, and the proof.
 
     Raises:
-        UsageError: DEST exists, the format cannot hold this model, an output or the input size is
-            not legal, or the C++ compiler for an AOTInductor package is missing.
+        UsageError: DEST exists, its extension stands for no format and none is named, the format
+            cannot hold this model, an output or the input size is not legal, or the C++ compiler
+            for an AOTInductor package is missing.
         CheckpointError: The source is not a usable checkpoint, or verification failed. DEST is
             not changed.
         HubError: The source cannot be fetched, or the result cannot be published.
@@ -98,6 +100,11 @@ def convert(
             "save it with model.save_pretrained(folder), and convert the folder",
         )
     source, dtype = str(source), dtype_name(dtype)
+    if to is None:
+        to = formats.format_of(dest)
+    if to is None:
+        choices = ", ".join(formats.FORMATS)
+        raise UsageError(f"{str(dest)!r} does not say its format", f"give one of {choices}")
     formats.check_ending(dest, to)
     dest = Path(dest)
     target = formats.check_destination(dest, to, dtype=dtype, overwrite=overwrite)

@@ -71,7 +71,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# Formats by extension, where none is named. `aoti` writes `.pt2`, too, and has to be named.
+BY_ENDING = {".onnx": "onnx", ".pt2": "pt2", ".pth": "pth"}
 PROGRAMS = [name for name, target in FORMATS.items() if target.is_program]
+
+
+def format_of(dest: str | Path) -> str | None:
+    """Return the name of the format that the extension of DEST stands for; None if it is none."""
+    return BY_ENDING.get(Path(dest).suffix.lower())
 
 
 def get_format(name: str) -> Format:

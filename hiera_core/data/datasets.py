@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, check_type, did_you_mean
-from ..places.remote_requests import is_remote, is_web
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from ..zoo import labels as class_labels
 from . import tar_files, toy_datasets
 from .classes.class_balance import held_out_rows
@@ -108,11 +108,11 @@ def open_splits(
     Args:
         data: The text `digits` or `shapes`, also if a file has this name (`./digits` and a `Path`
             are the file); a folder of class folders, or one with such folders in `train/`
-            and `val/`; a list (.csv, .tsv, .txt) with `path label` lines; tar shards as a file,
-            a folder, or a pattern such as `shard-{000..099}.tar`; or Parquet files with images as
-            a file, a folder or a pattern. Shards and Parquet files may be at a remote place
-            (`s3://`, `gs://`, shards also at `https://`), and `hf://datasets/USER/NAME` is a data
-            set of the Hugging Face Hub.
+            and `val/`; a list (.csv, .tsv, .txt) with `path label` lines, or in JSON; tar shards as
+            a file, a folder, or a pattern such as `shard-{000..099}.tar`; or Parquet files with
+            images as a file, a folder or a pattern. Shards and Parquet files may be at a remote
+            place (`s3://`, `gs://`, shards also at `https://`), and `hf://datasets/USER/NAME` is a
+            data set of the Hugging Face Hub.
         val: Validation data of any of these kinds, or a share of `data` to hold out (the same
             samples every time; if they have labels, the same share of each class). None: `val/` or
             the split `validation` in `data`, a fifth of a built-in data set, or nothing.
@@ -123,6 +123,7 @@ def open_splits(
         UsageError: The data does not exist, is empty, lacks usable labels, or is in a private
             network and must not be.
     """
+    data = path_of_file_url(str(data)) or data
     if isinstance(val, str) and _as_number(val) is not None:
         val = _as_number(val)
     train, own_val = _open_parts(data, labelled, val is None, str(data) in public_urls)
@@ -184,6 +185,7 @@ def open_eval_data(data: str | Path) -> MediaDataset:
         UsageError: The data does not exist, is empty, or lacks usable labels.
     """
     check_type("data", data, (str, Path), "a path, or digits or shapes")
+    data = path_of_file_url(str(data)) or data
     if is_built_in(data):
         return open_splits(data).val or open_dataset(data)
     if (Path(data) / "val").is_dir():
@@ -224,6 +226,7 @@ def open_dataset(
             network and must not be.
     """
     check_type("data", data, (str, Path), "a path, or digits or shapes")
+    data = path_of_file_url(str(data)) or data
     path, text = Path(data), str(data)
     if is_built_in(data):
         if path.exists():

@@ -65,6 +65,7 @@ _OTHER_FILES = [
     ),
 ]
 LIST_ENDINGS = (".csv", ".lst", ".tsv", ".txt")
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
@@ -115,6 +116,8 @@ def _hint(prefix: bytes, name: str) -> str:
             return hint
     if Path(name).suffix.lower() in LIST_ENDINGS:
         return "for a file with one path per line, put @ before its name"
+    if Path(name).suffix.lower() in JSON_ENDINGS:
+        return "for a list of paths, put @ before its name"
     return "the file is damaged, or not an image"
 
 

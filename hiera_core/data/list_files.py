@@ -1,4 +1,4 @@
-"""Read lists of files and labels, as spreadsheets, pandas, Kaggle and shells write them.
+"""Read lists of files and labels, as spreadsheets, pandas, Kaggle, COCO and shells write them.
 
 The rules, in order: what splits a line into cells; which row is a header; which column holds the
 files, and which the labels; and where the files are. Files that exist decide more than names of
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
+from .lists.json_rows import ENDINGS_OF_JSON, JsonRows
 from .lists.list_rows import PROBED_ROWS, ListError, ListRows, Row
 from .media_types import ENDINGS
 
@@ -46,7 +47,8 @@ INDEX_HEADERS = frozenset(("", "unnamed0", "index", "idx", "no", "row"))
 PARTS = {"train", "training", "val", "valid", "validation", "test", "holdout"}
 # Cells of columns of which each is a class.
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+URL_HEADERS = frozenset("url urls uri imageurl imageuri videourl".split())  # where no path is
+Table = ListRows | JsonRows
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_list(path: Path, labelled: bool = True) -> list[ListedFile]:
     """Read a list of files. Paths are relative to the folder of the list.
 
     Args:
-        path: The list: .csv, .tsv, .txt or another text file, in UTF-8 or UTF-16.
+        path: The list: .csv, .tsv, .txt or another text file, in UTF-8 or UTF-16, or in JSON.
         labelled: Whether every file must have a label.
 
     Raises:
@@ -97,17 +99,10 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
         UsageError: See `read_list`. Reading the files can raise it, too.
     """
     with _named(path):
-        if path.suffix.lower() in JSON_ENDINGS:
-            raise ListError(" is a list in JSON", "write a .csv with the columns path and label")
-        table = ListRows(path)
-        if table.is_json:
-            raise ListError(" is a list in JSON", "write a .csv with the columns path and label")
-        probed = list(itertools.islice(table, 1 + PROBED_ROWS))
-        header: Sequence[str] = ()
-        if probed and _is_header(probed, path.parent):
-            header = probed.pop(0).cells
-        file_column = _find_file_column(probed[:PROBED_ROWS], header, path.parent)
-        names = [_cell(row, file_column) for row in probed[:PROBED_ROWS]]
+        table = _open_table(path, labelled)
+        header, probed = _probe(table, path.parent)
+        file_column = _find_file_column(probed, header, path.parent)
+        names = [_cell(row, file_column) for row in probed]
         finder = _FileFinder(path.parent, names)
     example = str(finder.base / finder.complete(next(iter(names), "")))
 
@@ -122,11 +117,48 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
                     _check_label(row, label)
                 if is_web(name) or is_remote(name):
                     raise ListError(
-                        f": line {row.line} is a URL ({name})", "download the files, and list them"
+                        f": {row.place} is a URL ({name})", "download the files, and list them"
                     )
                 yield finder.complete(name), label
 
     return OpenedList(finder.base, example, files())
+
+
+def read_json_paths(path: Path) -> Iterator[str]:
+    """Yield the paths and URLs of a list in JSON or JSON lines, as they stand in it (`JsonRows`).
+
+    Raises:
+        UsageError: The list cannot be read, or several columns may hold the files.
+    """
+    with _named(path):
+        table = JsonRows(path, _is_path_key, labelled=False)
+        header, probed = _probe(table, Path())
+        column = _find_file_column(probed, header, Path())
+        yield from filter(None, (_cell(row, column) for row in _body(table, header)))
+
+
+def is_json_list(path: Path) -> bool:
+    """Return whether a file is a list in JSON, by its name."""
+    return path.suffix.lower() in ENDINGS_OF_JSON
+
+
+def _open_table(path: Path, labelled: bool) -> Table:
+    """Return the rows of a list, which is in JSON by its name or by its first line."""
+    if not is_json_list(path):
+        rows = ListRows(path)
+        if not rows.is_json:
+            return rows
+    return JsonRows(path, _is_path_key, labelled)
+
+
+def _probe(table: Table, folder: Path) -> tuple[Sequence[str], Sequence[Row]]:
+    """Return the header of a table, and the first rows below it."""
+    probed = list(itertools.islice(table, 1 + PROBED_ROWS))
+    has_header = table.has_header
+    if has_header is None:
+        has_header = bool(probed) and _is_header(probed, folder)
+    header = probed.pop(0).cells if has_header and probed else ()
+    return header, probed[:PROBED_ROWS]
 
 
 @contextlib.contextmanager
@@ -145,6 +177,11 @@ def as_class_number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _is_path_key(key: str) -> bool:
+    """Return whether an object of JSON has a path or URL under this key."""
+    return _word(key) in PATH_HEADERS | URL_HEADERS
+
+
 def _word(cell: str) -> str:
     """Return a cell of a header in the form of the tables above: `Class ID` and `class_id` are
     `classid`."""
@@ -153,7 +190,7 @@ def _word(cell: str) -> str:
 
 def _quote_missing(row: Row) -> str:
     """`line 2`, and its cells if there are several."""
-    return f"line {row.line}" if len(row.cells) < 2 else str(row)
+    return row.place if len(row.cells) < 2 else str(row)
 
 
 def _check_label(row: Row, label: str) -> None:
@@ -223,6 +260,7 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
         return holding[0]
     words = [_word(word) for word in header]
     named = [i for i, word in enumerate(words) if word in PATH_HEADERS]
+    named += [i for i, word in enumerate(words) if word in URL_HEADERS]
     named += [i for i, word in enumerate(words) if word == "id"]  # Kaggle's `id,label`
     for i in named:
         if i in holding or not holding:
@@ -237,7 +275,7 @@ def _no_label(row: Row) -> str:
     return ""
 
 
-def _find_labels(table: ListRows, header: Sequence[str], file_column: int) -> Callable[[Row], str]:
+def _find_labels(table: Table, header: Sequence[str], file_column: int) -> Callable[[Row], str]:
     """Return what gives the label of a row: the cell in the column whose header says so, else in
     the only one beside the files that is not empty and is not an index; or the name of the column
     with the 1, if each row has 0 in all others.
@@ -274,7 +312,7 @@ def _marked(row: Row, columns: Sequence[int]) -> int | None:
     return columns[marks.index(True)] if None not in marks and sum(map(bool, marks)) == 1 else None
 
 
-def _body(table: ListRows, header: Sequence[str]) -> Iterator[Row]:
+def _body(table: Table, header: Sequence[str]) -> Iterator[Row]:
     """Return the rows below the header."""
     return itertools.islice(table, int(bool(header)), None)
 
@@ -284,7 +322,8 @@ def _scan_columns(rows: Iterable[Row]) -> tuple[set[int], set[int]]:
     filled: set[int] = set()
     counting: dict[int, int] = {}  # columns that have counted so far, and their first number
     count = 0
-    for count, (_, cells) in enumerate(rows, start=1):
+    for count, row in enumerate(rows, start=1):
+        cells = row.cells
         if count == 1:
             starts = {i: as_class_number(cell) for i, cell in enumerate(cells)}
             counting = {i: start for i, start in starts.items() if start in (0, 1)}

@@ -134,8 +134,9 @@ def as_pixels(item: Any) -> np.ndarray:
             [frames, height, width, channels]; or a tensor of these forms or [channels, height,
             width], [frames, channels, height, width], [channels, frames, height, width]. Channels
             are grey, RGB, or RGB with alpha.
-            Values are uint8 in 0..255, or floats in 0..1. Wider integers may hold 0..255, too, and
-            uint16 otherwise 0..65535.
+            Values are uint8 in 0..255, or floats in 0..1. Wider integers hold 0..255 if no value of
+            the array or clip is above 255, and uint16 otherwise 0..65535. So 16-bit values that are
+            all below 256, which are black, have to be scaled by the caller.
 
     Raises:
         InputError: The shape or the values are others.

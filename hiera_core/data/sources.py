@@ -7,10 +7,8 @@ so that every input keeps its position.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import glob
-import os
 import re
 import stat
 import sys
@@ -24,6 +22,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..errors import InputError, UsageError, first_line
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from . import folders, tar_files
+from .list_files import is_json_list, read_json_paths
+from .lists.path_lines import read_available, read_names
 from .media_types import (
     ENDINGS,
     SIGNATURE_BYTES,
@@ -148,8 +148,9 @@ def expand(
 
     Args:
         inputs: Files, folders, globs (`**` matches any number of folders), http(s) URLs, tar files
-            (`00000.tar`, `shard-{000..009}.tar`), `@list.txt`, and `-` for standard input, which is
-            an image or video, or paths separated by newlines or NUL.
+            (`00000.tar`, `shard-{000..009}.tar`), `@list.txt`, `file://` URLs of any of these, and
+            `-` for standard input, which is an image or video, or paths separated by newlines or
+            NUL.
         recursive: Also look into the folders within a folder.
         endings: Extensions of the files in a folder that are inputs.
         passed_over: Counts the other files in folders, by extension; see `folders.find_files`.
@@ -159,7 +160,7 @@ def expand(
             (standard input and pipes), and the members of tar files.
     """
     options = _FolderOptions(recursive, endings, passed_over)
-    for text in inputs:
+    for text in map(_localised, inputs):
         if ahead and (text == STDIN or is_tar(text) or (_is_list(text) and not _is_file(text[1:]))):
             continue
         if literally:
@@ -173,10 +174,10 @@ def expand(
         elif is_remote(text):
             for f in list_inputs(text, recursive, passed_over):
                 yield Source(f.name, url=f.url, span=f.span, error=f.error, short_name=f.short_name)
-        elif (path := path_of_file_url(text)) is not None and not is_folder(path):
+        elif (path := path_of_file_url(text)) is not None:
             yield Source(text, path=Path(path))
         else:
-            yield from _from_path(path or text, options)
+            yield from _from_path(text, options)
 
 
 def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool = True) -> None:
@@ -190,6 +191,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
     for text in inputs:
         if not text:  # a shell variable that is not set; as a path, it would be this folder
             raise UsageError("an input is an empty string", "give a file, folder, glob or URL")
+        text = _localised(text) if expand else text
         if expand and (text == STDIN or is_web(text) or is_remote(text)):
             continue
         if expand and _is_list(text) and not _is_file(text[1:]):
@@ -207,6 +209,7 @@ def check_inputs(inputs: Iterable[str], *, recursive: bool = False, expand: bool
 def can_be_listed_twice(text: str) -> bool:
     """Return whether an input can be expanded again: standard input, and a list that is a pipe,
     can be read only once."""
+    text = _localised(text)
     return text != STDIN and not (_is_list(text) and not _is_file(text[1:]))
 
 
@@ -217,9 +220,21 @@ def is_tar(text: str | Path) -> bool:
 
 def names_one(text: str) -> bool:
     """Return whether an argument can only name a single input."""
+    text = path_of_file_url(text) or _localised(text)
     many = text == STDIN or _is_list(text) or is_folder(text) or is_tar(text)
     many = many or (is_remote(text) and (text.endswith("/") or WILDCARD.search(text) is not None))
     return not many and (_exists(text) or is_web(text) or not glob.has_magic(text))
+
+
+def _localised(text: str) -> str:
+    """Return the path that a `file://` URL names if it is a folder, a pattern or tar files, and
+    `@path` for the list `@file://...`; other text as it is."""
+    mark = "@" if text.startswith("@") else ""
+    path = path_of_file_url(text.removeprefix(mark))
+    if path is None:
+        return text
+    is_pattern = glob.has_magic(path) and not _exists(path)
+    return mark + path if mark or is_pattern or is_folder(path) or is_tar(path) else text
 
 
 # Files, folders and globs -------------------------------------------------------------------------
@@ -383,9 +398,18 @@ def _is_list(text: str) -> bool:
 
 
 def _from_list(text: str) -> Iterator[Source]:
+    path = Path(text[1:])
     try:
-        with Path(text[1:]).open("rb") as file:
+        if is_json_list(path):
+            for name in read_json_paths(_check_regular_file(path)):
+                yield from_name(name, in_list=True)
+            return
+        with path.open("rb") as file:
             yield from _from_lines(file, b"", text)
+    except UsageError as error:
+        yield Source(text, error=InputError(error.message, error.hint))
+    except InputError as error:
+        yield Source(text, error=error)
     except (OSError, ValueError) as error:
         yield Source(text, error=as_input_error(error))
 
@@ -394,7 +418,7 @@ def _from_stream(stream: BinaryIO) -> Iterator[Source]:
     """Yield the stream itself if it begins like an image or video, else the paths in it."""
     start = b""
     while len(start) < SIGNATURE_BYTES and not _begins_with_text_line(start):
-        block = _read_available(stream)
+        block = read_available(stream)
         start += block
         if not block:
             break
@@ -414,43 +438,18 @@ def _begins_with_text_line(start: bytes) -> bool:
 
 
 def _from_lines(stream: BinaryIO, start: bytes, name: str) -> Iterator[Source]:
-    """Yield the paths and URLs of a stream, separated by NUL if the bytes that are
-    read first contain one, else by newlines.
-
-    Names keep their bytes (`os.fsdecode`), UTF-8 or not. A byte order mark is left out.
+    """Yield the sources that a stream names, and an error if it is no text; see `read_names`.
 
     Args:
         stream: The stream, read up to the end of `start`.
         start: The bytes that have been read from it before.
         name: The list, for an error about it.
     """
-    rest, separator = start or _read_available(stream), b""
-    if rest.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield Source(name, error=InputError("the list is in UTF-16", "save it as UTF-8"))
-        return
-    rest = rest.removeprefix(codecs.BOM_UTF8)
-    while True:
-        if not separator and (b"\0" in rest or b"\n" in rest):
-            separator = b"\0" if b"\0" in rest else b"\n"
-        if separator:
-            *lines, rest = rest.split(separator)
-            yield from (_from_line(line) for line in lines if line.strip())
-        block = _read_available(stream)
-        if not block:
-            break
-        rest += block
-    if rest.strip():
-        yield _from_line(rest)
-
-
-def _read_available(stream: BinaryIO) -> bytes:
-    """Return the bytes that are available, without waiting for a full block; b"" at the end."""
-    block: bytes = getattr(stream, "read1", stream.read)(1 << 16)
-    return block
-
-
-def _from_line(line: bytes) -> Source:
-    return from_name(os.fsdecode(line.removesuffix(b"\r")), in_list=True)
+    try:
+        for found in read_names(stream, start):
+            yield from_name(found, in_list=True)
+    except InputError as error:
+        yield Source(name, error=error)
 
 
 def from_name(text: str, *, in_list: bool = False) -> Source:

@@ -73,11 +73,11 @@ def fetch_file(url: str) -> Path:
         InputError: See `fetch_content`; or the file changes while it is fetched.
     """
     if is_remote(url):
-        return _keep_file(remote_files.fetch_whole(url))
+        return keep_file(remote_files.fetch_whole(url))
 
     def fetch() -> Path:
         with open_url(url) as response:
-            return _keep_file(_checked(response, None))
+            return keep_file(_checked(response, None))
 
     return _with_attempts(fetch)
 
@@ -111,7 +111,12 @@ def keep_content(chunks: Iterable[bytes]) -> Path | bytes:
         return spool.read() if size <= IN_MEMORY_BYTES else _keep(spool)
 
 
-def _keep_file(chunks: Iterable[bytes]) -> Path:
+def keep_file(chunks: Iterable[bytes]) -> Path:
+    """Return the path of a temporary file with content that arrives in pieces; see `fetch_file`.
+
+    Raises:
+        InputError: It cannot be stored.
+    """
     with _storing(), tempfile.TemporaryFile() as file:
         for chunk in chunks:
             file.write(chunk)

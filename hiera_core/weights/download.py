@@ -12,8 +12,8 @@ import logging
 import os
 import time
 import urllib.parse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..errors import HubError, OutputError, UsageError, first_line
 from . import download_record, fetch, hub_patience, resume
 from .download_record import sha256_of
 from .integrity import DamagedFile, as_unreadable
-from .names import WEIGHT_NAMES
+from .names import INDEX_ENDING, USUAL_NAMES, WEIGHT_NAMES
 
 log = logging.getLogger("hiera")
 
@@ -45,10 +45,12 @@ MAX_NAME = 50  # characters of a URL's last part that the name in the cache keep
 class FetchedFiles:
     """Local files of one checkpoint."""
 
-    weights: Path
+    weights: Path  # or an index of weights in several files
     config: Path | None = None  # config.json
     card: Path | None = None  # hiera.json
     processor: Path | None = None  # preprocessor_config.json, which transformers writes
+    # The files that an index lists, by name, where they are not beside it.
+    parts: Mapping[str, Path] = field(default_factory=dict, kw_only=True)
 
 
 def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> FetchedFiles:
@@ -64,17 +66,33 @@ def from_hub(repo: str, *, cached_only: bool = False, **options: Any) -> Fetched
         HubError: The hub is offline, the repository is missing or gated, or a file arrives damaged.
     """
     options = {**options, "local_files_only": cached_only or options.get("local_files_only", False)}
-    cached = any(_in_cache(repo, name, options) for name in WEIGHT_NAMES)
+    cached = any(_in_cache(repo, name, options) for name in USUAL_NAMES)
     if not options["local_files_only"] and not is_offline():
         options["local_files_only"] = not _hub_answers(repo, options, cached)
         if not cached:
             log.info("downloading %s from the hub%s", repo, _licence(repo))
     # The weights come last: if they are in the cache, the other files are too, if they exist.
     others = [_hub_file(repo, name, options) for name in CONFIG_NAMES]
-    for name in sorted(WEIGHT_NAMES, key=lambda name: not _in_cache(repo, name, options)):
+    for name in sorted(USUAL_NAMES, key=lambda name: not _in_cache(repo, name, options)):
         if weights := _hub_file(repo, name, options):
+            if name.endswith(INDEX_ENDING):
+                _fetch_parts(repo, weights, options)
             return FetchedFiles(weights, *others)
     raise HubError(f"{repo} holds no {' or '.join(WEIGHT_NAMES)}", HINTS)
+
+
+def _fetch_parts(repo: str, index: Path, options: dict[str, Any]) -> None:
+    """Get the files of a repository that an index lists into the folder of the index.
+
+    Raises:
+        DamagedFile: The index is wrong.
+        HubError: A file cannot be fetched.
+    """
+    from .files import read_weight_map
+
+    for name in sorted(set(read_weight_map(index).values())):
+        if _hub_file(repo, name, options) is None:
+            raise HubError(f"{repo}: {index.name} lists {name}, which is not there", HINTS)
 
 
 def is_offline() -> bool:
@@ -115,7 +133,7 @@ def cached_url(url: str, sha256: str | None = None) -> Path | None:
 def from_url(
     url: str,
     sha256: str | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], Any] | None = None,
     *,
     public_only: bool = False,
 ) -> FetchedFiles:
@@ -159,6 +177,30 @@ def from_url(
     return FetchedFiles(target)
 
 
+def from_urls(
+    url: str, check: Callable[[Path], None], *, public_only: bool = False
+) -> FetchedFiles:
+    """Download a weights file, or an index and the files that it lists, which are beside it; see
+    `from_url`.
+
+    Args:
+        url: The http(s) URL.
+        check: See `from_url`; for a weights file.
+        public_only: Refuse servers in private networks.
+    """
+    from .files import read_weight_map
+
+    place, _, query = url.partition("?")
+    if not place.endswith(INDEX_ENDING):
+        return from_url(url, check=check, public_only=public_only)
+    index = from_url(url, check=read_weight_map, public_only=public_only).weights
+    parts = {}
+    for name in sorted(set(read_weight_map(index).values())):
+        part = f"{place.rpartition('/')[0]}/{urllib.parse.quote(name)}{'?' if query else ''}{query}"
+        parts[name] = from_url(part, check=check, public_only=public_only).weights
+    return FetchedFiles(index, parts=parts)
+
+
 def drop_from_cache(path: Path, unless_newer: float) -> None:
     """Remove a damaged file from the hub's or torch.hub's cache, with the record of its download.
 
@@ -185,7 +227,7 @@ def _download(
     partial: Path,
     target: Path,
     sha256: str | None,
-    check: Callable[[Path], None] | None,
+    check: Callable[[Path], Any] | None,
     public_only: bool,
 ) -> None:
     """Download a URL to `partial`, check the content, and rename it to `target`."""
@@ -234,7 +276,7 @@ def _hub_file(repo: str, name: str, options: dict[str, Any]) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    cached, is_weights = _in_cache(repo, name, options), name in WEIGHT_NAMES
+    cached, is_weights = _in_cache(repo, name, options), name not in CONFIG_NAMES
     try:
         with hub_patience.limited():
             path = Path(hf_hub_download(repo, name, **options))

@@ -17,13 +17,14 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import CheckpointError, first_line
-from ..plain_data import is_utf8, to_json
+from ..plain_data import decode_text, is_utf8, to_json
 from .integrity import (
     PICKLE_SIGNATURE,
     DamagedFile,
     as_unreadable,
     check_weights_file,
     is_safetensors,
+    weight_map,
 )
 from .state_dict import find_state_dict, safe_types
 
@@ -273,7 +274,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_MAX_BYTES:
             raise DamagedFile(path, f"is larger than {JSON_MAX_BYTES >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise as_unreadable(path, error) from error
     except (ValueError, RecursionError) as error:  # RecursionError: a file of open brackets
@@ -281,6 +282,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFile(path, "does not hold a JSON object")
     return value
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return the name of the file that holds each tensor, as an index says; see `weight_map`.
+
+    Raises:
+        DamagedFile: It is no index, or a wrong one.
+        CheckpointError: It cannot be read.
+    """
+    value = read_json(index)
+    try:
+        return weight_map(value)
+    except ValueError as error:
+        raise DamagedFile(index, str(error)) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -100,7 +100,8 @@ def read_config(
     try:
         if "architecture" in config:
             return _timm_arguments(config, source), _timm_card(config)
-        if config.get("model_type") == "hiera":
+        config = _backbone_of(config)
+        if _is_transformers_hiera(config):
             arguments = _transformers_arguments(config, source)
             return arguments, _transformers_card(config, processor or {}, source)
         if config.get("model_type") in SAM2_TYPES:
@@ -187,6 +188,21 @@ def _timm_class_names(config: Mapping[str, Any]) -> list[str] | None:
 
 
 # transformers -------------------------------------------------------------------------------------
+
+
+def _backbone_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a config.json says about its Hiera: that of a detector has it under a key."""
+    found = config.get("backbone_config")
+    if isinstance(found, Mapping) and found.get("model_type") == "hiera":
+        return found
+    return config
+
+
+def _is_transformers_hiera(config: Mapping[str, Any]) -> bool:
+    """Return whether this is the config.json of a Hiera of transformers, by its type or, if that
+    has been lost, by names that only it has."""
+    named = config.get("model_type")
+    return named == "hiera" or (named is None and {"depths", "masked_unit_size"} <= set(config))
 
 
 def _transformers_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, first_line
 
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"
 GIT_LFS_SIGNATURE = b"version https://git-lfs"
+FILE_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\:\0]+")  # on any system
+MAX_PARTS = 1000  # files over which weights are spread
 MAX_THREADS = 8  # reading is the limit with more
 SAFETENSORS_MAX_HEADER = 100 << 20  # bytes
 # A member's local header: 30 bytes with these fields, then its name and an extra field.
@@ -168,3 +172,23 @@ def _find_problem(content: memoryview, member: zipfile.ZipInfo, has_crcs: bool) 
     if has_crcs and zlib.crc32(content[start:end]) != member.CRC:
         return f"the CRC of {name} differs"
     return None
+
+
+def weight_map(value: Any) -> dict[str, str]:
+    """Return the name of the file that holds each tensor, by the value of an index of weights in
+    several files (`model.safetensors.index.json`).
+
+    Raises:
+        ValueError: It is no index, lists paths that lead out of the folder, or too many files.
+    """
+    listed = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(listed, dict) or not listed or not all(map(_is_name, listed.values())):
+        raise ValueError("has no weight_map of file names")
+    if len(set(listed.values())) > MAX_PARTS:
+        raise ValueError(f"lists more than {MAX_PARTS} files")
+    return listed
+
+
+def _is_name(text: Any) -> bool:
+    """Return whether this is the name of a file, and no path that leads out of the folder."""
+    return isinstance(text, str) and FILE_NAME.fullmatch(text) is not None

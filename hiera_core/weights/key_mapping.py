@@ -37,6 +37,10 @@ TRANSFORMERS = (
     ("decoder.decoder_norm.", "decoder_norm."),
     ("decoder.decoder_pred.", "decoder_pred."),
 )
+# Norms that transformers' HieraBackbone applies to its maps. Maps are not normalised here, so these
+# are left out. (As of transformers 5.24, its `forward` does not bring the tokens into the order of
+# windows, as that of HieraModel does, so its maps are not those of the weights in any case.)
+TRANSFORMERS_MAP_NORMS = "hidden_states_norms."
 TRANSFORMERS_BLOCK = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))
 # Within a block of SAM 2's encoder.
 SAM2_META = (("mlp.layers.0.", "mlp.fc1."), ("mlp.layers.1.", "mlp.fc2."))
@@ -183,6 +187,7 @@ def _to_transformers(name: str, layers: Sequence[tuple[int, int]], prefix: str) 
 
 
 def _from_transformers(state: Mapping[str, T]) -> dict[str, T]:
+    state = {k: v for k, v in state.items() if not k.startswith(TRANSFORMERS_MAP_NORMS)}
     depths: dict[int, int] = {}
     for name in state:
         if match := _STAGE.match(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from .. import zoo
 from ..errors import CheckpointError, HubError, UsageError, did_you_mean
-from ..places.remote_requests import is_remote, is_web
+from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from ..plain_data import valid_text
 from . import download, files, foreign_config, key_mapping, local_files, names, remote_weights
 from .cache_repair import read_cached
@@ -24,8 +25,12 @@ from .shapes import adapt_channels, check_shapes
 log = logging.getLogger("hiera")
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# A whole repository of models; a file or folder within one is read as at other remote places.
+HUB_URL = re.compile(r"hf://(?!datasets/|spaces/|buckets/)([\w.-]+/[\w.-]+)(?:@([^/@]+))?/?")
 HEAD = ("head.projection.weight", "head.projection.bias")
 PATCH_WEIGHT = "patch_embed.proj.weight"
+NORM = ("norm.weight", "norm.bias")
+BLOCK_OUTPUT = re.compile(r"blocks\.\d{1,4}\.mlp\.fc2\.bias")
 WIDENING = re.compile(r"blocks\.\d{1,4}\.proj\.weight")
 
 
@@ -100,7 +105,7 @@ def describe_as(checkpoint: Checkpoint, name: str | Path) -> Checkpoint:
     Raises:
         CheckpointError, HubError, OutputError: See `read_checkpoint`.
     """
-    found = local_files.find_description(Path(name))
+    found = local_files.find_description(Path(path_of_file_url(str(name)) or name))
     if found is None:
         other = read_weights(name)
         config, card = other.config, other.card
@@ -113,8 +118,10 @@ def read_checkpoint(source: str | Path, *, public_only: bool = False, **options:
     """Read a checkpoint of the reference, timm, transformers or this toolkit.
 
     Args:
-        source: A file, a folder with model.safetensors (and config.json), an http(s) URL, a file or
-            folder at a remote place (`s3://...`), or a hub repository `owner/name`.
+        source: A file, a folder with model.safetensors (and config.json), an http(s) or file://
+            URL, a file or folder at a remote place (`s3://...`), or a hub repository, `owner/name`
+            or `hf://owner/name@revision`. In place of a file, an index of several
+            (`model.safetensors.index.json`).
         public_only: Refuse servers of http(s) URLs that are in private networks.
         options: For hub repositories, see `download.from_hub`.
 
@@ -127,22 +134,42 @@ def read_checkpoint(source: str | Path, *, public_only: bool = False, **options:
     """
     names.check_not_empty(source)
     text = str(source)
-    if (found := find_local(Path(source))) is not None:
-        return _load(found, text)
+    if (local := find_local(Path(path_of_file_url(text) or text))) is not None:
+        return _load(local, text)
+    if is_web(text) or is_remote(text):
+        _check_whole(text)
     if is_web(text):
         return _load_cached(
-            lambda: download.from_url(text, check=check_weights_file, public_only=public_only),
+            lambda: download.from_urls(text, check_weights_file, public_only=public_only),
             text,
             {},
         )
+    if found := HUB_URL.fullmatch(text):
+        revision = {"revision": urllib.parse.unquote(found[2])} if found[2] else {}
+        return _load_from_hub(found[1], text, {**options, **revision})
     if is_remote(text):
         return _load_cached(lambda: _copy_remote(text), text, {})
     is_file_name = text.startswith(".") or text.endswith(names.FILE_ENDINGS)
     if HUB_ID.fullmatch(text) and not is_file_name:
-        return _load_from_hub(text, options)
+        return _load_from_hub(text, text, options)
     raise CheckpointError(
         f"no file, folder or hub repository {text!r}", "check the path, or see `hiera models`"
     )
+
+
+def _check_whole(url: str) -> None:
+    """Check that a URL does not name one of the files over which weights are spread.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    folder, _, name = url.partition("?")[0].rpartition("/")
+    if names.PART.fullmatch(name):
+        whole = re.sub(r"-\d{5}-of-\d{5}", "", name)  # model-00001-of-00002.bin -> model.bin
+        index = f"{whole}{names.INDEX_ENDING}"
+        raise CheckpointError(
+            f"{url} is one of several files with the weights", f"name the index: {folder}/{index}"
+        )
 
 
 def _copy_remote(url: str) -> download.FetchedFiles:
@@ -151,9 +178,9 @@ def _copy_remote(url: str) -> download.FetchedFiles:
     return found
 
 
-def _load_from_hub(repo: str, options: dict[str, Any]) -> Checkpoint:
+def _load_from_hub(repo: str, source: str, options: dict[str, Any]) -> Checkpoint:
     try:
-        return _load_cached(lambda: download.from_hub(repo, **options), repo, options)
+        return _load_cached(lambda: download.from_hub(repo, **options), source, options)
     except HubError as error:
         owner, _, name = repo.partition("/")
         if name and Path(owner).is_dir():  # more likely a path with a typing error
@@ -320,15 +347,36 @@ def _is_offline(options: Mapping[str, Any]) -> bool:
 
 def _load(fetched: download.FetchedFiles, source: str) -> Checkpoint:
     """Read the files of a checkpoint, and check its weights."""
-    raw, extras = local_files.read(fetched.weights)
+    raw, extras = local_files.read(fetched.weights, fetched.parts)
     state, naming = key_mapping.to_reference(raw)
+    map_norms = key_mapping.TRANSFORMERS_MAP_NORMS
+    if any(map_norms in name for name in raw):
+        log.warning("%s: %s* not used; maps are those before these norms", source, map_norms)
     check_shapes(state, source)
     files.check_weights(state, source)
     try:
         config, card = valid_text(_describe(fetched, extras, source))
     except RecursionError as error:
         raise CheckpointError(f"{source}: its card is nested too deeply", "fix it") from error
-    return Checkpoint(source, state, naming, config, card)
+    return _with_norm(Checkpoint(source, state, naming, config, card))
+
+
+def _with_norm(checkpoint: Checkpoint) -> Checkpoint:
+    """Return an encoder's checkpoint with a final norm. Backbones have none, because it serves the
+    pooled output alone, which is then normalised without scale and shift."""
+    state = checkpoint.state
+    last = max((n for n in state if BLOCK_OUTPUT.fullmatch(n)), key=_block_number, default=None)
+    if not checkpoint.is_headless or last is None or any(name in state for name in NORM):
+        return checkpoint
+    log.info("%s has no final norm: embeddings get one without scale and shift", checkpoint.source)
+    width, dtype = state[last].shape, state[last].dtype
+    values = torch.ones(width, dtype=dtype), torch.zeros(width, dtype=dtype)
+    return replace(checkpoint, state={**state, **dict(zip(NORM, values, strict=True))})
+
+
+def _block_number(name: str) -> int:
+    """`blocks.7.mlp.fc2.bias` -> 7"""
+    return int(name.split(".")[1])
 
 
 def _describe(

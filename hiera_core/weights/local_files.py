@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,13 +18,11 @@ from . import files, names
 from .download import CONFIG_NAMES, FetchedFiles
 from .integrity import DamagedFile, as_unreadable
 
-# What trainers save beside the weights, and a part of weights in several files.
+# What trainers save beside the weights.
 STATE_OF_TRAINERS = re.compile(
     r"(optimizer|scheduler|lr_scheduler|scaler|sampler|random_states|rng_state|training_args|"
     r"dl_state_dict|custom_checkpoint)\b.*|.*(optim_states|_optimizer)\W.*"
 )
-PART = re.compile(r".+-\d{5}-of-(?!00001\b)\d{5}\.\w+")  # a single one is the whole
-FILE_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\:\0]+")  # on any system
 DISTRIBUTED = ".distcp"  # ending of the files that torch.distributed.checkpoint writes
 MAX_NAMED = 3  # files that a message names
 
@@ -42,7 +41,7 @@ def find_local(path: Path) -> FetchedFiles | None:
             return _find_in_folder(path)
     except OSError as error:
         raise as_unreadable(path, error) from error
-    if PART.fullmatch(path.name):
+    if names.PART.fullmatch(path.name):
         raise CheckpointError(
             f"{path} is one of several files with the weights", f"name the folder: {path.parent}"
         )
@@ -56,8 +55,14 @@ def find_description(path: Path) -> FetchedFiles | None:
     return None if configs[0] is None else FetchedFiles(path, *configs)
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(
+    path: Path, parts: Mapping[str, Path] = MappingProxyType({})
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a weights file, see `files.read`, or all files that an index lists.
+
+    Args:
+        path: The file, or the index.
+        parts: Where files that an index lists are, by name. Others are beside the index.
 
     Raises:
         DamagedFile: The index is not valid, or lists tensors that its files do not hold.
@@ -65,12 +70,10 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     if not path.name.endswith(names.INDEX_ENDING):
         return files.read(path)
-    listed = files.read_json(path).get("weight_map")
-    if not isinstance(listed, dict) or not all(_is_name(name) for name in listed.values()):
-        raise DamagedFile(path, "has no weight_map of file names")
+    listed = files.read_weight_map(path)
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(listed.values())):
-        part = path.with_name(name)
+        part = parts.get(name, path.with_name(name))
         if not (names.exists(part) and part.is_file()):
             raise CheckpointError(f"{path} lists {name}, which is not there", "get it, too")
         # A file may hold older values of tensors that the index expects in another one.
@@ -80,14 +83,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, {}
 
 
-def _is_name(text: Any) -> bool:
-    """Return whether this is the name of a file, and no path that leads out of the folder."""
-    return isinstance(text, str) and FILE_NAME.fullmatch(text) is not None
-
-
 def _find_in_folder(folder: Path) -> FetchedFiles:
     """Return the weights of a folder: a file or an index with a usual name, or the only file."""
-    usual = [folder / name for name in _usual_names()]
+    usual = [folder / name for name in names.USUAL_NAMES]
     others = list(_weights_in(folder))
     for path in usual + (others if len(others) == 1 else []):
         if path.is_file():
@@ -97,14 +95,10 @@ def _find_in_folder(folder: Path) -> FetchedFiles:
     )
 
 
-def _usual_names() -> list[str]:
-    return [name + ending for name in names.WEIGHT_NAMES for ending in ("", names.INDEX_ENDING)]
-
-
 def _weights_in(folder: Path) -> Iterator[Path]:
     """Yield the files that may hold weights, in name order."""
     for path in sorted(folder.iterdir()):
-        is_other = STATE_OF_TRAINERS.fullmatch(path.name) or PART.fullmatch(path.name)
+        is_other = STATE_OF_TRAINERS.fullmatch(path.name) or names.PART.fullmatch(path.name)
         if path.name.endswith(names.FILE_ENDINGS) and not is_other and path.is_file():
             yield path
 
@@ -137,7 +131,7 @@ def _find_configs(path: Path) -> list[Path | None]:
     They belong to the weights only if the file has one of the usual names, such as
     model.safetensors.
     """
-    is_usual = path.name in _usual_names()
+    is_usual = path.name in names.USUAL_NAMES
     return _configs_in(path.parent) if is_usual else [None] * len(CONFIG_NAMES)
 
 

@@ -12,6 +12,7 @@ This module does not import torch, so that a mistyped name is reported at once.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .. import zoo
@@ -19,6 +20,9 @@ from ..errors import UsageError, check_type
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder or hub repository
 INDEX_ENDING = ".index.json"  # of a file that lists the files over which weights are spread
+USUAL_NAMES = tuple(name + ending for name in WEIGHT_NAMES for ending in ("", INDEX_ENDING))
+# One of the files over which weights are spread; a single one is the whole.
+PART = re.compile(r".+-\d{5}-of-(?!00001\b)\d{5}\.\w+")
 WEIGHT_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar")
 FILE_ENDINGS = (*WEIGHT_ENDINGS, INDEX_ENDING)
 

@@ -7,6 +7,7 @@ that has been replaced is fetched again.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from datetime import datetime
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_file, translate_write_errors
-from ..errors import HubError, InputError
+from ..errors import HubError, InputError, first_line
 from ..places.remote_requests import as_input_errors, open_place, read_range, with_retries
+from ..plain_data import decode_text
 from . import names
 from .download import CONFIG_NAMES, url_cache
+from .files import JSON_MAX_BYTES
+from .integrity import weight_map
 
 log = logging.getLogger("hiera")
 READ_BYTES = 16 << 20  # of a request
@@ -31,7 +35,7 @@ HINT = "check the URL, the network and the credentials, or give a local file"
 
 def copy_checkpoint(url: str) -> Path:
     """Return a local copy of a weights file, or of a folder with weights, and of the configuration
-    beside it.
+    beside it. If it is an index of weights in several files, these are copied beside it.
 
     Args:
         url: The file or folder.
@@ -59,7 +63,7 @@ def _find_weights(system: Any, path: str) -> tuple[str, dict[str, Any]]:
         return path, info
     listed = {one["name"]: one for one in with_retries(lambda: system.ls(path, detail=True), path)}
     files = {name.rpartition("/")[2]: name for name in sorted(listed)}
-    usual = [name for name in names.WEIGHT_NAMES if name in files]
+    usual = [name for name in names.USUAL_NAMES if name in files]
     others = [name for name in files if name.endswith(names.WEIGHT_ENDINGS)]
     for name in usual + (others if len(others) == 1 else []):
         return files[name], listed[files[name]]
@@ -69,13 +73,16 @@ def _find_weights(system: Any, path: str) -> tuple[str, dict[str, Any]]:
 def _copy(system: Any, weights: str, info: dict[str, Any]) -> Path:
     """Copy a weights file and the configuration beside it, unless that has been done before."""
     folder, _, name = weights.rpartition("/")
-    configs = []
-    if name in names.WEIGHT_NAMES:  # as of local files: they belong to the weights only then
-        present = with_retries(lambda: system.ls(folder, detail=True), folder)
-        configs = [one for one in present if one["name"].rpartition("/")[2] in CONFIG_NAMES]
     files = {name: (weights, info)}
-    for one in configs:
-        files[one["name"].rpartition("/")[2]] = one["name"], one
+    parts = _listed_in(system, weights, info) if name.endswith(names.INDEX_ENDING) else ()
+    # As of local files, configurations belong to the weights only if these have a usual name.
+    wanted = {*parts, *(CONFIG_NAMES if name in names.USUAL_NAMES else ())}
+    if wanted:
+        for one in with_retries(lambda: system.ls(folder, detail=True), folder):
+            if (found := one["name"].rpartition("/")[2]) in wanted:
+                files[found] = one["name"], one
+    if missing := sorted(set(parts) - set(files)):
+        raise InputError(f"{name} lists {missing[0]}, which is not there")
     versions = (_version(facts) for _, facts in files.values())
     version = "\n".join([system.unstrip_protocol(weights), *versions])
     digest = hashlib.sha256(os.fsencode(version)).hexdigest()[:16]
@@ -85,12 +92,28 @@ def _copy(system: Any, weights: str, info: dict[str, Any]) -> Path:
 
         with translate_write_errors(copy):
             copy.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(copy / ".lock"):  # one download at a time
+        with WeakFileLock(copy.with_name(copy.name + ".lock")):  # one download at a time
             for one, (place, facts) in files.items():
                 if not (copy / one).is_file():
                     _download(system, place, int(facts["size"] or 0), copy / one)
                     _check_same(system, place, facts, copy / one)
     return copy / name
+
+
+def _listed_in(system: Any, index: str, info: dict[str, Any]) -> set[str]:
+    """Return the names of the files that an index lists.
+
+    Raises:
+        InputError: It cannot be fetched, or is a wrong one.
+    """
+    size = int(info["size"] or 0)
+    if size > JSON_MAX_BYTES:
+        raise InputError(f"{index} is larger than {JSON_MAX_BYTES >> 20} MiB")
+    try:
+        content = read_range(system, index, 0, size)
+        return set(weight_map(json.loads(decode_text(content))).values())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{index} {first_line(error)}") from error
 
 
 def _download(system: Any, path: str, size: int, target: Path) -> None:
@@ -113,7 +136,7 @@ def _check_same(system: Any, path: str, before: dict[str, Any], target: Path) ->
     with as_input_errors():
         now = with_retries(lambda: system.info(path), path)
     same = next((key for key in VERSIONS if before.get(key) and now.get(key)), "size")
-    if now["size"] != before["size"] or now[same] != before[same]:
+    if now["size"] != before["size"] or _plain(now[same]) != _plain(before[same]):
         target.unlink(missing_ok=True)
         raise InputError(f"{path} has changed while it was copied")
 
@@ -121,4 +144,9 @@ def _check_same(system: Any, path: str, before: dict[str, Any], target: Path) ->
 def _version(info: dict[str, Any]) -> str:
     """Return what changes when a file is replaced: its size, and its ETag or else its time."""
     found = next((info[key] for key in VERSIONS if info.get(key)), "")
-    return f"{info['size']} {found.timestamp() if isinstance(found, datetime) else found}"
+    return f"{info['size']} {_plain(found)}"
+
+
+def _plain(version: Any) -> Any:
+    """Return a time in seconds: a place may list files with another type than it describes one."""
+    return version.timestamp() if isinstance(version, datetime) else version

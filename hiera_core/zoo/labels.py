@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..plain_data import MAX_YAML_BYTES, parse_yaml, utf8_text
+from ..plain_data import MAX_YAML_BYTES, decode_text, parse_yaml
 
 MAX_LABELS_BYTES = 8 << 20
 MAX_HEADER = 1 << 16  # characters of a table's first line
@@ -159,7 +159,7 @@ def _checked_text(content: bytes) -> str:
     """
     if len(content) > MAX_LABELS_BYTES:
         raise ValueError("it is too large")
-    return utf8_text(content)
+    return decode_text(content)
 
 
 def _from_literal(text: str) -> list[str]:

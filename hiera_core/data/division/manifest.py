@@ -1,4 +1,4 @@
-"""Manifests: tables with a row for each input, as Parquet, CSV or lines of text.
+"""Manifests: tables with a row for each input, as Parquet, CSV, JSON lines or lines of text.
 
 A manifest may have a hundred million rows. So nothing of it is held in memory: planning finds out
 how many rows there are and where they begin, and a process then reads its own part.
@@ -16,11 +16,13 @@ from ...errors import HubError, InputError, UsageError, did_you_mean
 from ...places.remote_requests import is_remote, is_web
 from ..sources import Source, from_name
 from ..url_content import fetch_file
+from .json_line_rows import JsonLineRows
 from .text_rows import TextRows
 
 PATH_COLUMNS = ("path", "url", "uri", "file", "filename", "image", "image_path", "image_url")
 ID_COLUMN = "id"
-TABLES = (".parquet", ".csv", ".tsv")
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+JSON_LINES = (".jsonl", ".ndjson")
 LINES = (".txt", ".list", ".lst")
 Row = tuple[object, object]  # path and id
 
@@ -44,9 +46,9 @@ class Manifest:
     """A table of inputs.
 
     Args:
-        path: A `.parquet`, `.csv`, `.tsv` or `.txt` file, or a folder of `.parquet` files, which
-            are one table in the order of their names. A `.txt` file has a path or URL on each line.
-            A file may be named by its URL; it is copied to a temporary file then.
+        path: A `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.txt` file, or a folder of `.parquet`
+            files, which are one table in the order of their names. A `.txt` file has a path or URL
+            on each line. A file may be named by its URL; it is copied to a temporary file then.
         path_column: Column of paths and URLs; None for the one of `PATH_COLUMNS` that exists.
         id_column: Column whose values come through to the results; None for `id`, if it exists.
         private_urls: Whether http(s) URLs may lead into private networks. A table from somebody
@@ -115,6 +117,8 @@ class Manifest:
                 from .parquet_rows import ParquetRows
 
                 return ParquetRows(self._local(path), str(path))
+            if ending in JSON_LINES:
+                return JsonLineRows(self._local(path), path)
             if ending in (".csv", ".tsv", *LINES):
                 return TextRows(self._local(path), ending not in LINES, path)
         except OSError as error:

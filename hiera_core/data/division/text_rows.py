@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UsageError
+from ...errors import InputError, UsageError
+from ...plain_data import PROBED_BYTES, text_encoding
+from ..url_content import keep_file
 
 BLOCK_BYTES = 8 << 20
 SEPARATORS = (",", "\t", ";")
@@ -29,23 +31,25 @@ class TextRows:
     ends with a line end, also if it is empty: `read` yields () for an empty one.
 
     Args:
-        path: The file, in UTF-8. Names that are not UTF-8 keep their bytes.
+        path: The file, in UTF-8 or UTF-16; of the latter, a copy in UTF-8 is read. Names that are
+            not UTF-8 keep their bytes.
         has_columns: Whether it is a CSV file with a header.
         name: Its URL, if it is a copy; `.tsv` at the end means tabs.
 
     Raises:
-        UsageError: There is no header, a quote is not closed or ambiguous, or the file is in
-            UTF-16.
+        UsageError: There is no header, a quote is not closed or ambiguous, or the file begins like
+            UTF-16 and is not, or its copy cannot be stored.
         OSError: It cannot be read.
     """
 
     def __init__(self, path: Path, has_columns: bool, name: Path | str = "") -> None:
-        self._path, self._has_columns, self.name = path, has_columns, name or path
+        self._has_columns, self.name = has_columns, name or path
         with path.open("rb") as file:
-            start = file.read(len(codecs.BOM_UTF8))
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UsageError(f"manifest {self.name} is in UTF-16", "save it as UTF-8")
-        self._begin = len(start) if start == codecs.BOM_UTF8 else 0
+            start = file.read(PROBED_BYTES)
+        encoding = text_encoding(start)
+        is_wide = encoding.startswith("utf-16")
+        self._path = self._copy_in_utf8(path, encoding) if is_wide else path
+        self._begin = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
         self._is_stray = False  # whether the last quote was within a cell
         self._separator = ","
         self.columns: Sequence[str] = self._read_header() if has_columns else []
@@ -96,6 +100,22 @@ class TextRows:
                 raise UsageError(
                     f"manifest {self.name} cannot be parsed ({error})", "check its quotes"
                 ) from error
+
+    def _copy_in_utf8(self, path: Path, encoding: str) -> Path:
+        """Return the path of a temporary file in UTF-8, which goes when it is used no more."""
+
+        def chunks() -> Iterator[bytes]:
+            with path.open(encoding=encoding, newline="") as file:
+                while text := file.read(BLOCK_BYTES):
+                    yield text.encode()
+
+        try:
+            return keep_file(chunks())
+        except UnicodeDecodeError as error:
+            message = f"manifest {self.name} is not in UTF-16 as it begins"
+            raise UsageError(message, "save it as UTF-8") from error
+        except InputError as error:
+            raise UsageError(f"manifest {self.name} {error.message}", error.hint) from error
 
     def _read_header(self) -> list[str]:
         with self._path.open("rb") as file:

@@ -3,23 +3,29 @@ or 64 bits, colours of more than 8 bits in planes or as floats, signed 8-bit val
 
 from __future__ import annotations
 
+import io
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image, features
 from PIL import TiffImagePlugin as Tiff
 
-from ...errors import InputError
+from ...errors import InputError, first_line
 
 PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 317, 322, 323, 324, 325
 RAW, DEFLATE = 1, (8, 32946)  # values of the tag for compression
+# Those that Pillow's libtiff decodes, and that know nothing of samples: LZW, PackBits, LZMA, ZSTD.
+BY_PILLOW = (5, 32773, 34925, 50000)
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # values of the tag for colours
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # values of the tag for the format of samples
 KINDS = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}
 NAMES = {UNSIGNED: "bits", SIGNED: "signed bits", FLOAT: "bits (floats)"}
 MAX_BYTES = 1 << 30  # of the samples of an image
 MAX_EXPANSION, SPARE_BYTES = 2, 1024  # a strip or tile that is compressed does not take more
+LONG = 4  # type of a value of 32 bits
 PREMULTIPLIED, ALPHA = 1, 2  # values of the tag for extra samples; others are no alpha
 DAMAGED = "the file is damaged"
 SAVE_AS = "save it as grey, RGB or RGBA with 8 or 16 bits"
@@ -55,12 +61,16 @@ class Layout:
 
     @property
     def is_misread(self) -> bool:
-        """Whether Pillow takes the samples for others: signed ones for unsigned ones, or planes of
-        16 bits for planes of 8. Of compressed grey in planes it reads the first, as it should."""
+        """Whether Pillow takes the samples for others: signed ones for unsigned ones, planes of 16
+        bits for planes of 8, or compressed ones for bytes in the other order. Of compressed grey in
+        planes it reads the first, as it should."""
         is_signed_byte = self.format == SIGNED and self.bits == 8
         is_grey = self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
         is_read = is_grey and self.compression not in (RAW, *DEFLATE)
-        return is_signed_byte or (self.in_planes and self.bits > 8 and not is_read)
+        are_planes = self.in_planes and self.bits > 8 and not is_read
+        is_word = self.format == UNSIGNED and self.bits == 16
+        is_swapped = self._tags.prefix == b"MM" and self.compression != RAW and self.bits > 8
+        return is_signed_byte or are_planes or (is_swapped and is_grey and not is_word)
 
     @property
     def has_alpha(self) -> bool:
@@ -91,7 +101,8 @@ class Layout:
             raise InputError(f"{what} is not read", SAVE_AS)
         if self.width * self.height * self.channels * self.bits // 8 > MAX_BYTES:
             raise InputError(f"{what} takes more than {MAX_BYTES >> 30} GiB", SAVE_AS)
-        if self.compression not in (RAW, *DEFLATE):
+        is_byte_code = self.compression in BY_PILLOW and features.check("libtiff")
+        if self.compression not in (RAW, *DEFLATE) and not is_byte_code:
             name = Tiff.COMPRESSION_INFO.get(self.compression, str(self.compression))
             raise InputError(f"{what} and {name} compression is not read", SAVE_AS)
 
@@ -144,7 +155,7 @@ class Layout:
             offset, count = offsets[index], counts[index]
             size = self._segment_size(top)[0] * width * pixel_bytes
             # Counts that are too large could have the whole file read for each row.
-            most = MAX_EXPANSION * size + SPARE_BYTES if self.compression in DEFLATE else size
+            most = size if self.compression == RAW else MAX_EXPANSION * size + SPARE_BYTES
             file.seek(int(offset))
             content = file.read(max(0, min(int(count), most)))
             if self.compression in DEFLATE:
@@ -152,6 +163,9 @@ class Layout:
                     content = zlib.decompressobj().decompress(content, size)
                 except zlib.error as error:
                     raise InputError(str(error), "the file is damaged or truncated") from error
+            elif self.compression != RAW:
+                rows = self._segment_size(top)[0]
+                content = _decode_bytes(content, self.compression, size // rows, rows)
             if len(content) < size:
                 raise InputError("the file is truncated", "download or copy it again")
             yield plane, top, left, content[:size]
@@ -167,12 +181,56 @@ class Layout:
             ordered = np.ascontiguousarray(summed.transpose(0, 2, 1))
             return ordered.view(dtype.newbyteorder(">")).reshape(shape)
         pixels = np.frombuffer(content, dtype).reshape(shape)
-        if predictor == 2 and self.format != FLOAT:
-            native = dtype.newbyteorder("=")
-            return pixels.astype(native).cumsum(axis=1, dtype=native)
+        if predictor == 2:  # of floats, the differences are those of their bits
+            native, bits = dtype.newbyteorder("="), np.dtype(f"u{dtype.itemsize}")
+            return pixels.astype(native).view(bits).cumsum(axis=1, dtype=bits).view(native)
         if predictor != 1:
             raise InputError(f"TIFF predictor {predictor} is not read", SAVE_AS)
         return pixels
+
+
+class _Bytes(Tiff.TiffImageFile):
+    """TIFF reader that allocates the pixels without asking for Pillow's own limit."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self.size).im
+        super().load_prepare()
+
+
+def _decode_bytes(content: bytes, compression: int, width: int, rows: int) -> bytes:
+    """Return the bytes of a strip or tile, which Pillow decodes as grey pixels of a file that holds
+    nothing else.
+
+    Args:
+        content: The compressed bytes.
+        compression: Value of the tag.
+        width: Bytes of a row.
+        rows: Number of rows.
+
+    Raises:
+        InputError: They are damaged.
+    """
+    tags = {
+        Tiff.IMAGEWIDTH: width,
+        Tiff.IMAGELENGTH: rows,
+        Tiff.BITSPERSAMPLE: 8,
+        Tiff.COMPRESSION: compression,
+        Tiff.PHOTOMETRIC_INTERPRETATION: BLACK_IS_ZERO,
+        Tiff.STRIPOFFSETS: 8,
+        Tiff.SAMPLESPERPIXEL: 1,
+        Tiff.ROWSPERSTRIP: rows,
+        Tiff.STRIPBYTECOUNTS: len(content),
+    }
+    entries = [struct.pack("<HHLL", tag, LONG, 1, value) for tag, value in sorted(tags.items())]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    content += bytes(len(content) % 2)
+    file = io.BytesIO(struct.pack("<2sHL", b"II", 42, 8 + len(content)) + content + directory)
+    try:
+        with _Bytes(file) as image:
+            return image.tobytes()
+    except (OSError, SyntaxError) as error:
+        raise InputError(first_line(error), "the file is damaged or truncated") from error
 
 
 def _all(value: Any) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from ...errors import UsageError
+from ...plain_data import PROBED_BYTES, text_encoding
 from ..media_types import ENDINGS
 
 SEPARATORS = ",;\t|"
@@ -24,7 +25,6 @@ KNOWN_ENDINGS = tuple(ENDINGS)  # the form that `str.endswith` takes
 LONGEST_ENDING = max(map(len, ENDINGS))
 # What spreadsheets are, if they are not text.
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
 class ListError(UsageError):
@@ -34,11 +34,16 @@ class ListError(UsageError):
 class Row(NamedTuple):
     """A row of a list."""
 
-    line: int  # counted from 1
+    number: int  # counted from 1
     cells: tuple[str, ...]
+    unit: str = "line"  # what is counted
+
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.number}"
 
     def __str__(self) -> str:
-        return f"line {self.line} ({', '.join(map(repr, self.cells))})"
+        return f"{self.place} ({', '.join(map(repr, self.cells))})"
 
 
 class ListRows:
@@ -49,6 +54,8 @@ class ListRows:
     last space behind an extension of images and videos, because paths and labels may hold spaces,
     or else the last space.
     """
+
+    has_header: bool | None = None  # that is to be found out
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,6 +95,16 @@ class ListRows:
         return _csv_rows(lines, self._csv_separator)
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number of each line of a list, from 1, and the line with its end.
+
+    Raises:
+        ListError: It cannot be opened, or is no text.
+    """
+    with _open_text(path) as file:
+        yield from enumerate(_lines(file), start=1)
+
+
 def _split_path(line: str, separator: str | None) -> list[str]:
     """`my cat.png golden retriever` -> [`my cat.png`, `golden retriever`]"""
     if separator is not None:
@@ -108,15 +125,15 @@ def _open_text(path: Path) -> TextIO:
     """
     try:
         file = path.open("rb")
-        start = file.read(4)
+        start = file.read(PROBED_BYTES)
         file.seek(0)
     except OSError as error:
         raise ListError(f" cannot be read ({error.strerror})") from error
-    if start in SPREADSHEETS:
+    if start[:4] in SPREADSHEETS:
         file.close()
         raise ListError(" is a spreadsheet or an archive, not a text file", "save it as CSV")
-    encoding = next((BOMS[bom] for bom in BOMS if start.startswith(bom)), "utf-8")
-    errors = "strict" if encoding == "utf-16" else "surrogateescape"
+    encoding = text_encoding(start)
+    errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
     return io.TextIOWrapper(file, encoding, errors, newline="")
 
 

@@ -300,6 +300,84 @@ def test_a_trimmed_video_of_a_phone(start: float, rotation: int, tmp_path: Path)
     check_frames(path, [np.rot90(frame, rotation // 90) for frame in stored])
 
 
+FRAGMENTS = {
+    "first in the header": "frag_keyframe",
+    "empty header": "frag_keyframe+empty_moov",
+    "a frame each": "frag_every_frame+empty_moov",
+    "dash": "frag_keyframe+dash+empty_moov",
+    "list of all": "frag_keyframe+global_sidx+empty_moov+default_base_moof",
+}
+# A varying rate, whose last frames are shown long, and short.
+SLOW_END = [0.0, 0.02, 0.12, 0.22, 0.25, 0.65, 0.7, 0.75, 1.15, 1.55, 1.6, 2.0, 2.4]
+FAST_END = [0.0, 0.4, 0.5, 0.9, 1.3, 1.4, 1.8, 2.2, 2.22, 2.24, 2.26, 2.28]
+
+
+@pytest.mark.parametrize("times", [None, SLOW_END, FAST_END], ids=["even", "slow end", "fast end"])
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_fragments_are_counted(name: str, times: list[float] | None, tmp_path: Path) -> None:
+    """How long the last frame lasts says nothing about the number of frames."""
+    count, options = len(times or SLOW_END), {"movflags": FRAGMENTS[name]}
+    path = write_video(tmp_path / "x.mp4", count, 25, SIZE, gop=5, times=times, options=options)
+    with Video(path) as video:
+        assert (video.frames, video.notes) == (len(all_frames(path)), ())
+        assert video.frames == count
+        assert all(frame.intact for frame in video.read(range(count)))
+
+
+@pytest.mark.parametrize("times", [None, SLOW_END, FAST_END], ids=["even", "slow end", "fast end"])
+@pytest.mark.parametrize("flags", ["faststart", *FRAGMENTS.values()])
+def test_a_last_frame_that_is_cut_off_is_noticed(
+    flags: str, times: list[float] | None, tmp_path: Path
+) -> None:
+    """What lists a frame is there, and the frame is not."""
+    count, options = len(times or SLOW_END), {"movflags": flags}
+    path = write_video(tmp_path / "x.mp4", count, 25, SIZE, gop=5, times=times, options=options)
+    with av.open(str(path)) as container:
+        last = max(p.pos for p in container.demux(video=0) if p.size and p.pos is not None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: last + 1])
+    with Video(path) as video:
+        if "every_frame" not in flags and "dash" not in flags:  # a list comes with each fragment
+            assert video.frames == count
+        try:
+            intact = [frame.intact for frame in video.read(range(video.frames))]
+        except InputError:
+            return
+    assert not all(intact)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "webm"])
+def test_a_last_frame_after_a_pause_is_no_loss(ending: str, tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.08, 6.0]
+    codec = "libvpx" if ending == "webm" else "libx264"
+    path = write_video(tmp_path / f"x.{ending}", 4, 25, SIZE, codec, times=times)
+    with Video(path) as video:
+        assert video.frames == len(all_frames(path)) == 4
+        assert all(frame.intact for frame in video.read(range(4)))
+
+
+def test_windows_media_that_begins_late(tmp_path: Path) -> None:
+    """Its length counts from time stamp 0, and so does not say that frames are lost."""
+    path = write_video(
+        tmp_path / "x.wmv", 20, 25, SIZE, "wmv2", times=[9 + i / 25 for i in range(20)]
+    )
+    with Video(path) as video:
+        assert (video.frames, video.notes) == (20, ())
+    check_frames(path, all_frames(path))
+
+
+def test_avi_of_a_varying_rate(tmp_path: Path) -> None:
+    """Its header declares a frame for each millisecond, most of which are empty."""
+    path = tmp_path / "x.avi"
+    write_video(path, len(FAST_END), 25, SIZE, times=FAST_END)
+    frames = all_frames(path)
+    with Video(path) as video:
+        assert video.frames == len(frames) == len(FAST_END)
+        assert video.duration == pytest.approx(FAST_END[-1], abs=0.6)
+        for frame in video.read(range(video.frames)):
+            assert frame.intact and np.array_equal(frame.pixels, frames[frame.index])
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_videos_of_one_frame(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x", name, frames=1)

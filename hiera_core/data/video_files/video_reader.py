@@ -25,7 +25,7 @@ from ..image_reader import MAX_PIXELS
 from . import decoder_threads
 from .decoder_threads import DecoderThreads
 from .frame_colours import frame_to_rgb
-from .video_timeline import read_timeline
+from .video_timeline import read_timeline, stamp_of
 from .yuv_layout import YuvLayout
 
 # Only these containers are opened, whatever the file extension is. FFmpeg's playlists (hls,
@@ -210,7 +210,9 @@ class Video:
             shown, intact = self._show_from_start(time)
         if shown is None:
             raise InputError("no frame can be decoded", "the file is damaged or truncated")
-        return self._output(index, shown.frame, intact)
+        present = self._timeline.present
+        is_lost = present is not None and index >= present
+        return self._output(index, shown.frame, intact and not is_lost)
 
     def _show(self, time: float) -> tuple[_Shown | None, bool]:
         """Return the frame that is shown at `time`, and whether it is undamaged."""
@@ -358,7 +360,7 @@ class Video:
 
     def _time(self, item: Any) -> float:
         """Return the time of a frame or packet."""
-        return (_stamp(item) or 0) * self._tick - self._timeline.start
+        return (stamp_of(item) or 0) * self._tick - self._timeline.start
 
     def _pts_after(self, frame: Any) -> int:
         """Return the time stamp, in ticks, of the frame that follows `frame` (None: the first)."""
@@ -400,16 +402,10 @@ def _is_cover_art(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _stamp(item: Any) -> int | None:
-    """Return the time stamp of a frame or packet in ticks, if it has one."""
-    stamp: int | None = item.pts if item.pts is not None else item.dts
-    return stamp
-
-
 def _from_key(packets: Iterator[Any], key: int) -> Iterator[Any]:
     """Return the packets from the key frame at `key` on; none if a later one comes first."""
     for packet in packets:
-        stamp = _stamp(packet)
+        stamp = stamp_of(packet)
         if stamp == key:
             return itertools.chain([packet], packets)
         if packet.is_keyframe and stamp is not None and stamp > key:

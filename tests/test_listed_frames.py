@@ -7,7 +7,10 @@ from pathlib import Path
 import av
 import pytest
 
+from hiera_core.data.video_files import listed_frames
 from hiera_core.data.video_files.listed_frames import ListedFrames
+from hiera_core.data.video_files.video_reader import Video
+from hiera_core.errors import InputError
 
 from .test_cut_videos import edit
 from .test_video_reader import write_video
@@ -48,3 +51,28 @@ def test_frames_that_an_edit_list_hides_or_repeats(tmp_path: Path) -> None:
     found = listed(edit(path, tmp_path / "hidden.mp4", [(1000, 0.5)]))
     assert (found.shown, found.hidden) == (30, 30)
     assert listed(edit(path, tmp_path / "twice.mp4", [(1500, 0.0), (1500, 0.0)])).shown == 90
+
+
+@pytest.mark.parametrize(
+    "piece", [(2000, 0.0), (33, 1.9)], ids=["all frames", "one frame, and those that it depends on"]
+)
+def test_edits_that_repeat_a_file_endlessly_are_refused(
+    piece: tuple[int, float], tmp_path: Path
+) -> None:
+    """A few kilobytes of edits would have a file of 60 frames decoded for hours."""
+    path = write_video(tmp_path / "x.mp4", 60, size=SIZE, gop=60)
+    repeated = edit(path, tmp_path / "repeated.mp4", [piece] * 100)
+    with Video(repeated) as video:
+        assert video.frames == (6000 if piece[1] == 0.0 else 100)
+    edit(path, repeated, [piece] * 2000)
+    with pytest.raises(InputError, match=r"its edit list has 60 frames decoded 1\d\d,\d+ times"):
+        Video(repeated)
+
+
+def test_more_frames_than_a_video_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "x.mp4", 40, size=SIZE)
+    monkeypatch.setattr(listed_frames, "MAX_LISTED", 39)
+    with pytest.raises(InputError, match="it lists 40 frames; export the video again"):
+        Video(path)

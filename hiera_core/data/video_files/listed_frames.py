@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import InputError
+
 # Formats whose header lists every frame. FFmpeg reads this list when it opens a file, or, of
 # fragments, while it reads the file.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2",)
+MAX_LISTED = 20_000_000  # frames of a file, which may be nearly two hundred hours long
+# How often an edit list may show the frames of a file, and frames that are allowed in addition. A
+# few bytes of edits could otherwise have a short file decoded for hours.
+MAX_REPEATS, SPARE_FRAMES = 100, 100_000
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,30 @@ class ListedFrames:
 
     @classmethod
     def read(cls, container: Any, stream: Any) -> ListedFrames:
-        """Return what is listed so far; nothing for other formats."""
+        """Return what is listed so far; nothing for other formats.
+
+        Raises:
+            InputError: There are more frames than a video has.
+        """
         if container.format.name not in INDEXED_FORMATS:
             return cls()
         entries = stream.index_entries
+        if len(entries) > MAX_LISTED:
+            raise InputError(f"it lists {len(entries):,} frames", "export the video again")
         hidden = sum(entry.is_discard for entry in entries)
         in_file = not len(entries) or entries[-1].pos + entries[-1].size <= container.size
         return cls(len(entries) - hidden, hidden, in_file)
+
+    def check_repeats(self, frames: int) -> None:
+        """Check that an edit list does not have the frames of a file decoded too often.
+
+        Args:
+            frames: Number of frames in the file; 0 if it is unknown.
+
+        Raises:
+            InputError: It does.
+        """
+        total = self.shown + self.hidden
+        if frames and total > MAX_REPEATS * frames + SPARE_FRAMES:
+            message = f"its edit list has {frames:,} frames decoded {total:,} times"
+            raise InputError(message, "export the video again")

@@ -49,9 +49,10 @@ def read_timeline(container: Any, stream: Any) -> Timeline:
     all frames.
 
     Raises:
-        InputError: The file has no frames.
+        InputError: The file has no frames, or has its frames decoded too often.
     """
     header = _Header.read(container, stream)
+    header.listed.check_repeats(header.frames)
     if header.lists_all_frames:
         return Timeline(header.frames, header.rate, header.start)
     packets = _scan(container, stream, header)

@@ -369,8 +369,8 @@ def _with_norm(checkpoint: Checkpoint) -> Checkpoint:
     if not checkpoint.is_headless or last is None or any(name in state for name in NORM):
         return checkpoint
     log.warning(
-        "%s has no final norm: embeddings get one without scale and shift. Unless it is a backbone, "
-        "a part of its weights is missing",
+        "%s has no final norm: embeddings get one without scale and shift. Unless it is a "
+        "backbone, a part of its weights is missing",
         checkpoint.source,
     )
     width, dtype = state[last].shape, state[last].dtype

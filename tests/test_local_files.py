@@ -143,13 +143,17 @@ def test_a_wrong_index_elsewhere_is_refused(
     content = {path.name: path.read_bytes() for path in (index, part)}
     with pytest.raises(HubError, match=r"model-00001-of-00002\.safetensors"):
         load.read_checkpoint(put(places, kind, content, index.name))
-    for listed in ("../x.safetensors", "/etc/passwd", "a\\b", 3):
+    for listed in ("../x.safetensors", "/etc/passwd", "a\\b", "\ud800", "a\nb", 3):
         text = json.dumps({"weight_map": {"a": listed}}).encode()
         places.log.clear()
         forget(tmp_path)
         with pytest.raises(HubError, match="has no weight_map of file names"):
             load.read_checkpoint(put(places, kind, {**content, index.name: text}, index.name))
         assert not [line for line in places.log if "passwd" in line or "x.safe" in line]
+    text = json.dumps({"weight_map": {"a": "x" * 5000}}).encode()
+    forget(tmp_path)
+    with pytest.raises(HubError):
+        load.read_checkpoint(put(places, kind, {**content, index.name: text}, index.name))
     many = {"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}
     text = json.dumps(many).encode()
     forget(tmp_path)

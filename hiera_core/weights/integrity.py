@@ -24,7 +24,7 @@ from ..errors import CheckpointError, first_line
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"
 GIT_LFS_SIGNATURE = b"version https://git-lfs"
-FILE_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\:\0]+")  # on any system
+FILE_NAME = re.compile(r"(?!\.{1,2}\Z)[^/\\:\0-\x1f\ud800-\udfff]+")  # on any system
 MAX_PARTS = 1000  # files over which weights are spread
 MAX_THREADS = 8  # reading is the limit with more
 SAFETENSORS_MAX_HEADER = 100 << 20  # bytes

@@ -22,6 +22,9 @@ from safetensors.torch import save_file
 import hiera_core
 from hiera_core.errors import CheckpointError, HubError
 from hiera_core.weights import files, load, local_files, state_dict
+from hiera_core.weights.cache_repair import read_cached
+from hiera_core.weights.download import FetchedFiles
+from hiera_core.weights.integrity import DamagedFile
 
 from .conftest import Hub, draw_weights
 
@@ -159,6 +162,27 @@ def test_a_wrong_index_elsewhere_is_refused(
     forget(tmp_path)
     with pytest.raises(HubError, match="lists more than 1000 files"):
         load.read_checkpoint(put(places, kind, {**content, index.name: text}, index.name))
+
+
+def test_a_part_without_an_index_is_not_the_weights_of_a_remote_folder(
+    weights: State, places: Hub, tmp_path: Path
+) -> None:
+    write_parts(tmp_path, weights, "safetensors")
+    name = "model-00001-of-00002.safetensors"
+    url = put(places, "folder", {name: (tmp_path / name).read_bytes()}, "")
+    with pytest.raises(HubError, match=r"the folder holds no model\.safetensors"):
+        load.read_checkpoint(url)
+
+
+def test_many_damaged_files_are_fetched_again(tmp_path: Path) -> None:
+    damaged = [tmp_path / f"{i}.safetensors" for i in range(20)]
+
+    def read(_: FetchedFiles) -> str:
+        if damaged:
+            raise DamagedFile(damaged.pop(), "is damaged")
+        return "whole"
+
+    assert read_cached(lambda: FetchedFiles(tmp_path), read, "x", offline=False) == "whole"
 
 
 @pytest.mark.parametrize("kind", ["repository", "web", "folder"])

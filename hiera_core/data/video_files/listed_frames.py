@@ -53,5 +53,5 @@ class ListedFrames:
         """
         total = self.shown + self.hidden
         if frames and total > MAX_REPEATS * frames + SPARE_FRAMES:
-            message = f"its edit list has {frames:,} frames decoded {total:,} times"
+            message = f"its edit list lists {total:,} frames of a file with {frames:,}"
             raise InputError(message, "export the video again")

@@ -140,6 +140,7 @@ def test_the_forms_that_the_docs_list_are_read(tmp_path: Path, content: bytes) -
         ("x.csv", "class;index;desc\ncat;0;a cat\ndog;1;a dog\n"),
         ("x.csv", 'Display Name,Class ID,mid\n"cat",1,/m/1\n"dog",2,/m/2\n'),
         ("x.csv", "sep=;\r\nid;name\r\n1;dog\r\n0;cat\r\n"),
+        ("x.csv", '#TYPE System.Object\r\n"id","name"\r\n"1","dog"\r\n"0","cat"\r\n'),
         ("x.csv", "name\ncat\ndog\n"),
         ("x.csv", '"class"\n"cat"\n"dog"\n'),
         ("x.txt", "# classes of my model\ncat\ndog\n"),

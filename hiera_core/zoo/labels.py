@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..plain_data import MAX_YAML_BYTES, decode_text, parse_yaml
+from ..plain_data import MAX_YAML_BYTES, TABLE_PREAMBLE, decode_text, parse_yaml
 
 MAX_LABELS_BYTES = 8 << 20
 MAX_HEADER = 1 << 16  # characters of a table's first line
@@ -26,7 +26,6 @@ NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `
 NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
 WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
 NOT_READ = (".pbtxt", ".prototxt", ".textproto")  # their lines are not names
-EXCEL_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # its first line may say what separates cells
 YAML_ENDINGS = (".yaml", ".yml")
 # Keys under which a dictionary holds class names: config.json, COCO, Ultralytics' data.yaml.
 NAME_KEYS = (
@@ -121,8 +120,8 @@ def _names_in(text: str, ending: str) -> list[str]:
         return _from_value(parse_yaml(text))
     if text.lstrip()[:1] in ("{", "["):
         return _from_literal(text)
-    excel = EXCEL_LINE.match(text)
-    text = text[excel.end() :] if excel else text
+    preamble = TABLE_PREAMBLE.match(text)
+    text = text[preamble.end() :] if preamble else text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = list(itertools.dropwhile(lambda line: line.startswith("# "), lines))
     if lines and all(line.startswith("- ") for line in lines):  # a list in YAML

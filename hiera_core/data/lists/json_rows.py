@@ -156,8 +156,9 @@ class JsonRows:
                     return self._with_paths(value)
                 named = list(value.items())
                 files = dict.fromkeys(file for part in parts for file in part)
-                rows = {file: {key: part.get(file) for key, part in named} for file in files}
-                return self._with_paths(rows)
+                return self._with_paths(
+                    {file: {key: part.get(file) for key, part in named} for file in files}
+                )
         if all(_are_names(part) for part in parts):  # the paths of each class
             return [[path, label] for label, paths in value.items() for path in paths]
         if not any(isinstance(part, dict | list) for part in parts):
@@ -254,7 +255,7 @@ def _behind(file: str, cells: Any) -> list[Any]:
     return [file, *(cells if isinstance(cells, list) else [cells])]
 
 
-def _are_files(names: Any) -> bool:
+def _are_files(names: Any) -> TypeGuard[Collection[str]]:
     """Return whether these are names of files, by their extensions."""
     if not isinstance(names, Mapping | list) or not names:
         return False

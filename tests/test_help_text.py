@@ -62,7 +62,6 @@ def test_help_is_in_panels_with_two_examples(
         (["eval"], "Missing argument 'DATA'"),
         (["convert", "hiera_nano_32"], "Missing argument 'DEST'"),
         (["convert", "hiera_nano_32", "x"], "Missing option '--to'"),
-        (["convert", "hiera_nano_32", "x.safetensors"], "--to hub writes a folder"),
     ],
 )
 def test_what_is_missing_is_shown_by_an_example(

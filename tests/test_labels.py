@@ -147,6 +147,14 @@ def test_the_forms_that_the_docs_list_are_read(tmp_path: Path, content: bytes) -
         ("x.txt", "- cat\n- dog\n"),
         ("x.jsonl", '{"id": 0, "name": "cat"}\n{"id": 1, "name": "dog"}\n'),
         ("x.json", '[{"name": "cat"}, {"name": "dog"}]'),
+        # pandas: orient="columns", with and without a column of numbers, "index", "split", "table"
+        ("x.json", '{"id": {"0": 1, "1": 0}, "name": {"0": "dog", "1": "cat"}}'),
+        ("x.json", '{"name": {"1": "dog", "0": "cat"}}'),
+        ("x.json", '{"1": {"name": "dog"}, "0": {"name": "cat"}}'),
+        ("x.json", '{"columns": ["id", "name"], "index": [0, 1], '
+         '"data": [[1, "dog"], [0, "cat"]]}'),
+        ("x.json", '{"schema": {}, "data": [{"index": 0, "label": "cat"}, '
+         '{"index": 1, "label": "dog"}]}'),
         ("x.json", '[{"id": 2, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "pet"}]'),
         ("coco.json", '{"images": [], "categories": [{"id": 1, "name": "cat"}, '
                       '{"id": 2, "name": "dog"}]}'),

@@ -252,7 +252,8 @@ def _option_name(spellings: Sequence[str]) -> str:
 
 INPUTS_HELP = (
     "Images and videos: files, folders, globs, tar files, http(s) URLs, @list.txt for a file with "
-    "one path per line, or - for standard input (paths, or the content of one file)."
+    "one path per line, @list.csv for a table, or - for standard input (paths, or the content of "
+    "one file)."
 )
 InputsArg = Annotated[
     list[str], typer.Argument(help=INPUTS_HELP, metavar="INPUTS", show_default=False)

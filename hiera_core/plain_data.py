@@ -27,6 +27,9 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")  # characters that texts do not hold
+# What may come before the header of a table: which separator it has (Excel), or what its rows were
+# (PowerShell's Export-Csv).
+TABLE_PREAMBLE = re.compile(r"\ufeff?(?:\"?sep=(.)\"?|\"?#TYPE [^\r\n]*)\r?\n")
 MAX_YAML_VALUES = 100_000  # after aliases (`*name`) are expanded, which may be exponentially many
 
 

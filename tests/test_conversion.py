@@ -821,6 +821,7 @@ def test_the_extension_of_dest_is_its_format(hiera: Command, tmp_path: Path) -> 
     for name in ("x", "x.pt", "x.safetensors"):
         code, _, err = hiera("convert", "hiera_nano_32", tmp_path / name)
         assert code == 2 and "Missing option '--to'" in err and "onnx, pt2, aoti" in err
+        assert ("--to hub writes a folder" in err) == name.endswith(".safetensors")
         with pytest.raises(UsageError, match="does not say its format; give one of hub, pth"):
             hiera_core.convert("hiera_nano_32", tmp_path / name)
     code, _, err = hiera("convert", "hiera_nano_32", tmp_path / "z.pt2", "-b", 2)

@@ -250,6 +250,7 @@ def test_photos_of_phones_are_read_with_pillow_heif(tmp_path: Path, pictures: Pa
         ("photos.zip", b"PK\x03\x04\x14\0", "extract it, or make it an uncompressed .tar"),
         ("00000.tar.gz", b"\x1f\x8b\x08\0", "extract it, or make it an uncompressed .tar"),
         ("scan.pdf", b"%PDF-1.7\n", "save its pages as PNG"),
+        ("rows.parquet", b"PAR1\x15\x04", "--manifest FILE takes a table of paths"),
         ("logo.svg", b'<?xml version="1.0"?>\n<svg xmlns="', "convert it to PNG"),
         ("photo.jpg", b"<!DOCTYPE html><title>404", "download the file again"),
         ("list.csv", b"a.jpg,cat\n", "put @ before its name"),

@@ -140,12 +140,21 @@ def test_the_forms_that_the_docs_list_are_read(tmp_path: Path, content: bytes) -
         ("x.csv", "class;index;desc\ncat;0;a cat\ndog;1;a dog\n"),
         ("x.csv", 'Display Name,Class ID,mid\n"cat",1,/m/1\n"dog",2,/m/2\n'),
         ("x.csv", "sep=;\r\nid;name\r\n1;dog\r\n0;cat\r\n"),
+        ("x.csv", '#TYPE System.Object\r\n"id","name"\r\n"1","dog"\r\n"0","cat"\r\n'),
         ("x.csv", "name\ncat\ndog\n"),
         ("x.csv", '"class"\n"cat"\n"dog"\n'),
         ("x.txt", "# classes of my model\ncat\ndog\n"),
         ("x.txt", "- cat\n- dog\n"),
         ("x.jsonl", '{"id": 0, "name": "cat"}\n{"id": 1, "name": "dog"}\n'),
         ("x.json", '[{"name": "cat"}, {"name": "dog"}]'),
+        # pandas: orient="columns", with and without a column of numbers, "index", "split", "table"
+        ("x.json", '{"id": {"0": 1, "1": 0}, "name": {"0": "dog", "1": "cat"}}'),
+        ("x.json", '{"name": {"1": "dog", "0": "cat"}}'),
+        ("x.json", '{"1": {"name": "dog"}, "0": {"name": "cat"}}'),
+        ("x.json", '{"columns": ["id", "name"], "index": [0, 1], '
+         '"data": [[1, "dog"], [0, "cat"]]}'),
+        ("x.json", '{"schema": {}, "data": [{"index": 0, "label": "cat"}, '
+         '{"index": 1, "label": "dog"}]}'),
         ("x.json", '[{"id": 2, "name": "dog"}, {"id": 1, "name": "cat", "supercategory": "pet"}]'),
         ("coco.json", '{"images": [], "categories": [{"id": 1, "name": "cat"}, '
                       '{"id": 2, "name": "dog"}]}'),

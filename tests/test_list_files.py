@@ -345,6 +345,7 @@ def test_columns_of_0_and_1_may_be_parts_of_the_data(tmp_path: Path) -> None:
 
 
 def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
+    """Also a table with other facts in place of labels."""
     path = tmp_path / "list.csv"
     cases: list[tuple[bytes, str]] = [
         (b"PK\3\4\0\0", "is a spreadsheet or an archive, not a text file; save it as CSV"),
@@ -354,6 +355,7 @@ def test_what_is_no_list_of_files_here_is_said(tmp_path: Path) -> None:
         (b'{\n  "a.jpg": {"cat": 3}\n}\n', "has no label"),
         (b"path,label\nhttps://h/a.jpg,cat\n", r"line 2 is a URL \(https://h/a.jpg\)"),
         (b"path,label\ns3://b/a.jpg,cat\n", "line 2 is a URL"),
+        (b"path,size\na.jpg,99\n", "line 2 .* has no label"),
         ("path,label\na.jpg,Käse\n".encode("cp1252"), "label that is not UTF-8; save it as UTF-8"),
     ]
     for content, message in cases:
@@ -421,6 +423,11 @@ COCO = {
     "categories": [{"id": 18, "name": "dog"}, {"id": 20, "name": "cat"}],
 }  # fmt: skip
 ROWS = [{"file_name": "a.png", "label": "dog", "w": 9}, {"file_name": "b c.png", "label": "cat"}]
+VIA = {
+    f"{row['file_name']}99": {"filename": row["file_name"], "size": 99, "regions": [],
+                              "file_attributes": {"animal": row["label"]}}
+    for row in ROWS
+}  # fmt: skip
 JSON_LISTS = [
     COCO,
     ROWS,
@@ -440,6 +447,18 @@ JSON_LISTS = [
     {"columns": ["file_name", "label"], "index": [0, 1],
      "data": [[row["file_name"], row["label"]] for row in ROWS]},
     {"schema": {"fields": []}, "data": [{"index": i, **row} for i, row in enumerate(ROWS)]},
+    # The same with paths as the index: orient="columns", "index" and "split", and of one column.
+    {key: {row["file_name"]: row.get(key) for row in ROWS} for key in ("label", "w")},
+    {row["file_name"]: {"label": row["label"], "original": "x.png"} for row in ROWS},
+    {"columns": ["w", "label"], "index": [row["file_name"] for row in ROWS],
+     "data": [[None, row["label"]] for row in ROWS]},
+    {"name": "label", "index": [row["file_name"] for row in ROWS],
+     "data": [row["label"] for row in ROWS]},
+    VIA,
+    {"_via_settings": {}, "_via_img_metadata": VIA, "_via_attributes": {}},
+    [{"id": i, "image": row["file_name"], "choice": row["label"]} for i, row in enumerate(ROWS)],
+    [{"image": row["file_name"], "class_id": i, "class_name": row["label"], "width": 1}
+     for i, row in enumerate(ROWS)],
 ]  # fmt: skip
 
 
@@ -461,6 +480,31 @@ def test_lists_in_json(tmp_path: Path, value: Any, encoding: str) -> None:
     with contextlib.chdir(tmp_path):
         assert [source.name for source in expand(["@list.json"])] == ["a.png", "b c.png"]
     assert datasets.open_dataset(tmp_path / "list.json").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,label\na b.png,cat\nhttps://h/c.png,dog\n", ["a b.png", "https://h/c.png"]),
+        (",path,label\n0,a.png,cat\n1,b.png,dog\n", ["a.png", "b.png"]),
+        ("sep=;\npath;label\na.png;cat\n", ["a.png"]),
+        ('"#TYPE System.Object"\r\n"path","label"\r\n"a.png","cat"\r\n', ["a.png"]),
+        ("path,label\ra.png,cat\rb.png,cat\r", ["a.png", "b.png"]),
+        ("label\tpath\ncat\ta b.png\n", ["a b.png"]),
+        ("path\nmy cat.png\nmy dog.png\n", ["my cat.png", "my dog.png"]),
+        ("my cat.png\nmy dog.png\n", ["my cat.png", "my dog.png"]),
+        ("path,label\n", []),
+    ],
+)
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_paths_in_tables(
+    tmp_path: Path, text: str, expected: list[str], ending: str, encoding: str
+) -> None:
+    """`@list.csv` takes the column of paths."""
+    path = tmp_path / f"list{ending}"
+    path.write_bytes(text.encode(encoding))
+    assert [source.name for source in expand([f"@{path}"])] == expected
 
 
 def test_paths_in_json_and_in_json_lines(tmp_path: Path) -> None:
@@ -510,6 +554,8 @@ def test_paths_in_json_and_in_json_lines(tmp_path: Path) -> None:
             '{"train": ["a.png"], "val": ["b.png"]}',
             "parts of a data set .* no classes",
         ),
+        ("x.json", '[{"path": "a.png", "label": ["a", "b"]}]', "has no label; give each path a"),
+        ("x.json", '[{"label": "cat"}]', r"no column holds paths \(label\)"),
         ("x.jsonl", '{"path": "a.png", "label": 1}\n{"path"', "line 2 is not valid JSON"),
         ("x.jsonl", '{"path": "a.png", "label": 1}\n7\n', "line 2 is no path"),
         ("x.jsonl", '{"path": "http://h/a.png", "label": 1}', "line 1 is a URL"),

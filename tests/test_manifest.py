@@ -65,6 +65,14 @@ def test_a_list_of_lines(tmp_path: Path) -> None:
     assert [s.position for s in found] == [0, 2, 3] and found[1].url == "http://host/b.jpg"
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", "#TYPE System.Object\r\n", "\ufeffsep=;\r\n"])
+def test_a_first_line_that_is_no_header(first: str, tmp_path: Path) -> None:
+    """Excel writes one, and so does PowerShell."""
+    (tmp_path / "m.csv").write_text(f'{first}"path";"n"\r\n"a.jpg";"1"\r\n"b.jpg";"2"\r\n')
+    manifest = Manifest(tmp_path / "m.csv", id_column="n")
+    assert [(s.name, s.id) for s in manifest.read(range(2))] == [("a.jpg", "1"), ("b.jpg", "2")]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_tables_in_utf_16(encoding: str, tmp_path: Path) -> None:
     text = write(tmp_path / "m.csv", NAMES).read_text("utf-8")
@@ -134,6 +142,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("x,y\na,b\n")
     with pytest.raises(UsageError, match=r"no column is named as one of paths \(x, y\)"):
         Manifest(tmp_path / "none.csv")
+    (tmp_path / "old.csv").write_bytes(b"path,n\ra.jpg,1\r")
+    with pytest.raises(UsageError, match=r"header cannot be parsed .* end its lines with LF"):
+        Manifest(tmp_path / "old.csv")
+    with pytest.raises(UsageError, match=r"is in JSON; name it as an input: @.*m\.json"):
+        Manifest(tmp_path / "m.json")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match="is damaged"):
         Manifest(tmp_path / "damaged.parquet")

@@ -328,9 +328,20 @@ def test_lists_of_windows_and_names_with_brackets(tmp_path: Path) -> None:
     assert [source.name for source in expand(missing)] == missing
 
 
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [(b"PAR1\x15\x04", "--manifest FILE"), (b"\xff\xd8\xff\xe0\0\x10JFIF", "one path per line")],
+)
+def test_a_list_is_text(tmp_path: Path, content: bytes, hint: str) -> None:
+    (tmp_path / "list").write_bytes(content)
+    (source,) = expand([f"@{tmp_path / 'list'}"])
+    with pytest.raises(InputError, match=f"not a text file; .*{hint}"):
+        source.content()
+
+
 def test_a_missing_line_of_a_list_says_what_a_list_holds(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("path,label\n")
-    (line,) = expand([f"@{tmp_path / 'list.csv'}"])
+    (tmp_path / "list.txt").write_text("path,label\n")
+    (line,) = expand([f"@{tmp_path / 'list.txt'}"])
     with pytest.raises(InputError, match="one path per line, relative to the current folder"):
         line.content()
     (missing,) = expand([str(tmp_path / "missing.png")])

@@ -710,6 +710,21 @@ def test_control_c_in_a_program_saves_a_checkpoint(
 # Display ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("names", [["cat"], ["cat", "dog"]])
+def test_a_single_class_is_pointed_out(
+    names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user may name the folder above that of the class folders."""
+    sample = next((Path(hiera_core.__file__).parent / "zoo/assets/samples").glob("*.png"))
+    for number in range(4):
+        target = tmp_path / "photos" / names[number % len(names)] / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample, target)
+    recipe = recipe_of("hiera_nano_32", schedule__epochs=1, batch_size=4)
+    run(recipe, tmp_path / "run", datasets.open_splits(str(tmp_path / "photos"), None))
+    assert ("all samples are of one class" in caplog.text) == (len(names) == 1)
+
+
 def test_the_first_step_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And before it, what is trained, and that the weights are random."""
     caplog.set_level(logging.INFO, "hiera")

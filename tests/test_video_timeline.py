@@ -3,6 +3,7 @@ their number is what is there."""
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,9 @@ def test_a_trimmed_video_of_a_phone(start: float, rotation: int, tmp_path: Path)
     stored = all_frames(path)
     assert len(stored) == FRAMES - round(start * RATE)
     check_frames(path, [np.rot90(frame, rotation // 90) for frame in stored])
+    with Video(path) as video:
+        (note,) = video.notes
+    assert re.fullmatch(r"its edit list hides \d+ of \d+ frames", note), note
 
 
 FRAGMENTS = {

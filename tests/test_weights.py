@@ -285,6 +285,7 @@ BAD_CONTENT = {
     "nan": "blocks.0.norm1.weight",
     "header": "truncated or damaged",
     "text": "begins with b'<html>",
+    "program": "is an ONNX program, not a checkpoint; give the checkpoint that it was made from",
     "pointer": "git lfs pull",
 }
 
@@ -302,6 +303,9 @@ def test_bad_content_is_refused(tmp_path: Path, hiera: Command, content: str) ->
     elif content in ("float8", "integers"):
         dtype = torch.float8_e4m3fn if content == "float8" else torch.int64
         torch.save({**state, "norm.weight": torch.ones(128).to(dtype)}, path)
+    elif content == "program":
+        path = tmp_path / "model.onnx"
+        path.write_bytes(b"\x08\n\x12\x07pytorch")
     elif content == "pointer":
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     elif content == "sparse":

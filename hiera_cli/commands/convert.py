@@ -188,9 +188,11 @@ def convert(
         raise UsageError("--returns names no output", f"use {', '.join(formats.OUTPUTS)}")
     chosen = to or formats.format_of(dest)
     if chosen is None:
+        in_folder = "for a .safetensors file: --to hub writes a folder that holds one"
+        example = f"for example: {help_text.EXAMPLES['convert'][0]}"
         raise UsageError(
             f"Missing option '--to'. Choose from: {', '.join(Target)}",
-            f"for example: {help_text.EXAMPLES['convert'][0]}",
+            in_folder if dest.lower().endswith(".safetensors") else example,
         )
     formats.check_ending(dest, chosen)
     formats.check_destination(Path(dest), chosen, dtype=dtype, overwrite=overwrite)

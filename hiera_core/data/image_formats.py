@@ -52,6 +52,7 @@ _OTHER_FILES = [
         re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
         "it is an archive; extract it, or make it an uncompressed .tar",
     ),
+    (re.compile(rb"PAR1"), "it is a Parquet file; --manifest FILE takes a table of paths"),
     (re.compile(rb"%PDF-"), "it is a PDF file; save its pages as PNG"),
     (re.compile(rb"(<\?xml[^>]*>)?\s*<svg"), "it is an SVG file; convert it to PNG"),
     (re.compile(rb"8BPS"), "it is a Photoshop file; convert it to PNG or TIFF"),

@@ -33,19 +33,23 @@ RANKED_LABEL_HEADERS = tuple(
     frozenset(words.split())
     for words in (
         "label labels labelname labelnames classlabel groundtruth gt truelabel",
-        "class classes classname classid category categoryid categoryname",
+        "class classes classname category categoryname",
         "target targets targetname breed diagnosis species",
-        "labelid labelidx labelindex classidx classindex classnumber categoryidx targetid "
-        "targetidx",
+        "labelid labelidx labelindex classid classidx classindex classnumber categoryid "
+        "categoryidx targetid targetidx",
+        "choice",  # Label Studio
         "y",  # but not beside an `x`: then it is a coordinate
     )
 )
 LABEL_HEADERS = frozenset(("id",)).union(*RANKED_LABEL_HEADERS)
 # pandas writes its index without a name, and reads it back under the second of these.
 INDEX_HEADERS = frozenset(("", "unnamed0", "index", "idx", "no", "row"))
+# Columns of these names hold facts about the files, not classes.
+FACTS = frozenset("size filesize bytes width height".split())
 # Cells of columns of which each is a class.
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 URL_HEADERS = frozenset("url urls uri imageurl imageuri videourl".split())  # where no path is
+ENDINGS_OF_TABLES = (".csv", ".tsv")
 Table = ListRows | JsonRows
 
 
@@ -122,19 +126,25 @@ def open_list(path: Path, labelled: bool = True) -> OpenedList:
     return OpenedList(finder.base, example, files())
 
 
-def read_json_paths(path: Path) -> Iterator[str]:
-    """Yield the paths and URLs of a list in JSON or JSON lines, as they stand in it (`JsonRows`).
+def read_paths(path: Path) -> Iterator[str]:
+    """Yield the paths and URLs of a table, in JSON or as in CSV, as they stand in it.
 
     Raises:
         UsageError: The list cannot be read, or several columns may hold the files.
     """
     with _named(path):
-        table = JsonRows(path, _is_path_key, labelled=False)
+        is_json = is_json_list(path)
+        table = _open_table(path, False) if is_json else ListRows(path, has_paths_alone=True)
         header, probed = _probe(table, Path())
         column = _find_file_column(probed, header, Path())
         for row in _body(table, header):
             if _has_file(name := _cell(row, column), table, row):
                 yield name
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a list whose rows have cells, by its name."""
+    return is_json_list(path) or path.suffix.lower() in ENDINGS_OF_TABLES
 
 
 def is_json_list(path: Path) -> bool:
@@ -148,7 +158,7 @@ def _open_table(path: Path, labelled: bool) -> Table:
         rows = ListRows(path)
         if not rows.is_json:
             return rows
-    return JsonRows(path, _is_path_key, labelled)
+    return JsonRows(path, _is_path_key, _is_label_key, labelled)
 
 
 def _probe(table: Table, folder: Path) -> tuple[Sequence[str], Sequence[Row]]:
@@ -182,6 +192,11 @@ def _is_path_key(key: str) -> bool:
     return _word(key) in PATH_HEADERS | URL_HEADERS
 
 
+def _is_label_key(key: str) -> bool:
+    """Return whether an object of JSON has a label under this key."""
+    return any(_word(key) in words for words in RANKED_LABEL_HEADERS)
+
+
 def _word(cell: str) -> str:
     """Return a cell of a header in the form of the tables above: `Class ID` and `class_id` are
     `classid`."""
@@ -211,7 +226,8 @@ def _check_label(row: Row, label: str) -> None:
         ListError: It is missing, or no text.
     """
     if not label:
-        raise ListError(f": {_quote_missing(row)} has no label", "write `path label`")
+        hint = "write `path label`" if row.unit == "line" else 'give each path a "label"'
+        raise ListError(f": {_quote_missing(row)} has no label", hint)
     try:
         label.encode()
     except UnicodeEncodeError:
@@ -279,6 +295,10 @@ def _find_file_column(body: Sequence[Row], header: Sequence[str], folder: Path) 
     if holding:
         second = (row for row in body if _cell(row, holding[1]))
         raise _doubt("files", holding, header, next(second))
+    if header and words[0] in frozenset().union(*RANKED_LABEL_HEADERS):
+        raise ListError(
+            f": no column holds paths ({', '.join(header)})", "name it in the header: `path,label`"
+        )
     return 1 if width > 2 and _is_index(body, header, 0) else 0
 
 
@@ -300,7 +320,8 @@ def _find_labels(table: Table, header: Sequence[str], file_column: int) -> Calla
             if i != file_column and word in ranked and not (word == "y" and "x" in words):
                 return functools.partial(_cell, column=i)
     filled, counting = _scan_columns(_body(table, header))
-    others = [i for i in sorted(filled) if i != file_column]
+    facts = {i for i, word in enumerate(words) if word in FACTS}
+    others = [i for i in sorted(filled - facts) if i != file_column]
 
     def is_index(column: int) -> bool:
         if column < len(header):

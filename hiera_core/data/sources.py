@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..errors import InputError, UsageError, first_line
 from ..places.remote_requests import is_remote, is_web, path_of_file_url
 from . import folders, tar_files
-from .list_files import is_json_list, read_json_paths
-from .lists.path_lines import read_available, read_names
+from .list_files import is_table, read_paths
+from .lists.path_lines import check_text, read_available, read_names
 from .media_types import (
     ENDINGS,
     SIGNATURE_BYTES,
@@ -400,12 +400,12 @@ def _is_list(text: str) -> bool:
 def _from_list(text: str) -> Iterator[Source]:
     path = Path(text[1:])
     try:
-        if is_json_list(path):
-            for name in read_json_paths(_check_regular_file(path)):
+        if is_table(path):
+            for name in read_paths(_check_regular_file(path)):
                 yield from_name(name, in_list=True)
             return
         with path.open("rb") as file:
-            yield from _from_lines(file, b"", text)
+            yield from _from_lines(file, check_text(read_available(file)), text)
     except UsageError as error:
         yield Source(text, error=InputError(error.message, error.hint))
     except InputError as error:

@@ -254,6 +254,11 @@ class Trainer:
                     self.recipe.model.name,
                 )
             self._say_if_shares_differ()
+            if self.setup.masking is None and self.splits.train.num_classes == 1:
+                log.warning(
+                    "all samples are of one class, so there is nothing to learn; put each class "
+                    "into a folder of its own, and name the folder that holds these"
+                )
             if not last["step"]:
                 self.run_log.log_event(**START, **facts)
             # A signal waits for the end of a step, and for its checkpoint.

@@ -26,7 +26,7 @@ from .integrity import (
     is_safetensors,
     weight_map,
 )
-from .state_dict import find_state_dict, safe_types
+from .state_dict import NumPyValue, find_state_dict, safe_types
 
 JSON_MAX_BYTES = 64 << 20
 WRITE_BYTES = 1 << 19  # bytes that are written at a time; they fit the cache of a core
@@ -367,6 +367,11 @@ def _check_dense(path: Path, tensors: dict[str, Any]) -> dict[str, torch.Tensor]
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: the key {name!r} is no name", "save a state dict")
+        if isinstance(tensor, NumPyValue):
+            raise CheckpointError(
+                f"{path}: {name!r} is of NumPy, not a tensor",
+                "save a state dict of tensors (torch.from_numpy)",
+            )
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
                 f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor", "save a state dict"

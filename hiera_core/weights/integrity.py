@@ -48,6 +48,9 @@ class DamagedFile(CheckpointError):
         self.path, self.reason = path, reason
 
 
+PROGRAM_HINT = "give the checkpoint that it was made from"
+
+
 def check_weights_file(path: Path) -> None:
     """Check a .safetensors or .pth file.
 
@@ -66,6 +69,8 @@ def check_weights_file(path: Path) -> None:
             raise DamagedFile(path, "is a Git LFS pointer, not the file", "run `git lfs pull`")
         elif not start:
             raise EOFError("it is empty")
+        elif path.suffix.lower() == ".onnx":
+            raise DamagedFile(path, "is an ONNX program, not a checkpoint", PROGRAM_HINT)
         elif not start.startswith(PICKLE_SIGNATURE):
             raise DamagedFile(
                 path,
@@ -120,7 +125,7 @@ def _check_zip(path: Path) -> None:
     ):
         members = archive.infolist()
         if what := _kind_of_program(member.filename for member in members):
-            raise DamagedFile(path, f"is {what}, not a checkpoint", "give the weights that it has")
+            raise DamagedFile(path, f"is {what}, not a checkpoint", PROGRAM_HINT)
         # torch can be told to write no CRCs; all of them are 0 then.
         has_crcs = any(member.CRC for member in members)
         for problem in pool.map(lambda member: _find_problem(content, member, has_crcs), members):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, first_line
-from ..plain_data import MAX_YAML_BYTES, decode_text, parse_yaml
+from ..plain_data import MAX_YAML_BYTES, TABLE_PREAMBLE, decode_text, parse_yaml
 
 MAX_LABELS_BYTES = 8 << 20
 MAX_HEADER = 1 << 16  # characters of a table's first line
@@ -26,7 +26,6 @@ NUMBERED = re.compile(r"(\d{1,6})\s*[\s:,;=|]\s*(\S.*)")  # `3 cat`, `3: cat`, `
 NUMBERED_LAST = re.compile(r"(\S.*)[\t:,;=|] *(\d{1,6})")  # `cat,3`
 WITH_WNID = re.compile(r"(n\d{8})[\s,;]+(\S.*)")  # `n01440764 tench, Tinca tinca`
 NOT_READ = (".pbtxt", ".prototxt", ".textproto")  # their lines are not names
-EXCEL_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # its first line may say what separates cells
 YAML_ENDINGS = (".yaml", ".yml")
 # Keys under which a dictionary holds class names: config.json, COCO, Ultralytics' data.yaml.
 NAME_KEYS = (
@@ -121,8 +120,8 @@ def _names_in(text: str, ending: str) -> list[str]:
         return _from_value(parse_yaml(text))
     if text.lstrip()[:1] in ("{", "["):
         return _from_literal(text)
-    excel = EXCEL_LINE.match(text)
-    text = text[excel.end() :] if excel else text
+    preamble = TABLE_PREAMBLE.match(text)
+    text = text[preamble.end() :] if preamble else text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = list(itertools.dropwhile(lambda line: line.startswith("# "), lines))
     if lines and all(line.startswith("- ") for line in lines):  # a list in YAML
@@ -186,12 +185,39 @@ def _from_value(value: Any) -> list[str]:
         key = next((key for key in NAME_KEYS if isinstance(value.get(key), dict | list)), None)
         if key is not None:
             return _from_value(value[key])
+        if objects := _objects_of_table(value):
+            return _from_objects(objects)
         by_name = all(_is_int(v) for v in value.values())  # torchvision's class_to_idx
         pairs = ((v, k) for k, v in value.items()) if by_name else value.items()
         return _in_order([(_class_number(number), name) for number, name in pairs])
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return _from_objects(value)
     return [_name_of(item) for item in value]
+
+
+def _objects_of_table(value: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """Return the rows of a table as pandas writes it: orient="split", "table", "columns" or
+    "index", whose keys are the numbers where there are no others; [] if it is none.
+
+    Raises:
+        TypeError: Its rows are not of one kind.
+    """
+    data, columns = value.get("data"), value.get("columns")
+    if isinstance(data, list) and isinstance(columns, list):
+        return [dict(zip(columns, row, strict=False)) for row in data]
+    if isinstance(data, list) and "schema" in value:
+        return [row for row in data if isinstance(row, dict)]
+    parts = list(value.values())
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        return []
+    rows: dict[Any, dict[Any, Any]] = value
+    if any(key in NAME_WORDS for key in value):
+        rows = {key: {column: value[column].get(key) for column in value} for key in parts[0]}
+    if not all(any(key in row for key in NAME_WORDS) for row in rows.values()):
+        return []
+    if any(key in NUMBER_WORDS for row in rows.values() for key in row):
+        return list(rows.values())
+    return [{NUMBER_WORDS[0]: key, **row} for key, row in rows.items()]
 
 
 def _from_objects(objects: Sequence[dict[Any, Any]]) -> list[str]:

@@ -124,6 +124,8 @@ class Manifest:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise UsageError(f"manifest {path}: {reason}", "check the path") from error
+        if ending == ".json":
+            raise UsageError(f"manifest {name.name!r} is in JSON", f"name it as an input: @{path}")
         raise UsageError(
             f"manifest {name.name!r} is of no known format",
             f"name a file that ends in {', '.join((*TABLES, LINES[0]))}, or a folder of Parquet "

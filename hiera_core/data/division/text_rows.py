@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError, UsageError
-from ...plain_data import PROBED_BYTES, text_encoding
+from ...errors import InputError, UsageError, first_line
+from ...plain_data import PROBED_BYTES, TABLE_PREAMBLE, text_encoding
 from ..url_content import keep_file
 
 BLOCK_BYTES = 8 << 20
@@ -121,12 +121,23 @@ class TextRows:
         with self._path.open("rb") as file:
             file.seek(self._begin)
             line = file.readline(1 << 16).decode("utf-8", "surrogateescape")
+            if TABLE_PREAMBLE.fullmatch(line):
+                self._begin = file.tell()
+                line = file.readline(1 << 16).decode("utf-8", "surrogateescape")
         counts = {separator: line.count(separator) for separator in SEPARATORS}
         self._separator = max(SEPARATORS, key=lambda separator: counts[separator])
         name = self.name.partition("?")[0] if isinstance(self.name, str) else str(self.name)
         if name.lower().endswith(".tsv"):
             self._separator = "\t"
-        header = [cell.strip() for cell in next(csv.reader([line], delimiter=self._separator), [])]
+        try:
+            cells = next(csv.reader([line], delimiter=self._separator), [])
+        except csv.Error as error:  # lines that end with CR alone
+            reason = first_line(error).partition(" - ")[0]
+            raise UsageError(
+                f"manifest {self.name}: its header cannot be parsed ({reason})",
+                "end its lines with LF or CR LF",
+            ) from error
+        header = [cell.strip() for cell in cells]
         if not any(header):
             raise UsageError(f"manifest {self.name} has no header", "name its columns")
         return header

@@ -54,7 +54,8 @@ def find_columns(
     image = _choose("image", image, names, declared, possible, IMAGE_NAMES)
     if not holds_bytes(schema.field(image).type):
         raise UsageError(
-            f"column {image!r} holds no encoded images", "store them as bytes, not as paths"
+            f"column {image!r} holds no encoded images",
+            "store them as bytes; for paths and labels, write a .csv list",
         )
     if not labelled:
         return Columns(image, None, None)

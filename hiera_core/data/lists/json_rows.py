@@ -1,8 +1,9 @@
 """The rows of a list of files in JSON or JSON lines.
 
 A list in JSON is an array of paths, of arrays or of objects; an object of columns or of rows, as
-pandas writes tables; an object that gives each path its label, or each class its paths; or COCO's
-`images`, whose labels are the categories of their `annotations`.
+pandas writes tables, also with the paths as their index; an object that gives each path its label,
+or each class its paths; COCO's `images`, whose labels are the categories of their `annotations`; or
+the files of the VGG Image Annotator, whose labels are attributes of files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeGuard
 
 from ...errors import first_line
 from ...plain_data import decode_text, size_text, valid_name
-from ..media_types import JSON_LINE_ENDINGS
+from ..media_types import ENDINGS, JSON_LINE_ENDINGS
 from .list_rows import (
     MAX_COLUMNS,
     MAX_LINE,
@@ -28,6 +29,8 @@ from .list_rows import (
 
 MAX_JSON_BYTES = 512 << 20  # COCO's largest file has 450 MB; a text of JSON lines may be longer
 COCO_HEADER = ("file_name", "category")
+PATH_KEY = "path"  # of paths that are keys of an object
+VIA_FILES, VIA_LABELS = "_via_img_metadata", "file_attributes"  # VGG Image Annotator
 HINT = "give an array of paths, or of objects with a path and a label"
 
 
@@ -39,6 +42,7 @@ class JsonRows:
     Args:
         path: The list. In JSON lines, each line is a row, and one at a time is in memory.
         is_path_key: Whether a key is one of paths.
+        is_label_key: Whether a key is one of labels.
         labelled: Whether the labels of COCO's images are needed.
 
     Attributes:
@@ -49,9 +53,14 @@ class JsonRows:
     """
 
     def __init__(
-        self, path: Path, is_path_key: Callable[[str], bool], labelled: bool = True
+        self,
+        path: Path,
+        is_path_key: Callable[[str], bool],
+        is_label_key: Callable[[str], bool],
+        labelled: bool = True,
     ) -> None:
-        self.path, self._labelled, self._is_path_key = path, labelled, is_path_key
+        self.path, self._labelled = path, labelled
+        self._is_path_key, self._is_label_key = is_path_key, is_label_key
         self._unit = "line" if self._has_lines() else "entry"
         self._read = None if self._unit == "line" else self._entries_of(_read_json(path))
         first = list(itertools.islice(self._entries(), PROBED_ROWS))
@@ -120,13 +129,20 @@ class JsonRows:
         if isinstance(value, list):
             return value
         if isinstance(value, dict) and value:
-            images, data, columns = (value.get(key) for key in ("images", "data", "columns"))
+            keys = ("images", "data", "columns", "index")
+            images, data, columns, index = (value.get(key) for key in keys)
             if _are_objects(images):
                 return self._entries_of_coco(value, images)
             if _are_objects(data):  # pandas: orient="table"
                 return data
             if isinstance(data, list) and isinstance(columns, list):  # orient="split"
-                return [columns, *data]
+                if not _are_files(index) or any(map(self._is_path_key, map(str, columns))):
+                    return [columns, *data]
+                return [[PATH_KEY, *columns], *map(_behind, index, data)]
+            if isinstance(data, list) and _are_files(index):  # of a single column
+                return [*map(_behind, index, data)]
+            if isinstance(value.get(VIA_FILES), dict):
+                value = value[VIA_FILES]
             return self._entries_of_columns(value)
         raise ListError(" is no list of files", HINT)
 
@@ -145,7 +161,13 @@ class JsonRows:
                 named = list(zip(value, columns, strict=True))
                 return [{key: column.get(row) for key, column in named} for row in rows]
             if all(isinstance(part, dict) for part in parts):  # pandas: orient="index"
-                return parts
+                if not _are_files(parts[0]):
+                    return self._with_paths(value)
+                named = list(value.items())
+                files = dict.fromkeys(file for part in parts for file in part)
+                return self._with_paths(
+                    {file: {key: part.get(file) for key, part in named} for file in files}
+                )
         if all(_are_names(part) for part in parts):  # the paths of each class
             self._check_classes(value)
             return [[path, label] for label, paths in value.items() for path in paths]
@@ -165,6 +187,18 @@ class JsonRows:
         if self._labelled and {name.lower() for name in names} <= PARTS:
             listed = ", ".join(map(repr, names))
             raise ListError(f" has parts of a data set ({listed}), and no classes", HINT)
+
+    def _with_paths(self, rows: dict[str, dict[str, Any]]) -> Sequence[Any]:
+        """Return the rows of an object of rows. If its keys are files, and the rows name none, each
+        row gets its key. Of the VGG Image Annotator's files, the attributes are the columns."""
+        if all(isinstance(row.get(VIA_LABELS), dict) for row in rows.values()):
+            return [{PATH_KEY: row.get("filename"), **row[VIA_LABELS]} for row in rows.values()]
+        keys = dict.fromkeys(str(key) for row in rows.values() for key in row)
+        if not _are_files(rows) or any(map(self._is_path_key, keys)):
+            return list(rows.values())
+        # `{"a.jpg": {"cat": 3}}` says nothing about classes.
+        known = any(map(self._is_label_key, keys))
+        return [{PATH_KEY: file, **(row if known else {})} for file, row in rows.items()]
 
     def _entries_of_coco(self, value: dict[str, Any], images: list[Any]) -> Sequence[Any]:
         """Return the file of each image in COCO's format, and its category, if there are
@@ -250,6 +284,17 @@ def _are_texts(entries: Collection[tuple[int, Any]]) -> bool:
 def _are_objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     is_list = isinstance(value, list) and len(value) > 0
     return is_list and all(isinstance(item, Mapping) for item in value)
+
+
+def _behind(file: str, cells: Any) -> list[Any]:
+    return [file, *(cells if isinstance(cells, list) else [cells])]
+
+
+def _are_files(names: Any) -> TypeGuard[Collection[str]]:
+    """Return whether these are names of files, by their extensions."""
+    if not isinstance(names, Mapping | list) or not names:
+        return False
+    return all(isinstance(one, str) and Path(one).suffix.lower() in ENDINGS for one in names)
 
 
 def _are_names(value: Any) -> bool:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from ...errors import UsageError
-from ...plain_data import PROBED_BYTES, text_encoding
+from ...plain_data import PROBED_BYTES, TABLE_PREAMBLE, text_encoding
 from ..media_types import ENDINGS
 
 SEPARATORS = ",;\t|"
 PROBED_ROWS = 20  # rows in which files are looked for
 PROBED_CHARACTERS = 1 << 16  # in which the separator is looked for
 MAX_LINE = 1 << 20  # characters
-EXCEL_LINE = re.compile(r"\ufeff?\"?sep=.\"?\r?\n")
 MAX_COLUMNS = 1000
 # Parts of a data set: columns and lists of these names are no classes.
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "test", "holdout"))
@@ -55,12 +54,16 @@ class ListRows:
     by the separator that splits the first rows alike. Otherwise the last tab ends the path, or the
     last space behind an extension of images and videos, because paths and labels may hold spaces,
     or else the last space.
+
+    Args:
+        path: The list.
+        has_paths_alone: Whether a line that is not separated as in CSV is a path, also with spaces.
     """
 
     has_header: bool | None = None  # that is to be found out
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, has_paths_alone: bool = False) -> None:
+        self.path, self._has_paths_alone = path, has_paths_alone
         with _open_text(path) as file:
             lines = _first_lines(_lines(file))
         first = next(iter(lines), "")
@@ -92,6 +95,9 @@ class ListRows:
                     yield Row(number, stripped)
 
     def _split(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        is_tabbed = self._last_separator is not None
+        if self._csv_separator is None and self._has_paths_alone and not is_tabbed:
+            return ([line] for line in lines)
         if self._csv_separator is None:
             return (_split_path(line.strip("\r\n"), self._last_separator) for line in lines)
         return _csv_rows(lines, self._csv_separator)
@@ -140,15 +146,14 @@ def _open_text(path: Path) -> TextIO:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines with their ends, but for Excel's first one, which may say what separates the
-    cells: `sep=;`.
+    """Yield the lines with their ends, but for a first one that is no row; see `TABLE_PREAMBLE`.
 
     Raises:
         ListError: This is no text, or a line is longer than a list has.
     """
     try:
         number, line = 1, file.readline(MAX_LINE)
-        if not EXCEL_LINE.fullmatch(line):
+        if not TABLE_PREAMBLE.fullmatch(line):
             yield _checked(line, number)
         while line := file.readline(MAX_LINE):
             number += 1

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from ...errors import InputError
 from ...plain_data import text_encoding
+
+PARQUET = b"PAR1"
+NO_TEXT = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def read_names(stream: BinaryIO, start: bytes = b"") -> Iterator[str]:
@@ -45,6 +49,20 @@ def read_available(stream: BinaryIO) -> bytes:
     """Return the bytes that are available, without waiting for a full block; b"" at the end."""
     block: bytes = getattr(stream, "read1", stream.read)(1 << 16)
     return block
+
+
+def check_text(start: bytes) -> bytes:
+    """Return the first bytes of a list, if they are text.
+
+    Raises:
+        InputError: They are not.
+    """
+    is_wide = text_encoding(start).startswith("utf-16")
+    if start.startswith(PARQUET) or (not is_wide and NO_TEXT.search(start)):
+        is_table = start.startswith(PARQUET)
+        hint = "--manifest FILE reads a Parquet table" if is_table else "write one path per line"
+        raise InputError("the list is not a text file", hint)
+    return start
 
 
 def _blocks_in_utf8(stream: BinaryIO, start: bytes) -> Iterator[bytes]:

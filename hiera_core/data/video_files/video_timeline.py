@@ -113,6 +113,8 @@ def _notes(header: _Header, listed: ListedFrames, frames: int, start: float) -> 
     declared = header.frames or round(seconds * header.rate)
     if not declared or abs(declared - frames) <= 1 or header.is_shared:
         return ()
+    if header.has_edits and frames < declared:
+        return (f"its edit list hides {declared - frames} of {declared} frames",)
     return (f"the header declares {declared} frames, and the file has {frames}",)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import subprocess
 import sys
 from csv import DictReader
@@ -160,7 +159,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 PLAN = """
-import resource, sys, time
+import re, resource, sys, time
 from pathlib import Path
 from hiera_core.data.division.manifest import Manifest
 from hiera_core.data.division.shards import Shard
@@ -173,7 +172,11 @@ for rows in (plan[0], plan[count // 2], plan[-1]):
     middle = rows[len(rows) // 2]
     (source,) = manifest.read(range(middle, middle + 1))
     assert source.name == f"s3://bucket/pictures/{middle:012}.jpg", (source.name, middle)
-seconds, memory = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seconds, status = time.process_time() - start, Path("/proc/self/status")
+if status.exists():  # ru_maxrss also counts what the parent process had
+    memory = re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]
+else:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(len(manifest), seconds, memory)
 """
 
@@ -223,7 +226,6 @@ def test_a_hundred_million_rows(ending: str, tmp_path: Path) -> None:
     rows, seconds, memory = plan(tmp_path / f"m{ending}", 16)
     print(f"{rows} rows of {ending}: {seconds:.1f} s of CPU time, {memory / 1024:.0f} MiB")
     assert rows == 100_000_000 and memory < 1 << 20
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20
 
 
 @pytest.mark.parametrize("block", [7, 1 << 20])

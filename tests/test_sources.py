@@ -339,6 +339,15 @@ def test_a_list_is_text(tmp_path: Path, content: bytes, hint: str) -> None:
         source.content()
 
 
+@pytest.mark.parametrize("name", [b"a\x07b.png", b"a\x01\xc3\xa4.png", b"\xff.png"])
+def test_a_list_may_hold_odd_names(tmp_path: Path, name: bytes) -> None:
+    """Also one whose first block ends within a character."""
+    for content in (name + b"\n", b"x\n" * (1 << 15) + name[:-4] + "\xe4".encode()[:1]):
+        (tmp_path / "list").write_bytes(content)
+        *_, source = expand([f"@{tmp_path / 'list'}"])
+        assert source.name == os.fsdecode(content.rpartition(b"x\n")[2].strip())
+
+
 def test_a_missing_line_of_a_list_says_what_a_list_holds(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("path,label\n")
     (line,) = expand([f"@{tmp_path / 'list.txt'}"])

@@ -52,17 +52,27 @@ def read_available(stream: BinaryIO) -> bytes:
 
 
 def check_text(start: bytes) -> bytes:
-    """Return the first bytes of a list, if they are text.
+    """Return the first bytes of a list, if they are text. Names may hold control characters, or
+    bytes that are not UTF-8; a list with both is another kind of file.
 
     Raises:
         InputError: They are not.
     """
     is_wide = text_encoding(start).startswith("utf-16")
-    if start.startswith(PARQUET) or (not is_wide and NO_TEXT.search(start)):
-        is_table = start.startswith(PARQUET)
+    is_table = start.startswith(PARQUET)
+    if is_table or (not is_wide and NO_TEXT.search(start) and not _is_utf8(start)):
         hint = "--manifest FILE reads a Parquet table" if is_table else "write one path per line"
         raise InputError("the list is not a text file", hint)
     return start
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Return whether these are UTF-8, but for a character that may be cut at the end."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _blocks_in_utf8(stream: BinaryIO, start: bytes) -> Iterator[bytes]:

@@ -192,6 +192,7 @@ def _fork(
     if child:
         return child
     try:
+        _renew_threads()
         os.setsid()
         os.chdir(folder)
         os.dup2(os.open(stdin, os.O_RDONLY), 0)
@@ -215,6 +216,17 @@ def _fork(
         app.main()
     finally:
         os._exit(99)  # `main` ends the process itself
+
+
+def _renew_threads() -> None:
+    """Let PyTorch make a new pool of threads, because those of the parent do not survive a fork.
+
+    Otherwise it does so when threads of the backward pass begin, and aborts the process if two of
+    them begin at a time.
+    """
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def _settings(environment: Any) -> dict[str, str]:
